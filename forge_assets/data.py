@@ -1,0 +1,48 @@
+"""Data assets: from a text source to packed tokens, verifiable tasks and the frozen evaluation suite."""
+
+from collections.abc import Mapping
+
+from forge_assets.factory import DataRun, data_asset
+from forge_resources import forge_home
+from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
+from training_core.data.packing import PackingConfig, pack_corpus
+from training_core.data.tasks import TaskBankConfig, make_task_bank
+from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
+from training_core.evaluation.held_out import SuiteConfig, make_suite
+
+Metadata = Mapping[str, float | str]
+
+
+@data_asset(code=["training_core.data.documents", "training_core.data.packages"])
+def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
+    """Distinct documents from a pinned package, local files or a data-set hub, split by a hash of their content."""
+    return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
+
+
+@data_asset(inputs=["corpus"], code=["training_core.data.tokenizer"])
+def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
+    """Byte-level BPE, learned from the training documents."""
+    learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
+    learned.save(str(run.out / "tokenizer.json"))
+    return {"vocab_size": learned.get_vocab_size()}
+
+
+@data_asset(inputs=["corpus", "tokenizer"], code=["training_core.data.packing"])
+def tokens(run: DataRun, config: PackingConfig) -> Metadata:
+    """Packed uint16 shards of every split, with the tokenizer that made them."""
+    return pack_corpus(config, run.inputs["corpus"], run.inputs["tokenizer"], run.out, run.reporter)
+
+
+@data_asset(code=["training_core.data.tasks"])
+def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
+    """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out questions are never trained on."""
+    return make_task_bank(config, run.out, run.reporter)
+
+
+@data_asset(
+    inputs=["tokens", "task_bank"],
+    code=["training_core.evaluation.held_out", "training_core.evaluation.baselines"],
+)
+def evaluation_suite(run: DataRun, config: SuiteConfig) -> Metadata:
+    """The yardstick of every phase: held-out documents and tasks, and what counting models reach on them."""
+    return make_suite(config, run.inputs["tokens"], run.inputs["task_bank"], run.out, run.reporter)

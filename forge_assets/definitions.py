@@ -1,0 +1,26 @@
+"""The code location `forge`: every asset, its gates, schedules and resources.
+
+A further phase is one more module in `PHASES` and its rows in `forge_assets.gates`.
+"""
+
+import dagster as dg
+
+from forge_assets import data, phase1_cognate, phase2_evomerge, phase4_bitnet, phase8_compression
+from forge_assets.gates import asset_checks
+from forge_assets.schedules import phase_schedules
+from forge_resources.model_store import ModelStore
+from forge_resources.tracking import MlflowTracking
+
+PHASES = (phase1_cognate, phase2_evomerge, phase4_bitnet, phase8_compression)
+
+_data = dg.load_assets_from_modules([data])
+_models = [asset for asset in dg.load_assets_from_modules(PHASES) if isinstance(asset, dg.AssetsDefinition)]
+
+defs = dg.Definitions(
+    assets=[*_data, *_models],
+    asset_checks=asset_checks(),
+    schedules=phase_schedules(_models),
+    jobs=[dg.define_asset_job("all_models", selection=dg.AssetSelection.all())],
+    resources={"store": ModelStore(), "tracking": MlflowTracking()},
+    executor=dg.in_process_executor,  # an order of magnitude faster than a process for each small step
+)

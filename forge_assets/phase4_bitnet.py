@@ -1,0 +1,42 @@
+"""Phase 4, BitNet: ternary weights, trained through the straight-through estimator."""
+
+from forge_assets.factory import PhaseRun, phase_asset
+from training_core.data.batches import TrainingData
+from training_core.loading import load_latents
+from training_core.phases import Product
+from training_core.quantization.training import (
+    TernaryConfig,
+    packed_file,
+    settings_of,
+    ternary_document,
+    train_ternary,
+)
+
+
+@phase_asset(
+    phase=4,
+    parents=("merged_model",),
+    code=[
+        "training_core.quantization",
+        "training_core.cognate",
+        "training_core.models",
+        "training_core.optim",
+        "training_core.training",
+        "training_core.data.batches",
+    ],
+    description="The merged model with weights in {-1, 0, +1}, five of them in a byte, and latents for further training.",
+)
+def ternary_model(run: PhaseRun, config: TernaryConfig) -> Product:
+    """Train the merged model in ternary form, taught by itself in full precision."""
+    data = TrainingData.open(run.data["tokens"], run.data["task_bank"])
+    parent = load_latents(run.parents["merged_model"])
+    model, result = train_ternary(parent, config, data, run.reporter, run.checkpoint)
+    settings = settings_of(config)
+    return Product(
+        "ternary",
+        ternary_document(model, settings),
+        model.state_dict(),
+        data.tokenizer_json,
+        payload=packed_file(model, settings),
+        metrics=result.metrics(),
+    )

@@ -1,0 +1,299 @@
+"""A content-addressed store of model bundles and data folders: written once, verified, never overwritten.
+
+    <root>/<asset>/<digest[:16]>/             one version of a model or of a data set
+    <root>/<asset>/<digest[:16]>.<measured>/  the same model, measured again with another result
+    <root>/.staging/<host>-<pid>-<token>/     what is being written; a dead process's leftovers are removed
+    <root>/.damaged/                          versions whose content no longer matched, moved aside
+    <root>/.checkpoints/<root run>-<asset>/   training state of a run that has not finished
+
+A version appears by one rename after every file is on disk, so a failed or killed run leaves all earlier
+versions as they were.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import psutil
+from pydantic import Field
+from safetensors import SafetensorError
+
+from forge_resources import forge_home
+from training_core.bundle import Bundle, BundleError, open_bundle
+
+Content = Literal["bundle", "data"]
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MEASURED = ("evaluation.safetensors", "lineage.json")
+_CHUNK_BYTES = 1 << 20
+_CHECKPOINT_INPUTS = "inputs.sha256"
+
+
+class StoreError(ValueError):
+    """A version is missing, damaged, or cannot be written."""
+
+
+class ModelStore(dg.ConfigurableResource[Any]):
+    """Keeps every version of every asset's folder under `root`, addressed by the SHA-256 of its content."""
+
+    root: str = Field(
+        default="", description="Absolute folder of the store; empty: models/ in the forge home."
+    )
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds the store."""
+        return Path(self.root) if self.root else forge_home() / "models"
+
+    @contextmanager
+    def stage(self, asset: str) -> Iterator[Path]:
+        """A path, not yet existing, for a new version of `asset`; gone after the block unless committed.
+
+        Raises:
+            StoreError: when the disk has no room for what the block writes. Earlier versions are untouched.
+        """
+        _require_name(asset)
+        self._remove_dead_staging()
+        parent = self.path / ".staging" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            parent.mkdir(parents=True)
+            yield parent / asset
+        except (OSError, SafetensorError) as error:
+            if not _disk_full(error):
+                raise
+            free = shutil.disk_usage(self.path).free
+            raise StoreError(
+                f"no room to write {asset} below {self.path}: {free} bytes are free ({error}). "
+                "Earlier versions are unchanged; free some space or move the forge home, then try again."
+            ) from error
+        finally:
+            shutil.rmtree(parent, ignore_errors=True)
+
+    def commit(self, asset: str, staged: Path, digest: str, content: Content = "bundle") -> Path:
+        """Make the folder `staged` the version `digest` of `asset`, durably, and return where it lies now.
+
+        A version that exists is verified and kept; when the same model was measured again with another
+        result, the new measurement stands beside it. A damaged version is moved to `.damaged/` and replaced.
+
+        Raises:
+            StoreError: when `staged` does not hash to `digest`.
+        """
+        _require_name(asset)
+        if (found := _digest(staged, content)) != digest:
+            raise StoreError(f"{staged} hashes to {found[:16]}, not to {digest[:16]}: it was not committed")
+        _flush(staged)
+        target = self.path / asset / digest[:16]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._intact(target, digest, content):
+            if content == "data" or measurements_digest(target) == measurements_digest(staged):
+                return target
+            target = target.with_name(f"{target.name}.{measurements_digest(staged)[:8]}")
+            if self._intact(target, digest, content):
+                os.utime(target / "lineage.json")
+                return target
+        os.rename(staged, target)
+        _flush_folder(target.parent)
+        _flush_folder(self.path)
+        return target
+
+    def open_bundle(self, asset: str, digest: str, measurements: str | None = None) -> Bundle:
+        """Open the bundle `digest` of `asset`, verifying its content.
+
+        `measurements` (`measurements_digest`) picks the version that was measured so and verifies that nobody
+        changed the measurement; without it the newest version with that content is opened.
+
+        Raises:
+            StoreError: when there is none. BundleError: when its content is damaged.
+        """
+        _require_name(asset)
+        found = sorted((self.path / asset).glob(f"{digest[:16]}*"), key=_measured_at, reverse=True)
+        if not found:
+            raise StoreError(f"{asset} has no version {digest[:16]} in {self.path}: materialize it again")
+        if measurements is None:
+            return open_bundle(found[0], expected_digest=digest)
+        found = [folder for folder in found if measurements_digest(folder) == measurements]
+        if not found:
+            raise StoreError(
+                f"no version {digest[:16]} of {asset} in {self.path} was measured as {measurements[:16]}: "
+                "its measurements were changed or damaged; materialize the asset again"
+            )
+        return open_bundle(found[0], expected_digest=digest)
+
+    def folder(self, asset: str, digest: str, *, verify: bool = False) -> Path:
+        """The data folder `digest` of `asset`; `verify` reads all of it.
+
+        Raises:
+            StoreError: when it is missing or, with `verify`, damaged.
+        """
+        _require_name(asset)
+        folder = self.path / asset / digest[:16]
+        if not folder.is_dir():
+            raise StoreError(f"{asset} has no version {digest[:16]} in {self.path}: materialize it again")
+        if verify and (found := digest_folder(folder)) != digest:
+            raise StoreError(
+                f"{folder} hashes to {found[:16]}: it was changed or damaged; materialize {asset} again"
+            )
+        return folder
+
+    def open_materialized(self, asset: str, record: dg.EventLogRecord | None) -> Bundle:
+        """Open exactly the bundle, with exactly the measurements, that the materialization `record` names.
+
+        Raises:
+            StoreError: when there is no such version. BundleError: when its content is damaged.
+        """
+        return self.open_bundle(
+            asset, recorded_text(asset, record, "digest"), recorded_text(asset, record, "measurements")
+        )
+
+    def versions(self, asset: str) -> list[Path]:
+        """Every version of `asset`, oldest first."""
+        _require_name(asset)
+        parent = self.path / asset
+        return sorted(parent.iterdir(), key=_measured_at) if parent.is_dir() else []
+
+    def checkpoint(self, asset: str, root_run_id: str, inputs: str = "") -> Path:
+        """The folder that holds the training state of `asset` in the run `root_run_id` and its retries.
+
+        `inputs` identifies what the asset is made from (`forge_assets.launchpad.inputs_digest`). State that was
+        left by other code, another configuration or other parents is removed: to go on from it would give a
+        model that its lineage does not describe.
+        """
+        _require_name(asset)
+        folder = self.path / ".checkpoints" / f"{root_run_id}-{asset}"
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / _CHECKPOINT_INPUTS
+        if not marker.is_file() or marker.read_text() != inputs:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            marker.write_text(inputs)
+        return folder
+
+    def unfinished(self, asset: str, inputs: str) -> list[str]:
+        """The root runs, newest first, that left training state of `asset` begun from exactly `inputs`."""
+        _require_name(asset)
+        folders = [
+            marker.parent
+            for marker in (self.path / ".checkpoints").glob(f"*-{asset}/{_CHECKPOINT_INPUTS}")
+            if marker.read_text() == inputs
+        ]
+        folders.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+        return [folder.name.removesuffix(f"-{asset}") for folder in folders]
+
+    def _intact(self, target: Path, digest: str, content: Content) -> bool:
+        """Whether `target` exists with the content `digest`; a damaged one is moved aside."""
+        if not target.exists():
+            return False
+        try:
+            if _digest(target, content) == digest and (content == "data" or measurements_digest(target)):
+                return True
+        except ValueError:
+            pass  # unreadable counts as damaged: it is kept for inspection below
+        aside = self.path / ".damaged" / f"{target.parent.name}-{target.name}-{secrets.token_hex(4)}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(target, aside)
+        return False
+
+    def _remove_dead_staging(self) -> None:
+        host = re.escape(socket.gethostname())
+        for folder in (self.path / ".staging").glob("*"):
+            match = re.fullmatch(rf"{host}-(\d+)-[0-9a-f]{{8}}", folder.name)
+            if match and not psutil.pid_exists(int(match[1])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over the sorted relative names and the contents of every file below `folder`.
+
+    Raises:
+        StoreError: for a link or another thing that is not a regular file.
+    """
+    hasher = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise StoreError(f"{path} is not a regular file: data folders hold files and folders only")
+        if path.is_dir():
+            continue
+        name = path.relative_to(folder).as_posix().encode()
+        hasher.update(len(name).to_bytes(8, "little") + name + path.stat().st_size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK_BYTES):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def recorded_text(asset: str, record: dg.EventLogRecord | None, name: str) -> str:
+    """The text `name` in the metadata of the materialization `record` of `asset`.
+
+    Raises:
+        StoreError: when `asset` was never materialized or the text was not recorded.
+    """
+    materialization = record.asset_materialization if record is not None else None
+    if materialization is None:
+        raise StoreError(f"{asset} was never materialized: materialize it first")
+    value = materialization.metadata.get(name)
+    if value is None or not isinstance(value.value, str):
+        raise StoreError(f"the latest materialization of {asset} names no {name}: materialize it again")
+    return value.value
+
+
+def measurements_digest(folder: Path) -> str:
+    """SHA-256 over what was measured on the bundle in `folder` and where it comes from.
+
+    Raises:
+        BundleError: when a part is missing.
+    """
+    hasher = hashlib.sha256()
+    for name in _MEASURED:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{folder / name} cannot be read: {error.strerror}") from error
+        hasher.update(len(content).to_bytes(8, "little") + content)
+    return hasher.hexdigest()
+
+
+def _digest(folder: Path, content: Content) -> str:
+    return open_bundle(folder).digest() if content == "bundle" else digest_folder(folder)
+
+
+def _measured_at(folder: Path) -> int:
+    lineage = folder / "lineage.json"
+    return (lineage if lineage.exists() else folder).stat().st_mtime_ns
+
+
+def _require_name(asset: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", asset):
+        raise StoreError(f"asset names are letters, digits and underscores, got {asset!r}")
+
+
+def _disk_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors writes in Rust and reports the operating system's error only as text
+    return any(f"os error {code}" in str(error) for code in _FULL)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

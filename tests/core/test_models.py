@@ -1,0 +1,281 @@
+"""Blocks against naive float64 references; causality bit for bit; streaming equals parallel."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.oracles.titans_reference import attention_rows, memory_reads
+
+from training_core.models.attention import SlidingWindowAttention
+from training_core.models.block import TitansBlock
+from training_core.models.cognate import Cognate, CognateConfig, count_parameters
+from training_core.models.layers import CausalConv, RMSNorm, SwiGLU, join_heads, rotary_table, rotate, split_heads
+from training_core.models.memory import NeuralMemory
+
+SMALL = {
+    "vocab_size": 300,
+    "d_model": 32,
+    "num_heads": 4,
+    "d_ff": 48,
+    "window": 8,
+    "max_seq_len": 64,
+    "memory_heads": 2,
+    "memory_rank": 8,
+    "memory_chunk": 8,
+}
+DEPTHS = [
+    {},
+    {"cycles": 2, "latent_steps": 1},
+    {"cycles": 2, "latent_steps": 2, "num_supervision": 3},
+    {"latent_steps": 1, "num_supervision": 4, "halt_threshold": 0.5},
+    {"memory_layers": []},
+    {"num_persistent": 0, "window": 1},
+    {"embedding_rank": 8},
+]
+
+
+def small(**changes: object) -> Cognate:
+    torch.manual_seed(3)
+    model = Cognate(CognateConfig(**(SMALL | changes))).eval()  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.halt_head.weight, std=0.5)
+    torch.nn.init.constant_(model.halt_head.bias, 0.0)
+    torch.nn.init.normal_(model.latent, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(("chunk", "seq", "expansion"), [(1, 9, 1), (4, 12, 2), (5, 13, 1), (64, 20, 1)])
+def test_memory_equals_sequential_equations(chunk: int, seq: int, expansion: int) -> None:
+    torch.manual_seed(0)
+    memory = NeuralMemory(24, num_heads=3, rank=6, expansion=expansion, chunk=chunk, max_lr=3.0).double()
+    torch.nn.init.normal_(memory.gates.weight, std=0.4)
+    x = torch.randn(2, seq, 24, dtype=torch.float64)
+    query, key, value, (eta, theta, alpha), _ = memory._project(x, (None, None, None))
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    memory_reads(
+                        *(t[b, h].detach() for t in (query, key, value, eta, theta, alpha)),
+                        memory.initial1[h].detach(),
+                        memory.initial2[h].detach(),
+                        chunk,
+                    )
+                    for h in range(3)
+                ]
+            )
+            for b in range(2)
+        ]
+    )
+    read = split_heads(memory(x), 3)
+    assert (read - expected).abs().max() < 1e-13  # float64; a few hundred roundings of values of order 1
+    state = memory.initial_state(2)
+    streamed = []
+    for t in range(seq):
+        out, state = memory.step(x[:, t : t + 1], state)
+        streamed.append(out)
+    assert (torch.cat(streamed, 1) - join_heads(expected)).abs().max() < 1e-13
+
+
+def test_memory_uses_each_of_its_parts() -> None:
+    """Momentum, forgetting and the inner step each change the read, and no state leaks between rows of a batch."""
+    torch.manual_seed(0)
+    memory = NeuralMemory(16, num_heads=2, rank=4, expansion=1, chunk=4, max_lr=1.0).double()
+    x = torch.randn(2, 10, 16, dtype=torch.float64)
+    base = memory(x)
+    assert (memory(x[1:]) - base[1:]).abs().max() < 1e-14
+    for gate in range(3):
+        with torch.no_grad():
+            memory.gates.bias[2 * gate : 2 * gate + 2] += 2.0
+            assert (memory(x) - base).abs().max() > 1e-4
+            memory.gates.bias[2 * gate : 2 * gate + 2] -= 2.0
+
+
+def test_memory_gradients() -> None:
+    torch.manual_seed(0)
+    memory = NeuralMemory(8, num_heads=2, rank=4, expansion=1, chunk=3, max_lr=1.0).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(memory, (x,), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("seq", "window", "prefix"), [(5, 8, 2), (8, 8, 0), (17, 4, 3), (24, 8, 1), (7, 1, 2)])
+def test_attention_equals_naive_rows(seq: int, window: int, prefix: int) -> None:
+    torch.manual_seed(1)
+    attention = SlidingWindowAttention(16, num_heads=2, window=window, num_persistent=prefix).double()
+    torch.nn.init.normal_(attention.persistent)
+    x = torch.randn(2, seq, 16, dtype=torch.float64)
+    out, (key, value) = attention(x)
+    query, _, _ = attention._project(x, 0)
+    prefix_key, prefix_value = attention._persistent(2, x.dtype)
+    for b, h in itertools.product(range(2), range(2)):
+        expected = attention_rows(query[b, h], key[b, h], value[b, h], prefix_key[b, h], prefix_value[b, h], window)
+        assert (split_heads(out, 2)[b, h] - expected).abs().max() < 1e-14
+
+
+def test_rotary_depends_on_distance_only() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def product(i: int, j: int) -> torch.Tensor:
+        rotated = [rotate(t, rotary_table(p, 1, 8, q.device)) for t, p in ((q, i), (k, j))]
+        return (rotated[0] * rotated[1]).sum()
+
+    assert product(7, 3) == pytest.approx(float(product(104, 100)), abs=1e-5)  # float32 angles up to 104 radians
+    assert abs(float(product(7, 3) - product(7, 4))) > 1e-2
+
+
+def test_small_layers_by_hand() -> None:
+    x = torch.tensor([[[3.0, 4.0]]])
+    assert torch.allclose(RMSNorm(2, eps=0.0)(x), x / 12.5**0.5)
+    norm = RMSNorm(5).double()
+    torch.nn.init.normal_(norm.weight)
+    wide = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t, w: torch.func.functional_call(norm, {"weight": w}, (t,)), (wide, norm.weight))
+    assert torch.allclose(norm(wide), torch.nn.functional.rms_norm(wide, (5,), norm.weight, 1e-6), atol=1e-15)
+    conv = CausalConv(2, kernel=3)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 0.0, 1.0]]]))
+    out, tail = conv(torch.tensor([[[1.0, 5.0], [2.0, 6.0], [4.0, 7.0]]]))
+    assert out[0, :, 0].tolist() == [3.0, 8.0, 17.0]
+    assert out[0, :, 1].tolist() == [5.0, 6.0, 7.0]
+    assert tail.tolist() == [[[2.0, 6.0], [4.0, 7.0]]]
+    mlp = SwiGLU(1, 1)
+    with torch.no_grad():
+        for linear, value in ((mlp.gate, 2.0), (mlp.up, 3.0), (mlp.down, 0.5)):
+            linear.weight.fill_(value)
+    silu = 2.0 / (1 + torch.exp(torch.tensor(-2.0)))
+    assert mlp(torch.ones(1, 1, 1)).item() == pytest.approx(float(0.5 * silu * 3.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", DEPTHS)
+def test_causal_bit_for_bit_and_streaming_equals_parallel(changes: dict[str, object]) -> None:
+    model = small(**changes)
+    tokens = torch.randint(0, 300, (2, 30))
+    with torch.no_grad():
+        prediction = model(tokens)
+        for position in (1, 7, 8, 15, 29):
+            changed = tokens.clone()
+            changed[:, position] = (changed[:, position] + 1) % 300
+            moved = model(changed)
+            assert torch.equal(moved.logits[:, :position], prediction.logits[:, :position])
+            assert torch.equal(moved.steps[:, :position], prediction.steps[:, :position])
+            assert not torch.equal(moved.logits[:, position], prediction.logits[:, position])
+        double = model.double()
+        parallel = double(tokens)
+        state = double.stream(2)
+        streamed = torch.stack([double.step(tokens[:, t], state) for t in range(30)], 1)
+    assert (streamed - parallel.logits).abs().max() < 1e-12
+    assert state.steps_used == parallel.steps.amax(0).tolist()
+
+
+@pytest.mark.parametrize("with_memory", [False, True])
+def test_every_module_is_causal(with_memory: bool) -> None:
+    torch.manual_seed(2)
+    memory = NeuralMemory(16, 2, 4, 1, 4, 1.0)
+    attention = SlidingWindowAttention(16, 2, 4, 2)
+    modules = {
+        "attention": lambda x: attention(x)[0],
+        "memory": memory,
+        "convolution": lambda x: memory.key_conv(x)[0],
+        "block": lambda x: TitansBlock.forward(block, x)[0],
+    }
+    block = TitansBlock(16, 24, attention, memory if with_memory else None)
+    x = torch.randn(1, 13, 16)
+    for name, module in modules.items():
+        before = module(x)
+        for position in (1, 4, 9, 12):
+            changed = x.clone()
+            changed[:, position] += 1.0
+            after = module(changed)
+            assert torch.equal(after[:, :position], before[:, :position]), name
+            assert not torch.equal(after[:, position], before[:, position]), name
+
+
+def test_gradient_reaches_only_the_past() -> None:
+    model = small(cycles=2, latent_steps=1)
+    h = torch.randn(1, 12, 32, requires_grad=True)
+    after = model.supervise(h, model.start(h))
+    after.y[0, 5].sum().backward()
+    assert h.grad is not None
+    assert h.grad[0, 6:].abs().max() == 0
+    assert h.grad[0, 5].abs().max() > 0
+
+
+def test_without_recursion_the_model_is_a_plain_decoder() -> None:
+    """T = 1, n = 0, N_sup = 1 and z = 0: all blocks in order, then norm and tied head."""
+    model = small()
+    torch.nn.init.zeros_(model.latent)
+    tokens = torch.randint(0, 300, (1, 10))
+    x = model.embedding(tokens)
+    for block in model.prelude:
+        x, _ = block(x)
+    x = model.prelude_norm(x)
+    for block in model.core:
+        x, _ = block(x)
+    expected = model.core_norm(x) @ model.embedding.weight.T
+    assert torch.equal(model(tokens).logits, expected)
+
+
+def test_only_the_last_cycle_is_back_propagated() -> None:
+    """TRM: T - 1 cycles without a graph. The gradient equals that of the last cycle alone, started from their result."""
+    model = small(cycles=3, latent_steps=1, grad_cycles=1)
+    h = torch.randn(1, 6, 32)
+    model.supervise(h, model.start(h)).y.square().sum().backward()
+    reference = {n: p.grad.clone() for n, p in model.core.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    carry = model.start(h)
+    with torch.no_grad():
+        for _ in range(2):
+            carry, _ = model._cycle(h, carry, None, None)
+    model._cycle(h, carry, None, None)[0].y.square().sum().backward()
+    for name, parameter in model.core.named_parameters():
+        if parameter.grad is not None:
+            assert torch.equal(parameter.grad, reference[name])
+    full = small(cycles=3, latent_steps=1, grad_cycles=3)
+    full.supervise(h, full.start(h)).y.square().sum().backward()
+    name = "0.mlp.gate.weight"
+    assert not torch.allclose(dict(full.core.named_parameters())[name].grad, reference[name])
+
+
+def test_halting_saves_steps_and_threshold_one_never_halts() -> None:
+    tokens = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        often = small(latent_steps=1, num_supervision=4, halt_threshold=0.5)(tokens).steps.float().mean()
+        never = small(latent_steps=1, num_supervision=4)(tokens).steps.float().mean()
+    assert never == 4
+    assert 1 < often < 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 0}, "window"),
+        ({"num_heads": 5}, "must divide d_model"),
+        ({"num_heads": 32}, "even head widths"),
+        ({"memory_layers": [2]}, "outside the prelude"),
+        ({"num_core_layers": 9}, "exceeds num_layers"),
+        ({"memory_heads": 5}, "memory_heads = 5 must divide"),
+        ({"vocab_size": 70_000}, "65535"),
+    ],
+)
+def test_impossible_configurations_say_what_to_change(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CognateConfig(**(SMALL | changes))  # type: ignore[arg-type]
+
+
+def test_true_sizes() -> None:
+    """The example shape of the specification constructs and is not 25 M; the forge_25m preset is, within 2 %."""
+    from training_core.cognate.training import SHAPE_FIELDS
+    from training_core.profiles import preset
+
+    example = CognateConfig(
+        d_model=512, num_layers=8, num_heads=8, d_ff=2048, vocab_size=32768, max_seq_len=2048, window=256,
+        memory_layers=[1, 4], memory_heads=8, memory_rank=64,
+    )  # fmt: skip
+    trunk = preset("forge_25m", "trunk")
+    ours = CognateConfig(vocab_size=6144, **{f: getattr(trunk, f) for f in SHAPE_FIELDS})
+    with torch.device("meta"):
+        assert count_parameters(Cognate(example)) == pytest.approx(51.3e6, rel=0.01)
+        assert count_parameters(Cognate(ours)) == pytest.approx(25.0e6, rel=0.02)

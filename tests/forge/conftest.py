@@ -1,0 +1,70 @@
+"""An instance of its own, with data already made, for each test of the orchestration."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import tiny_forge
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
+from forge_instance import Make, make_home, materialize, opened
+
+from forge_resources.model_store import ModelStore
+
+
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: Dagster's many small SQLite commits wait for a disk."""
+    shared = Path("/dev/shm")
+    in_memory = shared.is_dir() and os.access(shared, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix="forge-tests-", dir=shared if in_memory else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def template(memory: Path) -> Path:
+    """A home in which the data assets are made; each test works on a copy of it."""
+    home = memory / "template"
+    make_home(home)
+    with pytest.MonkeyPatch.context() as patch, opened(home, patch) as real:
+        assert materialize(real, "tokens", "evaluation_suite").success
+    return home
+
+
+@pytest.fixture
+def instance(template: Path, memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        home = Path(folder) / "home"
+        shutil.copytree(template, home)
+        with opened(home, monkeypatch) as real:
+            yield real
+
+
+@pytest.fixture
+def store(instance: dg.DagsterInstance) -> ModelStore:
+    return ModelStore()
+
+
+@pytest.fixture
+def make(instance: dg.DagsterInstance) -> Make:
+    """`materialize` in this test's instance."""
+    return partial(materialize, instance)
+
+
+@pytest.fixture
+def workspace(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    """The tiny forge served by a process of its own, as the webserver and the daemon see it."""
+    target = ModuleTarget(
+        module_name="tiny_forge",
+        attribute="defs",
+        working_directory=str(Path(tiny_forge.__file__).parent),
+        location_name="tiny",
+    )
+    with WorkspaceProcessContext(instance, target) as context:
+        yield context
+    context._grpc_server_registry.wait_for_processes()

@@ -1,0 +1,80 @@
+"""Naive float64 versions written from the papers; they import nothing of the product.
+
+memory_reads: Titans (arXiv:2501.00663), eqs. 12-16, one token at a time, gradients by autograd.
+attention_rows: sliding-window attention with a visible prefix, one query at a time.
+newton_schulz / muon_step: Muon (Jordan, 2024). grokfast: Grokfast-EMA (arXiv:2405.20233, algorithm 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def memory_reads(
+    query: Tensor, key: Tensor, value: Tensor, eta: Tensor, theta: Tensor, alpha: Tensor, w1: Tensor, w2: Tensor, chunk: int
+) -> Tensor:
+    """One head: q, k, v (S, K); gates (S,); w1 (E, K), w2 (K, E). Returns the reads (S, K)."""
+    now = [w1.clone(), w2.clone()]
+    momentum = [torch.zeros_like(w1), torch.zeros_like(w2)]
+    at_chunk_start = [w.clone() for w in now]
+    reads = []
+    for t in range(query.shape[0]):
+        if t % chunk == 0:
+            at_chunk_start = [w.clone() for w in now]
+        weights = [w.detach().clone().requires_grad_(True) for w in at_chunk_start]
+        prediction = weights[1] @ torch.nn.functional.silu(weights[0] @ key[t])
+        loss = ((prediction - value[t]) ** 2).mean()  # eq. 12
+        gradients = torch.autograd.grad(loss, weights)
+        for i in range(2):
+            momentum[i] = eta[t] * momentum[i] - theta[t] * gradients[i]  # eq. 14, 16
+            now[i] = (1 - alpha[t]) * now[i] + momentum[i]  # eq. 13
+        reads.append(now[1] @ torch.nn.functional.silu(now[0] @ query[t]))  # eq. 15
+    return torch.stack(reads)
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, window: int
+) -> Tensor:
+    """One head: q, k, v (S, K), prefix (P, K)."""
+    rows = []
+    for i in range(query.shape[0]):
+        start = max(0, i - window + 1)
+        keys = torch.cat([prefix_key, key[start : i + 1]])
+        values = torch.cat([prefix_value, value[start : i + 1]])
+        weights = torch.softmax(keys @ query[i] / query.shape[1] ** 0.5, dim=0)
+        rows.append(weights @ values)
+    return torch.stack(rows)
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Five quintic iterations towards the orthogonal factor, in the input's precision."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / matrix.norm()
+    if matrix.shape[0] > matrix.shape[1]:
+        x = x.T
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def muon_step(weight: Tensor, gradients: list[Tensor], lr: float, momentum: float) -> Tensor:
+    """The weight after Nesterov-momentum Muon steps with the given gradients."""
+    buffer = torch.zeros_like(weight)
+    for gradient in gradients:
+        buffer = momentum * buffer + (1 - momentum) * gradient
+        update = (1 - momentum) * gradient + momentum * buffer
+        weight = weight - lr * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5 * newton_schulz(update)
+    return weight
+
+
+def grokfast(gradients: list[Tensor], alpha: float, lamb: float) -> list[Tensor]:
+    """Filtered gradients, the average starting at the first one."""
+    average = gradients[0]
+    out = []
+    for index, gradient in enumerate(gradients):
+        if index:
+            average = alpha * average + (1 - alpha) * gradient
+        out.append(gradient + lamb * average)
+    return out

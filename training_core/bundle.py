@@ -1,0 +1,201 @@
+"""A model bundle: one folder that holds a model, its tokenizer, what was measured on it and where it came from.
+
+    config.json          {"format": 1, "kind": "cognate" | "ternary" | "compressed", "model": {...}}
+    model.safetensors    the weights (ternary: the latent weights that later phases go on training)
+    model.ternary        ternary only: the packed file; its decode equals the training graph's weights
+    model.forge          compressed only: the one self-contained file (weights, tokenizer, config, checksum)
+    tokenizer.json       byte-level BPE in the format of the `tokenizers` library
+    evaluation.safetensors  per-document counts of the evaluation suite, so that two bundles can be compared paired
+    lineage.json         parents' digests, phase configuration, code version, corpus digest, metrics
+
+A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, not what was measured on it. Nothing
+here is ever unpickled, so a bundle from a stranger cannot execute code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+KINDS = ("cognate", "ternary", "compressed")
+PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
+
+
+class BundleError(ValueError):
+    """A bundle is missing a part, cannot be read, or is not the one its digest names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a bundle comes from. `parents` maps asset names to digests; `metrics` are flat measured scalars."""
+
+    asset: str
+    phase: int
+    profile: str
+    digest: str
+    code_version: str
+    corpus_digest: str
+    parents: Mapping[str, str]
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. Reading tensors is left to the caller (`tensors`, `training_core.loading.load_model`)."""
+
+    folder: Path
+    kind: str
+    model_config: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights of `model.safetensors`.
+
+        Raises:
+            BundleError: when the file is missing or damaged.
+        """
+        return _read_tensors(self.folder / "model.safetensors")
+
+    def payload(self) -> Path:
+        """The packed file of a ternary or compressed bundle."""
+        return self.folder / PAYLOADS[self.kind]
+
+    def model_bytes(self) -> int:
+        """Size on disk, in bytes, of the file that a user would ship: the payload where there is one."""
+        name = PAYLOADS.get(self.kind, "model.safetensors")
+        return (self.folder / name).stat().st_size
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer, as JSON text."""
+        return _read_text(self.folder / "tokenizer.json")
+
+    def lineage(self) -> Lineage:
+        """What was recorded when the bundle was made.
+
+        Raises:
+            BundleError: when `lineage.json` is missing or damaged.
+        """
+        try:
+            return Lineage(**json.loads(_read_text(self.folder / "lineage.json")))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise BundleError(f"{self.folder / 'lineage.json'} is damaged ({error}); re-make the bundle") from error
+
+    def evaluation_counts(self) -> dict[str, torch.Tensor]:
+        """Per-document counts written by the evaluation suite."""
+        return _read_tensors(self.folder / "evaluation.safetensors")
+
+    def digest(self) -> str:
+        """The SHA-256 hex digest of kind, configuration, tensors, tokenizer and payload, computed from disk."""
+        hasher = hashlib.sha256()
+        _feed(hasher, b"config", canonical_json({"kind": self.kind, "model": dict(self.model_config)}))
+        _feed(hasher, b"tokenizer", self.tokenizer_json().encode())
+        if self.kind != "compressed":
+            for name, tensor in sorted(self.tensors().items()):
+                array = tensor.contiguous().reshape(-1)
+                header = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
+                _feed(hasher, header, array.view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+        if self.kind in PAYLOADS:
+            _feed(hasher, b"payload", _read_bytes(self.payload()))
+        return hasher.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON bytes with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    kind: str,
+    model_config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor] | None,
+    tokenizer_json: str,
+    payload: bytes | None = None,
+) -> Bundle:
+    """Write everything but evaluation and lineage into the new `folder` and open it.
+
+    Raises:
+        ValueError: for an unknown `kind`, or when a kind lacks its tensors or payload.
+        OSError: as the file system raises it (disk full, no permission).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"bundle kind must be one of {KINDS}, got {kind!r}")
+    if (kind in PAYLOADS) != (payload is not None) or (kind != "compressed") != (tensors is not None):
+        raise ValueError(f"a {kind} bundle needs exactly its own parts: tensors={tensors is not None}, payload={payload is not None}")
+    folder.mkdir(parents=True)
+    document = {"format": FORMAT, "kind": kind, "model": dict(model_config)}
+    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer_json)
+    if tensors is not None:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / "model.safetensors")
+    if payload is not None:
+        (folder / PAYLOADS[kind]).write_bytes(payload)
+    return open_bundle(folder)
+
+
+def write_measurements(bundle: Bundle, lineage: Lineage, counts: Mapping[str, torch.Tensor]) -> None:
+    """Add what was measured on the bundle as it lies on disk."""
+    save_file({name: t.contiguous() for name, t in counts.items()}, bundle.folder / "evaluation.safetensors")
+    (bundle.folder / "lineage.json").write_text(json.dumps(asdict(lineage), indent=2, sort_keys=True) + "\n")
+
+
+def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
+    """Open the bundle in `folder`, verifying its digest when one is given.
+
+    Raises:
+        BundleError: when a part is missing or damaged, or the digest differs.
+    """
+    try:
+        document = json.loads(_read_text(folder / "config.json"))
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{folder / 'config.json'} is not valid JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("kind") not in KINDS:
+        raise BundleError(f"{folder / 'config.json'} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}")
+    bundle = Bundle(folder, document["kind"], document["model"])
+    if expected_digest is not None and (found := bundle.digest()) != expected_digest:
+        raise BundleError(
+            f"{folder} does not hold the bundle {expected_digest[:16]}: its content hashes to {found[:16]}. "
+            "The files were changed or damaged; materialize the asset again."
+        )
+    return bundle
+
+
+def _feed(hasher: hashlib._Hash, header: bytes, content: bytes) -> None:
+    hasher.update(len(header).to_bytes(8, "little") + header + len(content).to_bytes(8, "little"))
+    hasher.update(content)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not text: it is damaged") from error
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing") from error
+    except SafetensorError as error:
+        raise BundleError(f"{path} is damaged ({error}); materialize the asset again") from error

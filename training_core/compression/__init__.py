@@ -1,0 +1,1 @@
+"""The compressed artifact: entropy coding, the tokenizer's compact form and the one-file container."""

@@ -1,0 +1,106 @@
+"""Phase 8, first form: a restructured student, trained in its compressed form to imitate its teacher.
+
+The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
+embedding, and ternary weights everywhere. Sharing across depth, a small rank and ternary codes are in the training graph from
+the first step; afterwards only lossless entropy coding follows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from training_core.compression.artifact import make_compressible, write_artifact
+from training_core.data.batches import MixConfig, TrainingData
+from training_core.models.cognate import Carry, Cognate, CognateConfig
+from training_core.quantization.ternary import Granularity
+from training_core.training.distillation import distil
+from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
+from training_core.training.reporting import Reporter
+
+
+class CompressionConfig(TrainingConfig, MixConfig):
+    """Shape of the student, its ternary form, and its distillation."""
+
+    student_d_model: int = Field(96, ge=8, description="Width of the student")
+    student_num_heads: int = Field(
+        3, ge=1, description="Heads of the student; must divide its width into even widths"
+    )
+    student_d_ff: int = Field(192, ge=8, description="Hidden width of the student's SwiGLU")
+    student_blocks: int = Field(1, ge=1, description="Distinct blocks; all of them run in every loop")
+    student_loops: int = Field(3, ge=1, description="Passes through the blocks")
+    student_window: int = Field(64, ge=1, description="Attention window of the student in tokens")
+    student_embedding_rank: int = Field(
+        48, ge=0, description="Rank of the student's embedding; 0 for a full one"
+    )
+    threshold: float = Field(0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|")
+    granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
+    distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")
+    temperature: float = Field(1.0, gt=0, description="Distillation temperature")
+
+
+def student_config(config: CompressionConfig, teacher: CognateConfig) -> CognateConfig:
+    """The student's shape: the teacher's vocabulary and sequence length, everything else from the phase."""
+    return CognateConfig(
+        vocab_size=teacher.vocab_size,
+        max_seq_len=teacher.max_seq_len,
+        d_model=config.student_d_model,
+        num_heads=config.student_num_heads,
+        d_ff=config.student_d_ff,
+        num_layers=config.student_blocks,
+        num_core_layers=config.student_blocks,
+        window=config.student_window,
+        num_persistent=0,
+        memory_layers=[],
+        embedding_rank=config.student_embedding_rank,
+        cycles=config.student_loops,
+        grad_cycles=config.student_loops,
+    )
+
+
+def train_compressed(
+    teacher: Cognate,
+    config: CompressionConfig,
+    data: TrainingData,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> tuple[bytes, Cognate, TrainingResult]:
+    """Train the student and write its file; returns the file's bytes and the student it was written from."""
+    torch.manual_seed(config.seed)
+    student = Cognate(student_config(config, teacher.config))
+    make_compressible(student, config.threshold, config.granularity)
+    for parameter in (student.latent, *student.halt_head.parameters()):
+        parameter.requires_grad_(False)
+
+    def batches(generator: torch.Generator) -> Tensor:
+        return data.batch(config, config.batch_size, config.seq_len + 1, generator)
+
+    result = train(
+        student,
+        distil(cross_entropy_objective, teacher, config.distillation_weight, config.temperature),
+        batches,
+        config,
+        reporter,
+        checkpoint=checkpoint,
+        label="compressed",
+        identity=f"{config.shares()}/{config.threshold}/{config.granularity}",
+    )
+    payload = write_artifact(student, data.tokenizer_json, config.threshold, config.granularity)
+    return payload, student, result
+
+
+def cross_entropy_objective(
+    model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
+) -> StepResult:
+    """Next-token cross-entropy of one supervision step, without halting (a compressed file has no halting head)."""
+    assert isinstance(model, Cognate)
+    h = model.encode(batch[:, :-1])
+    logits = model.logits(model.supervise(h, model.start(h)).y).float()
+    targets = batch[:, 1:]
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    accuracy = (logits.detach().argmax(-1) == targets).float().mean()
+    return StepResult(loss, logits, None, {"cross_entropy": loss.detach(), "accuracy": accuracy})

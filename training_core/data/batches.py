@@ -1,0 +1,78 @@
+"""Training batches: windows of text and of tasks, mixed by configured shares, drawn anew from (seed, step).
+
+Because a batch depends on nothing but the seed and the step, a resumed run sees exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training_core.data.packing import TokenStream, encode
+from training_core.data.tasks import FAMILIES, read_tasks
+from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
+
+
+class MixConfig(BaseModel):
+    """Shares of the training rows; they are normalised to one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_share: float = Field(0.85, ge=0, description="Share of rows from the corpus")
+    arithmetic_share: float = Field(0.05, ge=0, description="Share of rows from arithmetic tasks")
+    logic_share: float = Field(0.05, ge=0, description="Share of rows from logic tasks")
+    needle_share: float = Field(0.05, ge=0, description="Share of rows from needle tasks")
+
+    def shares(self) -> dict[str, float]:
+        """Normalised share of each source.
+
+        Raises:
+            ValueError: when all shares are 0.
+        """
+        raw = {"text": self.text_share} | {f: float(getattr(self, f"{f}_share")) for f in FAMILIES}
+        total = sum(raw.values())
+        if total <= 0:
+            raise ValueError("all shares of the data mix are 0: give at least one source a positive share")
+        return {name: share / total for name, share in raw.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Token streams by source name, and the tokenizer that made them."""
+
+    streams: Mapping[str, TokenStream]
+    tokenizer_json: str
+
+    @classmethod
+    def open(cls, tokens: Path, task_bank: Path, split: str = "train") -> TrainingData:
+        """Map the packed text of `split` and encode its tasks."""
+        tokenizer = load_tokenizer(tokens / "tokenizer.json")
+        streams = {"text": TokenStream.open(tokens, split)}
+        tasks = list(read_tasks(task_bank, split))
+        for family in FAMILIES:
+            texts = [task.text() for task in tasks if task.family == family]
+            pieces = [np.concatenate([[END_OF_TEXT_ID], ids]) for ids, _ in encode(tokenizer, texts)]
+            starts = np.cumsum([0] + [len(p) for p in pieces[:-1]])
+            num_bytes = np.array([len(t.encode()) for t in texts], np.int64)
+            flat = np.concatenate(pieces).astype(np.uint16)
+            streams[family] = TokenStream((flat,), starts.astype(np.int64), num_bytes)
+        return cls(streams, (tokens / "tokenizer.json").read_text())
+
+    def batch(self, mix: MixConfig, rows: int, length: int, generator: torch.Generator) -> Tensor:
+        """`rows` windows of `length` tokens, (rows, length) int64, each from a source drawn by its share."""
+        shares = mix.shares()
+        names = list(shares)
+        weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+        drawn = torch.multinomial(weights, rows, replacement=True, generator=generator)
+        parts = []
+        for index, name in enumerate(names):
+            count = int((drawn == index).sum())
+            if count:
+                parts.append(self.streams[name].sample(count, length, generator))
+        return torch.cat(parts)

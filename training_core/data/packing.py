@@ -1,0 +1,146 @@
+"""Packed token streams: uint16 shards on disk, memory-mapped, with the extent and byte length of every document.
+
+A split's stream is END_OF_TEXT doc END_OF_TEXT doc ...; the separator before a document belongs to the document.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training_core.data.documents import SPLITS, read_jsonl
+from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
+from training_core.training.reporting import Reporter
+
+
+class PackingConfig(BaseModel):
+    """How token streams are cut into files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard_tokens: int = Field(2**27, ge=1024, description="Most tokens in one shard file (two bytes each)")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStream:
+    """A memory-mapped split. `starts[d]` is document d's first token, `num_bytes[d]` the length of its text in bytes."""
+
+    shards: tuple[NDArray[np.uint16], ...]
+    starts: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(len(shard) for shard in self.shards)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> TokenStream:
+        """Map the split that `write_stream` wrote."""
+        index = json.loads((folder / f"{split}.json").read_text())
+        shards = tuple(np.memmap(folder / name, dtype=np.uint16, mode="r") for name in index["shards"])
+        documents = np.load(folder / f"{split}.documents.npy", allow_pickle=False)
+        return cls(shards, documents[0], documents[1])
+
+    def window(self, start: int, length: int) -> NDArray[np.int64]:
+        """Tokens start .. start + length - 1 of the concatenated shards."""
+        pieces = []
+        for shard in self.shards:
+            if start < len(shard) and length > 0:
+                piece = shard[start : start + length].astype(np.int64)
+                pieces.append(piece)
+                length -= len(piece)
+                start = 0
+            else:
+                start -= len(shard)
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+    def sample(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        """Windows of `length` tokens from uniformly random positions, (batch, length) int64.
+
+        Raises:
+            ValueError: when the split is shorter than one window.
+        """
+        last = self.num_tokens - length
+        if last < 0:
+            raise ValueError(
+                f"a window of {length} tokens does not fit a split of {self.num_tokens}: shorten seq_len or add text"
+            )
+        starts = torch.randint(0, last + 1, (batch,), generator=generator).tolist()
+        return torch.from_numpy(np.stack([self.window(start, length) for start in starts]))
+
+
+def write_stream(
+    folder: Path, split: str, documents: Iterable[tuple[NDArray[np.uint16], int]], shard_tokens: int
+) -> int:
+    """Write documents, given as (token ids, bytes of text), and return the number of tokens."""
+    names: list[str] = []
+    starts: list[int] = []
+    lengths: list[int] = []
+    total = in_shard = 0
+    file = None
+    try:
+        for ids, num_bytes in documents:
+            starts.append(total)
+            lengths.append(num_bytes)
+            block = np.concatenate([np.array([END_OF_TEXT_ID], np.uint16), ids])
+            total += len(block)
+            while len(block):
+                if file is None or in_shard == shard_tokens:
+                    if file is not None:
+                        file.close()
+                    names.append(f"{split}-{len(names):05d}.bin")
+                    file, in_shard = (folder / names[-1]).open("wb"), 0
+                piece = block[: shard_tokens - in_shard]
+                file.write(piece.tobytes())
+                in_shard += len(piece)
+                block = block[len(piece) :]
+    finally:
+        if file is not None:
+            file.close()
+    (folder / f"{split}.json").write_text(json.dumps({"shards": names, "tokens": total}))
+    np.save(folder / f"{split}.documents.npy", np.array([starts, lengths], np.int64))
+    return total
+
+
+def pack_corpus(
+    config: PackingConfig, corpus: Path, tokenizer_folder: Path, out: Path, reporter: Reporter
+) -> dict[str, float]:
+    """Encode every split of `corpus` with `tokenizer_folder/tokenizer.json` into shards under `out`.
+
+    The tokenizer is copied beside the shards: tokens mean nothing without it.
+    """
+    shutil.copyfile(tokenizer_folder / "tokenizer.json", out / "tokenizer.json")
+    tokenizer = load_tokenizer(tokenizer_folder / "tokenizer.json")
+    result: dict[str, float] = {"vocab_size": tokenizer.get_vocab_size()}
+    for number, split in enumerate(SPLITS):
+        documents = encode(tokenizer, read_jsonl(corpus / f"{split}.jsonl"))
+        result[f"tokens_{split}"] = write_stream(out, split, documents, config.shard_tokens)
+        reporter.progress(number + 1, len(SPLITS), "packing tokens")
+    return result
+
+
+def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 512) -> Iterator[tuple[NDArray[np.uint16], int]]:
+    """Token ids and byte length of every text."""
+    pending: list[str] = []
+
+    def flush() -> Iterator[tuple[NDArray[np.uint16], int]]:
+        for text, encoding in zip(pending, tokenizer.encode_batch(pending), strict=True):
+            yield np.array(encoding.ids, np.uint16), len(text.encode())
+
+    for text in texts:
+        pending.append(text)
+        if len(pending) == batch:
+            yield from flush()
+            pending = []
+    yield from flush()

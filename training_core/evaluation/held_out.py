@@ -1,0 +1,146 @@
+"""The frozen yardstick: windows of whole held-out documents, tasks, and what counting models reach on the same text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training_core.bundle import canonical_json
+from training_core.data.packing import TokenStream
+from training_core.data.tasks import FAMILIES, Task, read_tasks
+from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.evaluation.baselines import counting_baselines
+from training_core.training.reporting import Reporter
+
+IGNORED = -1
+
+
+class SuiteConfig(BaseModel):
+    """How much held-out data is measured, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    test_tokens: int = Field(40_000, ge=1000, description="Most tokens of test documents that every model is measured on")
+    validation_tokens: int = Field(16_000, ge=1000, description="Most tokens of validation documents, for selection")
+    window: int = Field(256, ge=8, description="Tokens in one evaluation window")
+    batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
+    tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
+    latency_tokens: int = Field(48, ge=8, description="Tokens generated to measure the latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Inputs and targets (windows, length); `documents` gives each target's document, IGNORED where there is none."""
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor
+    num_bytes: Tensor
+
+    @property
+    def num_documents(self) -> int:
+        """Documents covered, all of them completely."""
+        return self.num_bytes.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """The suite as it lies on disk. `baselines` maps a counting model to its nats for each test document."""
+
+    config: SuiteConfig
+    test: Windows
+    validation: Windows
+    tasks: tuple[Task, ...]
+    baselines: dict[str, Tensor]
+    digest: str
+
+
+def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, reporter: Reporter) -> dict[str, float]:
+    """Choose whole documents and tasks, measure the counting baselines, and write everything to `out`."""
+    streams = {split: TokenStream.open(tokens, split) for split in ("train", "validation", "test")}
+    arrays: dict[str, Tensor] = {}
+    windows = {
+        "test": cut_windows(streams["test"], config.test_tokens, config.window),
+        "validation": cut_windows(streams["validation"], config.validation_tokens, config.window),
+    }
+    for split, cut in windows.items():
+        arrays |= {f"{split}.{field}": value for field, value in _fields(cut).items()}
+    reporter.progress(1, 2, "evaluation suite")
+    baselines = counting_baselines(streams["train"], windows["validation"], windows["test"])
+    arrays |= {f"baseline.{name}": nats for name, nats in baselines.items()}
+    save_file(arrays, out / "suite.safetensors")
+    (out / "config.json").write_bytes(canonical_json(config.model_dump()))
+    chosen = list(read_tasks(task_bank, "test"))
+    with (out / "tasks.jsonl").open("w", encoding="utf-8") as file:
+        for family in FAMILIES:
+            for task in [t for t in chosen if t.family == family][: config.tasks_per_family]:
+                file.write(json.dumps(asdict(task), ensure_ascii=False) + "\n")
+    reporter.progress(2, 2, "evaluation suite")
+    num_bytes = float(windows["test"].num_bytes.sum())
+    result = {f"{name}_bits_per_byte": float(nats.sum()) / num_bytes / np.log(2) for name, nats in baselines.items()}
+    return result | {
+        "test_documents": windows["test"].num_documents,
+        "test_bytes": num_bytes,
+        "validation_documents": windows["validation"].num_documents,
+    }
+
+
+def open_suite(folder: Path) -> Suite:
+    """Read what `make_suite` wrote. The digest names the data that is measured on, tasks included."""
+    import hashlib
+
+    arrays = load_file(folder / "suite.safetensors")
+    config = SuiteConfig.model_validate_json((folder / "config.json").read_text())
+    lines = (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    tasks = tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
+    hasher = hashlib.sha256()
+    for name in ("suite.safetensors", "config.json", "tasks.jsonl"):
+        hasher.update((folder / name).read_bytes())
+    baselines = {k.removeprefix("baseline."): v for k, v in arrays.items() if k.startswith("baseline.")}
+    test, validation = (
+        Windows(*(arrays[f"{split}.{f}"] for f in ("inputs", "targets", "documents", "num_bytes")))
+        for split in ("test", "validation")
+    )
+    return Suite(config, test, validation, tasks, baselines, hasher.hexdigest())
+
+
+def cut_windows(stream: TokenStream, max_tokens: int, length: int) -> Windows:
+    """Windows over the first whole documents that fit `max_tokens`; every token but the first is a target once.
+
+    Raises:
+        ValueError: when not even one document fits.
+    """
+    ends = np.append(stream.starts[1:], stream.num_tokens)
+    count = int((ends <= max_tokens).sum())
+    if count == 0:
+        raise ValueError(
+            f"no held-out document fits {max_tokens} tokens (the first has {int(ends[0])}): raise test_tokens or "
+            "validation_tokens, or split long files into documents"
+        )
+    total = int(ends[count - 1])
+    tokens = torch.from_numpy(stream.window(0, total))
+    owner = torch.from_numpy(np.repeat(np.arange(count), np.diff(np.append(stream.starts[:count], total))))
+    num = -(-(total - 1) // length)
+    pad = num * length - (total - 1)
+    inputs = torch.nn.functional.pad(tokens[:-1], (0, pad), value=END_OF_TEXT_ID)
+    targets = torch.nn.functional.pad(tokens[1:], (0, pad), value=IGNORED)
+    documents = torch.nn.functional.pad(owner[1:], (0, pad), value=IGNORED)
+    shape = (num, length)
+    num_bytes = torch.from_numpy(stream.num_bytes[:count].copy())
+    return Windows(inputs.view(shape), targets.view(shape), documents.view(shape), num_bytes)
+
+
+def _fields(windows: Windows) -> dict[str, Tensor]:
+    return {
+        "inputs": windows.inputs.contiguous(),
+        "targets": windows.targets.contiguous(),
+        "documents": windows.documents.contiguous(),
+        "num_bytes": windows.num_bytes,
+    }

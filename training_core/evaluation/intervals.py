@@ -1,0 +1,62 @@
+"""Confidence intervals: a bootstrap over documents for rates, Wilson's interval for counted successes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 1000
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measured value with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resample_weights(num_documents: int, seed: int = 0) -> Tensor:
+    """How often each document is drawn in each of RESAMPLES bootstrap samples, (RESAMPLES, documents) float64."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, num_documents, (RESAMPLES, num_documents), generator=generator)
+    weights = torch.zeros(RESAMPLES, num_documents, dtype=torch.float64)
+    return weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def rate(numerator: Tensor, denominator: Tensor) -> Estimate:
+    """sum(numerator) / sum(denominator) over documents, with a percentile bootstrap over documents (Efron, 1979)."""
+    weights = resample_weights(numerator.shape[0])
+    samples = (weights @ numerator.double()) / (weights @ denominator.double())
+    return _estimate(float(numerator.double().sum() / denominator.double().sum()), samples)
+
+
+def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -> Estimate:
+    """(sum(numerator) - sum(other)) / sum(denominator), documents resampled together (a paired comparison)."""
+    return rate(numerator.double() - other.double(), denominator)
+
+
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """Wilson's score interval of a proportion (Wilson, 1927).
+
+    Raises:
+        ValueError: when there are no trials.
+    """
+    if trials <= 0:
+        raise ValueError("a proportion needs at least one trial")
+    p = successes / trials
+    centre = (p + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = Z95 * math.sqrt(p * (1 - p) / trials + Z95**2 / (4 * trials**2)) / (1 + Z95**2 / trials)
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _estimate(value: float, samples: Tensor) -> Estimate:
+    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, low, high)

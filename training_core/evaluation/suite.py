@@ -1,0 +1,138 @@
+"""Measure a bundle as it lies on disk, and compare it with its parents on the same documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training_core.bundle import Bundle, BundleError
+from training_core.evaluation.held_out import Suite, open_suite
+from training_core.evaluation.intervals import Estimate, difference_of_rates, rate
+from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
+from training_core.evaluation.multiple_choice import score_tasks
+from training_core.evaluation.probes import (
+    causality_violations,
+    latency_ms_per_token,
+    non_finite_weights,
+    streaming_error,
+)
+from training_core.loading import load_model, parameter_count
+from training_core.phases import Measurement
+from training_core.training.device import best_device
+from training_core.training.reporting import Reporter
+
+PROBE_TOKENS = 96
+LN2 = math.log(2)
+
+
+def measure_bundle(
+    bundle: Bundle, suite_folder: Path, parents: Mapping[str, Bundle], reporter: Reporter
+) -> Measurement:
+    """Everything the ledger and the gates need to know about a bundle.
+
+    Measured on the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each
+    task family, causality, streaming, latency, size. Compared with the counting baselines and with every
+    parent, document by document.
+
+    Raises:
+        BundleError: when the bundle or a parent's record cannot be read.
+        ValueError: when a parent was measured on another suite.
+    """
+    suite = open_suite(suite_folder)
+    model = load_model(bundle).to(best_device())
+    device = best_device()
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress(done, total, "measuring")
+
+    counts = measure_windows(model, suite.test, suite.config.batch_size, progress)
+    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    scores = score_tasks(model, tokenizer, suite.tasks, 2 * suite.config.batch_size)
+    tokens = suite.test.inputs[:2, :PROBE_TOKENS].to(device)
+    positions = sorted({1, tokens.shape[1] // 2, tokens.shape[1] - 1})
+    metrics = _quality(counts, suite) | {
+        "params": parameter_count(bundle),
+        "bytes_on_disk": bundle.model_bytes(),
+        "non_finite_weights": non_finite_weights([*model.parameters(), *model.buffers()]),
+        "causality_violations": causality_violations(model, tokens, positions),
+        "streaming_error": streaming_error(model, tokens[:, :48]),
+        "latency_ms_per_token": latency_ms_per_token(
+            model, suite.test.inputs[0, : suite.config.latency_tokens].to(device)
+        ),
+        "supervision_steps_per_token": counts.mean_steps,
+    }
+    for family, score in scores.items():
+        metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
+    record = _record(counts, suite)
+    metrics |= _compare(bundle, metrics, record, parents)
+    return Measurement(metrics, {family: score.as_dict() for family, score in scores.items()}, record)
+
+
+def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    """Paired comparison of two records: ratio of bits per byte, and retention (ratio of next-token accuracies).
+
+    Raises:
+        ValueError: when the records are not of the same suite.
+    """
+    if not torch.equal(own["suite"], other["suite"]):
+        raise ValueError(
+            "the two models were measured on different evaluation suites; materialize the parent again, so that both are "
+            "measured on the same data"
+        )
+    return {
+        "bits_per_byte_ratio": rate(own["nats"], other["nats"]),
+        "retention": rate(own["correct"], other["correct"]),
+    }
+
+
+def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
+    bits = rate(counts.nats / LN2, counts.num_bytes)
+    accuracy = rate(counts.correct, counts.tokens)
+    baseline = min(suite.baselines, key=lambda name: float(suite.baselines[name].sum()))
+    margin = difference_of_rates(suite.baselines[baseline] / LN2, counts.nats / LN2, counts.num_bytes)
+    return {
+        **_flat("bits_per_byte", bits),
+        **_flat("next_token_accuracy", accuracy),
+        **_flat("margin_below_baseline", margin),
+        "baseline_bits_per_byte": float(suite.baselines[baseline].sum() / counts.num_bytes.sum()) / LN2,
+    }
+
+
+def _record(counts: DocumentCounts, suite: Suite) -> dict[str, Tensor]:
+    return {
+        "nats": counts.nats,
+        "correct": counts.correct,
+        "tokens": counts.tokens,
+        "num_bytes": counts.num_bytes,
+        "suite": torch.tensor(list(bytes.fromhex(suite.digest)), dtype=torch.uint8),
+    }
+
+
+def _compare(
+    bundle: Bundle, metrics: Mapping[str, float], record: Mapping[str, Tensor], parents: Mapping[str, Bundle]
+) -> dict[str, float]:
+    if not parents:
+        return {}
+    records = {name: parent.evaluation_counts() for name, parent in parents.items()}
+    if any("nats" not in r for r in records.values()):
+        raise BundleError("a parent's evaluation.safetensors lacks its counts; materialize the parent again")
+    result: dict[str, float] = {}
+    best = min(records, key=lambda name: float(records[name]["nats"].sum()))
+    for name, other in records.items():
+        for metric, estimate in compare_counts(record, other).items():
+            result |= _flat(f"{metric}_to_{name}", estimate)
+            if name == best:
+                result |= _flat(f"{metric}_to_best_parent", estimate)
+    parent_params = parameter_count(parents[best])
+    result["bytes_ratio"] = 4 * parent_params / metrics["bytes_on_disk"]
+    result["bits_per_parameter"] = 8 * metrics["bytes_on_disk"] / parent_params
+    return result
+
+
+def _flat(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -1,0 +1,78 @@
+"""From a bundle to a model that runs. The kind of the bundle decides how its weights are stored."""
+
+from __future__ import annotations
+
+import torch
+
+from training_core.bundle import Bundle, BundleError
+from training_core.compression.artifact import read_artifact
+from training_core.models.cognate import Cognate, CognateConfig, count_parameters
+from training_core.quantization.packing import load_packed, unpack_ternary
+from training_core.quantization.training import TernarySettings, make_ternary
+
+
+def load_model(bundle: Bundle) -> Cognate:
+    """The model as a user would run it: a ternary or compressed one is decoded from its packed file.
+
+    Raises:
+        BundleError: when a part is missing or damaged.
+        ValueError: (PackedModelError, ContainerError) when the packed file is damaged.
+    """
+    if bundle.kind == "compressed":
+        return read_artifact(_payload(bundle)).model
+    if bundle.kind == "ternary":
+        config, tensors = unpack_ternary(_payload(bundle))
+        model = Cognate(CognateConfig.model_validate(config["cognate"]))
+        make_ternary(model, TernarySettings.model_validate(config["ternary"]))
+        load_packed(model, tensors)
+        return model.eval()
+    model = Cognate(cognate_config(bundle))
+    _load_weights(model, bundle)
+    return model.eval()
+
+
+def load_latents(bundle: Bundle) -> Cognate:
+    """The model for further training: a ternary bundle gives its straight-through model with latent weights.
+
+    Raises:
+        BundleError: for a compressed bundle, which has no weights to train, and as `load_model`.
+    """
+    if bundle.kind == "compressed":
+        raise BundleError("a compressed model cannot be trained further; start from its parent")
+    model = Cognate(cognate_config(bundle))
+    if bundle.kind == "ternary":
+        make_ternary(model, TernarySettings.model_validate(bundle.model_config["ternary"]))
+    _load_weights(model, bundle)
+    return model.eval()
+
+
+def cognate_config(bundle: Bundle) -> CognateConfig:
+    """The shape of the model in a bundle of any kind.
+
+    Raises:
+        BundleError: when the configuration is not one.
+    """
+    try:
+        return CognateConfig.model_validate(bundle.model_config["cognate"])
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{bundle.folder / 'config.json'} does not describe a Cognate model ({error})") from error
+
+
+def parameter_count(bundle: Bundle) -> int:
+    """Trainable scalars of the model's graph; a weight that is used several times counts once."""
+    with torch.device("meta"):
+        return count_parameters(Cognate(cognate_config(bundle)))
+
+
+def _payload(bundle: Bundle) -> bytes:
+    try:
+        return bundle.payload().read_bytes()
+    except OSError as error:
+        raise BundleError(f"{bundle.payload()} cannot be read: {error.strerror}") from error
+
+
+def _load_weights(model: Cognate, bundle: Bundle) -> None:
+    try:
+        model.load_state_dict(bundle.tensors())
+    except RuntimeError as error:
+        raise BundleError(f"{bundle.folder}: the weights do not fit the configuration ({error})") from error

@@ -1,0 +1,1 @@
+"""Model code: attention, neural memory, blocks, recursion and halting."""

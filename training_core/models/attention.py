@@ -1,0 +1,136 @@
+"""Causal sliding-window attention with persistent tokens that every position sees: SW-Attn* of Titans, eq. 27.
+
+Shape legend: B batch, S sequence, D model width, H heads, K head width, P persistent tokens, W window, N windows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_core.models.layers import RMSNorm, join_heads, rotary_table, rotate, split_heads
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class SlidingWindowAttention(nn.Module):
+    """Position i attends to positions i - window + 1 .. i and to all persistent tokens; cost O(S * window).
+
+    Queries and keys are RMS-normalised per head before the rotation (Henry et al., 2020, with RMSNorm), which keeps
+    the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
+    MAG gate sits between the heads and that projection.
+
+    **Differs from the paper**: persistent tokens pass through the key and value projections of each layer, as a
+    prefix would, but carry no rotary position.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.head_width = d_model // num_heads
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
+        self.query_norm = RMSNorm(self.head_width)
+        self.key_norm = RMSNorm(self.head_width)
+        self.persistent = nn.Parameter(torch.randn(num_persistent, d_model) * 0.02)
+
+    def forward(
+        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """Attend over the whole sequence at once.
+
+        Where `active_BS` is False, the keys and values of `previous` stand in for the position's own: a position
+        that has halted keeps what it showed to others at its last step.
+
+        Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
+        """
+        seq = x_BSD.shape[1]
+        query, key, value = self._project(x_BSD, start=0)
+        if previous is not None and active_BS is not None:
+            keep = active_BS[:, None, :, None]
+            key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
+        if seq <= self.window:
+            mixed = self._attend(query, key, value, _causal_mask(seq, x_BSD.device))
+        else:
+            mixed = self._attend_banded(query, key, value)
+        return join_heads(mixed), (key, value)
+
+    def step(self, x_B1D: Tensor, cache: KeyValue | None, position: int) -> tuple[Tensor, KeyValue]:
+        """Attend from one new position, given the last `window - 1` keys and values; returns the longer cache."""
+        query, key, value = self._project(x_B1D, start=position)
+        window_cache = append(cache, (key, value), self.window)
+        mask = torch.ones(1, window_cache[0].shape[2], dtype=torch.bool, device=x_B1D.device)
+        return join_heads(self._attend(query, *window_cache, mask)), (key, value)
+
+    def _project(self, x_BSD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        table = rotary_table(start, x_BSD.shape[1], self.head_width, x_BSD.device)
+        heads = (self.num_heads, self.head_width)
+        query = rotate(self.query_norm(self.query(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
+        key = rotate(self.key_norm(self.key(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
+        return query, key, split_heads(self.value(x_BSD), self.num_heads)
+
+    def _persistent(self, batch: int, dtype: torch.dtype) -> KeyValue:
+        tokens = self.persistent.to(dtype)[None]
+        key = self.key_norm(split_heads(self.key(tokens), self.num_heads))
+        value = split_heads(self.value(tokens), self.num_heads)
+        return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_ST: Tensor) -> Tensor:
+        key_P, value_P = self._persistent(query.shape[0], query.dtype)
+        visible = mask_ST.new_ones(mask_ST.shape[0], key_P.shape[2])
+        return F.scaled_dot_product_attention(
+            query,
+            torch.cat([key_P, key], dim=2),
+            torch.cat([value_P, value], dim=2),
+            attn_mask=torch.cat([visible, mask_ST], dim=1),
+        )
+
+    def _attend_banded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each window of queries sees its own and the previous window of keys, masked to the exact band."""
+        batch, heads, seq, width = query.shape
+        window = self.window
+        num = -(-seq // window)
+        pad = num * window - seq
+        query, key, value = (F.pad(t, (0, 0, 0, pad)) for t in (query, key, value))
+        key_P, value_P = self._persistent(batch, query.dtype)
+
+        def with_previous(t: Tensor, prefix_P: Tensor) -> Tensor:
+            own = t.reshape(batch, heads, num, window, width)
+            before = F.pad(own, (0, 0, 0, 0, 1, 0))[:, :, :num]
+            prefix = prefix_P[:, :, None].expand(-1, -1, num, -1, -1)
+            stacked = torch.cat([prefix, before, own], dim=3)
+            return stacked.transpose(1, 2).reshape(batch * num, heads, -1, width)
+
+        query = query.reshape(batch, heads, num, window, width).transpose(1, 2).reshape(batch * num, heads, window, width)
+        band = _band_mask(window, key_P.shape[2], query.device)
+        mask = band[None].repeat(num, 1, 1)
+        mask[0, :, key_P.shape[2] : key_P.shape[2] + window] = False  # nothing lies before the first window
+        mask = mask[None].expand(batch, -1, -1, -1).reshape(batch * num, 1, window, -1)
+        mixed = F.scaled_dot_product_attention(
+            query, with_previous(key, key_P), with_previous(value, value_P), attn_mask=mask
+        )
+        mixed = mixed.reshape(batch, num, heads, window, width).transpose(1, 2)
+        return mixed.reshape(batch, heads, num * window, width)[:, :, :seq]
+
+
+def append(cache: KeyValue | None, new: KeyValue, limit: int) -> KeyValue:
+    """`cache` with `new` behind it, cut to the last `limit` positions."""
+    if cache is None:
+        return new
+    key, value = (torch.cat([old, fresh], dim=2) for old, fresh in zip(cache, new, strict=True))
+    first = max(0, key.shape[2] - limit)
+    return key[:, :, first:], value[:, :, first:]
+
+
+def _causal_mask(seq: int, device: torch.device) -> Tensor:
+    return torch.ones(seq, seq, dtype=torch.bool, device=device).tril()
+
+
+def _band_mask(window: int, num_persistent: int, device: torch.device) -> Tensor:
+    """(window, persistent + 2 * window): query i of a window sees key j - window of the pair iff 0 <= i - j < window."""
+    i = torch.arange(window, device=device)[:, None]
+    j = torch.arange(-window, window, device=device)[None, :]
+    band = (i - j >= 0) & (i - j < window)
+    return torch.cat([band.new_ones(window, num_persistent), band], dim=1)

@@ -1,0 +1,75 @@
+"""A Titans-MAG block: sliding-window attention gated by the neural memory, then SwiGLU (Titans, eqs. 26-28)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from training_core.models.attention import KeyValue, SlidingWindowAttention, append
+from training_core.models.layers import RMSNorm, SwiGLU
+from training_core.models.memory import MemoryState, NeuralMemory
+
+
+@dataclass(slots=True)
+class BlockState:
+    """Streaming state of one block: the window of keys and values and, where there is one, the memory."""
+
+    attention: KeyValue | None = None
+    memory: MemoryState | None = None
+
+
+class TitansBlock(nn.Module):
+    """x + W_o (y * M) and then x + SwiGLU(x), both on RMS-normalised inputs.
+
+    With a memory, y = SW-Attn*(x~) and the gate is o = norm_y(y) * sigmoid(norm_m(M(x~)))            # eq. 28
+    where the norms' gains are the paper's "learnable vector-valued weights". Attention and memory read the same
+    input: they are parallel branches. Without a memory, o = y.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        attention: SlidingWindowAttention,
+        memory: NeuralMemory | None,
+    ) -> None:
+        super().__init__()
+        self.mixer_norm, self.mlp_norm = RMSNorm(d_model), RMSNorm(d_model)
+        self.attention, self.memory = attention, memory
+        if memory is not None:
+            self.attention_gain, self.memory_gain = RMSNorm(d_model), RMSNorm(d_model)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.mlp = SwiGLU(d_model, d_ff)
+
+    def forward(
+        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """The whole sequence at once. `previous` and `active_BS` are those of `SlidingWindowAttention.forward`."""
+        inputs = self.mixer_norm(x_BSD)
+        heads, key_value = self.attention(inputs, previous, active_BS)
+        if self.memory is not None:
+            heads = self._gate(heads, self.memory(inputs))
+        return self._finish(x_BSD, heads), key_value
+
+    def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
+        """One position. Returns the output, the next state and this position's own key and value."""
+        inputs = self.mixer_norm(x_B1D)
+        heads, key_value = self.attention.step(inputs, state.attention, position)
+        memory_state = state.memory
+        if self.memory is not None:
+            read, memory_state = self.memory.step(
+                inputs, memory_state or self.memory.initial_state(x_B1D.shape[0])
+            )
+            heads = self._gate(heads, read)
+        following = BlockState(append(state.attention, key_value, self.attention.window - 1), memory_state)
+        return self._finish(x_B1D, heads), following, key_value
+
+    def _gate(self, heads: Tensor, read: Tensor) -> Tensor:
+        gated: Tensor = self.attention_gain(heads) * self.memory_gain(read).sigmoid()  # eq. 28
+        return gated
+
+    def _finish(self, x: Tensor, heads: Tensor) -> Tensor:
+        x = x + self.output(heads)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out

@@ -1,0 +1,180 @@
+"""The neural long-term memory of Titans (Behrouz et al., 2025, arXiv:2501.00663, section 3.1, eqs. 11-16).
+
+The memory is a two-layer perceptron M(x) = W2 silu(W1 x) for each head. Its weights are state, not parameters: at every token
+they take one step of gradient descent with momentum and forgetting on the associative loss
+
+    l(M; x_t) = mean((M(k_t) - v_t)^2)                        # eq. 12 (mean over the head's width)
+    S_t = eta_t S_{t-1} - theta_t grad l(M_chunk; x_t)        # eq. 14, 16: gradient at the weights of the chunk's start
+    M_t = (1 - alpha_t) M_{t-1} + S_t                         # eq. 13
+    y_t = M_t(q_t)                                            # eq. 15
+
+Because the gradients of a chunk are all taken at the same weights, each is a pair of outer products, and every
+M_t of the chunk is a known linear combination of them. `_read_chunk` therefore evaluates M_t(q_t) exactly for every
+token with matrix products over the chunk, without forming any per-token weight matrix.
+
+Shape legend: B batch, S sequence, D model width, H heads, K head width, E hidden width of the memory, C chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_core.models.layers import CausalConv, FactorizedLinear, join_heads, split_heads
+
+
+@dataclass(slots=True)
+class MemoryState:
+    """What the memory carries from token to token while streaming. Weight tensors are (batch, heads, out, in)."""
+
+    chunk1: Tensor  # W1 at the start of the chunk: where gradients are taken
+    chunk2: Tensor
+    weight1: Tensor  # W1 now
+    weight2: Tensor
+    momentum1: Tensor
+    momentum2: Tensor
+    tails: tuple[Tensor | None, Tensor | None, Tensor | None]
+    position: int = 0
+
+
+class NeuralMemory(nn.Module):
+    """Test-time memory with an inner gradient step, momentum and forgetting, all gates dependent on the token.
+
+    **Differs from the paper**: the projections are factorised (rank `rank`); SiLU follows the convolution; inner
+    learning rates lie in [0, max_lr]; the persistent prefix is not written to the memory, because its effect on the
+    initial state is constant and the initial weights are learned anyway.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, rank: int, expansion: int, chunk: int, max_lr: float
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.chunk, self.max_lr = num_heads, chunk, max_lr
+        width = d_model // num_heads
+        hidden = expansion * width
+        self.query = FactorizedLinear(d_model, d_model, rank)
+        self.key = FactorizedLinear(d_model, d_model, rank)
+        self.value = FactorizedLinear(d_model, d_model, rank)
+        self.query_conv, self.key_conv, self.value_conv = (CausalConv(d_model) for _ in range(3))
+        self.gates = nn.Linear(d_model, 3 * num_heads)
+        with torch.no_grad():  # momentum .5, half the maximal rate, forgetting .02 a token at the start
+            self.gates.weight.mul_(0.1)
+            self.gates.bias.copy_(torch.tensor([0.0, 0.0, -4.0]).repeat_interleave(num_heads))
+        self.initial1 = nn.Parameter(torch.randn(num_heads, hidden, width) * width**-0.5)
+        self.initial2 = nn.Parameter(torch.randn(num_heads, width, hidden) * hidden**-0.5)
+
+    def initial_state(self, batch: int) -> MemoryState:
+        """The learned initial weights, no momentum, position 0."""
+        weight1 = self.initial1[None].expand(batch, -1, -1, -1)
+        weight2 = self.initial2[None].expand(batch, -1, -1, -1)
+        zeros1, zeros2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
+        return MemoryState(weight1, weight2, weight1, weight2, zeros1, zeros2, (None, None, None))
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Write and read the whole sequence from the initial state; returns y (batch, seq, d_model)."""
+        state = self.initial_state(x_BSD.shape[0])
+        query, key, value, gates, _ = self._project(x_BSD, state.tails)
+        weights = (state.weight1, state.weight2)
+        momenta = (state.momentum1, state.momentum2)
+        reads = []
+        for start in range(0, x_BSD.shape[1], self.chunk):
+            part = slice(start, start + self.chunk)
+            chunk_gates = (gates[0][:, :, part], gates[1][:, :, part], gates[2][:, :, part])
+            read, weights, momenta = _read_chunk(
+                query[:, :, part], key[:, :, part], value[:, :, part], chunk_gates, weights, momenta
+            )
+            reads.append(read)
+        return join_heads(torch.cat(reads, dim=2))
+
+    def step(self, x_B1D: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """Write and read one token; equals the parallel forward at that position up to rounding."""
+        query, key, value, (eta, theta, alpha), tails = self._project(x_B1D, state.tails)
+        hidden, slope = _silu_with_slope(key @ state.chunk1.transpose(-1, -2))
+        error = (2.0 / value.shape[-1]) * (hidden @ state.chunk2.transpose(-1, -2) - value)  # eq. 12
+        back = (error @ state.chunk2) * slope
+        eta, theta, alpha = eta[..., None], theta[..., None], alpha[..., None]
+        momentum1 = eta * state.momentum1 - theta * back.transpose(-1, -2) @ key  # eq. 14
+        momentum2 = eta * state.momentum2 - theta * error.transpose(-1, -2) @ hidden
+        weight1 = (1 - alpha) * state.weight1 + momentum1  # eq. 13
+        weight2 = (1 - alpha) * state.weight2 + momentum2
+        read = F.silu(query @ weight1.transpose(-1, -2)) @ weight2.transpose(-1, -2)  # eq. 15
+        at_end = (state.position + 1) % self.chunk == 0
+        chunk1, chunk2 = (weight1, weight2) if at_end else (state.chunk1, state.chunk2)
+        following = MemoryState(
+            chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1
+        )
+        return join_heads(read), following
+
+    def _project(
+        self, x_BSD: Tensor, tails: tuple[Tensor | None, Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        query, tail_q = self.query_conv(self.query(x_BSD), tails[0])
+        key, tail_k = self.key_conv(self.key(x_BSD), tails[1])
+        value, tail_v = self.value_conv(self.value(x_BSD), tails[2])
+        query, key, value = (split_heads(F.silu(t), self.num_heads) for t in (query, key, value))
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        eta, theta, alpha = self.gates(x_BSD).transpose(1, 2).sigmoid().chunk(3, dim=1)  # each (B, H, S)
+        return query, key, value, (eta, theta * self.max_lr, alpha), (tail_q, tail_k, tail_v)
+
+
+def _silu_with_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    sigmoid = z.sigmoid()
+    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+
+
+def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of `keep` over (i, t] as a lower-triangular (C, C) matrix, and over [0, t] as a vector (C)."""
+    total = log_keep_BHC.cumsum(-1)
+    between = total[..., :, None] - total[..., None, :]
+    lower = torch.ones(between.shape[-2:], dtype=torch.bool, device=between.device).tril()
+    return between.masked_fill(~lower, float("-inf")).exp(), total.exp()
+
+
+def _read_chunk(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gates: tuple[Tensor, Tensor, Tensor],
+    weights: tuple[Tensor, Tensor],
+    momenta: tuple[Tensor, Tensor],
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """One chunk in closed form.
+
+    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13 and
+    14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta).
+
+    `query`, `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the reads and the weights and momenta after the chunk.
+    """
+    weight1, weight2 = weights
+    momentum1, momentum2 = momenta
+    eta, theta, alpha = gates
+    hidden, slope = _silu_with_slope(key @ weight1.transpose(-1, -2))
+    error = (2.0 / value.shape[-1]) * (hidden @ weight2.transpose(-1, -2) - value)  # d loss / d prediction
+    back = (error @ weight2) * slope  # d loss / d (W1 k)
+    keep_CC, beta = _decay(torch.log1p(-alpha))
+    carry_CC, carry = _decay(eta.clamp_min(1e-30).log())
+    gamma = (keep_CC @ carry[..., None]).squeeze(-1)
+    momentum_coefficients = -carry_CC * theta[..., None, :]
+    coefficients = keep_CC @ momentum_coefficients
+
+    def apply(x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
+        """M_t x_t for one layer whose gradient at token i is grads_i inputs_i^T."""
+        local = ((x @ inputs.transpose(-1, -2)) * coefficients) @ grads
+        return beta[..., None] * (x @ weight.transpose(-1, -2)) + gamma[..., None] * (x @ momentum.transpose(-1, -2)) + local
+
+    read = apply(
+        F.silu(apply(query, weight1, momentum1, key, back)), weight2, momentum2, hidden, error
+    )
+
+    def advance(weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        last = (coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs
+        last_momentum = (momentum_coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs
+        new_weight = beta[..., -1, None, None] * weight + gamma[..., -1, None, None] * momentum + last
+        return new_weight, carry[..., -1, None, None] * momentum + last_momentum
+
+    weight1, momentum1 = advance(weight1, momentum1, key, back)
+    weight2, momentum2 = advance(weight2, momentum2, hidden, error)
+    return read, (weight1, weight2), (momentum1, momentum2)

@@ -1,0 +1,1 @@
+"""MuGrokfast: Grokfast's gradient filter, then Muon for hidden matrices and AdamW for everything else."""

@@ -1,0 +1,170 @@
+"""Presets: the same code at three sizes. Every value is a default that a run may change.
+
+`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes about an hour there and is where ablations are run;
+`forge_25m` is the 25 M parameter model and wants a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel
+
+from training_core.cognate.training import TrunkConfig, VariantConfig
+from training_core.compression.training import CompressionConfig
+from training_core.data.documents import CorpusConfig
+from training_core.data.packing import PackingConfig
+from training_core.data.tasks import TaskBankConfig
+from training_core.data.tokenizer import TokenizerConfig
+from training_core.evaluation.held_out import SuiteConfig
+from training_core.merging.evolution import EvolutionConfig
+from training_core.quantization.training import TernaryConfig
+
+Profile = Literal["nano", "mini", "forge_25m"]
+PROFILES: tuple[str, ...] = get_args(Profile)
+
+CONFIGS: dict[str, type[BaseModel]] = {
+    "corpus": CorpusConfig,
+    "tokenizer": TokenizerConfig,
+    "tokens": PackingConfig,
+    "task_bank": TaskBankConfig,
+    "evaluation_suite": SuiteConfig,
+    "trunk": TrunkConfig,
+    "cognate_reasoning": VariantConfig,
+    "cognate_memory": VariantConfig,
+    "cognate_speed": VariantConfig,
+    "merged_model": EvolutionConfig,
+    "ternary_model": TernaryConfig,
+    "compressed_model": CompressionConfig,
+}
+
+REASONING = {"text_share": 0.6, "arithmetic_share": 0.2, "logic_share": 0.15, "needle_share": 0.05}
+MEMORY = {"text_share": 0.7, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.3}
+SPEED = {"text_share": 1.0, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.0}
+
+
+def preset(profile: str, asset: str) -> BaseModel:
+    """The configuration of `asset` at `profile`.
+
+    Raises:
+        ValueError: for a profile or an asset that does not exist.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    if asset not in CONFIGS:
+        raise ValueError(f"asset must be one of {', '.join(CONFIGS)}, got {asset!r}")
+    values = {"nano": nano, "mini": mini, "forge_25m": forge_25m}[profile]()
+    return CONFIGS[asset].model_validate(values.get(asset, {}))
+
+
+def nano() -> dict[str, dict[str, Any]]:
+    """About 1 M parameters; the field defaults are this profile's values where nothing is named."""
+    short = {"batch_size": 8, "seq_len": 256, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+    return {
+        "trunk": {"steps": 320, "batch_size": 8, "seq_len": 256, "max_seq_len": 512},
+        "cognate_reasoning": short
+        | REASONING
+        | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+        "cognate_memory": short
+        | MEMORY
+        | {"steps": 40, "batch_size": 4, "seq_len": 512, "muon_lr": 0.01, "adamw_lr": 0.002, "memory_max_lr": 2.0},
+        "cognate_speed": short | SPEED | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002},
+        "merged_model": {"generations": 3},
+        "ternary_model": short | {"steps": 80, "muon_lr": 0.01, "adamw_lr": 0.002},
+        "compressed_model": {"steps": 300, "batch_size": 8, "seq_len": 256, "grokfast_lambda": 0.0},
+    }
+
+
+def mini() -> dict[str, dict[str, Any]]:
+    """About 5 M parameters."""
+    short = {"batch_size": 16, "seq_len": 512, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
+    return {
+        "tokenizer": {"vocab_size": 4096},
+        "task_bank": {"train_per_family": 10_000, "held_out_per_family": 300, "needle_max_statements": 12},
+        "evaluation_suite": {"test_tokens": 80_000, "validation_tokens": 30_000, "window": 512, "tasks_per_family": 150},
+        "trunk": {
+            "d_model": 256,
+            "num_layers": 6,
+            "num_heads": 4,
+            "d_ff": 640,
+            "window": 128,
+            "max_seq_len": 1024,
+            "memory_layers": [1, 3],
+            "memory_heads": 4,
+            "memory_rank": 64,
+            "num_persistent": 8,
+            "steps": 900,
+            "batch_size": 16,
+            "seq_len": 512,
+        },
+        "cognate_reasoning": short
+        | REASONING
+        | gentle
+        | {"steps": 60, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+        "cognate_memory": short | MEMORY | gentle | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 2.0},
+        "cognate_speed": short | SPEED | gentle | {"steps": 80},
+        "merged_model": {"generations": 10},
+        "ternary_model": short | gentle | {"steps": 150},
+        "compressed_model": {
+            "student_d_model": 160,
+            "student_num_heads": 5,
+            "student_d_ff": 320,
+            "student_embedding_rank": 64,
+            "student_window": 128,
+            "steps": 900,
+            "batch_size": 16,
+            "seq_len": 512,
+            "grokfast_lambda": 0.0,
+        },
+    }
+
+
+def forge_25m() -> dict[str, dict[str, Any]]:
+    """25.0 M parameters, 100 MB in fp32; the compressed file's budget is 0.4 MB."""
+    short = {"batch_size": 32, "seq_len": 1024, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
+    return {
+        "tokenizer": {"vocab_size": 6144},
+        "task_bank": {"train_per_family": 50_000, "held_out_per_family": 500, "needle_max_statements": 16},
+        "evaluation_suite": {"test_tokens": 200_000, "validation_tokens": 60_000, "window": 1024, "tasks_per_family": 300},
+        "trunk": {
+            "d_model": 512,
+            "num_layers": 8,
+            "num_heads": 8,
+            "d_ff": 1024,
+            "window": 256,
+            "max_seq_len": 2048,
+            "memory_layers": [1, 4],
+            "memory_heads": 8,
+            "memory_rank": 64,
+            "num_persistent": 16,
+            "steps": 5000,
+            "batch_size": 64,
+            "seq_len": 1024,
+        },
+        "cognate_reasoning": short
+        | REASONING
+        | gentle
+        | {"steps": 500, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+        "cognate_memory": short
+        | MEMORY
+        | gentle
+        | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 2.0},
+        "cognate_speed": short | SPEED | gentle | {"steps": 500},
+        "merged_model": {"generations": 50},
+        "ternary_model": short | gentle | {"steps": 1500},
+        "compressed_model": {
+            "student_d_model": 288,
+            "student_num_heads": 9,
+            "student_d_ff": 768,
+            "student_blocks": 2,
+            "student_loops": 4,
+            "student_embedding_rank": 72,
+            "student_window": 256,
+            "steps": 8000,
+            "batch_size": 64,
+            "seq_len": 1024,
+            "grokfast_lambda": 0.0,
+        },
+    }

@@ -1,0 +1,204 @@
+"""The one training loop. A phase brings a model, an objective and a source of batches; the loop does the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from training_core.bundle import canonical_json
+from training_core.models.cognate import Carry
+from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
+from training_core.optim.schedules import warmup_stable_decay
+from training_core.training.checkpoint import load_checkpoint, save_checkpoint
+from training_core.training.device import Precision, autocast, best_device
+from training_core.training.reporting import Figure, Reporter
+
+REPORT_EVERY = 10
+
+
+class TrainingConfig(OptimizerConfig):
+    """Length, batch and schedule of a training run, and its optimizer."""
+
+    steps: int = Field(300, ge=1, description="Batches; each gives num_supervision optimizer steps")
+    batch_size: int = Field(8, ge=1, description="Sequences in a batch")
+    seq_len: int = Field(256, ge=2, description="Tokens in a training sequence")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="Share of the steps with rising learning rate")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the steps with falling learning rate")
+    precision: Precision = Field("auto", description="auto: bfloat16 autocast on GPUs that have it, else float32")
+    checkpoint_interval_s: float = Field(20.0, ge=0, description="Seconds between resume points")
+    seed: int = Field(1337, ge=0, description="Seed of initialisation and batches")
+
+
+class TrainingDivergedError(ValueError):
+    """The loss or a gradient is not finite any more."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What an objective computes for one optimizer step: a scalar loss, the logits (batch, seq, vocab) it was computed
+    from, the carry into the next step, scalars to report."""
+
+    loss: Tensor
+    logits: Tensor
+    carry: Carry | None
+    metrics: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """Loss of `model` on a batch of tokens (batch, seq + 1); `generator` is seeded for this batch."""
+
+    def __call__(
+        self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
+    ) -> StepResult:
+        """Compute the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """Measured course of a run: smoothed last loss in nats per token, optimizer steps, tokens, wall-clock seconds."""
+
+    final_loss: float
+    optimizer_steps: int
+    tokens: int
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """As flat metrics of a bundle."""
+        return {
+            "train_loss": self.final_loss,
+            "train_optimizer_steps": self.optimizer_steps,
+            "train_tokens": self.tokens,
+            "train_seconds": self.seconds,
+        }
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random source of one training step: a function of seed and step alone."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: Callable[[torch.Generator], Tensor],
+    config: TrainingConfig,
+    reporter: Reporter,
+    *,
+    checkpoint: Path | None = None,
+    label: str = "training",
+    optimizer_steps_per_batch: int = 1,
+    identity: str = "",
+) -> TrainingResult:
+    """Train `model` in place.
+
+    `batches` draws a batch (batch, seq_len + 1) from a generator. With `checkpoint` a folder, the run leaves a resume
+    point every `checkpoint_interval_s` seconds and continues from one with the same configuration and `identity`
+    (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are bit for
+    bit those of an undisturbed one.
+
+    Raises:
+        TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
+    """
+    device = best_device()
+    model.to(device).train()
+    optimizer = MuGrokfast(model, config)
+    fingerprint = _fingerprint(model, config, identity, optimizer_steps_per_batch)
+    path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
+    course = _restore(path, fingerprint, model, optimizer)
+    started = last_saved = time.monotonic()
+    for step in range(course.step, config.steps):
+        generator = step_generator(config.seed, step)
+        batch = batches(generator).to(device)
+        factor = warmup_stable_decay(step, config.steps, config.warmup_fraction, config.decay_fraction)
+        carry: Carry | None = None
+        for _ in range(optimizer_steps_per_batch):
+            with autocast(device, config.precision):
+                result = objective(model, batch, carry, generator)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            norm = optimizer.step(factor)
+            carry = result.carry
+        loss = float(result.loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDivergedError(
+                f"{label}: loss {loss} and gradient norm {norm} at step {step} of {config.steps}; lower muon_lr "
+                f"(now {config.muon_lr:g}) and adamw_lr (now {config.adamw_lr:g}) or raise warmup_fraction"
+            )
+        course.observe(step, loss, norm, {k: float(v) for k, v in result.metrics.items()})
+        reporter.progress(step + 1, config.steps, label)
+        if step % REPORT_EVERY == 0 or step + 1 == config.steps:
+            reporter.metrics(step, {f"{label}/{k}": v for k, v in course.latest.items()} | {f"{label}/lr_factor": factor})
+        now = time.monotonic()
+        if path is not None and now - last_saved >= config.checkpoint_interval_s and step + 1 < config.steps:
+            course.seconds_before += now - started
+            started = last_saved = now
+            _save(path, fingerprint, model, optimizer, course)
+    seconds = course.seconds_before + time.monotonic() - started
+    reporter.figure(label, course.figure(label))
+    model.eval()
+    tokens = config.steps * config.batch_size * config.seq_len
+    return TrainingResult(course.smoothed, config.steps * optimizer_steps_per_batch, tokens, seconds)
+
+
+@dataclass(slots=True)
+class _Course:
+    """The part of a run's state that is not tensors."""
+
+    step: int
+    smoothed: float
+    seconds_before: float
+    curve: list[list[float]]
+    latest: dict[str, float]
+
+    def observe(self, step: int, loss: float, norm: float, metrics: dict[str, float]) -> None:
+        self.step = step + 1
+        self.smoothed = loss if step == 0 else 0.95 * self.smoothed + 0.05 * loss
+        self.latest = {"loss": loss, "gradient_norm": norm, **metrics}
+        if step % REPORT_EVERY == 0:
+            self.curve.append([step, loss, self.smoothed])
+
+    def figure(self, label: str) -> Figure:
+        steps = [c[0] for c in self.curve]
+        series = {"loss": (steps, [c[1] for c in self.curve]), "smoothed": (steps, [c[2] for c in self.curve])}
+        return Figure(f"Loss: {label}", "step", "nats per token", series)
+
+
+def _fingerprint(model: nn.Module, config: TrainingConfig, identity: str, repeats: int) -> str:
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    hashed = config.model_dump(exclude={"checkpoint_interval_s"})
+    return hashlib.sha256(canonical_json([shapes, hashed, identity, repeats])).hexdigest()
+
+
+def _restore(path: Path | None, fingerprint: str, model: nn.Module, optimizer: MuGrokfast) -> _Course:
+    found = None if path is None else load_checkpoint(path, fingerprint)
+    if found is None:
+        return _Course(0, 0.0, 0.0, [], {})
+    tensors, state = found
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    optimizer.load_state({k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")})
+    course = dict(state)
+    course.pop("fingerprint")
+    return _Course(**course)  # type: ignore[arg-type]
+
+
+def _save(path: Path, fingerprint: str, model: nn.Module, optimizer: MuGrokfast, course: _Course) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"optim.{k}": v for k, v in optimizer.state().items()}
+    state = {
+        "fingerprint": fingerprint,
+        "step": course.step,
+        "smoothed": course.smoothed,
+        "seconds_before": course.seconds_before,
+        "curve": course.curve,
+        "latest": course.latest,
+    }
+    save_checkpoint(path, tensors, state)
