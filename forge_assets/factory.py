@@ -311,7 +311,7 @@ def _run_data(
         digest = digest_folder(staged)
         folder = store.commit(name, staged, digest, "data")
     metadata: dict[str, Any] = {
-        **described,
+        **{name: float(v) if isinstance(v, float) else v for name, v in described.items()},  # not NumPy's
         "digest": digest,
         "path": dg.MetadataValue.path(str(folder)),
         "bytes_on_disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),

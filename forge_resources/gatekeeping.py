@@ -69,7 +69,7 @@ def _closed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, storage_id: i
 def completed_verdict(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, storage_id: int
 ) -> AssetCheckEvaluation | None:
-    """The newest completed verdict that `check` gave on the materialization with this `storage_id`, if any."""
+    """The newest completed verdict of `check` on the materialization with this `storage_id`, if any."""
     # Planned rows of runs that died before the check are newer than the verdict and must not hide it: ask for
     # completed rows only. `get_latest_asset_check_evaluation_record` would return the planned row.
     history = instance.event_log_storage.get_asset_check_execution_history(

@@ -162,9 +162,9 @@ class ModelStore(dg.ConfigurableResource[Any]):
     def checkpoint(self, asset: str, root_run_id: str, inputs: str = "") -> Path:
         """The folder that holds the training state of `asset` in the run `root_run_id` and its retries.
 
-        `inputs` identifies what the asset is made from (`forge_assets.launchpad.inputs_digest`). State that was
-        left by other code, another configuration or other parents is removed: to go on from it would give a
-        model that its lineage does not describe.
+        `inputs` identifies what the asset is made from (`forge_assets.launchpad.inputs_digest`). State left
+        by other code, another configuration or other parents is removed: to go on from it would give a model
+        that its lineage does not describe.
         """
         _require_name(asset)
         folder = self.path / ".checkpoints" / f"{root_run_id}-{asset}"

@@ -148,8 +148,13 @@ class ProgressReporter:
 
     @classmethod
     def requested(cls, asset: str) -> Self | None:
-        """A reporter when the command line asked for one (`FORGE_PROGRESS=1`)."""
-        return cls(asset) if os.environ.get("FORGE_PROGRESS") == "1" else None
+        """A reporter when the command line asked for one.
+
+        `FORGE_PROGRESS` is the number of the file descriptor to draw on: while a run executes, Dagster
+        captures what is written to the standard streams.
+        """
+        descriptor = os.environ.get("FORGE_PROGRESS", "")
+        return cls(asset, os.fdopen(os.dup(int(descriptor)), "w")) if descriptor.isdecimal() else None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """The bar shows progress only."""
@@ -178,15 +183,23 @@ class ProgressReporter:
 
         if self._bar is None:
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn("  [bold]{task.fields[asset]:<18}[/] {task.description:<12}"),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             )
-            self._bar = Progress(*columns, console=Console(file=self._stream), transient=True)
+            console = Console(file=self._stream)
+            self._bar = Progress(
+                *columns,
+                console=console,
+                transient=True,
+                expand=True,
+                redirect_stdout=False,  # what libraries print belongs to the captured streams
+                redirect_stderr=False,
+            )
             self._bar.start()
         if label not in self._tasks:
-            self._tasks[label] = self._bar.add_task(f"{self._asset}: {label}", total=total)
+            self._tasks[label] = self._bar.add_task(label, total=total, asset=self._asset)
         self._bar.update(self._tasks[label], completed=done, total=total)
 
 

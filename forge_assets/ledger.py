@@ -1,0 +1,201 @@
+"""The ledger: what was measured on every model that exists, and every verdict that was given on it.
+
+Numbers come from the `lineage.json` of the bundle that an asset's latest materialization names; verdicts come
+from Dagster's record of the checks. What was not measured or not judged is absent or says so.
+"""
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from forge_assets.freshness import Forge
+from forge_assets.launchpad import selected_profile
+from forge_resources.gatekeeping import completed_verdict, latest_materialization
+from training_core.bundle import Bundle, Lineage
+from training_core.gates import Gate
+
+ARTIFACT = "compressed"  # the kind of bundle whose payload ships
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model as it lies in the store. `outdated` names the parents that were made again after it."""
+
+    lineage: Lineage
+    folder: Path
+    figures: Mapping[str, bytes]
+    outdated: tuple[str, ...] = ()
+
+    def metric(self, name: str) -> float | None:
+        """The measured metric, or None; a number that is not finite was not measured."""
+        value = self.lineage.metrics.get(name)
+        return value if value is not None and math.isfinite(value) else None
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of a metric, or None when it was not measured."""
+        low, high = self.metric(f"{name}_low"), self.metric(f"{name}_high")
+        return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A gate or claim and its verdict. `passed` is None when the current version was not judged."""
+
+    gate: Gate
+    value: float | None
+    threshold: float
+    passed: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRow:
+    """The file that ships."""
+
+    path: Path
+    size_bytes: int
+    bits_per_parameter: float | None
+    retention: float | None
+    retention_ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Everything that was measured. `missing`: the models that do not exist or cannot be read, and why."""
+
+    profile: str
+    models: tuple[ModelRow, ...]
+    gates: tuple[GateRow, ...]
+    artifact: ArtifactRow | None
+    missing: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The ledger as plain values."""
+        return {
+            "profile": self.profile,
+            "models": [_model_json(row) for row in self.models],
+            "gates": [
+                {
+                    "asset": row.gate.asset,
+                    "gate": row.gate.name,
+                    "value": row.value,
+                    "threshold": row.threshold,
+                    "passed": row.passed,
+                    "evidence": row.gate.evidence,
+                    "blocking": row.gate.blocking,
+                }
+                for row in self.gates
+            ],
+            "artifact": None
+            if self.artifact is None
+            else {
+                "path": str(self.artifact.path),
+                "bytes": self.artifact.size_bytes,
+                "bits_per_parameter": self.artifact.bits_per_parameter,
+                "retention": self.artifact.retention,
+                "retention_ci95": _pair(self.artifact.retention_ci95),
+            },
+        }
+
+
+def collect(forge: Forge) -> Ledger:
+    """Read the ledger of the profile that was made last (without any model: of the selected profile)."""
+    opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
+    missing: dict[str, str] = {}
+    for asset in forge.assets():
+        if not forge.checks_of(asset):
+            continue
+        record = latest_materialization(forge.instance, dg.AssetKey(asset))
+        if record is None:
+            missing[asset] = "not made yet"
+            continue
+        try:
+            bundle = forge.store.open_materialized(asset, record)
+            opened[asset] = (record, bundle, bundle.lineage())
+        except ValueError as error:
+            missing[asset] = str(error)
+    newest = max(opened.values(), key=lambda entry: entry[0].storage_id, default=None)
+    profile = selected_profile() if newest is None else newest[2].profile
+    models: list[ModelRow] = []
+    gates: list[GateRow] = []
+    artifact: ArtifactRow | None = None
+    for asset, (record, bundle, lineage) in opened.items():
+        if lineage.profile != profile:
+            missing[asset] = f"the latest one is of profile {lineage.profile}"
+            continue
+        current = {name: entry[2].digest for name, entry in opened.items()}
+        outdated = tuple(name for name, digest in lineage.parents.items() if current.get(name) != digest)
+        row = ModelRow(lineage, bundle.folder, _figures(record), outdated)
+        models.append(row)
+        gates += _gate_rows(forge, record, lineage)
+        if bundle.kind == ARTIFACT:
+            artifact = _artifact(row, bundle)
+    return Ledger(profile, tuple(models), tuple(gates), artifact, missing)
+
+
+def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
+    """Each gate with the verdict and the threshold that Dagster recorded for this version."""
+    verdicts: dict[str, tuple[bool, float]] = {}
+    for check in forge.checks_of(lineage.asset):
+        evaluation = completed_verdict(forge.instance, check, record.storage_id)
+        table = evaluation.metadata.get("verdicts") if evaluation is not None else None
+        if evaluation is None or not isinstance(table, dg.TableMetadataValue):
+            continue
+        for entry in table.records:
+            name = str(entry.data["gate"])
+            threshold = evaluation.metadata[f"threshold/{name}"].value
+            verdicts[name] = (bool(entry.data["passed"]), float(threshold))  # type: ignore[arg-type]
+    rows = []
+    for gate in forge.rows(lineage.asset, lineage.profile):
+        passed, threshold = verdicts.get(gate.name, (None, gate.threshold))
+        value = lineage.metrics.get(gate.metric)
+        finite = value if value is not None and math.isfinite(value) else None
+        rows.append(GateRow(gate, finite, threshold, passed))
+    return rows
+
+
+def _artifact(row: ModelRow, bundle: Bundle) -> ArtifactRow:
+    return ArtifactRow(
+        bundle.payload(),
+        bundle.model_bytes(),
+        row.metric("bits_per_parameter"),
+        row.metric("retention_to_best_parent"),
+        row.interval("retention_to_best_parent"),
+    )
+
+
+def _figures(record: dg.EventLogRecord) -> dict[str, bytes]:
+    """The figures that the phase reported, as PNG, without the curves of single metrics."""
+    materialization = record.asset_materialization
+    figures: dict[str, bytes] = {}
+    for name, value in (materialization.metadata if materialization is not None else {}).items():
+        label = name.removeprefix("plot/")
+        if label == name or "/" in label or not isinstance(value.value, str):
+            continue
+        if found := re.search(r"base64,([A-Za-z0-9+/=]+)", value.value):
+            figures[label] = base64.b64decode(found[1])
+    return figures
+
+
+def _model_json(row: ModelRow) -> dict[str, Any]:
+    return {
+        "asset": row.lineage.asset,
+        "phase": row.lineage.phase,
+        "digest": row.lineage.digest,
+        "params": row.metric("params"),
+        "bytes_on_disk": row.metric("bytes_on_disk"),
+        "bits_per_byte": row.metric("bits_per_byte"),
+        "next_token_accuracy": row.metric("next_token_accuracy"),
+        "ci95": _pair(row.interval("next_token_accuracy")),
+        "tasks": {family: dict(scores) for family, scores in row.lineage.tasks.items()},
+        "latency_ms_per_token": row.metric("latency_ms_per_token"),
+    }
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

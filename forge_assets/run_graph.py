@@ -1,0 +1,283 @@
+"""`forge run`: make what is stale and judge what was not judged; go on where a killed run stopped.
+
+The run is an ordinary Dagster run, executed in this process: it stands in the UI with its events, and the
+same guards and gates apply to it.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import dagster as dg
+import psutil
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.errors import DagsterAssetCheckFailedError
+from dagster._core.execution.api import create_execution_plan, execute_run_iterator
+from dagster._core.snap import snapshot_from_execution_plan
+from rich.console import Console
+from rich.markup import escape
+
+from forge_assets.freshness import Forge, Step, UserError
+from forge_assets.launchpad import selected_profile
+
+CANCELLED = "the run was cancelled"  # how the asset factory names an interrupt
+_ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_BLOCKED = f"{DagsterAssetCheckFailedError.__module__}.{DagsterAssetCheckFailedError.__name__}"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did. `problems` are the reasons for which something was not made or did not pass."""
+
+    run_id: str
+    made: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@contextmanager
+def terminal() -> Iterator[TextIO]:
+    """The real terminal while a run executes; what else is written to the standard streams goes to nowhere.
+
+    Dagster keeps a copy of the captured streams in its compute logs. `FORGE_PROGRESS` tells the progress bars
+    where the terminal is.
+    """
+    saved_out, saved_error = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.environ["FORGE_PROGRESS"] = str(saved_error)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        with os.fdopen(os.dup(saved_error), "w") as stream:
+            yield stream
+    finally:
+        os.environ.pop("FORGE_PROGRESS", None)
+        os.dup2(saved_out, 1)
+        os.dup2(saved_error, 2)
+        for descriptor in (saved_out, saved_error, nowhere):
+            os.close(descriptor)
+
+
+def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """End runs of `forge run` whose process is gone, and free their accelerator slots; their ids.
+
+    Raises:
+        UserError: when such a run is alive on this machine.
+    """
+    ended = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE, tags={"forge/host": socket.gethostname()})):
+        if _alive(run):
+            raise UserError(
+                f"run {run.run_id[:8]} of process {run.tags['forge/pid']} is still going: wait for it, or "
+                "stop it with Ctrl-C in its terminal"
+            )
+        instance.report_run_failed(run, "its process is gone")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended.append(run.run_id)
+    return ended
+
+
+def unfinished_run(forge: Forge, steps: Sequence[Step]) -> dg.DagsterRun | None:
+    """The newest run of the group that left training state, from the same inputs, of what is to be made."""
+    for step in steps:
+        if step.action != "make" or step.inputs is None:
+            continue
+        for root in forge.store.unfinished(step.asset, step.inputs):
+            if (original := forge.instance.get_run_by_id(root)) is None:
+                continue
+            group = forge.instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root}), limit=1)
+            newest = group[0] if group else original
+            if newest.is_finished:
+                return newest
+    return None
+
+
+def execute(
+    forge: Forge, steps: Sequence[Step], overrides: Mapping[str, Mapping[str, Any]], console: Console
+) -> Outcome:
+    """Make and judge what `steps` say, printing a line for each asset and verdict.
+
+    On the terminal stands one line for each asset; Dagster's events go to the instance alone.
+    """
+    making = [step.asset for step in steps if step.action == "make"]
+    judging = [step.asset for step in steps if step.action == "judge"]
+    earlier = unfinished_run(forge, steps)
+    if earlier is not None:
+        console.print(f"Going on from the checkpoint of run {earlier.run_id[:8]}.")
+    run = _create_run(forge, making, judging, overrides, earlier)
+    outcome = Outcome(run.run_id)
+    progress = _Progress(console, outcome)
+    events = execute_run_iterator(InMemoryJob(forge.job()), run, forge.instance)
+    try:
+        for event in events:
+            progress.observe(event)
+            if outcome.interrupted:
+                break
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    if outcome.interrupted:
+        _end_cancelled(forge.instance, run.run_id)
+    else:
+        progress.missing(making)
+    return outcome
+
+
+def _create_run(
+    forge: Forge,
+    making: Sequence[str],
+    judging: Sequence[str],
+    overrides: Mapping[str, Mapping[str, Any]],
+    earlier: dg.DagsterRun | None,
+) -> dg.DagsterRun:
+    assets = frozenset(dg.AssetKey(name) for name in making)
+    checks = frozenset(check for name in (*making, *judging) for check in forge.checks_of(name))
+    job = forge.job().get_subset(asset_selection=assets, asset_check_selection=checks)
+    ops = {name: {"config": dict(overrides[name])} for name in making if name in overrides}
+    run_config = {"ops": ops, **_QUIET}
+    snapshot = job.get_job_snapshot_id()
+    execution_plan = create_execution_plan(job, run_config=run_config, instance_ref=forge.instance.get_ref())
+    process = psutil.Process()
+    tags = {
+        "forge/profile": selected_profile(),
+        "forge/host": socket.gethostname(),
+        "forge/pid": str(process.pid),
+        "forge/process_started": f"{process.create_time():.2f}",
+    }
+    root = None
+    if earlier is not None:
+        root = earlier.root_run_id or earlier.run_id
+        tags |= {"dagster/root_run_id": root, "dagster/parent_run_id": earlier.run_id}
+    return forge.instance.create_run(
+        job_name=job.name,
+        run_id=None,
+        run_config=run_config,
+        status=None,
+        tags=tags,
+        root_run_id=root,
+        parent_run_id=None if earlier is None else earlier.run_id,
+        step_keys_to_execute=execution_plan.step_keys_to_execute,
+        execution_plan_snapshot=snapshot_from_execution_plan(execution_plan, snapshot),
+        job_snapshot=job.get_job_snapshot(),
+        parent_job_snapshot=job.get_parent_job_snapshot(),
+        asset_selection=assets,
+        asset_check_selection=checks,
+        resolved_op_selection=None,
+        op_selection=None,
+        remote_job_origin=None,
+        job_code_origin=None,
+        asset_graph=job.asset_layer.asset_graph,
+    )
+
+
+def _alive(run: dg.DagsterRun) -> bool:
+    try:
+        process = psutil.Process(int(run.tags["forge/pid"]))
+        same = abs(process.create_time() - float(run.tags["forge/process_started"])) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_cancelled(instance: dg.DagsterInstance, run_id: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_canceled(run, "interrupted in the terminal")
+    instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+class _Progress:
+    """Turns a run's events into lines on the terminal and into its outcome."""
+
+    def __init__(self, console: Console, outcome: Outcome) -> None:
+        self._console = console
+        self._outcome = outcome
+        self._started: dict[str, float] = {}
+        self._failed: set[str] = set()
+
+    def observe(self, event: dg.DagsterEvent) -> None:
+        """Take one event."""
+        step, kind = event.step_key or "", event.event_type_value
+        if kind == "STEP_START":
+            self._started[step] = time.monotonic()
+        elif kind == "ASSET_MATERIALIZATION" and event.asset_key is not None:
+            self._made(event)
+        elif kind == "ASSET_CHECK_EVALUATION":
+            self._judged(event.asset_check_evaluation_data)
+        elif kind == "STEP_UP_FOR_RETRY":
+            error = event.step_retry_data.error
+            self._console.print(
+                f"  [yellow]![/] {step:<18} crashed ({escape(_cause(error))}); trying once more"
+            )
+        elif kind == "STEP_FAILURE":
+            self._failure(step, event)
+        elif kind == "PIPELINE_FAILURE" and not self._failed and not self._outcome.problems:
+            data = event.job_failure_data
+            if data.failure_reason is not None and data.failure_reason.value == "UNEXPECTED_TERMINATION":
+                self._outcome.interrupted = True
+            else:
+                reason = _cause(data.error) if data.error is not None else event.message or "the run failed"
+                self._problem("run", reason)
+
+    def missing(self, making: Sequence[str]) -> None:
+        """Say what was not reached because something above it failed."""
+        left = [asset for asset in making if asset not in self._outcome.made and asset not in self._failed]
+        if left:
+            self._console.print(f"  [dim]-  not made: {', '.join(left)}[/]", soft_wrap=True)
+
+    def _made(self, event: dg.DagsterEvent) -> None:
+        asset = event.asset_key.to_user_string() if event.asset_key is not None else ""
+        self._outcome.made.append(asset)
+        elapsed = time.monotonic() - self._started.get(event.step_key or "", time.monotonic())
+        metadata = event.materialization.metadata
+        numbers = [
+            text.format(float(metadata[name].value))  # type: ignore[arg-type]
+            for name, text in (
+                ("params", "{:,.0f} parameters"),
+                ("bits_per_byte", "{:.4f} bits per byte"),
+                ("bytes_on_disk", "{:,.0f} bytes"),
+            )
+            if name in metadata
+        ]
+        self._console.print(f"  [green]✓[/] {asset:<18} [dim]{_clock(elapsed):>7}[/]  {', '.join(numbers)}")
+
+    def _judged(self, evaluation: Any) -> None:
+        name = evaluation.asset_key.to_user_string()
+        what = "gate" if evaluation.severity == dg.AssetCheckSeverity.ERROR else "claims"
+        if evaluation.passed:
+            self._console.print(f"    [green]{name}: {what} passed[/]")
+            return
+        reason = evaluation.description or "no reason given"
+        if what == "gate":
+            self._outcome.problems.append(f"the gate of {name} is closed: {reason}")
+        self._console.print(f"    [red]{name}: {what} FAILED[/]  {escape(reason)}", soft_wrap=True)
+
+    def _failure(self, step: str, event: dg.DagsterEvent) -> None:
+        data = event.step_failure_data
+        described = data.user_failure_data.description if data.user_failure_data else None
+        if described == CANCELLED:
+            self._outcome.interrupted = True
+            return
+        self._failed.add(step)
+        reason = described or _cause(data.error)
+        if not reason.startswith(_BLOCKED):  # that verdict was already printed
+            self._problem(step, reason)
+
+    def _problem(self, step: str, reason: str) -> None:
+        self._outcome.problems.append(f"{step}: {reason}")
+        self._console.print(f"  [red]✗[/] {step:<18} {escape(reason)}", soft_wrap=True)
+
+
+def _cause(error: Any) -> str:
+    """The innermost exception, without its traceback."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return "no reason given" if error is None else str(error.message).strip().splitlines()[0]
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

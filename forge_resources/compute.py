@@ -1,0 +1,134 @@
+"""What this machine has, from cores to a container engine, and which profiles will run on it."""
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+GIB = 1 << 30
+PACKAGES = ("agent-forge", "torch", "dagster", "mlflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as measured now. Sizes are in bytes; `gpu_bytes` is 0 and `gpu` empty without a GPU."""
+
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+    gpu: str
+    gpu_bytes: int
+    disk_free_bytes: int
+    home: Path
+    engine: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a profile asks for: memory for a run at its peak, and room for its models."""
+
+    profile: str
+    memory_bytes: int
+    gpu_bytes: int
+    disk_bytes: int
+    time: str
+
+
+# nano and mini: peak resident memory of a run on two cores, rounded up generously; forge_25m: README's 6 GB.
+REQUIREMENTS = (
+    Requirement("nano", 2 * GIB, 0, 1 * GIB, "about a quarter of an hour on 2 cores"),
+    Requirement("mini", 6 * GIB, 0, 2 * GIB, "an hour or two on 2 cores"),
+    Requirement("forge_25m", 8 * GIB, 6 * 10**9, 10 * GIB, "hours on one GPU"),
+)
+
+
+def inspect_machine(home: Path) -> Machine:
+    """Measure this machine; `home` is where models would be kept and need not exist."""
+    memory = psutil.virtual_memory()
+    gpu, gpu_bytes = _gpu()
+    return Machine(
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        gpu=gpu,
+        gpu_bytes=gpu_bytes,
+        disk_free_bytes=shutil.disk_usage(_existing(home)).free,
+        home=home,
+        engine=container_engine(engine_sockets()),
+        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    )
+
+
+def obstacles(machine: Machine, needs: Requirement) -> list[str]:
+    """Why a profile will not run here; empty when it will."""
+    found = []
+    if machine.memory_bytes < needs.memory_bytes:
+        found.append(f"{_gb(machine.memory_bytes)} of memory, {_gb(needs.memory_bytes)} wanted")
+    if machine.gpu_bytes < needs.gpu_bytes:
+        have = f"a GPU of {_gb(machine.gpu_bytes)}" if machine.gpu else "no GPU"
+        found.append(f"{have}, one of {_gb(needs.gpu_bytes)} wanted")
+    if machine.disk_free_bytes < needs.disk_bytes:
+        found.append(f"{_gb(machine.disk_free_bytes)} of free disk, {_gb(needs.disk_bytes)} wanted")
+    return found
+
+
+def engine_sockets() -> list[str]:
+    """Where a container engine may listen: DOCKER_HOST, Docker's socket, Podman's, rootless and not."""
+    sockets = [os.environ["DOCKER_HOST"]] if os.environ.get("DOCKER_HOST") else []
+    paths = ["/var/run/docker.sock", "/run/podman/podman.sock"]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        paths[1:1] = [f"{runtime}/docker.sock", f"{runtime}/podman/podman.sock"]
+    return sockets + [f"unix://{path}" for path in paths if Path(path).exists()]
+
+
+def container_engine(sockets: Sequence[str]) -> str:
+    """Name, version and address of the first engine that answers; empty when none does."""
+    import docker
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    for address in sockets:
+        try:
+            client = docker.DockerClient(base_url=address, timeout=3)
+            try:
+                client.ping()
+                described = client.version()
+            finally:
+                client.close()
+        except (DockerException, RequestException, OSError, ValueError):
+            continue
+        platform_name = described.get("Platform", {}).get("Name") or "engine"
+        return f"{platform_name} {described.get('Version', '')} at {address}".strip()
+    return ""
+
+
+def _gpu() -> tuple[str, int]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "", 0
+    properties = torch.cuda.get_device_properties(0)
+    return str(properties.name), int(properties.total_memory)
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed (running from the source tree)" if package == "agent-forge" else "not installed"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,145 @@
+"""Merge, ternarise, compress and generate on small real models: what is on disk is what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.core.small_data import SHAPE, TRAINING
+from tokenizers import Tokenizer
+
+from training_core.bundle import write_bundle
+from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.compression.artifact import read_artifact, write_artifact
+from training_core.compression.container import ContainerError
+from training_core.compression.training import CompressionConfig, train_compressed
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.generation import generate, sample
+from training_core.loading import load_latents, load_model
+from training_core.merging.cognates import merge_cognates
+from training_core.merging.evolution import EvolutionConfig
+from training_core.models.cognate import Cognate, effective_weight
+from training_core.quantization.ternary import TernaryLinear
+from training_core.quantization.training import (
+    TernaryConfig,
+    packed_file,
+    settings_of,
+    ternary_document,
+    train_ternary,
+)
+from training_core.training.reporting import SilentReporter
+
+STUDENT = {
+    "student_d_model": 24, "student_num_heads": 2, "student_d_ff": 32, "student_embedding_rank": 12, "student_window": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(small_data: dict[str, Path]) -> TrainingData:
+    return TrainingData.open(small_data["tokens"], small_data["task_bank"])
+
+
+@pytest.fixture(scope="module")
+def trunk(data: TrainingData) -> Cognate:
+    return train_trunk(TrunkConfig(**SHAPE, **TRAINING, steps=40), data, SilentReporter())[0]  # type: ignore[arg-type]
+
+
+def test_merged_model_is_never_worse_than_the_best_parent(
+    small_data: dict[str, Path], data: TrainingData, trunk: Cognate, tmp_path: Path
+) -> None:
+    deep = VariantConfig(**TRAINING, steps=5, latent_steps=1, num_supervision=2, memory_max_lr=2.0)  # type: ignore[arg-type]
+    plain = VariantConfig(**TRAINING, steps=5, seed=7)  # type: ignore[arg-type]
+    parents = {
+        "a": specialise(trunk, "reasoning", deep, data, SilentReporter())[0],
+        "b": specialise(trunk, "speed", plain, data, SilentReporter())[0],
+    }
+    validation = open_suite(small_data["evaluation_suite"]).validation
+    config = EvolutionConfig(generations=1)
+    model, metrics = merge_cognates(trunk, parents, config, validation, 8, SilentReporter(), tmp_path)
+    assert metrics["bits_per_byte_over_best_parent"] <= 0
+    again = measure_windows(model, validation, 8).bits_per_byte()
+    assert again == pytest.approx(metrics["validation_bits_per_byte"], rel=1e-6), "settings travel with the weights"
+    best = min(measure_windows(p, validation, 8).bits_per_byte() for p in parents.values())
+    assert metrics["validation_bits_per_byte_best_parent"] == pytest.approx(best, rel=1e-9)
+
+
+def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk: Cognate, tmp_path: Path) -> None:
+    config = TernaryConfig(**TRAINING, steps=4)  # type: ignore[arg-type]
+    before = {n: t.clone() for n, t in trunk.state_dict().items()}
+    model, _ = train_ternary(trunk, config, data, SilentReporter())
+    assert all(torch.equal(t, before[n]) for n, t in trunk.state_dict().items()), "the parent is left as it was"
+    settings = settings_of(config)
+    bundle = write_bundle(
+        tmp_path / "t",
+        kind="ternary",
+        model_config=ternary_document(model, settings),
+        tensors=model.state_dict(),
+        tokenizer_json=data.tokenizer_json,
+        payload=packed_file(model, settings),
+    )
+    decoded, latents = load_model(bundle), load_latents(bundle)
+    tokens = torch.randint(0, 320, (2, 20))
+    with torch.no_grad():
+        expected = model.eval()(tokens).logits
+        assert torch.equal(decoded(tokens).logits, expected)
+        assert torch.equal(latents(tokens).logits, expected)
+    trained = {n: m for n, m in model.named_modules() if isinstance(m, TernaryLinear)}
+    assert len(trained) == 3 * 7 + 3 * 2, "every hidden matrix: attention and SwiGLU of 3 blocks, 3 factorised projections"
+    for name, module in trained.items():
+        weight = effective_weight(decoded.get_submodule(name))
+        assert torch.equal(weight, module.effective_weight())
+        assert weight.unique().numel() <= 3
+    matrices = sum(m.weight.numel() for m in trained.values())
+    rest = sum(p.numel() for p in model.parameters()) - matrices
+    assert bundle.model_bytes() < matrices / 5 + 2 * rest + 20_000
+
+
+def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
+    config = CompressionConfig(**TRAINING, **STUDENT, steps=6, student_loops=2)  # type: ignore[arg-type]
+    payload, student, _ = train_compressed(trunk, config, data, SilentReporter())
+    artifact = read_artifact(payload)
+    assert artifact.tokenizer_json == data.tokenizer_json or (
+        Tokenizer.from_str(artifact.tokenizer_json).get_vocab() == Tokenizer.from_str(data.tokenizer_json).get_vocab()
+    )
+    assert artifact.model.config == student.config
+    tokens = torch.randint(0, 320, (2, 20))
+    with torch.no_grad():
+        difference = (artifact.model(tokens).logits - student.eval()(tokens).logits).abs().max()
+    assert difference < 0.05, "matrices are exact; norms are rounded to 8 bits"
+    for name, module in student.named_modules():
+        if hasattr(module, "threshold"):
+            assert torch.equal(effective_weight(artifact.model.get_submodule(name)), module.effective_weight())
+    for cut in (0, 10, len(payload) // 2, len(payload) - 1):
+        with pytest.raises(ContainerError):
+            read_artifact(payload[:cut])
+    trained_halting = train_compressed(trunk, config, data, SilentReporter())[1]
+    with torch.no_grad():
+        trained_halting.halt_head.bias += 1
+    with pytest.raises(ValueError, match=r"halt_head.bias was trained"):
+        write_artifact(trained_halting, data.tokenizer_json, config.threshold, config.granularity)
+
+
+def test_generation_is_seeded_and_equals_argmax_at_zero_temperature(data: TrainingData, trunk: Cognate) -> None:
+    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    first = "".join(generate(trunk, tokenizer, "The river", max_tokens=12, seed=1))
+    assert first == "".join(generate(trunk, tokenizer, "The river", max_tokens=12, seed=1))
+    greedy = "".join(generate(trunk, tokenizer, "The river", max_tokens=5, temperature=0))
+    ids = [0, *tokenizer.encode("The river").ids]
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(trunk(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert greedy == tokenizer.decode(ids)[len("The river") :]
+    with pytest.raises(ValueError, match="top_p in"):
+        list(generate(trunk, tokenizer, "x", top_p=0))
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sample(logits, 1.0, 0.75, generator) for _ in range(600)]
+    assert set(drawn) == {0, 1}
+    assert abs(drawn.count(0) / 600 - 0.625) < 3 * (0.625 * 0.375 / 600) ** 0.5
+    assert sample(logits, 0, 1.0, generator) == 0

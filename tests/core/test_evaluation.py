@@ -1,0 +1,208 @@
+"""The suite's numbers against hand computation, and intervals with known coverage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.core.small_data import SHAPE
+
+from training_core.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.data.packing import TokenStream
+from training_core.data.tasks import Task
+from training_core.data.tokenizer import load_tokenizer
+from training_core.evaluation.baselines import counting_baselines
+from training_core.evaluation.held_out import cut_windows, open_suite
+from training_core.evaluation.intervals import rate, wilson
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.multiple_choice import score_tasks
+from training_core.evaluation.probes import causality_violations, non_finite_weights, streaming_error
+from training_core.evaluation.suite import compare_counts, measure_bundle
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.training.reporting import SilentReporter
+
+
+def model(**changes: object) -> Cognate:
+    torch.manual_seed(0)
+    return Cognate(CognateConfig(vocab_size=320, **(SHAPE | changes))).eval()  # type: ignore[arg-type]
+
+
+def stream_of(documents: list[list[int]], num_bytes: list[int]) -> TokenStream:
+    flat = np.array([t for d in documents for t in [0, *d]], np.uint16)
+    starts = np.cumsum([0] + [len(d) + 1 for d in documents[:-1]])
+    return TokenStream((flat,), starts.astype(np.int64), np.array(num_bytes, np.int64))
+
+
+def test_windows_cover_whole_documents_once() -> None:
+    stream = stream_of([[5, 6, 7], [8, 9], [10] * 50], [3, 2, 50])
+    windows = cut_windows(stream, 10, 4)
+    assert windows.num_documents == 2
+    assert windows.inputs.tolist() == [[0, 5, 6, 7], [0, 8, 0, 0]]
+    assert windows.targets.tolist() == [[5, 6, 7, 0], [8, 9, -1, -1]]
+    assert windows.documents.tolist() == [[0, 0, 0, 1], [1, 1, -1, -1]]
+    with pytest.raises(ValueError, match="no held-out document fits 3 tokens"):
+        cut_windows(stream, 3, 4)
+
+
+def test_bits_per_byte_by_hand() -> None:
+    windows = cut_windows(stream_of([[5, 6, 7], [8, 9]], [30, 20]), 100, 4)
+    net = model()
+    counts = measure_windows(net, windows, batch_size=1)
+    nats, right = [0.0, 0.0], [0, 0]
+    for inputs, targets, owners in zip(windows.inputs, windows.targets, windows.documents, strict=True):
+        log_p = net(inputs[None]).logits[0].log_softmax(-1).detach()
+        for t in range(4):
+            if targets[t] >= 0:
+                nats[int(owners[t])] -= float(log_p[t, targets[t]])
+                right[int(owners[t])] += int(log_p[t].argmax() == targets[t])
+    assert counts.nats.tolist() == pytest.approx(nats, rel=1e-5)
+    assert counts.correct.tolist() == right
+    assert counts.tokens.tolist() == [3, 3]
+    assert counts.bits_per_byte() == pytest.approx(sum(nats) / 50 / math.log(2), rel=1e-5)
+    assert measure_windows(net, windows, batch_size=7).bits_per_byte() == pytest.approx(counts.bits_per_byte(), rel=1e-6)
+
+
+def test_uniform_model_has_log2_vocabulary_bits_a_token() -> None:
+    net = model()
+    torch.nn.init.zeros_(net.embedding.weight)
+    windows = cut_windows(stream_of([[5, 6, 7]], [1]), 100, 4)
+    assert measure_windows(net, windows, 1).bits_per_byte() == pytest.approx(3 * math.log2(320), rel=1e-5)
+
+
+def test_suite_with_another_tokenizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        measure_windows(model(), cut_windows(stream_of([[5, 900]], [2]), 100, 4), 1)
+
+
+def test_counting_baselines_by_hand() -> None:
+    train = stream_of([[1, 2, 1, 2, 1, 3]], [6])
+    windows = cut_windows(stream_of([[1, 2, 3]], [3]), 100, 3)
+    nats = counting_baselines(train, windows, windows)
+    total, vocab = 7, 4
+    unigram = {1: (3 + 1) / (total + vocab), 2: (2 + 1) / (total + vocab), 3: (1 + 1) / (total + vocab)}
+    assert float(nats["unigram"][0]) == pytest.approx(-sum(math.log(unigram[t]) for t in (1, 2, 3)), rel=1e-12)
+    pair = {(0, 1): 1 / 1, (1, 2): 2 / 3, (2, 3): 0 / 2}
+    best = min(
+        -sum(math.log(w * pair[p] + (1 - w) * unigram[p[1]]) for p in pair) for w in [round(0.05 * k, 2) for k in range(1, 20)]
+    )
+    assert float(nats["bigram"][0]) == pytest.approx(best, rel=1e-12)
+
+
+def test_bootstrap_interval_covers_the_truth() -> None:
+    """95 % intervals of a known rate cover it in 95 % of 200 draws, within 3 sigma of a binomial."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(200):
+        tokens = torch.randint(20, 60, (80,), generator=generator).double()
+        p = 0.3 + 0.1 * torch.randn(80, generator=generator, dtype=torch.float64)
+        correct = torch.binomial(tokens, p.clamp(0, 1), generator=generator)
+        estimate = rate(correct, tokens)
+        covered += estimate.low <= 0.3 <= estimate.high
+    assert abs(covered / 200 - 0.95) < 3 * (0.95 * 0.05 / 200) ** 0.5
+
+
+def test_wilson_by_hand() -> None:
+    estimate = wilson(8, 10)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 10).low == 0.0
+    with pytest.raises(ValueError, match="at least one trial"):
+        wilson(0, 0)
+
+
+def test_paired_comparison_is_exact_for_equal_models_and_tight_for_shifted_ones() -> None:
+    torch.manual_seed(0)
+    nats = torch.rand(50, dtype=torch.float64) * 100 + 50
+    suite = torch.zeros(32, dtype=torch.uint8)
+    own = {"nats": nats * 1.02, "correct": nats, "suite": suite}
+    ratio = compare_counts(own, {"nats": nats, "correct": nats, "suite": suite})["bits_per_byte_ratio"]
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.02, 1.02, 1.02), rel=1e-9)
+    with pytest.raises(ValueError, match="different evaluation suites"):
+        compare_counts(own, {"nats": nats, "correct": nats, "suite": suite + 1})
+
+
+def test_multiple_choice_prefers_what_the_model_knows(small_data: dict[str, Path]) -> None:
+    """A model whose head always favours one digit picks the option made of it; chance is corrected for."""
+    tokenizer = load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    net = model()
+    favourite = tokenizer.encode(" 7").ids[-1]
+    with torch.no_grad():
+        net.embedding.weight.zero_()
+        net.core_norm.weight.zero_()
+    options = ("9", "7", "3", "5")  # each is a space and a digit to this tokenizer
+    tasks = [Task("arithmetic", "x", 0, "Question: ?\nAnswer:", "7", options, 1)] * 6
+    tied = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
+    assert tied.accuracy == 0.0  # all options tie, the first is taken, and it is wrong
+    assert tied.as_dict()["corrected"] == pytest.approx((0 - 0.25) / 0.75)
+    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:2], favourite), 320).float() * 9  # type: ignore[method-assign,assignment]
+    knows = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
+    assert (knows.accuracy, knows.chance, knows.as_dict()["corrected"]) == (1.0, 0.25, 1.0)
+
+
+def test_probes_find_what_they_look_for() -> None:
+    tokens = torch.randint(0, 320, (1, 24))
+    net = model()
+    assert causality_violations(net, tokens, (1, 12, 23)) == 0
+    assert streaming_error(net, tokens) < 1e-4
+    leak = net.prelude[0].attention.forward
+    net.prelude[0].attention.forward = lambda x, *a: (leak(x, *a)[0] + x.mean(1, keepdim=True), leak(x, *a)[1])  # type: ignore[method-assign,assignment]
+    assert causality_violations(net, tokens, (12,)) > 0
+    assert streaming_error(net, tokens) > 1e-3
+    assert non_finite_weights([torch.tensor([1.0, float("nan"), float("inf")]), torch.tensor([1])]) == 2
+
+
+def test_bundle_is_measured_as_it_lies_on_disk(small_data: dict[str, Path], tmp_path: Path) -> None:
+    suite = small_data["evaluation_suite"]
+    tokenizer_json = (small_data["tokens"] / "tokenizer.json").read_text()
+    net = model()
+    config = {"cognate": net.config.model_dump()}
+    parts = {"kind": "cognate", "model_config": config, "tensors": net.state_dict(), "tokenizer_json": tokenizer_json}
+    parent = write_bundle(tmp_path / "parent", **parts)  # type: ignore[arg-type]
+    measured = measure_bundle(parent, suite, {}, SilentReporter())
+    assert measured.metrics["params"] == sum(p.numel() for p in net.parameters())
+    assert measured.metrics["bytes_on_disk"] == (tmp_path / "parent" / "model.safetensors").stat().st_size
+    expected = measure_windows(net, open_suite(suite).test, 8)
+    assert measured.metrics["bits_per_byte"] == pytest.approx(expected.bits_per_byte(), rel=1e-9)
+    assert measured.metrics["bits_per_byte_low"] < measured.metrics["bits_per_byte"] < measured.metrics["bits_per_byte_high"]
+    assert measured.metrics["margin_below_baseline_high"] < 0, "a random model is worse than counting"
+    assert set(measured.tasks) == {"arithmetic", "logic", "needle"}
+    lineage = Lineage("trunk", 1, "nano", parent.digest(), "", "", {}, {}, measured.metrics)
+    write_measurements(parent, lineage, measured.counts)
+    child = write_bundle(tmp_path / "child", **parts)  # type: ignore[arg-type]
+    against = measure_bundle(child, suite, {"trunk": parent}, SilentReporter()).metrics
+    assert against["bits_per_byte_ratio_to_best_parent"] == pytest.approx(1.0, abs=1e-12)
+    assert against["retention_to_trunk_low"] == pytest.approx(1.0, abs=1e-12)
+    assert against["bits_per_parameter"] == 8 * against["bytes_on_disk"] / against["params"]
+    assert against["bytes_ratio"] == 4 * against["params"] / against["bytes_on_disk"]
+
+
+def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path: Path) -> None:
+    net = model()
+    bundle = write_bundle(
+        tmp_path / "b",
+        kind="cognate",
+        model_config={"cognate": net.config.model_dump()},
+        tensors=net.state_dict(),
+        tokenizer_json="{}",
+    )
+    digest = bundle.digest()
+    assert open_bundle(tmp_path / "b", expected_digest=digest).digest() == digest
+    weights = tmp_path / "b" / "model.safetensors"
+    content = weights.read_bytes()
+    for position in (20, len(content) // 2, len(content) - 1):
+        weights.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(BundleError):
+            open_bundle(tmp_path / "b", expected_digest=digest)
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match="damaged"):
+        open_bundle(tmp_path / "b").digest()
+    weights.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        open_bundle(tmp_path / "b").tensors()
+    (tmp_path / "b" / "config.json").write_text("{")
+    with pytest.raises(BundleError, match="not valid JSON"):
+        open_bundle(tmp_path / "b")
+    with pytest.raises(ValueError, match="bundle kind must be one of"):
+        write_bundle(tmp_path / "c", kind="pickle", model_config={}, tensors=None, tokenizer_json="")

@@ -1,0 +1,99 @@
+"""MuGrokfast against naive references, and what belongs to which optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.oracles.titans_reference import grokfast, muon_step, newton_schulz
+
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.optim.grokfast import GrokfastFilter
+from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig, is_hidden_matrix
+from training_core.optim.schedules import warmup_stable_decay
+
+
+def test_filter_equals_reference_and_is_low_pass() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 4, dtype=torch.float64) for _ in range(6)]
+    ours = GrokfastFilter(alpha=0.9, lamb=2.0)
+    for gradient, expected in zip(gradients, grokfast(gradients, 0.9, 2.0), strict=True):
+        filtered = {"w": gradient.clone()}
+        ours.apply(filtered)
+        assert (filtered["w"] - expected).abs().max() < 1e-15
+    constant, alternating = GrokfastFilter(0.98, 2.0), GrokfastFilter(0.98, 2.0)
+    for step in range(400):
+        slow, fast = {"w": torch.ones(1)}, {"w": torch.ones(1) * (-1) ** step}
+        constant.apply(slow)
+        alternating.apply(fast)
+    assert slow["w"].item() == pytest.approx(3.0, abs=1e-5)  # slow gradients are amplified by 1 + lambda
+    assert abs(fast["w"].item()) == pytest.approx(1.0, abs=0.05)  # fast ones pass as they are
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+def test_muon_equals_naive_version(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False)
+    start = layer.weight.detach().double().clone()
+    gradients = [torch.randn(shape) for _ in range(5)]
+    lr = 0.02
+    optimizer = MuGrokfast(layer, OptimizerConfig(muon_lr=lr, grokfast_lambda=0.0, clip_norm=1e9))
+    for gradient in gradients:
+        layer.weight.grad = gradient.clone()
+        optimizer.step(1.0)
+    expected = muon_step(start, [g.double() for g in gradients], lr, 0.95)
+    moved, wanted = layer.weight.detach().double() - start, expected - start
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0) > 0.999
+    assert (moved - wanted).abs().max() < 0.1 * lr * 5  # torch iterates in bfloat16: a few per cent of each step
+
+
+def test_newton_schulz_reference_bounds_singular_values() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(newton_schulz(torch.randn(16, 32, dtype=torch.float64)))
+    assert 0.6 < values.min()
+    assert values.max() < 1.3
+
+
+def test_filter_changes_the_direction_of_muon_but_not_its_length() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(16, 16) for _ in range(8)]
+    moves = []
+    for lamb in (0.0, 2.0):
+        layer = torch.nn.Linear(16, 16, bias=False)
+        torch.nn.init.zeros_(layer.weight)
+        optimizer = MuGrokfast(layer, OptimizerConfig(grokfast_lambda=lamb, clip_norm=1e9))
+        for gradient in gradients:
+            layer.weight.grad = gradient.clone()
+            before = layer.weight.detach().clone()
+            optimizer.step(1.0)
+        moves.append(layer.weight.detach() - before)
+    assert moves[1].norm() / moves[0].norm() == pytest.approx(1.0, abs=0.1)
+    assert torch.nn.functional.cosine_similarity(moves[0].flatten(), moves[1].flatten(), dim=0) < 0.99
+
+
+def test_ownership() -> None:
+    model = Cognate(CognateConfig(embedding_rank=16))
+    hidden = {name for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
+    assert "core.0.attention.query.weight" in hidden
+    assert "prelude.1.memory.key.down.weight" in hidden
+    assert "embedding_out.weight" in hidden
+    for name in ("embedding.weight", "halt_head.weight", "prelude.1.memory.gates.weight", "core.0.attention.persistent"):
+        assert name not in hidden
+        assert name in dict(model.named_parameters())
+
+
+def test_clipping_scales_the_whole_gradient() -> None:
+    model = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.zeros(2)), "b": torch.nn.Parameter(torch.zeros(1))})
+    optimizer = MuGrokfast(model, OptimizerConfig(grokfast_lambda=0.0, clip_norm=1.0))
+    model["a"].grad, model["b"].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    captured = {}
+    original = optimizer._groups[0][0].step
+    optimizer._groups[0][0].step = lambda: (captured.update({k: p.grad.clone() for k, p in model.items()}), original())  # type: ignore[method-assign,func-returns-value,union-attr]
+    assert optimizer.step(1.0) == pytest.approx(5.0)
+    assert captured["a"].tolist() == pytest.approx([0.6, 0.0], abs=1e-5)
+    assert captured["b"].tolist() == pytest.approx([0.8], abs=1e-5)
+
+
+def test_schedule_by_hand() -> None:
+    factors = [warmup_stable_decay(s, 10, 0.2, 0.3) for s in range(10)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert warmup_stable_decay(0, 1, 0.0, 1.0) == pytest.approx(0.5)

@@ -1,0 +1,190 @@
+"""The loop: learning, resuming after kill -9 bit for bit, diverging with a clear error; objectives against references."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.core.small_data import SHAPE, TRAINING
+
+from training_core.cognate.objective import next_token_objective
+from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.data.batches import TrainingData
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.training.distillation import distil, distillation_loss
+from training_core.training.loop import TrainingDivergedError
+from training_core.training.reporting import Figure, SilentReporter
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from tests.core.small_data import SHAPE, TRAINING
+from training_core.cognate.training import TrunkConfig, train_trunk
+from training_core.data.batches import TrainingData
+from training_core.training.reporting import SilentReporter
+torch.set_num_threads(1)
+tokens, tasks, out, checkpoint = map(Path, sys.argv[1:5])
+class Slow(SilentReporter):
+    def progress(self, done, total, label):
+        print(done, flush=True)
+config = TrunkConfig(**SHAPE, **TRAINING, steps=int(sys.argv[5]), cycles=2, latent_steps=1, num_supervision=2)
+model, result = train_trunk(config, TrainingData.open(tokens, tasks), Slow(), checkpoint)
+save_file(model.state_dict(), out)
+"""
+
+
+def run_script(arguments: list[str]) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
+
+
+def test_killed_and_resumed_ends_bit_for_bit_the_same(small_data: dict[str, Path], tmp_path: Path) -> None:
+    folders = [str(small_data["tokens"]), str(small_data["task_bank"])]
+    disturbed = [*folders, str(tmp_path / "b.safetensors"), str(tmp_path / "checkpoint"), "12"]
+    with run_script(disturbed) as victim:
+        assert victim.stdout is not None
+        for line in victim.stdout:
+            if int(line) == 5:
+                break
+        victim.send_signal(signal.SIGKILL)
+    assert victim.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b.safetensors").exists()
+    undisturbed = run_script([*folders, str(tmp_path / "a.safetensors"), str(tmp_path / "none"), "12"])
+    with undisturbed, run_script(disturbed) as resumed:
+        printed, _ = resumed.communicate()
+        undisturbed.communicate()
+    assert (undisturbed.returncode, resumed.returncode) == (0, 0)
+    first_step = int(printed.split()[0])
+    assert 5 <= first_step <= 7, "the resumed run starts after the last checkpoint, not at the beginning"
+    first, second = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Recorder(SilentReporter):
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+        self.figures: dict[str, Figure] = {}
+
+    def metrics(self, step: int, values: object) -> None:
+        self.values.append(dict(values))  # type: ignore[call-overload]
+
+    def figure(self, name: str, figure: Figure) -> None:
+        self.figures[name] = figure
+
+
+def test_training_learns_and_reports(small_data: dict[str, Path]) -> None:
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    recorder = Recorder()
+    config = TrunkConfig(**SHAPE, **TRAINING, steps=60)  # type: ignore[arg-type]
+    started = time.monotonic()
+    model, result = train_trunk(config, data, recorder)
+    assert result.tokens == 60 * 4 * 64
+    assert 0 < result.seconds <= time.monotonic() - started
+    first, last = recorder.values[0]["trunk/cross_entropy"], recorder.values[-1]["trunk/cross_entropy"]
+    assert first > 5.0  # about ln 320
+    assert last < 0.75 * first
+    assert set(recorder.figures["trunk"].series) == {"loss", "smoothed"}
+    assert not model.training
+
+
+def test_specialists_differ_from_the_trunk_and_from_each_other(small_data: dict[str, Path]) -> None:
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    trunk, _ = train_trunk(TrunkConfig(**SHAPE, **TRAINING, steps=2), data, SilentReporter())  # type: ignore[arg-type]
+    deep = VariantConfig(**TRAINING, steps=2, latent_steps=1, num_supervision=2, halt_threshold=0.5, arithmetic_share=1)  # type: ignore[arg-type]
+    plain = VariantConfig(**TRAINING, steps=2)  # type: ignore[arg-type]
+    reasoning, result = specialise(trunk, "reasoning", deep, data, SilentReporter())
+    speed, _ = specialise(trunk, "speed", plain, data, SilentReporter())
+    assert result.optimizer_steps == 4
+    assert (reasoning.config.latent_steps, speed.config.latent_steps) == (1, 0)
+    weights = [m.state_dict()["core.0.mlp.up.weight"] for m in (trunk, reasoning, speed)]
+    assert all(not torch.equal(a, b) for a, b in ((weights[0], weights[1]), (weights[0], weights[2]), (weights[1], weights[2])))
+
+
+def test_divergence_is_an_error(small_data: dict[str, Path]) -> None:
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    config = TrunkConfig(**SHAPE, **TRAINING, steps=20, muon_lr=1e30, adamw_lr=1e30)  # type: ignore[arg-type]
+    with pytest.raises(TrainingDivergedError, match="lower muon_lr"):
+        train_trunk(config, data, SilentReporter())
+
+
+def test_sequence_longer_than_the_model_is_an_error(small_data: dict[str, Path]) -> None:
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    with pytest.raises(ValueError, match="seq_len = 65 exceeds max_seq_len = 64"):
+        train_trunk(TrunkConfig(**SHAPE, **TRAINING | {"seq_len": 65}, steps=1), data, SilentReporter())  # type: ignore[arg-type]
+
+
+def test_objective_by_hand() -> None:
+    """Cross-entropy plus half the binary cross-entropy of halting against the correctness of the current argmax."""
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig(vocab_size=300, **SHAPE))  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.halt_head.weight)
+    batch = torch.randint(0, 300, (2, 11))
+    result = next_token_objective(model, batch, None, torch.Generator())
+    h = model.encode(batch[:, :-1])
+    y = model.supervise(h, model.start(h)).y.detach()
+    p = model.logits(y).softmax(-1).detach()
+    cross_entropy = halting = 0.0
+    for b in range(2):
+        for t in range(10):
+            target = int(batch[b, t + 1])
+            cross_entropy -= float(p[b, t, target].log()) / 20
+            q = torch.sigmoid(model.halt(y)[b, t].detach())
+            right = int(p[b, t].argmax()) == target
+            halting -= float((q if right else 1 - q).log()) / 20
+    assert result.loss.item() == pytest.approx(cross_entropy + 0.5 * halting, rel=1e-5)
+    assert result.carry is not None
+    assert not result.carry.y.requires_grad
+    following = next_token_objective(model, batch, result.carry, torch.Generator())
+    assert following.loss.item() != result.loss.item()
+
+
+def test_halting_gradient_never_reaches_the_model() -> None:
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig(vocab_size=300, **SHAPE))  # type: ignore[arg-type]
+    batch = torch.randint(0, 300, (1, 9))
+    h = model.encode(batch)
+    model.halt(model.supervise(h, model.start(h)).y).sum().backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched == {"halt_head.weight", "halt_head.bias"}
+
+
+def test_distillation_loss_by_hand_and_by_gradient() -> None:
+    torch.manual_seed(0)
+    student = torch.randn(1, 1, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(1, 1, 5, dtype=torch.float64)
+    p, q = teacher.softmax(-1).flatten(), student.softmax(-1).flatten()
+    by_hand = sum(p[i] * (p[i].log() - q[i].log()) for i in range(5))
+    loss = distillation_loss(student, teacher, 1.0)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-12)
+    loss.backward()
+    assert student.grad is not None
+    assert torch.allclose(student.grad.flatten(), (q - p).detach(), atol=1e-14)  # d KL / d logits = softmax(s) - softmax(t)
+    assert float(distillation_loss(teacher, teacher, 3.0)) == pytest.approx(0.0, abs=1e-15)
+    soft = distillation_loss(student, teacher, 2.0)
+    halves = distillation_loss(student / 2, teacher / 2, 1.0)
+    assert soft.item() == pytest.approx(4 * halves.item(), rel=1e-12)
+
+
+def test_distil_mixes_the_losses() -> None:
+    torch.manual_seed(0)
+    config = CognateConfig(vocab_size=300, **SHAPE)  # type: ignore[arg-type]
+    student, teacher = Cognate(config), Cognate(config)
+    batch = torch.randint(0, 300, (1, 9))
+    own = next_token_objective(student, batch, None, torch.Generator())
+    with torch.no_grad():
+        divergence = distillation_loss(own.logits, teacher(batch[:, :-1]).logits, 1.0)
+    mixed = distil(next_token_objective, teacher, 0.25, 1.0)(student, batch, None, torch.Generator())
+    assert mixed.loss.item() == pytest.approx(0.75 * own.loss.item() + 0.25 * divergence.item(), rel=1e-5)
+    itself = distil(next_token_objective, student, 1.0, 1.0)(student, batch, None, torch.Generator())
+    assert itself.loss.item() == pytest.approx(0.0, abs=1e-5)
