@@ -99,9 +99,7 @@ def table_row(coder: Coder, zero: float, codes: Codes, runs: int) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--symbols", type=int, default=1 << 18)
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()

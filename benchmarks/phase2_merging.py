@@ -35,8 +35,7 @@ def random_models(count: int) -> list[dict[str, torch.Tensor]]:
         shapes |= {f"{layer}.norm": (512,)}
     trunk = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     branches = [
-        {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in trunk.items()}
-        for _ in range(count)
+        {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in trunk.items()} for _ in range(count)
     ]
     return [trunk, *branches]
 
@@ -59,9 +58,7 @@ def differences(a: StateDict, b: StateDict) -> tuple[float, int]:
 
 def main() -> None:
     """Time the pairs and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -79,9 +76,7 @@ def main() -> None:
         ),
         "slerp": (
             lambda: slerp(trunk, branches[0], 0.3),
-            lambda: merge_state_dicts(
-                dict(list(numbered.items())[:2]), "slerp", base=0, parameters={"t": 0.3}
-            ),
+            lambda: merge_state_dicts(dict(list(numbered.items())[:2]), "slerp", base=0, parameters={"t": 0.3}),
         ),
         "linear": (
             lambda: linear(branches, WEIGHTS),

@@ -34,9 +34,7 @@ def _intervals(ledger: Ledger, metric: str, title: str, factor: float) -> str:
         low, high = row.interval(metric) or (value / factor, value / factor)
         axes.plot([factor * low, factor * high], [y, y], color=ACCENT, linewidth=2.2, solid_capstyle="round")
         axes.plot([value], [y], "o", color=ACCENT, markersize=6)
-        axes.annotate(
-            f"{value:.3g}", (value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
-        )
+        axes.annotate(f"{value:.3g}", (value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(x=0.12)
     return _finish(canvas, axes, title)
 
@@ -51,9 +49,7 @@ def _sizes(ledger: Ledger) -> str:
     axes.set_xscale("log")
     axes.set_xlim(min(sizes) / 4, max(sizes) * 6)
     for y, size in enumerate(sizes):
-        axes.annotate(
-            f"{size:,.0f}", (size, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        axes.annotate(f"{size:,.0f}", (size, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     return _finish(canvas, axes, "Bytes on disk (logarithmic)")
 
 

@@ -100,9 +100,7 @@ def generate(
         try:
             data = artifact.read_bytes()
         except OSError as error:
-            raise ValueError(
-                f"{artifact} cannot be read: {error.strerror}; forge report names the file"
-            ) from error
+            raise ValueError(f"{artifact} cannot be read: {error.strerror}; forge report names the file") from error
         from tokenizers import Tokenizer
 
         from training_core.compression.artifact import read_artifact
@@ -110,9 +108,7 @@ def generate(
 
         read = read_artifact(data)
         options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-        pieces = continuation(
-            read.model, Tokenizer.from_str(read.tokenizer_json), prompt, seed=seed, **options
-        )
+        pieces = continuation(read.model, Tokenizer.from_str(read.tokenizer_json), prompt, seed=seed, **options)
         typer.echo(prompt, nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)
@@ -132,9 +128,7 @@ def doctor() -> None:
         facts = {
             "processor": f"{machine.cores} cores",
             "memory": f"{machine.memory_bytes / 1e9:.1f} GB, {machine.available_bytes / 1e9:.1f} GB free",
-            "GPU": f"{machine.gpu}, {machine.gpu_bytes / 1e9:.1f} GB"
-            if machine.gpu
-            else "none that torch can use",
+            "GPU": f"{machine.gpu}, {machine.gpu_bytes / 1e9:.1f} GB" if machine.gpu else "none that torch can use",
             "container engine": machine.engine
             or "none: the docker-compose deployment and the container sandbox will not run; all else does",
             "free disk": f"{machine.disk_free_bytes / 1e9:.1f} GB for {machine.home}",
@@ -144,11 +138,7 @@ def doctor() -> None:
             console.print(f"[bold]{name:<17}[/] {escape(fact)}", soft_wrap=True, highlight=False)
         for needs in REQUIREMENTS:
             found = obstacles(machine, needs)
-            verdict = (
-                f"[yellow]will not run: {'; '.join(found)}[/]"
-                if found
-                else f"[green]will run[/], {needs.time}"
-            )
+            verdict = f"[yellow]will not run: {'; '.join(found)}[/]" if found else f"[green]will run[/], {needs.time}"
             console.print(f"[bold]{needs.profile:<17}[/] {verdict}", soft_wrap=True, highlight=False)
 
 
@@ -290,9 +280,7 @@ def _overrides(path: Path | None) -> dict[str, dict[str, Any]]:
 def _next_steps(ledger: "Ledger", console: Console) -> None:
     made = ledger.artifact is not None and ledger.artifact.path
     lines = (
-        f'forge generate --artifact {made} "The "'
-        if made
-        else f"forge run --profile {ledger.profile}   # goes on",
+        f'forge generate --artifact {made} "The "' if made else f"forge run --profile {ledger.profile}   # goes on",
         "forge report --html report.html",
         "forge up",
     )

@@ -75,9 +75,7 @@ class DataRun:
     profile: str
 
 
-def measure_bundle(
-    bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter
-) -> Measurement:
+def measure_bundle(bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter) -> Measurement:
     """Measure on the shared evaluation suite (`training_core.evaluation.suite.measure_bundle`)."""
     from training_core.evaluation import suite as evaluation
 
@@ -138,9 +136,7 @@ def phase_asset(
         judge_module = "training_core.evaluation" if measure is measure_bundle else measure.__module__
         version = code_digest([*code, judge_module], extra={"config": config.model_json_schema()})
         table = gate_checks() if checks is None else checks
-        spec = _Phase(
-            name, phase, tuple(parents), tuple(data), suite, compute, config, measure, version, table
-        )
+        spec = _Phase(name, phase, tuple(parents), tuple(data), suite, compute, config, measure, version, table)
 
         @dg.asset(
             name=name,

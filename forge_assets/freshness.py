@@ -59,9 +59,7 @@ class Forge:
     def assets(self) -> list[str]:
         """All assets, inputs first."""
         graph = self.definitions.resolve_asset_graph()
-        return [
-            key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)
-        ]
+        return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
 
     def inputs_of(self, asset: str) -> list[str]:
         """The assets that `asset` is made from."""
@@ -71,9 +69,7 @@ class Forge:
     def checks_of(self, asset: str) -> list[dg.AssetCheckKey]:
         """The gate of `asset` and its claims; a data asset has neither."""
         found = self.definitions.resolve_asset_graph().asset_check_keys
-        return sorted(
-            (c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True
-        )
+        return sorted((c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
 
     def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
         """The gates and claims of `asset` at `profile`."""
@@ -143,12 +139,8 @@ def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step]
         gate = [check for check in forge.checks_of(parent) if check.name == "gate"]
         judged = judge_latest(forge.instance, dg.AssetKey(parent), gate)
         if judged.record is None or (gate and judged.closed):
-            return Step(
-                asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}"
-            )
-    digests = {
-        p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents
-    }
+            return Step(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
+    digests = {p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents}
     graph = forge.definitions.resolve_asset_graph()
     inputs = inputs_digest(str(graph.get(dg.AssetKey(asset)).code_version), config, digests)
     if (reason := "asked for by --force" if forced else _stale(forge, asset, inputs)) is not None:
@@ -196,9 +188,7 @@ def _judged(forge: Forge, asset: str, inputs: str) -> Step:
             return Step(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:
             closed = verdict.description or "its gate failed"
-    return (
-        Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", "fresh, gate passed", inputs)
-    )
+    return Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", "fresh, gate passed", inputs)
 
 
 def _number(verdict: Any, name: str) -> float | None:

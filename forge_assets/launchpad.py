@@ -38,9 +38,7 @@ def launchpad_fields(config: type[BaseModel], defaults: Mapping[str, Any] | None
         raise ValueError(f"the preset sets {', '.join(unknown)}, which {config.__name__} does not have")
     fields: dict[str, Any] = {}
     for name, info in config.model_fields.items():
-        default = defaults.get(
-            name, ... if info.is_required() else info.get_default(call_default_factory=True)
-        )
+        default = defaults.get(name, ... if info.is_required() else info.get_default(call_default_factory=True))
         default = list(default) if isinstance(default, tuple) else default
         fields[name] = (
             _plain(info.annotation),

@@ -47,12 +47,6 @@ def _product(model: Cognate, result: TrainingResult, data: TrainingData) -> Prod
     return Product("cognate", config, model.state_dict(), data.tokenizer_json, metrics=result.metrics())
 
 
-cognate_reasoning = _specialist(
-    "reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic."
-)
-cognate_memory = _specialist(
-    "memory", "Specialist with a faster memory, trained on longer sequences and needle tasks."
-)
-cognate_speed = _specialist(
-    "speed", "Specialist without recursion, trained on text alone: the quickest answer."
-)
+cognate_reasoning = _specialist("reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic.")
+cognate_memory = _specialist("memory", "Specialist with a faster memory, trained on longer sequences and needle tasks.")
+cognate_speed = _specialist("speed", "Specialist without recursion, trained on text alone: the quickest answer.")

@@ -14,7 +14,7 @@ SPECIALISTS = ("cognate_reasoning", "cognate_memory", "cognate_speed")
     phase=2,
     parents=(*SPECIALISTS, "trunk"),
     code=["training_core.merging", "training_core.models"],
-    description="The best merge that an evolution over linear, SLERP, TIES and DARE merges found on validation documents.",
+    description="The best merge that an evolution of linear, SLERP, TIES and DARE merges found on validation data.",
 )
 def merged_model(run: PhaseRun, config: EvolutionConfig) -> Product:
     """Evolve the merge; fitness is measured on the suite's validation documents, never on its test documents."""

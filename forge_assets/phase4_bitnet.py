@@ -24,7 +24,7 @@ from training_core.quantization.training import (
         "training_core.training",
         "training_core.data.batches",
     ],
-    description="The merged model with weights in {-1, 0, +1}, five of them in a byte, and latents for further training.",
+    description="The merged model with weights in {-1, 0, +1}, five to a byte, and latents for further training.",
 )
 def ternary_model(run: PhaseRun, config: TernaryConfig) -> Product:
     """Train the merged model in ternary form, taught by itself in full precision."""

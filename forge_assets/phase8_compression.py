@@ -20,7 +20,7 @@ TEACHER = "ternary_model"
         "training_core.training",
         "training_core.data.batches",
     ],
-    description="The file that ships: a restructured ternary student, entropy coded with its tokenizer into model.forge.",
+    description="The file that ships: a restructured ternary student, entropy coded with its tokenizer.",
 )
 def compressed_model(run: PhaseRun, config: CompressionConfig) -> Product:
     """Distil the teacher, as it decodes from its packed file, into a student in its compressed form."""
@@ -28,6 +28,4 @@ def compressed_model(run: PhaseRun, config: CompressionConfig) -> Product:
     teacher = load_model(run.parents[TEACHER])
     payload, student, result = train_compressed(teacher, config, data, run.reporter, run.checkpoint)
     config_document = {"cognate": student.config.model_dump()}
-    return Product(
-        "compressed", config_document, None, data.tokenizer_json, payload=payload, metrics=result.metrics()
-    )
+    return Product("compressed", config_document, None, data.tokenizer_json, payload=payload, metrics=result.metrics())

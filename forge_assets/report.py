@@ -156,9 +156,7 @@ def summary(ledger: Ledger) -> str:
 
 
 def _notes(ledger: Ledger) -> str:
-    return "".join(
-        f'<p class="note">{escape(line)}</p>' for line in [*_outdated(ledger), *missing_lines(ledger)]
-    )
+    return "".join(f'<p class="note">{escape(line)}</p>' for line in [*_outdated(ledger), *missing_lines(ledger)])
 
 
 def _outdated(ledger: Ledger) -> list[str]:

@@ -210,9 +210,7 @@ class _Progress:
             self._judged(event.asset_check_evaluation_data)
         elif kind == "STEP_UP_FOR_RETRY":
             error = event.step_retry_data.error
-            self._console.print(
-                f"  [yellow]![/] {step:<18} crashed ({escape(_cause(error))}); trying once more"
-            )
+            self._console.print(f"  [yellow]![/] {step:<18} crashed ({escape(_cause(error))}); trying once more")
         elif kind == "STEP_FAILURE":
             self._failure(step, event)
         elif kind == "PIPELINE_FAILURE" and not self._failed and not self._outcome.problems:

@@ -123,9 +123,7 @@ def _require_alive(started: Sequence[tuple[Service, subprocess.Popen[bytes]]]) -
         if process.poll() is not None:
             lines = service.log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "no output"
-            raise ServiceError(
-                f"{service.name} ended with status {process.returncode} ({last}); see {service.log}"
-            )
+            raise ServiceError(f"{service.name} ended with status {process.returncode} ({last}); see {service.log}")
 
 
 def _answers(port: int) -> bool:
@@ -139,10 +137,12 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave half of them running
         signal.signal(number, signal.SIG_IGN)
     family = [member for process in processes for member in _family(process.pid)]
+    mains = {process.pid for process in processes}
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-    _, left = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
+    psutil.wait_procs([member for member in family if member.pid in mains], timeout=_STOP_TIMEOUT_S)
+    _, left = psutil.wait_procs(family, timeout=0.5)
     for member in left:
         member.terminate()
     _, left = psutil.wait_procs(left, timeout=5)

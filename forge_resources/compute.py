@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -94,6 +95,8 @@ def container_engine(sockets: Sequence[str]) -> str:
     from requests.exceptions import RequestException
 
     for address in sockets:
+        if not _accepts(address):
+            continue
         try:
             client = docker.DockerClient(base_url=address, timeout=3)
             try:
@@ -106,6 +109,15 @@ def container_engine(sockets: Sequence[str]) -> str:
         platform_name = described.get("Platform", {}).get("Name") or "engine"
         return f"{platform_name} {described.get('Version', '')} at {address}".strip()
     return ""
+
+
+def _accepts(address: str) -> bool:
+    """Whether something listens on a Unix socket. Other addresses are left to the Docker client."""
+    if not address.startswith("unix://"):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(3)
+        return probe.connect_ex(address.removeprefix("unix://")) == 0
 
 
 def _gpu() -> tuple[str, int]:

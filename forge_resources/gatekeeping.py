@@ -37,9 +37,7 @@ def closed_gates(
     return [reason for key in parents for reason in judge_latest(instance, key, checks.get(key, ())).closed]
 
 
-def judge_latest(
-    instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey]
-) -> Judged:
+def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey]) -> Judged:
     """Look up the verdicts that `checks` gave on the latest materialization of `key`."""
     name = key.to_user_string()
     record = latest_materialization(instance, key)
@@ -72,9 +70,7 @@ def completed_verdict(
     """The newest completed verdict of `check` on the materialization with this `storage_id`, if any."""
     # Planned rows of runs that died before the check are newer than the verdict and must not hide it: ask for
     # completed rows only. `get_latest_asset_check_evaluation_record` would return the planned row.
-    history = instance.event_log_storage.get_asset_check_execution_history(
-        check, limit=_HISTORY, status=_COMPLETED
-    )
+    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=_HISTORY, status=_COMPLETED)
     for row in history:
         evaluation = row.evaluation
         target = evaluation.target_materialization_data if evaluation is not None else None

@@ -44,9 +44,7 @@ class StoreError(ValueError):
 class ModelStore(dg.ConfigurableResource[Any]):
     """Keeps every version of every asset's folder under `root`, addressed by the SHA-256 of its content."""
 
-    root: str = Field(
-        default="", description="Absolute folder of the store; empty: models/ in the forge home."
-    )
+    root: str = Field(default="", description="Absolute folder of the store; empty: models/ in the forge home.")
 
     @property
     def path(self) -> Path:
@@ -138,9 +136,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
         if not folder.is_dir():
             raise StoreError(f"{asset} has no version {digest[:16]} in {self.path}: materialize it again")
         if verify and (found := digest_folder(folder)) != digest:
-            raise StoreError(
-                f"{folder} hashes to {found[:16]}: it was changed or damaged; materialize {asset} again"
-            )
+            raise StoreError(f"{folder} hashes to {found[:16]}: it was changed or damaged; materialize {asset} again")
         return folder
 
     def open_materialized(self, asset: str, record: dg.EventLogRecord | None) -> Bundle:

@@ -136,9 +136,7 @@ class CurveReporter:
 class ProgressReporter:
     """A progress bar on a terminal; where there is none, a line now and then."""
 
-    def __init__(
-        self, asset: str, stream: TextIO | None = None, interval_s: float = _LINE_INTERVAL_S
-    ) -> None:
+    def __init__(self, asset: str, stream: TextIO | None = None, interval_s: float = _LINE_INTERVAL_S) -> None:
         self._asset = asset
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s

@@ -65,12 +65,8 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         description="MLflow server or database; empty: SQLite in the forge home. No credentials here.",
     )
     experiment: str = Field(default="agent-forge", description="Name of the MLflow experiment.")
-    mlflow_url: str = Field(
-        default="http://127.0.0.1:5000", description="Address of the MLflow pages, for links."
-    )
-    dagster_url: str = Field(
-        default="http://127.0.0.1:3000", description="Address of the Dagster UI, for links."
-    )
+    mlflow_url: str = Field(default="http://127.0.0.1:5000", description="Address of the MLflow pages, for links.")
+    dagster_url: str = Field(default="http://127.0.0.1:3000", description="Address of the Dagster UI, for links.")
 
     @contextmanager
     def run(
@@ -129,9 +125,7 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
                 )
                 client.log_model_artifacts(model.model_id, str(folder))
                 client.finalize_logged_model(model.model_id, "READY")
-                version = mlflow.register_model(
-                    f"models:/{model.model_id}", name, tags={"digest": digest}
-                ).version
+                version = mlflow.register_model(f"models:/{model.model_id}", name, tags={"digest": digest}).version
             client.set_registered_model_alias(name, "candidate", str(version))
 
     def promote(self, asset: str, digest: str) -> None:
@@ -158,9 +152,7 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             local = None if uri.startswith("http") else (self._home() / "mlflow-artifacts").as_uri()
             return client, str(client.create_experiment(self.experiment, artifact_location=local))
 
-    def _find_or_create(
-        self, client: "MlflowClient", experiment: str, tags: Mapping[str, str], name: str
-    ) -> str:
+    def _find_or_create(self, client: "MlflowClient", experiment: str, tags: Mapping[str, str], name: str) -> str:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         with self._lock():
             found = client.search_runs([experiment], query, max_results=1)

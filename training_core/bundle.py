@@ -132,7 +132,9 @@ def write_bundle(
     if kind not in KINDS:
         raise ValueError(f"bundle kind must be one of {KINDS}, got {kind!r}")
     if (kind in PAYLOADS) != (payload is not None) or (kind != "compressed") != (tensors is not None):
-        raise ValueError(f"a {kind} bundle needs exactly its own parts: tensors={tensors is not None}, payload={payload is not None}")
+        raise ValueError(
+            f"a {kind} bundle needs exactly its own parts: tensors={tensors is not None}, payload={payload is not None}"
+        )
     folder.mkdir(parents=True)
     document = {"format": FORMAT, "kind": kind, "model": dict(model_config)}
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -1,6 +1,7 @@
 """Presets: the same code at three sizes. Every value is a default that a run may change.
 
-`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes about an hour there and is where ablations are run;
+`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes about an hour there and is where ablations
+are run;
 `forge_25m` is the 25 M parameter model and wants a GPU.
 """
 
@@ -64,10 +65,24 @@ def nano() -> dict[str, dict[str, Any]]:
         "trunk": {"steps": 320, "batch_size": 8, "seq_len": 256, "max_seq_len": 512},
         "cognate_reasoning": short
         | REASONING
-        | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+        | {
+            "steps": 40,
+            "muon_lr": 0.01,
+            "adamw_lr": 0.002,
+            "latent_steps": 1,
+            "num_supervision": 2,
+            "halt_threshold": 0.6,
+        },
         "cognate_memory": short
         | MEMORY
-        | {"steps": 40, "batch_size": 4, "seq_len": 512, "muon_lr": 0.01, "adamw_lr": 0.002, "memory_max_lr": 2.0},
+        | {
+            "steps": 40,
+            "batch_size": 4,
+            "seq_len": 512,
+            "muon_lr": 0.01,
+            "adamw_lr": 0.002,
+            "memory_max_lr": 2.0,
+        },
         "cognate_speed": short | SPEED | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002},
         "merged_model": {"generations": 3},
         "ternary_model": short | {"steps": 80, "muon_lr": 0.01, "adamw_lr": 0.002},
@@ -82,7 +97,12 @@ def mini() -> dict[str, dict[str, Any]]:
     return {
         "tokenizer": {"vocab_size": 4096},
         "task_bank": {"train_per_family": 10_000, "held_out_per_family": 300, "needle_max_statements": 12},
-        "evaluation_suite": {"test_tokens": 80_000, "validation_tokens": 30_000, "window": 512, "tasks_per_family": 150},
+        "evaluation_suite": {
+            "test_tokens": 80_000,
+            "validation_tokens": 30_000,
+            "window": 512,
+            "tasks_per_family": 150,
+        },
         "trunk": {
             "d_model": 256,
             "num_layers": 6,
@@ -102,7 +122,10 @@ def mini() -> dict[str, dict[str, Any]]:
         | REASONING
         | gentle
         | {"steps": 60, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
-        "cognate_memory": short | MEMORY | gentle | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 2.0},
+        "cognate_memory": short
+        | MEMORY
+        | gentle
+        | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 2.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 80},
         "merged_model": {"generations": 10},
         "ternary_model": short | gentle | {"steps": 150},
@@ -127,7 +150,12 @@ def forge_25m() -> dict[str, dict[str, Any]]:
     return {
         "tokenizer": {"vocab_size": 6144},
         "task_bank": {"train_per_family": 50_000, "held_out_per_family": 500, "needle_max_statements": 16},
-        "evaluation_suite": {"test_tokens": 200_000, "validation_tokens": 60_000, "window": 1024, "tasks_per_family": 300},
+        "evaluation_suite": {
+            "test_tokens": 200_000,
+            "validation_tokens": 60_000,
+            "window": 1024,
+            "tasks_per_family": 300,
+        },
         "trunk": {
             "d_model": 512,
             "num_layers": 8,

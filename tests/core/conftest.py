@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.core.small_data import make_small_data
 
+from tests.core.small_data import make_small_data
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, the more so on a busy machine
 

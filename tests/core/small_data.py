@@ -13,9 +13,29 @@ from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
 from training_core.training.reporting import SilentReporter
 
-SUBJECTS = ["The river", "A small town", "The old empire", "This species", "The first engine", "Her second novel"]
-VERBS = ["was founded near", "is known for", "was described by", "lies between", "was replaced with", "borders"]
-OBJECTS = ["the northern hills", "several writers", "a narrow valley", "the eastern coast", "two larger cities"]
+SUBJECTS = [
+    "The river",
+    "A small town",
+    "The old empire",
+    "This species",
+    "The first engine",
+    "Her second novel",
+]
+VERBS = [
+    "was founded near",
+    "is known for",
+    "was described by",
+    "lies between",
+    "was replaced with",
+    "borders",
+]
+OBJECTS = [
+    "the northern hills",
+    "several writers",
+    "a narrow valley",
+    "the eastern coast",
+    "two larger cities",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -37,14 +57,23 @@ def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
     for folder in folders.values():
         folder.mkdir()
     reporter = SilentReporter()
-    config = CorpusConfig(source="files", paths=[str(source)], min_characters=20, validation_fraction=0.1, test_fraction=0.2)
+    config = CorpusConfig(
+        source="files", paths=[str(source)], min_characters=20, validation_fraction=0.1, test_fraction=0.2
+    )
     build_corpus(config, root, folders["corpus"], reporter)
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=320), read_jsonl(folders["corpus"] / "train.jsonl"))
     tokenizer.save(str(folders["tokenizer"] / "tokenizer.json"))
     pack_corpus(PackingConfig(shard_tokens=5000), folders["corpus"], folders["tokenizer"], folders["tokens"], reporter)
     tasks = TaskBankConfig(train_per_family=60, held_out_per_family=20)
     make_task_bank(tasks, folders["task_bank"], reporter)
-    suite = SuiteConfig(test_tokens=5000, validation_tokens=3000, window=64, batch_size=8, tasks_per_family=10, latency_tokens=8)
+    suite = SuiteConfig(
+        test_tokens=5000,
+        validation_tokens=3000,
+        window=64,
+        batch_size=8,
+        tasks_per_family=10,
+        latency_tokens=8,
+    )
     make_suite(suite, folders["tokens"], folders["task_bank"], folders["evaluation_suite"], reporter)
     return folders
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.core.small_data import SHAPE, TRAINING
 from tokenizers import Tokenizer
 
+from tests.core.small_data import SHAPE, TRAINING
 from training_core.bundle import write_bundle
 from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
 from training_core.compression.artifact import read_artifact, write_artifact
@@ -33,7 +33,8 @@ from training_core.quantization.training import (
 from training_core.training.reporting import SilentReporter
 
 STUDENT = {
-    "student_d_model": 24, "student_num_heads": 2, "student_d_ff": 32, "student_embedding_rank": 12, "student_window": 16,
+    "student_d_model": 24, "student_num_heads": 2, "student_d_ff": 32, "student_embedding_rank": 12,
+    "student_window": 16,
 }  # fmt: skip
 
 
@@ -87,7 +88,9 @@ def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk:
         assert torch.equal(decoded(tokens).logits, expected)
         assert torch.equal(latents(tokens).logits, expected)
     trained = {n: m for n, m in model.named_modules() if isinstance(m, TernaryLinear)}
-    assert len(trained) == 3 * 7 + 3 * 2, "every hidden matrix: attention and SwiGLU of 3 blocks, 3 factorised projections"
+    assert len(trained) == 3 * 7 + 3 * 2, (
+        "every hidden matrix: attention and SwiGLU of 3 blocks, 3 factorised projections"
+    )
     for name, module in trained.items():
         weight = effective_weight(decoded.get_submodule(name))
         assert torch.equal(weight, module.effective_weight())

@@ -44,9 +44,7 @@ def tokenizer_json(vocab_size: int = 300, special: tuple[str, ...] = ("<|endofte
     """A byte-level BPE as the pipeline trains it, on seeded random sentences."""
     generator = random.Random(vocab_size)
     syllables = ["".join(generator.choices("aeioubcdfglmnprst", k=3)) for _ in range(200)]
-    lines = [
-        " ".join(generator.choice(WORDS) + generator.choice(syllables) for _ in range(12)) for _ in range(400)
-    ]
+    lines = [" ".join(generator.choice(WORDS) + generator.choice(syllables) for _ in range(12)) for _ in range(400)]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -312,9 +310,7 @@ def test_a_token_made_in_two_ways_keeps_its_id() -> None:
     from training_core.compression.tokenizer_codec import _encode
 
     a, b, c = (1 + sorted(pre_tokenizers.ByteLevel.alphabet()).index(letter) for letter in "abc")
-    data = _encode(
-        ["<|endoftext|>"], np.array([[a, b], [b, c], [257, c], [a, 258], [259, a]], dtype=np.int64)
-    )
+    data = _encode(["<|endoftext|>"], np.array([[a, b], [b, c], [257, c], [a, 258], [259, a]], dtype=np.int64))
     model = json.loads(expand(data))["model"]
     assert model["merges"] == [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"], ["abc", "a"]]
     assert {token: index for token, index in model["vocab"].items() if index >= 257} == {
@@ -440,9 +436,7 @@ def test_overhead_is_at_most_twelve_bytes_a_tensor() -> None:
         name: TernaryCode(draw(288 * 288, [0.25, 0.5, 0.25], seed).reshape(288, 288), 0.03125)
         for seed, name in enumerate(names)
     }
-    tensors |= {
-        f"blocks.{b}.norm{i}": HalfCode(np.ones(288, dtype=np.float16)) for b in range(2) for i in range(2)
-    }
+    tensors |= {f"blocks.{b}.norm{i}": HalfCode(np.ones(288, dtype=np.float16)) for b in range(2) for i in range(2)}
     sizes = describe(write_container({}, tokenizer_json(), tensors))
     directory = sizes["directory"] - describe(write_container({}, tokenizer_json(), {}))["directory"]
     length_prefix = 3
@@ -466,17 +460,11 @@ def tensor_codes(draw_from: st.DrawFn) -> TensorCode:
         return TernaryRowsCode.from_scales(codes, scales)
     if kind == "half":
         return HalfCode(draw_from(hnp.arrays(np.float16, shape, elements=st.floats(-65504, 65504, width=16))))
-    return Int8Code.from_values(
-        draw_from(hnp.arrays(np.float32, shape, elements=st.floats(-1e6, 1e6, width=32)))
-    )
+    return Int8Code.from_values(draw_from(hnp.arrays(np.float32, shape, elements=st.floats(-1e6, 1e6, width=32))))
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    st.dictionaries(
-        st.from_regex(r"[a-z]{1,5}(\.[0-9a-z]{1,3}){0,2}", fullmatch=True), tensor_codes(), max_size=5
-    )
-)
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}(\.[0-9a-z]{1,3}){0,2}", fullmatch=True), tensor_codes(), max_size=5))
 def test_random_tensors_round_trip(tensors: dict[str, TensorCode]) -> None:
     data = write_container({"n": len(tensors)}, tokenizer_json(257), tensors)
     assert_equal(read_container(data), tensors)
@@ -524,9 +512,7 @@ DIRECTORIES = st.recursive(
         st.text(max_size=4),
         st.sampled_from(["t", "tr", "hi"]),
     ),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["config", "tensors", "x"]), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["config", "tensors", "x"]), inner),
     max_leaves=12,
 )
 
@@ -598,9 +584,7 @@ def test_hostile_payloads_are_refused() -> None:
         directory = b'{"config":{},"tensors":[["w"],"' + letter + b'",[[8,8]]]}'
         with pytest.raises(ContainerError):
             read_container(with_directory(directory, sections + varint(len(payload)) + payload))
-    valid = with_directory(
-        b'{"config":{},"tensors":[["w"],"t",[[8,8]]]}', sections + varint(6) + b"\0\x3c" + bytes(4)
-    )
+    valid = with_directory(b'{"config":{},"tensors":[["w"],"t",[[8,8]]]}', sections + varint(6) + b"\0\x3c" + bytes(4))
     assert read_container(valid).dequantize()["w"].tolist() == [[0.0] * 8] * 8
 
 
@@ -617,9 +601,7 @@ def test_magic_and_version_have_their_own_messages() -> None:
         read_container(checksummed(small_file()[:-32] + b"\0"))
 
 
-@pytest.mark.parametrize(
-    "config", [{"a": (1, 2)}, {1: 2}, {"a": math.nan}, {"a": {1, 2}}, {"a": np.float32(1)}]
-)
+@pytest.mark.parametrize("config", [{"a": (1, 2)}, {1: 2}, {"a": math.nan}, {"a": {1, 2}}, {"a": np.float32(1)}])
 def test_config_must_survive_json(config: dict) -> None:
     with pytest.raises(ValueError, match=r"finite|JSON"):
         write_container(config, tokenizer_json(257), {})

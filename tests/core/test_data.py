@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training_core.data.batches import MixConfig, TrainingData
-from training_core.data.documents import CorpusConfig, CorpusError, build_corpus, read_documents, read_jsonl, split_of
+from training_core.data.documents import (
+    CorpusConfig,
+    CorpusError,
+    build_corpus,
+    read_documents,
+    read_jsonl,
+    split_of,
+)
 from training_core.data.packages import PackageSourceError, read_member
 from training_core.data.packing import TokenStream, encode, write_stream
 from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
@@ -55,7 +62,9 @@ def test_hub_source_reads_a_local_dataset_folder(tmp_path: Path) -> None:
     nested.save_to_disk(str(tmp_path / "nested"))
     assert list(read_documents(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested")), tmp_path)) == ["three"]
     with pytest.raises(CorpusError, match="cannot be read"):
-        list(read_documents(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested"), hub_split="nope"), tmp_path))
+        list(
+            read_documents(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested"), hub_split="nope"), tmp_path)
+        )
 
 
 def test_package_source_reads_the_pinned_wheel_only(tmp_path: Path) -> None:
@@ -171,7 +180,9 @@ def test_packed_tokens_are_the_documents(small_data: dict[str, Path]) -> None:
     for index in (0, len(texts) - 1):
         ids = stream.window(int(stream.starts[index]), int(ends[index] - stream.starts[index]))
         assert tokenizer.decode(ids[1:].tolist()) == texts[index]
-    assert [len(i) for i, _ in encode(tokenizer, texts)] == [e - s - 1 for s, e in zip(stream.starts, ends, strict=True)]
+    assert [len(i) for i, _ in encode(tokenizer, texts)] == [
+        e - s - 1 for s, e in zip(stream.starts, ends, strict=True)
+    ]
 
 
 def test_batches_follow_the_mix_and_the_generator(small_data: dict[str, Path]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.core.small_data import SHAPE
 
+from tests.core.small_data import SHAPE
 from training_core.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
 from training_core.data.packing import TokenStream
 from training_core.data.tasks import Task
@@ -62,7 +62,9 @@ def test_bits_per_byte_by_hand() -> None:
     assert counts.correct.tolist() == right
     assert counts.tokens.tolist() == [3, 3]
     assert counts.bits_per_byte() == pytest.approx(sum(nats) / 50 / math.log(2), rel=1e-5)
-    assert measure_windows(net, windows, batch_size=7).bits_per_byte() == pytest.approx(counts.bits_per_byte(), rel=1e-6)
+    assert measure_windows(net, windows, batch_size=7).bits_per_byte() == pytest.approx(
+        counts.bits_per_byte(), rel=1e-6
+    )
 
 
 def test_uniform_model_has_log2_vocabulary_bits_a_token() -> None:
@@ -86,7 +88,8 @@ def test_counting_baselines_by_hand() -> None:
     assert float(nats["unigram"][0]) == pytest.approx(-sum(math.log(unigram[t]) for t in (1, 2, 3)), rel=1e-12)
     pair = {(0, 1): 1 / 1, (1, 2): 2 / 3, (2, 3): 0 / 2}
     best = min(
-        -sum(math.log(w * pair[p] + (1 - w) * unigram[p[1]]) for p in pair) for w in [round(0.05 * k, 2) for k in range(1, 20)]
+        -sum(math.log(w * pair[p] + (1 - w) * unigram[p[1]]) for p in pair)
+        for w in [round(0.05 * k, 2) for k in range(1, 20)]
     )
     assert float(nats["bigram"][0]) == pytest.approx(best, rel=1e-12)
 
@@ -147,7 +150,10 @@ def test_probes_find_what_they_look_for() -> None:
     assert causality_violations(net, tokens, (1, 12, 23)) == 0
     assert streaming_error(net, tokens) < 1e-4
     leak = net.prelude[0].attention.forward
-    net.prelude[0].attention.forward = lambda x, *a: (leak(x, *a)[0] + x.mean(1, keepdim=True), leak(x, *a)[1])  # type: ignore[method-assign,assignment]
+    net.prelude[0].attention.forward = lambda x, *a: (
+        leak(x, *a)[0] + x.mean(1, keepdim=True),
+        leak(x, *a)[1],
+    )  # type: ignore[method-assign,assignment]
     assert causality_violations(net, tokens, (12,)) > 0
     assert streaming_error(net, tokens) > 1e-3
     assert non_finite_weights([torch.tensor([1.0, float("nan"), float("inf")]), torch.tensor([1])]) == 2
@@ -158,14 +164,23 @@ def test_bundle_is_measured_as_it_lies_on_disk(small_data: dict[str, Path], tmp_
     tokenizer_json = (small_data["tokens"] / "tokenizer.json").read_text()
     net = model()
     config = {"cognate": net.config.model_dump()}
-    parts = {"kind": "cognate", "model_config": config, "tensors": net.state_dict(), "tokenizer_json": tokenizer_json}
+    parts = {
+        "kind": "cognate",
+        "model_config": config,
+        "tensors": net.state_dict(),
+        "tokenizer_json": tokenizer_json,
+    }
     parent = write_bundle(tmp_path / "parent", **parts)  # type: ignore[arg-type]
     measured = measure_bundle(parent, suite, {}, SilentReporter())
     assert measured.metrics["params"] == sum(p.numel() for p in net.parameters())
     assert measured.metrics["bytes_on_disk"] == (tmp_path / "parent" / "model.safetensors").stat().st_size
     expected = measure_windows(net, open_suite(suite).test, 8)
     assert measured.metrics["bits_per_byte"] == pytest.approx(expected.bits_per_byte(), rel=1e-9)
-    assert measured.metrics["bits_per_byte_low"] < measured.metrics["bits_per_byte"] < measured.metrics["bits_per_byte_high"]
+    assert (
+        measured.metrics["bits_per_byte_low"]
+        < measured.metrics["bits_per_byte"]
+        < measured.metrics["bits_per_byte_high"]
+    )
     assert measured.metrics["margin_below_baseline_high"] < 0, "a random model is worse than counting"
     assert set(measured.tasks) == {"arithmetic", "logic", "needle"}
     lineage = Lineage("trunk", 1, "nano", parent.digest(), "", "", {}, {}, measured.metrics)

@@ -13,9 +13,7 @@ from training_core.merging.methods import StateDict
 from training_core.training.reporting import SilentReporter
 
 
-def run(
-    config: EvolutionConfig, fitness: Fitness | None = None, checkpoint: Path | None = None
-) -> EvolutionResult:
+def run(config: EvolutionConfig, fitness: Fitness | None = None, checkpoint: Path | None = None) -> EvolutionResult:
     trunk, parents = branched_models()
     fitness = fitness or quadratic(trunk, parents, (0.6, 0.5, 0.3))
     return evolve(trunk, parents, fitness, config, SilentReporter(), checkpoint)

@@ -87,9 +87,7 @@ def test_champion_is_never_worse_than_the_best_parent_on_any_landscape(
 # --- what the population is made of -------------------------------------------------------------------------
 
 
-def collect(
-    config: EvolutionConfig, fitness: Fitness | None = None
-) -> list[tuple[dict[str, torch.Tensor], str]]:
+def collect(config: EvolutionConfig, fitness: Fitness | None = None) -> list[tuple[dict[str, torch.Tensor], str]]:
     trunk, parents = branched_models()
     measure = fitness or quadratic(trunk, parents, (0.6, 0.5, 0.3))
     seen: list[tuple[dict[str, torch.Tensor], str]] = []
@@ -155,9 +153,7 @@ def test_random_merges_repeat_no_member_and_say_so_when_they_cannot() -> None:
 def test_the_fittest_of_elites_and_children_survive() -> None:
     trunk, parents = branched_models()
     measure = quadratic(trunk, parents, (0.6, 0.5, 0.3))
-    values = [
-        measure(model, name) for model, name in collect(EvolutionConfig(generations=1, diversity_floor=0.0))
-    ]
+    values = [measure(model, name) for model, name in collect(EvolutionConfig(generations=1, diversity_floor=0.0))]
     survivors = sorted(sorted(values[:8])[:2] + values[8:])[:8]
     result = run(EvolutionConfig(generations=1, diversity_floor=0.0))
     assert result.history[1].best == survivors[0]
@@ -207,9 +203,7 @@ def test_it_stops_after_patience_generations_without_improvement() -> None:
     at_parent = quadratic(trunk, parents, (1.0, 0.0, 0.0))
     result = run(EvolutionConfig(generations=50, patience=3), at_parent)
     assert len(result.history) == 1 + 3
-    assert {generation.best for generation in result.history} == {
-        1.0 + (at_parent(parents["reasoning"], "") - 1.0)
-    }
+    assert {generation.best for generation in result.history} == {1.0 + (at_parent(parents["reasoning"], "") - 1.0)}
     assert len(run(EvolutionConfig(generations=2, patience=3), at_parent).history) == 1 + 2
 
 

@@ -41,9 +41,7 @@ ALL_METHODS: dict[str, Merge] = {
     "slerp": lambda base, models: methods.slerp(models[0], models[1], 0.3),
     "ties": lambda base, models: methods.ties(base, models, [0.3, 0.9], 0.4),
     "ties model": lambda base, models: methods.ties(base, models, [0.3, 0.9], 0.4, 0.7, "model"),
-    "dare": lambda base, models: methods.dare(
-        base, models, [0.3, 0.9], 0.5, torch.Generator().manual_seed(1)
-    ),
+    "dare": lambda base, models: methods.dare(base, models, [0.3, 0.9], 0.5, torch.Generator().manual_seed(1)),
     "dare ties": lambda base, models: methods.dare(
         base, models, [0.3, 0.9], 0.5, torch.Generator().manual_seed(1), "ties"
     ),
@@ -123,9 +121,7 @@ def test_ties_equals_the_paper(trim: str, density: float) -> None:
         flat = [np.concatenate([m[n].reshape(-1).numpy() for n in names]) for m in (base, *models)]
         expected = reference.ties(flat[0], flat[1:], weights, density, 0.8)
         found = np.concatenate([merged[n].reshape(-1).numpy() for n in names])
-        np.testing.assert_allclose(
-            found, expected, rtol=0, atol=1e-14
-        )  # a few float64 roundings of values < 10
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)  # a few float64 roundings of values < 10
 
 
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
@@ -145,10 +141,7 @@ def test_dare_equals_the_formula_under_the_same_masks(elect: str, drop_rate: flo
     merged = methods.dare(base, models, weights, drop_rate, torch.Generator().manual_seed(8), elect)
     replay = torch.Generator().manual_seed(8)
     names = ("bias", "gain", "weight")
-    masks = [
-        {n: (torch.rand(base[n].shape, generator=replay) >= drop_rate).double() for n in names}
-        for _ in models
-    ]
+    masks = [{n: (torch.rand(base[n].shape, generator=replay) >= drop_rate).double() for n in names} for _ in models]
     oracle = reference.dare_linear if elect == "linear" else reference.dare_ties
     for name in names:
         flat = [m[name].reshape(-1).numpy() for m in (base, *models)]
@@ -162,19 +155,13 @@ def test_dare_is_unbiased_within_three_sigma() -> None:
     base = {"w": torch.zeros(5, dtype=torch.float64)}
     models = [{"w": torch.tensor(x, dtype=torch.float64)} for x in ([1, -2, 3, 0.5, 4], [2, 1, -1, 0.25, -4])]
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack(
-        [methods.dare(base, models, weights, drop_rate, generator)["w"] for _ in range(repeats)]
-    )
+    draws = torch.stack([methods.dare(base, models, weights, drop_rate, generator)["w"] for _ in range(repeats)])
     expected = sum(w * m["w"] for w, m in zip(weights, models, strict=True))
     # Var[m tau / (1 - p)] = tau^2 p / (1 - p) for each model; independent, so weighted variances add.
-    variance = (
-        sum((w * m["w"]) ** 2 for w, m in zip(weights, models, strict=True)) * drop_rate / (1 - drop_rate)
-    )
+    variance = sum((w * m["w"]) ** 2 for w, m in zip(weights, models, strict=True)) * drop_rate / (1 - drop_rate)
     deviations = (draws.mean(0) - expected) / (variance / repeats).sqrt()
     assert float(deviations.abs().max()) < 3.0
-    assert (
-        float((draws.var(0) / variance - 1).abs().max()) < 0.1
-    )  # kurtosis of these sums keeps 3 sigma below .1
+    assert float((draws.var(0) / variance - 1).abs().max()) < 0.1  # kurtosis of these sums keeps 3 sigma below .1
 
 
 # --- mergekit -----------------------------------------------------------------------------------------------
@@ -189,9 +176,7 @@ def mergekit_merge() -> Callable[..., dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 0.6])
-def test_ties_equals_mergekit_exactly(
-    mergekit_merge: Callable[..., dict], density: float, scale: float
-) -> None:
+def test_ties_equals_mergekit_exactly(mergekit_merge: Callable[..., dict], density: float, scale: float) -> None:
     base, *models = random_models(6, 4)
     weights = [0.3, 1.0, 0.7]
     parameters = {"weight": dict(enumerate(weights, start=1)), "density": density, "lambda": scale}
@@ -257,9 +242,7 @@ def test_slerp_of_equal_lengths_keeps_the_length_and_turns_by_t_theta(seed: int,
 
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, density=st.floats(0.01, 1.0), trim=st.sampled_from(["tensor", "model"]))
-def test_ties_keeps_exactly_the_density_and_entries_of_the_task_vector(
-    seed: int, density: float, trim: str
-) -> None:
+def test_ties_keeps_exactly_the_density_and_entries_of_the_task_vector(seed: int, density: float, trim: str) -> None:
     base = {name: torch.zeros_like(x) for name, x in random_models(seed, 1)[0].items() if name != "mask"}
     model = {name: x for name, x in random_models(seed, 1)[0].items() if name != "mask"}
     merged = methods.ties(base, [model], [2.0], density, trim=trim)
@@ -279,10 +262,7 @@ def test_only_the_ratio_of_the_weights_counts(seed: int, factor: float) -> None:
     weights = [0.2, 0.5, 1.0]
     scaled = [factor * w for w in weights]
     assert largest_difference(methods.linear(models, weights), methods.linear(models, scaled)) == 0.0
-    assert (
-        largest_difference(methods.ties(base, models, weights, 0.4), methods.ties(base, models, scaled, 0.4))
-        == 0.0
-    )
+    assert largest_difference(methods.ties(base, models, weights, 0.4), methods.ties(base, models, scaled, 0.4)) == 0.0
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)

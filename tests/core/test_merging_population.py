@@ -77,8 +77,6 @@ def test_merge_by_method_composes_the_stages() -> None:
 
 
 def test_mean_pairwise_distance_by_hand() -> None:
-    models = [
-        {"a": torch.tensor([x, 0.0]), "b": torch.tensor([y])} for x, y in ((0.0, 0.0), (3.0, 4.0), (3.0, 0.0))
-    ]
+    models = [{"a": torch.tensor([x, 0.0]), "b": torch.tensor([y])} for x, y in ((0.0, 0.0), (3.0, 4.0), (3.0, 0.0))]
     assert population.mean_pairwise_distance(models) == (5.0 + 3.0 + 4.0) / 3
     assert population.mean_pairwise_distance(models[:1]) == 0.0

@@ -7,12 +7,20 @@ import itertools
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.oracles.titans_reference import attention_rows, memory_reads
 
+from tests.oracles.titans_reference import attention_rows, memory_reads
 from training_core.models.attention import SlidingWindowAttention
 from training_core.models.block import TitansBlock
 from training_core.models.cognate import Cognate, CognateConfig, count_parameters
-from training_core.models.layers import CausalConv, RMSNorm, SwiGLU, join_heads, rotary_table, rotate, split_heads
+from training_core.models.layers import (
+    CausalConv,
+    RMSNorm,
+    SwiGLU,
+    join_heads,
+    rotary_table,
+    rotate,
+    split_heads,
+)
 from training_core.models.memory import NeuralMemory
 
 SMALL = {
@@ -132,7 +140,9 @@ def test_small_layers_by_hand() -> None:
     norm = RMSNorm(5).double()
     torch.nn.init.normal_(norm.weight)
     wide = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t, w: torch.func.functional_call(norm, {"weight": w}, (t,)), (wide, norm.weight))
+    assert torch.autograd.gradcheck(
+        lambda t, w: torch.func.functional_call(norm, {"weight": w}, (t,)), (wide, norm.weight)
+    )
     assert torch.allclose(norm(wide), torch.nn.functional.rms_norm(wide, (5,), norm.weight, 1e-6), atol=1e-15)
     conv = CausalConv(2, kernel=3)
     with torch.no_grad():
@@ -219,7 +229,7 @@ def test_without_recursion_the_model_is_a_plain_decoder() -> None:
 
 
 def test_only_the_last_cycle_is_back_propagated() -> None:
-    """TRM: T - 1 cycles without a graph. The gradient equals that of the last cycle alone, started from their result."""
+    """TRM: T - 1 cycles without a graph. The gradient is that of the last cycle alone."""
     model = small(cycles=3, latent_steps=1, grad_cycles=1)
     h = torch.randn(1, 6, 32)
     model.supervise(h, model.start(h)).y.square().sum().backward()

@@ -51,9 +51,7 @@ def everything(name: str, module: nn.Module) -> bool:
 
 
 def test_hand_numbers_per_tensor() -> None:
-    weight = torch.tensor(
-        [[1.0, -3.0, 0.5], [0.0, 2.0, -0.25]]
-    )  # mean|W| = 6.75 / 6 = 1.125, a float16 value
+    weight = torch.tensor([[1.0, -3.0, 0.5], [0.0, 2.0, -0.25]])  # mean|W| = 6.75 / 6 = 1.125, a float16 value
     ternary = ternarize(weight)
     assert ternary.scale.item() == 1.125
     assert ternary.codes.tolist() == [[1, -1, 0], [0, 1, 0]]
@@ -130,9 +128,7 @@ def test_ternarising_twice_is_another_model() -> None:
 
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
-def test_effective_weight_is_exact_and_gradient_is_straight_through(
-    granularity: str, threshold: float
-) -> None:
+def test_effective_weight_is_exact_and_gradient_is_straight_through(granularity: str, threshold: float) -> None:
     latent = (torch.randn(80, 50, generator=torch.Generator().manual_seed(3)) * 0.07).requires_grad_()
     effective = ternary_weight(latent, threshold, granularity)
     assert torch.equal(effective, ternarize(latent.detach(), threshold, granularity).dequantize())
@@ -197,9 +193,7 @@ def test_apply_keeps_parameters_ties_and_names() -> None:
     assert type(model.norm) is nn.LayerNorm
     assert [name for name, _ in ternary_modules(model)] == names
     tokens = torch.tensor([[1, 4, 10]])
-    weight = {
-        n: ternarize(p.detach(), 0.3, "row").dequantize() for n, p in model.named_parameters() if p.dim() == 2
-    }
+    weight = {n: ternarize(p.detach(), 0.3, "row").dequantize() for n, p in model.named_parameters() if p.dim() == 2}
     x = F.embedding(tokens, weight["embedding.weight"])
     x = torch.tanh(F.linear(x, weight["first.weight"], model.first.bias))
     x = model.norm(F.linear(x, weight["first.weight"], model.first.bias))

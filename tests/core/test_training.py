@@ -1,4 +1,5 @@
-"""The loop: learning, resuming after kill -9 bit for bit, diverging with a clear error; objectives against references."""
+"""The loop: learning, resuming after kill -9 bit for bit, diverging with a clear error; objectives against
+references."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.core.small_data import SHAPE, TRAINING
 
+from tests.core.small_data import SHAPE, TRAINING
 from training_core.cognate.objective import next_token_objective
 from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
 from training_core.data.batches import TrainingData
@@ -108,7 +109,9 @@ def test_specialists_differ_from_the_trunk_and_from_each_other(small_data: dict[
     assert result.optimizer_steps == 4
     assert (reasoning.config.latent_steps, speed.config.latent_steps) == (1, 0)
     weights = [m.state_dict()["core.0.mlp.up.weight"] for m in (trunk, reasoning, speed)]
-    assert all(not torch.equal(a, b) for a, b in ((weights[0], weights[1]), (weights[0], weights[2]), (weights[1], weights[2])))
+    assert all(
+        not torch.equal(a, b) for a, b in ((weights[0], weights[1]), (weights[0], weights[2]), (weights[1], weights[2]))
+    )
 
 
 def test_divergence_is_an_error(small_data: dict[str, Path]) -> None:
@@ -169,7 +172,9 @@ def test_distillation_loss_by_hand_and_by_gradient() -> None:
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-12)
     loss.backward()
     assert student.grad is not None
-    assert torch.allclose(student.grad.flatten(), (q - p).detach(), atol=1e-14)  # d KL / d logits = softmax(s) - softmax(t)
+    assert torch.allclose(
+        student.grad.flatten(), (q - p).detach(), atol=1e-14
+    )  # d KL / d logits = softmax(s) - softmax(t)
     assert float(distillation_loss(teacher, teacher, 3.0)) == pytest.approx(0.0, abs=1e-15)
     soft = distillation_loss(student, teacher, 2.0)
     halves = distillation_loss(student / 2, teacher / 2, 1.0)

@@ -85,9 +85,7 @@ def failure_text(result: dg.ExecuteInProcessResult, step: str) -> str:
 def verdict(result: dg.ExecuteInProcessResult, asset: str, check: str = "gate") -> Any:
     """The evaluation that `check` gave on `asset` in this run."""
     found = [
-        e
-        for e in result.get_asset_check_evaluations()
-        if e.asset_key == dg.AssetKey(asset) and e.check_name == check
+        e for e in result.get_asset_check_evaluations() if e.asset_key == dg.AssetKey(asset) and e.check_name == check
     ]
     assert len(found) == 1, f"{asset}:{check} was evaluated {len(found)} times"
     return found[0]

@@ -55,9 +55,7 @@ def test_wrong_configuration_is_not_retried_a_crash_is_once(
         assert message in failure_text(result, "trunk")
 
 
-def test_failed_rerun_leaves_the_earlier_version(
-    make: Make, store: ModelStore, instance: dg.DagsterInstance
-) -> None:
+def test_failed_rerun_leaves_the_earlier_version(make: Make, store: ModelStore, instance: dg.DagsterInstance) -> None:
     make("trunk")
     before = store.versions("trunk")
     assert not make("trunk", config={"trunk": {"widths": [-1, 2]}}).success
@@ -72,9 +70,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def start(
-    workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, store: ModelStore, steps: int
-) -> str:
+def start(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, store: ModelStore, steps: int) -> str:
     """Launch a run of `trunk` in a process of its own and wait until it trains; the run's id."""
     config = {"trunk": {"steps": steps, "step_s": 0.05}}
     tags = {"dagster/max_retries": "1"}

@@ -47,9 +47,7 @@ def test_asset_graph() -> None:
     for name in MODELS:
         (check,) = [c for c in graph.asset_check_keys if c == dg.AssetCheckKey(dg.AssetKey(name), "gate")]
         assert graph.get(check).blocking
-        assert (
-            defs.resolve_schedule_def(f"{name}_schedule").default_status == dg.DefaultScheduleStatus.STOPPED
-        )
+        assert defs.resolve_schedule_def(f"{name}_schedule").default_status == dg.DefaultScheduleStatus.STOPPED
     assert defs.resolve_job_def("all_models").executor_def.name == "in_process"
 
 
@@ -63,9 +61,7 @@ def test_every_model_has_blocking_gates_and_only_some_have_claims() -> None:
         if key.name == "gate"
     }
     assert blocking == dict.fromkeys(MODELS, True)
-    assert gate_checks() == {
-        dg.AssetKey(name): [dg.AssetCheckKey(dg.AssetKey(name), "gate")] for name in MODELS
-    }
+    assert gate_checks() == {dg.AssetKey(name): [dg.AssetCheckKey(dg.AssetKey(name), "gate")] for name in MODELS}
     for name in MODELS:
         metrics = {gate.metric for gate in GATES if gate.asset == name and gate.blocking}
         assert {"non_finite_weights", "causality_violations"} <= metrics
@@ -98,9 +94,7 @@ def test_every_gate_can_pass_and_fail(gate: Gate) -> None:
 
 def test_gate_table_loads_no_model_code() -> None:
     code = "import sys, forge_resources.coordinator, forge_assets.gates; print('torch' in sys.modules)"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert ran.stdout == "False\n"
 
 
@@ -127,9 +121,7 @@ def test_launchpad_values_reach_the_phase(make: Make, store) -> None:
 
 
 def digests(result: dg.ExecuteInProcessResult) -> list[str]:
-    return [
-        str(e.materialization.metadata["digest"].value) for e in result.get_asset_materialization_events()
-    ]
+    return [str(e.materialization.metadata["digest"].value) for e in result.get_asset_materialization_events()]
 
 
 def test_data_version_and_inputs_follow_the_content(make: Make, instance: dg.DagsterInstance) -> None:

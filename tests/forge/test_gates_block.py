@@ -54,9 +54,7 @@ def test_failing_gate_blocks_a_child_launched_alone_later(make: Make, instance: 
     text = failure_text(later, "left")
     assert text.startswith("refused, quality gate closed: trunk:gate: FAILED, small FAILED")
     assert "mean_square = 4, required <= 1" in text
-    assert not [
-        e for e in later.all_events if e.event_type_value == "STEP_RESTARTED"
-    ]  # refusals are not retried
+    assert not [e for e in later.all_events if e.event_type_value == "STEP_RESTARTED"]  # refusals are not retried
 
 
 def test_child_of_a_never_made_parent_is_refused(make: Make) -> None:
@@ -65,15 +63,11 @@ def test_child_of_a_never_made_parent_is_refused(make: Make) -> None:
 
 def test_unticked_check_leaves_the_gate_closed(make: Make, instance: dg.DagsterInstance) -> None:
     make("trunk", checks=False)
-    assert closed(instance, "trunk") == [
-        "trunk:gate: the current version has no completed verdict; run the check"
-    ]
+    assert closed(instance, "trunk") == ["trunk:gate: the current version has no completed verdict; run the check"]
     assert made(make("left")) == []
 
 
-def test_stale_verdict_closes_until_the_new_version_is_judged(
-    make: Make, instance: dg.DagsterInstance
-) -> None:
+def test_stale_verdict_closes_until_the_new_version_is_judged(make: Make, instance: dg.DagsterInstance) -> None:
     make("trunk")
     assert closed(instance, "trunk") == []
     make("trunk", config={"trunk": {"value": 0.6}}, checks=False)
@@ -110,15 +104,10 @@ def test_verdict_targets_the_materialization_it_judged(make: Make, instance: dg.
     judged = judge_latest(instance, dg.AssetKey("trunk"), CHECKS[dg.AssetKey("trunk")])
     assert judged.record is not None
     assert (
-        judged.record.storage_id
-        == instance.fetch_materializations(dg.AssetKey("trunk"), limit=1).records[0].storage_id
+        judged.record.storage_id == instance.fetch_materializations(dg.AssetKey("trunk"), limit=1).records[0].storage_id
     )
-    rows = instance.event_log_storage.get_asset_check_execution_history(
-        CHECKS[dg.AssetKey("trunk")][0], limit=5
-    )
-    assert [row.evaluation.target_materialization_data.storage_id for row in rows] == [
-        judged.record.storage_id
-    ]
+    rows = instance.event_log_storage.get_asset_check_execution_history(CHECKS[dg.AssetKey("trunk")][0], limit=5)
+    assert [row.evaluation.target_materialization_data.storage_id for row in rows] == [judged.record.storage_id]
 
 
 def test_failing_sibling_does_not_block_the_others_child(make: Make) -> None:
@@ -143,9 +132,7 @@ def test_failing_claim_is_reported_and_blocks_nothing(make: Make, instance: dg.D
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "lineage.json"])
-def test_changed_bundle_closes_the_gate(
-    make: Make, store: ModelStore, instance: dg.DagsterInstance, name: str
-) -> None:
+def test_changed_bundle_closes_the_gate(make: Make, store: ModelStore, instance: dg.DagsterInstance, name: str) -> None:
     make("trunk")
     file = store.versions("trunk")[0] / name
     content = bytearray(file.read_bytes())
@@ -199,9 +186,7 @@ def test_ui_launch_and_schedule_tick(
         assert run["status"] == "FAILURE"
         reason = refusal(instance, run["runId"])
         assert reason.startswith("refused, quality gate closed: left:gate: FAILED, small FAILED")
-    both = launch(
-        workspace, "__ASSET_JOB", "left", "left_child"
-    )  # makes its own parent: the run itself blocks
+    both = launch(workspace, "__ASSET_JOB", "left", "left_child")  # makes its own parent: the run itself blocks
     assert both["status"] == "QUEUED"
     assert launch(workspace, "__ASSET_JOB", "right")["status"] == "QUEUED"
 

@@ -90,9 +90,7 @@ def test_content_that_is_not_the_digest_is_not_committed(store: ModelStore) -> N
     assert store.versions("model") == []
 
 
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "config.json", "tokenizer.json", "evaluation.safetensors"]
-)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "evaluation.safetensors"])
 def test_damaged_version_is_refused_then_replaced_by_a_good_one(store: ModelStore, name: str) -> None:
     digest, folder = put(store, 1.0)
     measured = measurements_digest(folder)
@@ -237,8 +235,7 @@ def test_digest_folder_is_the_hash_of_names_and_contents(tmp_path: Path) -> None
     (tmp_path / "a").write_bytes(b"1")
     parts = [(b"a", b"1"), (b"b/z", b"22")]
     framed = b"".join(
-        len(name).to_bytes(8, "little") + name + len(content).to_bytes(8, "little") + content
-        for name, content in parts
+        len(name).to_bytes(8, "little") + name + len(content).to_bytes(8, "little") + content for name, content in parts
     )
     assert digest_folder(tmp_path) == hashlib.sha256(framed).hexdigest()
     before = digest_folder(tmp_path)

@@ -58,9 +58,7 @@ def test_pipeline_is_recorded(
     assert runs["left"].data.metrics["final/mean_square"] == 0.25
     losses = client.get_metric_history(runs["left"].info.run_id, "loss")
     assert [(m.step, round(m.value, 6)) for m in losses] == [(0, 0.375), (1, 0.25), (2, 0.125), (3, 0.0)]
-    assert [file.path for file in client.list_artifacts(runs["left"].info.run_id, "figures")] == [
-        "figures/walk.png"
-    ]
+    assert [file.path for file in client.list_artifacts(runs["left"].info.run_id, "figures")] == ["figures/walk.png"]
     (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("left")]
     metadata = event.materialization.metadata
     assert runs["left"].info.run_id in str(metadata["mlflow"].value)

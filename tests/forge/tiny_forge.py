@@ -92,9 +92,7 @@ def train(run: PhaseRun, config: StepsConfig) -> Product:
         if config.step_s:
             time.sleep(config.step_s)
     if config.figure:
-        run.reporter.figure(
-            "walk", Figure("walk", "step", "value", {"a": ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])})
-        )
+        run.reporter.figure("walk", Figure("walk", "step", "value", {"a": ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])}))
     return Product(
         kind="cognate",
         model_config={"widths": list(config.widths)},

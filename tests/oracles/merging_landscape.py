@@ -29,11 +29,6 @@ def quadratic(trunk: Mapping[str, torch.Tensor], parents: Models, coefficients: 
     """1 + the squared distance to W_0 + sum_j c_j tau_j, in units of the parents' mean square task vector."""
     names = [n for n in trunk if trunk[n].is_floating_point()]
     vectors = [{n: parent[n].double() - trunk[n].double() for n in names} for parent in parents.values()]
-    target = {
-        n: trunk[n].double() + sum(c * v[n] for c, v in zip(coefficients, vectors, strict=True))
-        for n in names
-    }
+    target = {n: trunk[n].double() + sum(c * v[n] for c, v in zip(coefficients, vectors, strict=True)) for n in names}
     unit = sum(float(v[n].square().sum()) for v in vectors for n in v) / len(vectors)
-    return lambda model, _: (
-        1.0 + sum(float((model[n].double() - target[n]).square().sum()) for n in target) / unit
-    )
+    return lambda model, _: 1.0 + sum(float((model[n].double() - target[n]).square().sum()) for n in target) / unit

@@ -18,9 +18,7 @@ def slerp(a: Array, b: Array, t: float) -> Array:
     return result
 
 
-def ties(
-    base: Array, models: Sequence[Array], weights: Sequence[float], density: float, scale: float
-) -> Array:
+def ties(base: Array, models: Sequence[Array], weights: Sequence[float], density: float, scale: float) -> Array:
     """TIES-Merging, arXiv:2306.01708, algorithm 1, entry by entry; expects magnitudes without ties."""
     size = base.size
     trimmed = []

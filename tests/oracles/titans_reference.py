@@ -12,7 +12,15 @@ from torch import Tensor
 
 
 def memory_reads(
-    query: Tensor, key: Tensor, value: Tensor, eta: Tensor, theta: Tensor, alpha: Tensor, w1: Tensor, w2: Tensor, chunk: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    eta: Tensor,
+    theta: Tensor,
+    alpha: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    chunk: int,
 ) -> Tensor:
     """One head: q, k, v (S, K); gates (S,); w1 (E, K), w2 (K, E). Returns the reads (S, K)."""
     now = [w1.clone(), w2.clone()]

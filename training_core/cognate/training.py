@@ -60,7 +60,8 @@ def specialise(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[Cognate, TrainingResult]:
-    """Branch a specialist from the trunk: the same weights under another recursion, memory and halting, trained on another mix."""
+    """Branch a specialist from the trunk: the same weights under another recursion, memory and halting, trained on
+    another mix."""
     changed = {field: getattr(config, field) for field in VARIANT_FIELDS}
     model = Cognate(trunk.config.model_copy(update=changed))
     model.load_state_dict(trunk.state_dict())

@@ -26,7 +26,7 @@ class Artifact:
 
 
 def make_compressible(model: Cognate, threshold: float, granularity: Granularity) -> None:
-    """Make every matrix of `model` ternary, the embedding included, in place. The halting head, unused, is left alone."""
+    """Make every matrix of `model` ternary, the embedding included. The halting head, unused, is left alone."""
 
     def matrix(name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear | nn.Embedding) and "halt_head" not in name
@@ -43,16 +43,12 @@ def write_artifact(model: Cognate, tokenizer_json: str, threshold: float, granul
     initial = _left_out(model.config)
     tensors: dict[str, TensorCode] = {}
     for name, module in ternary_modules(model):
-        tensors[f"{name}.weight"] = _ternary_code(
-            ternarize(module.weight.detach().cpu(), threshold, granularity)
-        )
+        tensors[f"{name}.weight"] = _ternary_code(ternarize(module.weight.detach().cpu(), threshold, granularity))
     for name, tensor in model.state_dict().items():
         value = tensor.detach().cpu()
         if name in NOT_STORED:
             if not torch.equal(value, initial[name]):
-                raise ValueError(
-                    f"{name} was trained, but a compressed file leaves it out; keep halting and z off"
-                )
+                raise ValueError(f"{name} was trained, but a compressed file leaves it out; keep halting and z off")
         elif name not in tensors and value.numel():
             array = value.float().numpy()
             tensors[name] = Int8Code.from_values(array) if "norm" in name else HalfCode.from_values(array)

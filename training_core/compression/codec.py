@@ -59,9 +59,7 @@ def encode_ternary(codes: Int8) -> bytes:
         return b""
     counts = _counts(flat)
     if sum(counts) != flat.size:
-        raise ValueError(
-            f"ternary codes must be -1, 0 or +1, got {flat.min()} to {flat.max()}; ternarize first"
-        )
+        raise ValueError(f"ternary codes must be -1, 0 or +1, got {flat.min()} to {flat.max()}; ternarize first")
     table = _frequencies(counts)
     header = struct.pack("<HH", table[0], table[2])
     present = [index for index, frequency in enumerate(table) if frequency]
@@ -88,15 +86,11 @@ def decode_ternary(data: bytes, count: int) -> Int8:
     if count == 0 and not data:
         return np.zeros(0, dtype=np.int8)
     if count <= 0 or len(data) < 4:
-        raise CodecError(
-            f"{len(data)} bytes cannot be the code of {count} ternary symbols; the stream is damaged"
-        )
+        raise CodecError(f"{len(data)} bytes cannot be the code of {count} ternary symbols; the stream is damaged")
     minus, plus = struct.unpack_from("<HH", data)
     table = [minus, TABLE_TOTAL - minus - plus, plus]
     if table[1] < 0:
-        raise CodecError(
-            f"frequencies must sum to {TABLE_TOTAL}, got {minus} + {plus}; the stream is damaged"
-        )
+        raise CodecError(f"frequencies must sum to {TABLE_TOTAL}, got {minus} + {plus}; the stream is damaged")
     present = [index for index, frequency in enumerate(table) if frequency]
     if len(present) == 1:
         if len(data) != 4:
@@ -104,9 +98,7 @@ def decode_ternary(data: bytes, count: int) -> Int8:
         return np.full(count, present[0] - 1, dtype=np.int8)
     least_bits = -count * math.log2(max(table) / TABLE_TOTAL)
     if 0.98 * least_bits > 8 * len(data) + 64:
-        raise CodecError(
-            f"{count} symbols need {least_bits:.0f} bits, got {8 * len(data)}; the stream is damaged"
-        )
+        raise CodecError(f"{count} symbols need {least_bits:.0f} bits, got {8 * len(data)}; the stream is damaged")
     coder, model = open_coder(data[4:]), _categorical([table[index] for index in present])
     symbols = np.array(present, dtype=np.int8) - np.int8(1)
     codes = np.empty(count, dtype=np.int8)

@@ -75,9 +75,7 @@ class _Layout:
     sizes: dict[str, int]
 
 
-def write_container(
-    config: Mapping[str, Any], tokenizer_json: str, tensors: Mapping[str, TensorCode]
-) -> bytes:
+def write_container(config: Mapping[str, Any], tokenizer_json: str, tensors: Mapping[str, TensorCode]) -> bytes:
     """The bytes of `model.forge`. Equal arguments give equal bytes.
 
     Raises:
@@ -162,15 +160,11 @@ def _layout(data: bytes) -> _Layout:
     """Cut a verified `data` into its sections, with the bytes that each takes."""
     smallest = len(MAGIC) + 1 + _DIGEST_BYTES
     if len(data) < smallest or not data.startswith(MAGIC):
-        raise ContainerError(
-            f"not a container: it must start with {MAGIC!r} and have at least {smallest} bytes"
-        )
+        raise ContainerError(f"not a container: it must start with {MAGIC!r} and have at least {smallest} bytes")
     if data[len(MAGIC)] != VERSION:
         raise ContainerError(f"container version is {data[len(MAGIC)]}, this program reads version {VERSION}")
     if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
-        raise ContainerError(
-            "the container's SHA-256 does not match: it is cut short or damaged; copy it again"
-        )
+        raise ContainerError("the container's SHA-256 does not match: it is cut short or damaged; copy it again")
     cursor = _Cursor(data[:-_DIGEST_BYTES])
     cursor.position = len(MAGIC) + 1
     sizes = {"magic": cursor.position}
@@ -185,9 +179,7 @@ def _layout(data: bytes) -> _Layout:
         entries.append(_Entry(name, letter, shape, cursor.take(cursor.varint())))
         sizes[f"tensor {name}"] = cursor.position - start
     if cursor.position != len(cursor.data):
-        raise ContainerError(
-            f"{len(cursor.data) - cursor.position} bytes follow the last tensor; it is damaged"
-        )
+        raise ContainerError(f"{len(cursor.data) - cursor.position} bytes follow the last tensor; it is damaged")
     sizes["checksum"] = _DIGEST_BYTES
     return _Layout(config, tokenizer, entries, sizes)
 
@@ -195,9 +187,7 @@ def _layout(data: bytes) -> _Layout:
 def _read_directory(cursor: _Cursor) -> tuple[dict[str, Any], list[tuple[str, str, tuple[int, ...]]]]:
     size = cursor.varint()
     if size > MAX_DIRECTORY_BYTES:
-        raise ContainerError(
-            f"a directory must have at most {MAX_DIRECTORY_BYTES} bytes, got {size}; it is damaged"
-        )
+        raise ContainerError(f"a directory must have at most {MAX_DIRECTORY_BYTES} bytes, got {size}; it is damaged")
     try:
         return _parse_directory(unsqueeze(cursor.take(cursor.varint()), size))
     except CodecError as error:
@@ -215,27 +205,15 @@ def _parse_directory(directory: bytes) -> tuple[dict[str, Any], list[tuple[str, 
             raise TypeError("names and shapes must be lists, letters a text")
         listing = list(zip(names, letters, shapes, strict=True))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ContainerError(
-            f"the directory is not what a container holds ({error}); the file is damaged"
-        ) from error
+        raise ContainerError(f"the directory is not what a container holds ({error}); the file is damaged") from error
     if not canonical or len(directory) > MAX_DIRECTORY_BYTES or not isinstance(config, dict):
-        raise ContainerError(
-            "the directory must be a canonical JSON object of at most 1 MiB; the file is damaged"
-        )
+        raise ContainerError("the directory must be a canonical JSON object of at most 1 MiB; the file is damaged")
     total = 0
     for name, letter, shape in listing:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or letter not in CLASSES:
-            raise ContainerError(
-                f"a tensor must have a printable ASCII name and a known code, got {name!r} {letter!r}"
-            )
-        if (
-            not isinstance(shape, list)
-            or len(shape) > MAX_DIMENSIONS
-            or not all(_is_size(size) for size in shape)
-        ):
-            raise ContainerError(
-                f"{name} must have at most {MAX_DIMENSIONS} sizes of 0 to 2^27, got {shape!r:.100}"
-            )
+            raise ContainerError(f"a tensor must have a printable ASCII name and a known code, got {name!r} {letter!r}")
+        if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(size) for size in shape):
+            raise ContainerError(f"{name} must have at most {MAX_DIMENSIONS} sizes of 0 to 2^27, got {shape!r:.100}")
         total += math.prod(max(size, 1) for size in shape)
         if total > MAX_ELEMENTS:
             raise ContainerError(f"a container must have at most {MAX_ELEMENTS} weights; {name} exceeds that")

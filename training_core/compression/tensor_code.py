@@ -102,14 +102,10 @@ class TernaryRowsCode:
         """
         exact = np.asarray(scales, dtype=np.float64).reshape(-1)
         if exact.size == 0 or not np.isfinite(exact).all() or exact.min() <= 0 or exact.max() > LARGEST_HALF:
-            raise ValueError(
-                f"row scales must be positive and at most 65504, got {scales!r}; clamp them first"
-            )
+            raise ValueError(f"row scales must be positive and at most 65504, got {scales!r}; clamp them first")
         base = float(np.float16(exact.max()))
         if base == 0:
-            raise ValueError(
-                f"the largest row scale must be at least 2^-24, got {exact.max()}; rescale the tensor"
-            )
+            raise ValueError(f"the largest row scale must be at least 2^-24, got {exact.max()}; rescale the tensor")
         steps = np.clip(np.rint(-OCTAVE * np.log2(exact / base)), 0, _MAX_STEP).astype(np.uint8)
         return cls(codes, steps, base)
 
@@ -137,9 +133,7 @@ class TernaryRowsCode:
         """The inverse of `payload`."""
         base, length = _unpack("<e", data), int(_unpack("<I", data[2:]))
         if len(shape) < 2 or length > len(data) - 6:
-            raise CodecError(
-                f"a tensor of shape {shape} cannot have {length} bytes of row scales; it is damaged"
-            )
+            raise CodecError(f"a tensor of shape {shape} cannot have {length} bytes of row scales; it is damaged")
         steps = np.frombuffer(unsqueeze(data[6 : 6 + length], shape[0]), dtype=np.uint8)
         return cls(decode_ternary(data[6 + length :], math.prod(shape)).reshape(shape), steps, base)
 
@@ -152,9 +146,7 @@ class HalfCode:
 
     def __post_init__(self) -> None:
         if self.values.dtype != np.float16 or not np.isfinite(self.values).all():
-            raise ValueError(
-                f"values must be finite float16, got {self.values.dtype}; use HalfCode.from_values"
-            )
+            raise ValueError(f"values must be finite float16, got {self.values.dtype}; use HalfCode.from_values")
 
     @classmethod
     def from_values(cls, values: Float) -> HalfCode:
@@ -164,9 +156,7 @@ class HalfCode:
             ValueError: when a value is not finite or exceeds 65504.
         """
         if not np.isfinite(values).all() or (values.size and np.abs(values).max() > LARGEST_HALF):
-            raise ValueError(
-                "values must be finite and within +-65504 to be stored as float16; rescale the tensor"
-            )
+            raise ValueError("values must be finite and within +-65504 to be stored as float16; rescale the tensor")
         return cls(np.asarray(values, dtype=np.float16))
 
     @property
@@ -241,15 +231,11 @@ def decode_tensor(letter: str, data: bytes, shape: tuple[int, ...]) -> TensorCod
         CodecError: when `data` is not such a payload.
     """
     if letter not in CLASSES:
-        raise CodecError(
-            f"tensor code must be one of {', '.join(CLASSES)}, got {letter!r}; the file is damaged"
-        )
+        raise CodecError(f"tensor code must be one of {', '.join(CLASSES)}, got {letter!r}; the file is damaged")
     try:
         return CLASSES[letter].from_payload(data, shape)
     except ValueError as error:
-        raise (
-            error if isinstance(error, CodecError) else CodecError(f"the file is damaged: {error}")
-        ) from error
+        raise (error if isinstance(error, CodecError) else CodecError(f"the file is damaged: {error}")) from error
 
 
 def _unpack(layout: str, data: bytes) -> float:
@@ -260,9 +246,7 @@ def _unpack(layout: str, data: bytes) -> float:
 
 def _check_scale(scale: float) -> None:
     if not 0 <= scale <= LARGEST_HALF or float(np.float16(scale)) != scale:
-        raise ValueError(
-            f"a ternary scale must be a float16 value of at least 0, got {scale}; round it before use"
-        )
+        raise ValueError(f"a ternary scale must be a float16 value of at least 0, got {scale}; round it before use")
 
 
 def _octave_grid() -> npt.NDArray[np.float64]:

@@ -49,9 +49,7 @@ def compact(tokenizer_json: str) -> bytes:
         data = _encode(special, np.array(pairs, dtype=np.int64).reshape(-1, 2))
         faithful = json.loads(expand(data)) == document
     except (KeyError, TypeError, AttributeError, OverflowError, struct.error, ValueError) as error:
-        raise ValueError(
-            f"not a byte-level BPE tokenizer that can be made compact ({error}); {_REPAIR}"
-        ) from error
+        raise ValueError(f"not a byte-level BPE tokenizer that can be made compact ({error}); {_REPAIR}") from error
     if not faithful:
         raise ValueError(f"the tokenizer has settings, tokens or ids that its merges do not imply; {_REPAIR}")
     return data
@@ -66,9 +64,7 @@ def expand(data: bytes) -> str:
     special, num_merges, method, body = _split(data)
     tokens = _base_tokens(special)
     if len(tokens) + num_merges > MAX_VOCABULARY:
-        raise CodecError(
-            f"a vocabulary must have at most {MAX_VOCABULARY} tokens, got {len(tokens) + num_merges}"
-        )
+        raise CodecError(f"a vocabulary must have at most {MAX_VOCABULARY} tokens, got {len(tokens) + num_merges}")
     if method == _ADAPTIVE:
         pairs = _decode_adaptive(body, len(tokens), num_merges)
     else:
@@ -79,16 +75,12 @@ def expand(data: bytes) -> str:
     num_characters = 0
     for left, right in pairs.tolist():
         if max(left, right) >= len(tokens) or min(left, right) < len(special):
-            raise CodecError(
-                f"merge {len(merges)} joins {left} and {right} of {len(tokens)} tokens; it is damaged"
-            )
+            raise CodecError(f"merge {len(merges)} joins {left} and {right} of {len(tokens)} tokens; it is damaged")
         merges.append((tokens[left], tokens[right]))
         token = tokens[left] + tokens[right]
         num_characters += len(token)
         if len(token) > MAX_TOKEN_CHARACTERS or num_characters > MAX_CHARACTERS:
-            raise CodecError(
-                f"tokens must have at most {MAX_TOKEN_CHARACTERS} characters; the stream is damaged"
-            )
+            raise CodecError(f"tokens must have at most {MAX_TOKEN_CHARACTERS} characters; the stream is damaged")
         if token not in vocabulary:
             vocabulary[token] = len(tokens)
             tokens.append(token)
@@ -119,10 +111,7 @@ def _encode(special: list[str], pairs: Pairs) -> bytes:
     listed = b"" if special == _DEFAULT_SPECIAL else b"".join(_prefixed(token) for token in special)
     count = 255 if special == _DEFAULT_SPECIAL else len(special)
     method = _ADAPTIVE if len(pairs) <= _ADAPTIVE_MERGES else _PACKED
-    if method == _ADAPTIVE:
-        body = _encode_adaptive(pairs, num_base)
-    else:
-        body = squeeze(pairs.T.astype("<u2").tobytes())
+    body = _encode_adaptive(pairs, num_base) if method == _ADAPTIVE else squeeze(pairs.T.astype("<u2").tobytes())
     return _HEADER.pack(method, count, len(pairs)) + listed + body
 
 
@@ -138,9 +127,7 @@ def _split(data: bytes) -> tuple[list[str], int, int, bytes]:
     method, count, num_merges = _HEADER.unpack_from(data)
     expected = _ADAPTIVE if num_merges <= _ADAPTIVE_MERGES else _PACKED
     if method != expected:
-        raise CodecError(
-            f"{num_merges} merges must be coded by method {expected}, got {method}; it is damaged"
-        )
+        raise CodecError(f"{num_merges} merges must be coded by method {expected}, got {method}; it is damaged")
     if count == 255:
         return list(_DEFAULT_SPECIAL), num_merges, method, data[_HEADER.size :]
     special, position = [], _HEADER.size

@@ -1,7 +1,8 @@
 """Phase 8, first form: a restructured student, trained in its compressed form to imitate its teacher.
 
 The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
-embedding, and ternary weights everywhere. Sharing across depth, a small rank and ternary codes are in the training graph from
+embedding, and ternary weights everywhere. Sharing across depth, a small rank and ternary codes are in the training
+graph from
 the first step; afterwards only lossless entropy coding follows.
 """
 
@@ -27,16 +28,12 @@ class CompressionConfig(TrainingConfig, MixConfig):
     """Shape of the student, its ternary form, and its distillation."""
 
     student_d_model: int = Field(96, ge=8, description="Width of the student")
-    student_num_heads: int = Field(
-        3, ge=1, description="Heads of the student; must divide its width into even widths"
-    )
+    student_num_heads: int = Field(3, ge=1, description="Heads of the student; must divide its width into even widths")
     student_d_ff: int = Field(192, ge=8, description="Hidden width of the student's SwiGLU")
     student_blocks: int = Field(1, ge=1, description="Distinct blocks; all of them run in every loop")
     student_loops: int = Field(3, ge=1, description="Passes through the blocks")
     student_window: int = Field(64, ge=1, description="Attention window of the student in tokens")
-    student_embedding_rank: int = Field(
-        48, ge=0, description="Rank of the student's embedding; 0 for a full one"
-    )
+    student_embedding_rank: int = Field(48, ge=0, description="Rank of the student's embedding; 0 for a full one")
     threshold: float = Field(0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|")
     granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
     distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")

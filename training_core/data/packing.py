@@ -33,7 +33,7 @@ class PackingConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TokenStream:
-    """A memory-mapped split. `starts[d]` is document d's first token, `num_bytes[d]` the length of its text in bytes."""
+    """A memory-mapped split. `starts[d]` is the first token of d, `num_bytes[d]` the length of its text in bytes."""
 
     shards: tuple[NDArray[np.uint16], ...]
     starts: NDArray[np.int64]

@@ -34,7 +34,9 @@ class TaskBankConfig(BaseModel):
     arithmetic_max_terms: int = Field(2, ge=2, le=12, description="Most terms of a sum")
     arithmetic_max_digits: int = Field(2, ge=1, le=10, description="Most digits of a term")
     needle_max_statements: int = Field(8, ge=3, description="Most statements that hide the needle")
-    num_options: int = Field(4, ge=2, le=8, description="Options of a multiple-choice item, where the family has as many")
+    num_options: int = Field(
+        4, ge=2, le=8, description="Options of a multiple-choice item, where the family has as many"
+    )
     seed: int = Field(17, ge=0, description="Seed of the generators")
 
 
@@ -121,13 +123,19 @@ def _family(config: TaskBankConfig, family: str, size: int, split: str, used: se
         if not made:
             continue
     raise ValueError(
-        f"the {family} family gives only {made} distinct questions for the {split} split at this difficulty, not {size}: "
-        "ask for fewer, or raise its difficulty"
+        f"the {family} family gives only {made} distinct questions for the {split} split at this difficulty, not "
+        f"{size}: ask for fewer, or raise its difficulty"
     )
 
 
 def _task(
-    family: str, name: str, seed: int, item: Mapping[str, Any], answers: list[str], num_options: int, draws: random.Random
+    family: str,
+    name: str,
+    seed: int,
+    item: Mapping[str, Any],
+    answers: list[str],
+    num_options: int,
+    draws: random.Random,
 ) -> Task:
     question, answer = _question(family, item), str(item["answer"])
     candidates = set(_names(question)) if family == "needle" else set(answers)

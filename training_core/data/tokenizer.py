@@ -53,5 +53,3 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json."""
     return Tokenizer.from_file(str(path))
-
-

@@ -27,7 +27,9 @@ class SuiteConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    test_tokens: int = Field(40_000, ge=1000, description="Most tokens of test documents that every model is measured on")
+    test_tokens: int = Field(
+        40_000, ge=1000, description="Most tokens of test documents that every model is measured on"
+    )
     validation_tokens: int = Field(16_000, ge=1000, description="Most tokens of validation documents, for selection")
     window: int = Field(256, ge=8, description="Tokens in one evaluation window")
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")

@@ -41,8 +41,6 @@ def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -
     return rate(numerator.double() - other.double(), denominator)
 
 
-
-
 def wilson(successes: int, trials: int) -> Estimate:
     """Wilson's score interval of a proportion (Wilson, 1927).
 

@@ -46,8 +46,8 @@ def measure_windows(
     largest = max(int(windows.inputs.max()), int(windows.targets.max()))
     if largest >= model.config.vocab_size:
         raise ValueError(
-            f"the evaluation suite has token {largest}, the model only {model.config.vocab_size}: it was made with another "
-            "tokenizer; materialize the model again"
+            f"the evaluation suite has token {largest}, the model only {model.config.vocab_size}: it was made with "
+            "another tokenizer; materialize the model again"
         )
     model.eval()
     device = next(model.buffers(), next(model.parameters(), torch.zeros(0))).device

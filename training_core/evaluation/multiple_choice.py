@@ -1,6 +1,7 @@
 """Multiple choice by likelihood: the option whose tokens, after the prompt, have the highest log-probability a byte.
 
-Normalising by bytes keeps long options from losing for their length (Brown et al., 2020, section 2.4; `acc_norm` of lm-eval).
+Normalising by bytes keeps long options from losing for their length (Brown et al., 2020, section 2.4; `acc_norm` of
+lm-eval).
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ class FamilyScore:
 
 
 @torch.no_grad()
-def score_tasks(
-    model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int
-) -> dict[str, FamilyScore]:
+def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int) -> dict[str, FamilyScore]:
     """Score every family's items. A tie counts for the first of the tied options."""
     sequences = [_Option(tokenizer, task, option) for task in tasks for option in task.options]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
@@ -95,4 +94,5 @@ def _log_likelihoods(model: Cognate, options: Sequence[_Option]) -> Tensor:
     tokens = tokens.to(device)
     log_p = model(tokens[:, :-1]).logits.double().log_softmax(-1)
     chosen = log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).cpu()
-    return (chosen * mask).sum(-1)
+    total: Tensor = (chosen * mask).sum(-1)
+    return total

@@ -1,4 +1,5 @@
-"""Probes that a valid model must pass: causality bit for bit, streaming equal to parallel, finite weights; and latency."""
+"""Probes that a valid model must pass: causality bit for bit, streaming equal to parallel, finite weights; and
+latency."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def measure_bundle(
 ) -> Measurement:
     """Everything the ledger and the gates need to know about a bundle.
 
-    Measured on the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each
+    Measured on the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for
+    each
     task family, causality, streaming, latency, size. Compared with the counting baselines and with every
     parent, document by document.
 
@@ -81,8 +82,8 @@ def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> di
     """
     if not torch.equal(own["suite"], other["suite"]):
         raise ValueError(
-            "the two models were measured on different evaluation suites; materialize the parent again, so that both are "
-            "measured on the same data"
+            "the two models were measured on different evaluation suites; materialize the parent again, so that both "
+            "are measured on the same data"
         )
     return {
         "bits_per_byte_ratio": rate(own["nats"], other["nats"]),

@@ -65,13 +65,10 @@ def read_checkpoint(path: Path, search: str) -> tuple[dict[str, Any], list[dict[
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         written_by, state = (document["format"], document["search"]), dict(document["state"])
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint of a merge search ({error}); delete it"
-        ) from error
+        raise ValueError(f"{path} is not a readable checkpoint of a merge search ({error}); delete it") from error
     if written_by != (_FORMAT, search):
         raise ValueError(
-            f"{path} belongs to a search with another configuration, trunk or parents; delete it or name "
-            "another file"
+            f"{path} belongs to a search with another configuration, trunk or parents; delete it or name another file"
         )
     members: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():

@@ -56,14 +56,10 @@ class EvolutionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    population: int = Field(
-        8, ge=3, le=256, description="Models in a generation; more than there are parents."
-    )
+    population: int = Field(8, ge=3, le=256, description="Models in a generation; more than there are parents.")
     generations: int = Field(50, ge=0, le=10_000, description="Generations after the first population.")
     elites: int = Field(2, ge=1, le=64, description="Fittest models that survive and are mutated.")
-    mutants_per_elite: int = Field(
-        3, ge=0, le=64, description="Mutated children of each elite, in each generation."
-    )
+    mutants_per_elite: int = Field(3, ge=0, le=64, description="Mutated children of each elite, in each generation.")
     mutation_scale: float = Field(
         0.1,
         gt=0.0,
@@ -76,21 +72,15 @@ class EvolutionConfig(BaseModel):
         le=1.0,
         description="Probability that a mutation moves one tensor along one parent's task vector.",
     )
-    density: float = Field(
-        0.5, gt=0.0, le=1.0, description="Share of a task vector's entries that TIES keeps."
-    )
-    drop_rate: float = Field(
-        0.5, ge=0.0, lt=1.0, description="Share of a task vector's entries that DARE drops."
-    )
+    density: float = Field(0.5, gt=0.0, le=1.0, description="Share of a task vector's entries that TIES keeps.")
+    drop_rate: float = Field(0.5, ge=0.0, lt=1.0, description="Share of a task vector's entries that DARE drops.")
     diversity_floor: float = Field(
         0.1,
         ge=0.0,
         le=10.0,
         description="Mean pairwise distance, over the parents' mean distance to the trunk, to re-seed at.",
     )
-    patience: int = Field(
-        10, ge=1, le=10_000, description="Generations without improvement after which to stop."
-    )
+    patience: int = Field(10, ge=1, le=10_000, description="Generations without improvement after which to stop.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
 
     @property
@@ -195,9 +185,7 @@ class _Search:
             )
         for first, second in itertools.combinations(parents, 2):
             if is_same_model(parents[first], parents[second]):
-                raise ValueError(
-                    f"parents {first!r} and {second!r} are equal; train them apart before merging them"
-                )
+                raise ValueError(f"parents {first!r} and {second!r} are equal; train them apart before merging them")
         self.trunk, self.config, self.reporter, self.measure = trunk, config, reporter, bits_per_byte
         self.parents = {name: copy_model(tensors) for name, tensors in parents.items()}
         self.task_vectors = task_vectors(trunk, list(parents.values()))
@@ -215,9 +203,7 @@ class _Search:
         for name, tensors in self.parents.items():
             parent = self._add(name, tensors, name, "parent", [])
             if not math.isfinite(parent.bits_per_byte):
-                raise ValueError(
-                    f"parent {name!r} has no finite bits per byte; retrain it or repair the evaluation"
-                )
+                raise ValueError(f"parent {name!r} has no finite bits per byte; retrain it or repair the evaluation")
             self.parents_bits_per_byte[name] = parent.bits_per_byte
             self.population.append(parent)
         founders = list(self.population)
@@ -228,9 +214,7 @@ class _Search:
                 name = f"g0.{len(self.population)}"
                 self.population.append(self._add_merge(name, tensors, method, founders, weights))
         while len(self.population) < self.config.population:
-            self.population.append(
-                self._fresh_merge(f"g0.{len(self.population)}", self.population, generator)
-            )
+            self.population.append(self._fresh_merge(f"g0.{len(self.population)}", self.population, generator))
         self.population.sort(key=_fitness)
         self._record(self._diversity())
 
@@ -342,9 +326,7 @@ class _Search:
             tensors = self._merge(method, participants, weights, generator)
             if not any(is_same_model(tensors, other.tensors) for other in others):
                 return self._add_merge(name, tensors, method, participants, weights)
-        raise ValueError(
-            f"{_MAX_DRAWS} random merges all equal a member of the population: the parents hardly differ"
-        )
+        raise ValueError(f"{_MAX_DRAWS} random merges all equal a member of the population: the parents hardly differ")
 
     def _merge(
         self,

@@ -115,9 +115,7 @@ def ties(
         groups = [[name] for name in vector] if trim == "tensor" else [list(vector)]
         for names in groups:
             _trim(vector, names, density)
-    return _add_merged(
-        base, models, [_disjoint_mean([v[n] for v in vectors], weights) for n in vectors[0]], scale
-    )
+    return _add_merged(base, models, [_disjoint_mean([v[n] for v in vectors], weights) for n in vectors[0]], scale)
 
 
 def dare(
@@ -199,13 +197,9 @@ def check_weights(models: Sequence[StateDict], weights: Sequence[float]) -> None
         ValueError: naming the weights.
     """
     if len(weights) != len(models):
-        raise ValueError(
-            f"a merge needs one weight for each model: {len(models)} models, {len(weights)} weights"
-        )
+        raise ValueError(f"a merge needs one weight for each model: {len(models)} models, {len(weights)} weights")
     if not all(math.isfinite(w) and w >= 0.0 for w in weights) or not math.fsum(weights) > 0.0:
-        raise ValueError(
-            f"merge weights must be finite and non-negative with a positive sum, got {list(weights)}"
-        )
+        raise ValueError(f"merge weights must be finite and non-negative with a positive sum, got {list(weights)}")
 
 
 def _merge_tensors(

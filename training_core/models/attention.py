@@ -103,7 +103,9 @@ class SlidingWindowAttention(nn.Module):
             stacked = torch.cat([prefix, before, own], dim=3)
             return stacked.transpose(1, 2).reshape(batch * num, heads, -1, width)
 
-        query = query.reshape(batch, heads, num, window, width).transpose(1, 2).reshape(batch * num, heads, window, width)
+        query = (
+            query.reshape(batch, heads, num, window, width).transpose(1, 2).reshape(batch * num, heads, window, width)
+        )
         band = _band_mask(window, key_P.shape[2], query.device)
         mask = band[None].repeat(num, 1, 1)
         mask[0, :, key_P.shape[2] : key_P.shape[2] + window] = False  # nothing lies before the first window
@@ -129,7 +131,7 @@ def _causal_mask(seq: int, device: torch.device) -> Tensor:
 
 
 def _band_mask(window: int, num_persistent: int, device: torch.device) -> Tensor:
-    """(window, persistent + 2 * window): query i of a window sees key j - window of the pair iff 0 <= i - j < window."""
+    """(window, persistent + 2 * window): query i sees key j - window of the pair iff 0 <= i - j < window."""
     i = torch.arange(window, device=device)[:, None]
     j = torch.arange(-window, window, device=device)[None, :]
     band = (i - j >= 0) & (i - j < window)

@@ -58,9 +58,7 @@ class TitansBlock(nn.Module):
         heads, key_value = self.attention.step(inputs, state.attention, position)
         memory_state = state.memory
         if self.memory is not None:
-            read, memory_state = self.memory.step(
-                inputs, memory_state or self.memory.initial_state(x_B1D.shape[0])
-            )
+            read, memory_state = self.memory.step(inputs, memory_state or self.memory.initial_state(x_B1D.shape[0]))
             heads = self._gate(heads, read)
         following = BlockState(append(state.attention, key_value, self.attention.window - 1), memory_state)
         return self._finish(x_B1D, heads), following, key_value

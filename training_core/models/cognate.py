@@ -17,7 +17,7 @@ Shape legend: B batch, S sequence, D model width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ class Prediction:
 
 @dataclass(slots=True)
 class StreamState:
-    """Everything that generation carries from one token to the next. Core caches are [supervision step][pass][layer]."""
+    """What generation carries from token to token. Core caches are [supervision step][pass][layer]."""
 
     prelude: list[BlockState]
     core: list[list[list[KeyValue | None]]]
@@ -144,9 +144,7 @@ class Cognate(nn.Module):
                 config.memory_chunk,
                 config.memory_max_lr,
             )
-        attention = SlidingWindowAttention(
-            config.d_model, config.num_heads, config.window, config.num_persistent
-        )
+        attention = SlidingWindowAttention(config.d_model, config.num_heads, config.window, config.num_persistent)
         return TitansBlock(config.d_model, config.d_ff, attention, memory)
 
     def _scale_residuals(self) -> None:
@@ -204,9 +202,7 @@ class Cognate(nn.Module):
             mask = None if previous is None else active
             following, used = carry, []
             for cycle in range(config.cycles):
-                following, passes = self._cycle(
-                    h, following, None if previous is None else previous[cycle], mask
-                )
+                following, passes = self._cycle(h, following, None if previous is None else previous[cycle], mask)
                 used.append(passes)
             keep = active[..., None]
             carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
@@ -240,7 +236,8 @@ class Cognate(nn.Module):
         for index, block in enumerate(self.core):
             x, pair = block(x, None if previous is None else previous[index], active)
             pairs.append(pair)
-        return self.core_norm(x), pairs
+        out: Tensor = self.core_norm(x)
+        return out, pairs
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x = F.embedding(tokens, self._embedding_weight())
@@ -269,11 +266,13 @@ class Cognate(nn.Module):
     def step(self, tokens_B: Tensor, state: StreamState) -> Tensor:
         """Feed one token (batch,), advance `state` in place, return next-token logits (batch, vocab).
 
-        Supervision steps after the last active token's are not computed; their caches receive the keys and values of the
+        Supervision steps after the last active token's are not computed; their caches receive the keys and values of
+        the
         last step that was, exactly as the parallel form does.
         """
         x = self._embed(tokens_B[:, None])
-        for index, block in enumerate(self.prelude):
+        for index, module in enumerate(self.prelude):
+            block = cast(TitansBlock, module)
             x, state.prelude[index], _ = block.step(x, state.prelude[index], state.position)
         h: Tensor = self.prelude_norm(x)
         carry = self.start(h)
@@ -312,7 +311,8 @@ class Cognate(nn.Module):
             is_answer = index % per_cycle == per_cycle - 1
             x = y + z if is_answer else h + y + z
             layer_pairs: list[KeyValue] = []
-            for layer, block in enumerate(self.core):
+            for layer, module in enumerate(self.core):
+                block = cast(TitansBlock, module)
                 x, _, pair = block.step(x, BlockState(cached[layer]), position)
                 if previous is not None:
                     keep = active[:, None, :, None]

@@ -21,7 +21,8 @@ class _RMSNormFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse)
-        return x * inverse * gain
+        out: Tensor = x * inverse * gain
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -117,7 +118,7 @@ def rotary_table(start: int, length: int, head_width: int, device: torch.device)
 def rotate(x_BSHK: Tensor, table: Tensor) -> Tensor:
     """Rotate the pairs (x_2i, x_2i+1) of every head by the position's angles, as complex numbers."""
     full = x_BSHK.double() if x_BSHK.dtype == torch.float64 else x_BSHK.float()
-    pairs = torch.view_as_complex(full.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(full.view(*full.shape[:-1], -1, 2))
     rotated = torch.view_as_real(pairs * table.to(pairs.dtype)).flatten(-2)
     return rotated.to(x_BSHK.dtype)
 

@@ -1,6 +1,7 @@
 """The neural long-term memory of Titans (Behrouz et al., 2025, arXiv:2501.00663, section 3.1, eqs. 11-16).
 
-The memory is a two-layer perceptron M(x) = W2 silu(W1 x) for each head. Its weights are state, not parameters: at every token
+The memory is a two-layer perceptron M(x) = W2 silu(W1 x) for each head. Its weights are state, not parameters: at
+every token
 they take one step of gradient descent with momentum and forgetting on the associative loss
 
     l(M; x_t) = mean((M(k_t) - v_t)^2)                        # eq. 12 (mean over the head's width)
@@ -48,9 +49,7 @@ class NeuralMemory(nn.Module):
     initial state is constant and the initial weights are learned anyway.
     """
 
-    def __init__(
-        self, d_model: int, num_heads: int, rank: int, expansion: int, chunk: int, max_lr: float
-    ) -> None:
+    def __init__(self, d_model: int, num_heads: int, rank: int, expansion: int, chunk: int, max_lr: float) -> None:
         super().__init__()
         self.num_heads, self.chunk, self.max_lr = num_heads, chunk, max_lr
         width = d_model // num_heads
@@ -103,9 +102,7 @@ class NeuralMemory(nn.Module):
         read = F.silu(query @ weight1.transpose(-1, -2)) @ weight2.transpose(-1, -2)  # eq. 15
         at_end = (state.position + 1) % self.chunk == 0
         chunk1, chunk2 = (weight1, weight2) if at_end else (state.chunk1, state.chunk2)
-        following = MemoryState(
-            chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1
-        )
+        following = MemoryState(chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1)
         return join_heads(read), following
 
     def _project(
@@ -143,10 +140,12 @@ def _read_chunk(
 ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """One chunk in closed form.
 
-    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13 and
+    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13
+    and
     14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta).
 
-    `query`, `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the reads and the weights and momenta after the chunk.
+    `query`, `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the reads and the weights and momenta
+    after the chunk.
     """
     weight1, weight2 = weights
     momentum1, momentum2 = momenta
@@ -163,11 +162,13 @@ def _read_chunk(
     def apply(x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
         """M_t x_t for one layer whose gradient at token i is grads_i inputs_i^T."""
         local = ((x @ inputs.transpose(-1, -2)) * coefficients) @ grads
-        return beta[..., None] * (x @ weight.transpose(-1, -2)) + gamma[..., None] * (x @ momentum.transpose(-1, -2)) + local
+        return (
+            beta[..., None] * (x @ weight.transpose(-1, -2))
+            + gamma[..., None] * (x @ momentum.transpose(-1, -2))
+            + local
+        )
 
-    read = apply(
-        F.silu(apply(query, weight1, momentum1, key, back)), weight2, momentum2, hidden, error
-    )
+    read = apply(F.silu(apply(query, weight1, momentum1, key, back)), weight2, momentum2, hidden, error)
 
     def advance(weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         last = (coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs

@@ -28,6 +28,4 @@ class GrokfastFilter:
             else:
                 self.averages[name].lerp_(gradient, 1 - self.alpha)
         names = list(gradients)
-        torch._foreach_add_(
-            [gradients[n] for n in names], [self.averages[n] for n in names], alpha=self.lamb
-        )
+        torch._foreach_add_([gradients[n] for n in names], [self.averages[n] for n in names], alpha=self.lamb)

@@ -46,9 +46,7 @@ def pack_trits(codes: Tensor) -> Tensor:
     """
     flat = codes.reshape(-1).to(torch.int16)
     if flat.numel() and int(flat.abs().max()) > 1:
-        raise ValueError(
-            f"codes must be -1, 0 or +1, got {int(flat.abs().max())} in magnitude; ternarize first"
-        )
+        raise ValueError(f"codes must be -1, 0 or +1, got {int(flat.abs().max())} in magnitude; ternarize first")
     trits = torch.zeros(math.ceil(flat.numel() / TRITS_PER_BYTE) * TRITS_PER_BYTE, dtype=torch.int16)
     trits[: flat.numel()] = flat + 1
     weights = torch.tensor(_POWERS, dtype=torch.int16)
@@ -69,9 +67,7 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     digits = (packed.to(torch.int16).unsqueeze(1) // torch.tensor(_POWERS, dtype=torch.int16)) % 3
     trits = digits.reshape(-1)
     if packed.numel() and (int(packed.max()) > 242 or bool(trits[count:].any())):
-        raise PackedModelError(
-            "a byte of trits exceeds 242 or pads with other than zero; pack the model again"
-        )
+        raise PackedModelError("a byte of trits exceeds 242 or pads with other than zero; pack the model again")
     return (trits[:count] - 1).to(torch.int8)
 
 
@@ -118,9 +114,7 @@ def pack_ternary(model: nn.Module, config: Mapping[str, Any]) -> bytes:
         value = tensor.detach().cpu().contiguous()
         stored = value.to(torch.float16) if value.is_floating_point() else value.clone()
         if not torch.equal(stored.to(value.dtype), value):
-            raise ValueError(
-                f"{name} does not have float16 values; call round_to_half_(model) before packing"
-            )
+            raise ValueError(f"{name} does not have float16 values; call round_to_half_(model) before packing")
         if name in tensors:
             raise ValueError(f"{name} names both a tensor of the model and one of the file; rename it")
         tensors[name] = stored
@@ -179,18 +173,13 @@ def load_packed(model: nn.Module, tensors: Mapping[str, Tensor | Ternary]) -> nn
         stored_under.setdefault(id(module.weight), owners[name])
     plain = _plain_tensors(model)
     expected = {key: tuple(tensor.shape) for key, tensor in plain.items()}
-    expected |= {
-        stored_under[id(module.weight)]: tuple(module.weight.shape) for _, module in ternary_modules(model)
-    }
+    expected |= {stored_under[id(module.weight)]: tuple(module.weight.shape) for _, module in ternary_modules(model)}
     given = {
-        key: tuple(value.codes.shape if isinstance(value, Ternary) else value.shape)
-        for key, value in tensors.items()
+        key: tuple(value.codes.shape if isinstance(value, Ternary) else value.shape) for key, value in tensors.items()
     }
     ternary_names = {key for key, value in tensors.items() if isinstance(value, Ternary)}
     if given != expected or ternary_names != set(stored_under.values()):
-        different = sorted(
-            key for key in given.keys() | expected.keys() if given.get(key) != expected.get(key)
-        )
+        different = sorted(key for key in given.keys() | expected.keys() if given.get(key) != expected.get(key))
         different += sorted(ternary_names ^ set(stored_under.values()))
         raise PackedModelError(
             f"the packed tensors are not those of this model: {', '.join(dict.fromkeys(different))} differ "
@@ -224,9 +213,7 @@ def _ternary_tensors(model: nn.Module) -> dict[str, Ternary]:
             )
         if id(weight) in seen:
             if seen[id(weight)][1:] != setting:
-                raise ValueError(
-                    f"{name} and {seen[id(weight)][0]} ternarise one latent differently; untie them"
-                )
+                raise ValueError(f"{name} and {seen[id(weight)][0]} ternarise one latent differently; untie them")
             continue
         seen[id(weight)] = (name, *setting)
         result[f"{name}.weight"] = ternarize(weight.detach(), module.threshold, module.granularity)
@@ -275,13 +262,9 @@ def _verified_document(data: bytes) -> dict[str, Any]:
         document = json.loads(header["__metadata__"][_METADATA_KEY])
         version, config, shapes = document["version"], document["config"], document["shapes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PackedModelError(
-            f"the packed model's header is malformed ({error}); pack the model again"
-        ) from error
+        raise PackedModelError(f"the packed model's header is malformed ({error}); pack the model again") from error
     if version != FORMAT_VERSION:
-        raise PackedModelError(
-            f"the packed model has format version {version!r}, this program reads {FORMAT_VERSION}"
-        )
+        raise PackedModelError(f"the packed model has format version {version!r}, this program reads {FORMAT_VERSION}")
     if not isinstance(config, dict) or not isinstance(shapes, dict):
         raise PackedModelError("the packed model's header must hold an object as config and as shapes")
     for name, shape in shapes.items():
@@ -295,7 +278,5 @@ def _decode_ternary(name: str, shape: list[int], trits: Tensor | None, scale: Te
         raise PackedModelError(f"{name} must have .trits and a float16 .scale; pack the model again")
     rows = (shape[0], *(1 for _ in shape[1:])) if shape else ()
     if tuple(scale.shape) not in ((), rows) or not bool(torch.isfinite(scale).all()):
-        raise PackedModelError(
-            f"{name}.scale must be one finite number, or one a row, got shape {tuple(scale.shape)}"
-        )
+        raise PackedModelError(f"{name}.scale must be one finite number, or one a row, got shape {tuple(scale.shape)}")
     return Ternary(unpack_trits(trits, math.prod(shape)).reshape(shape), scale.to(torch.float32))

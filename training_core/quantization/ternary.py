@@ -217,9 +217,7 @@ def apply_ternary(
         if isinstance(module, nn.Linear | nn.Embedding) and select(name, module):
             selected.setdefault(module, name)
     if not selected:
-        raise ValueError(
-            "no nn.Linear or nn.Embedding of the model was selected to become ternary; widen `select`"
-        )
+        raise ValueError("no nn.Linear or nn.Embedding of the model was selected to become ternary; widen `select`")
     latents = {id(module.weight): name for module, name in selected.items()}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
@@ -229,8 +227,7 @@ def apply_ternary(
                     f"selected while {name} was not; select both or untie them"
                 )
     swaps: dict[nn.Module, nn.Module] = {
-        module: _as_ternary(name, module, threshold, granularity, activation_bits)
-        for module, name in selected.items()
+        module: _as_ternary(name, module, threshold, granularity, activation_bits) for module, name in selected.items()
     }
     _replace(model, swaps)
     return list(selected.values())
@@ -277,9 +274,7 @@ def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -
 
 
 def _ternarize(weight: Tensor, threshold: float, granularity: str) -> Ternary:
-    magnitude = (
-        weight.abs()
-    )  # summed in float64, so that devices and thread counts agree on the float16 value
+    magnitude = weight.abs()  # summed in float64, so that devices and thread counts agree on the float16 value
     if granularity == "row":
         gamma = magnitude.mean(dim=tuple(range(1, weight.dim())), keepdim=True, dtype=torch.float64)  # eq. 3
     else:
@@ -295,15 +290,11 @@ def _straight_through(soft: Tensor, hard: Tensor) -> Tensor:
 
 def _check_settings(threshold: float, granularity: str, activation_bits: int = 8) -> None:
     if not 0.0 <= threshold < float("inf"):
-        raise ValueError(
-            f"threshold must be a finite number of at least 0, got {threshold}; the paper's is 0.5"
-        )
+        raise ValueError(f"threshold must be a finite number of at least 0, got {threshold}; the paper's is 0.5")
     if granularity not in ("tensor", "row"):
         raise ValueError(f"granularity must be 'tensor' or 'row', got {granularity!r}")
     if activation_bits not in (0, 8):
-        raise ValueError(
-            f"activation_bits must be 8, or 0 for unquantised activations, got {activation_bits}"
-        )
+        raise ValueError(f"activation_bits must be 8, or 0 for unquantised activations, got {activation_bits}")
 
 
 def _as_ternary(
@@ -311,9 +302,7 @@ def _as_ternary(
 ) -> TernaryLinear | TernaryEmbedding:
     """The ternary module with `module`'s own Parameters; the meta device avoids initialising others."""
     if not name:
-        raise ValueError(
-            "the model is itself the selected module and cannot be swapped in place; wrap it in a parent"
-        )
+        raise ValueError("the model is itself the selected module and cannot be swapped in place; wrap it in a parent")
     new: TernaryLinear | TernaryEmbedding
     if type(module) is nn.Linear:
         has_bias = module.bias is not None
@@ -330,9 +319,7 @@ def _as_ternary(
             new.bias = module.bias
     elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
         if module.scale_grad_by_freq:
-            raise ValueError(
-                f"{name} uses scale_grad_by_freq, which a ternary embedding does not have; switch it off"
-            )
+            raise ValueError(f"{name} uses scale_grad_by_freq, which a ternary embedding does not have; switch it off")
         new = TernaryEmbedding(
             module.num_embeddings,
             module.embedding_dim,

@@ -1,4 +1,5 @@
-"""Phase 4: quantisation-aware training of ternary weights, and the packed file that decodes to exactly these weights."""
+"""Phase 4: quantisation-aware training of ternary weights, and the packed file that decodes to exactly these
+weights."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class TernaryConfig(TernarySettings, TrainingConfig, MixConfig):
 
 
 def make_ternary(model: Cognate, settings: TernarySettings) -> list[str]:
-    """Make every hidden matrix of `model` ternary, in place; embeddings, gates, heads, norms and convolutions stay precise."""
+    """Make every hidden matrix of `model` ternary, in place; embeddings, gates, heads, norms and convolutions stay
+    precise."""
 
     def hidden(name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear) and not any(part in name for part in KEPT_PRECISE)

@@ -56,9 +56,7 @@ class StepResult:
 class Objective(Protocol):
     """Loss of `model` on a batch of tokens (batch, seq + 1); `generator` is seeded for this batch."""
 
-    def __call__(
-        self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
-    ) -> StepResult:
+    def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
         """Compute the loss."""
 
 
@@ -136,7 +134,9 @@ def train(
         course.observe(step, loss, norm, {k: float(v) for k, v in result.metrics.items()})
         reporter.progress(step + 1, config.steps, label)
         if step % REPORT_EVERY == 0 or step + 1 == config.steps:
-            reporter.metrics(step, {f"{label}/{k}": v for k, v in course.latest.items()} | {f"{label}/lr_factor": factor})
+            reporter.metrics(
+                step, {f"{label}/{k}": v for k, v in course.latest.items()} | {f"{label}/lr_factor": factor}
+            )
         now = time.monotonic()
         if path is not None and now - last_saved >= config.checkpoint_interval_s and step + 1 < config.steps:
             course.seconds_before += now - started
@@ -168,7 +168,10 @@ class _Course:
 
     def figure(self, label: str) -> Figure:
         steps = [c[0] for c in self.curve]
-        series = {"loss": (steps, [c[1] for c in self.curve]), "smoothed": (steps, [c[2] for c in self.curve])}
+        series = {
+            "loss": (steps, [c[1] for c in self.curve]),
+            "smoothed": (steps, [c[2] for c in self.curve]),
+        }
         return Figure(f"Loss: {label}", "step", "nats per token", series)
 
 

@@ -1,0 +1,236 @@
+"""The command line: what it answers, that errors are one line, and what it loads."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from forge_instance import REPOSITORY
+from typer.testing import CliRunner
+
+from forge_assets import cli
+from forge_assets.services import Service, ServiceError, require_free_port, serve, services
+from training_core.compression.artifact import make_compressible, write_artifact
+from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
+from training_core.models.cognate import Cognate, CognateConfig
+
+ENVIRONMENT = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model in a file of its own."""
+    text = "the cat sat on the mat and the dog ate the fish while it rained "
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [text] * 40)
+    sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "window": 16, "memory_layers": ()}
+    model = Cognate(CognateConfig.model_validate({**sizes, "vocab_size": tokenizer.get_vocab_size()}))
+    make_compressible(model, 0.75, "tensor")
+    path = tmp_path_factory.mktemp("artifact") / "model.forge"
+    path.write_bytes(write_artifact(model, tokenizer.to_str(), 0.75, "tensor"))
+    return path
+
+
+def forge(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forge_assets.cli", *arguments]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY), **environment},
+    )
+
+
+def test_generate_needs_the_file_alone(artifact: Path, tmp_path: Path) -> None:
+    arguments = ("generate", "--artifact", str(artifact), "the cat", "--max-tokens", "8", "--seed", "3")
+    first, again = (forge(*arguments, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("the cat")
+    assert len(first.stdout) > len("the cat\n")
+    assert first.stdout == again.stdout
+    assert first.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_loads_no_orchestrator(artifact: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from forge_assets.cli import app\n"
+        f"app(['generate', '--artifact', {str(artifact)!r}, 'the', '--max-tokens', '2'], standalone_mode=False)\n"
+        "print(sorted({'dagster', 'mlflow', 'docker', 'pandas'} & sys.modules.keys()))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+    )
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "flipped"])
+def test_bad_file_is_one_clear_line(
+    artifact: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORGE_DEBUG", raising=False)
+    data = artifact.read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    path = tmp_path / "model.forge"
+    if damage != "absent":
+        path.write_bytes({"empty": b"", "cut": data[:middle], "flipped": flipped}[damage])
+    result = CliRunner().invoke(cli.app, ["generate", "--artifact", str(path), "the"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("forge: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_impossible_sampling_is_refused(artifact: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["generate", "--artifact", str(artifact), "a", "--temperature", "-1"])
+    assert result.exit_code == 1
+    assert "temperature must be at least 0" in result.stderr
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new home; what the commands set in the environment is put back afterwards."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FORGE_PROFILE", "nano")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    monkeypatch.delenv("FORGE_DEBUG", raising=False)
+    monkeypatch.delenv("FORGE_HOME", raising=False)
+    return tmp_path / "home"
+
+
+def test_unknown_profile_lists_the_three(home: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["run", "--profile", "huge"])
+    assert result.exit_code == 1
+    assert result.stderr == "forge: there is no profile 'huge': choose nano, mini, forge_25m\n"
+    assert not home.exists()
+
+
+def test_report_of_a_new_home(home: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["report", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"profile": "nano", "models": [], "gates": [], "artifact": None}
+    assert "forge run --profile nano" in result.stderr
+    committed = REPOSITORY / "dagster_home" / "dagster.yaml"
+    assert (home / "dagster.yaml").read_text() == committed.read_text()
+
+
+def test_run_refuses_a_wrong_configuration_and_a_missing_parent(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("trunk: {steps: 0}\n")
+    refused = CliRunner().invoke(cli.app, ["run", "--config", str(tmp_path / "wrong.yaml")])
+    assert refused.exit_code == 1
+    assert re.match(r"forge: the configuration of trunk is refused: steps: Input should be", refused.stderr)
+    closed = CliRunner().invoke(cli.app, ["run", "--select", "merged_model"])
+    assert closed.exit_code == 1
+    assert "merged_model: refused: " in closed.stdout
+    assert "was never materialized" in closed.stdout
+    assert [line.split()[:2] for line in closed.stdout.splitlines()[-3:]] == [
+        ["forge", "run"],
+        ["forge", "report"],
+        ["forge", "up"],
+    ]
+
+
+def test_configuration_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("trunk: {steps: 4}\n")
+    assert cli._overrides(path) == {"trunk": {"steps": 4}}
+    path.write_text("ops: {trunk: {config: {steps: 4}}}\n")
+    assert cli._overrides(path) == {"trunk": {"steps": 4}}
+    path.write_text("- 3\n")
+    with pytest.raises(ValueError, match="must map assets"):
+        cli._overrides(path)
+    path.write_text("a: [\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        cli._overrides(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        cli._overrides(tmp_path / "none.yaml")
+
+
+def test_doctor_answers(tmp_path: Path) -> None:
+    ran = forge("doctor", cwd=tmp_path, DAGSTER_HOME=str(tmp_path / "home"))
+    assert ran.returncode == 0, ran.stderr
+    for line in ("processor", "memory", "GPU", "container engine", "free disk", "nano", "mini", "forge_25m"):
+        assert re.search(rf"^{line} +\S", ran.stdout, re.MULTILINE), line
+    assert not (tmp_path / "home").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+LISTENER = """
+import http.server, subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+SUPERVISOR = """
+import os, sys
+from pathlib import Path
+from forge_assets.services import Service, serve
+ports = [int(port) for port in sys.argv[2:]]
+command = lambda port: [sys.executable, "-c", sys.argv[1], str(port)]
+wanted = [Service(f"service {port}", command(port), port, Path(f"{port}.log")) for port in ports]
+serve(wanted, dict(os.environ), lambda: print("ready", flush=True))
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_services_start_and_stop_together_without_orphans(tmp_path: Path, number: signal.Signals) -> None:
+    ports = [str(free_port()), str(free_port())]
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, LISTENER, *ports],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "ready\n"
+        family = psutil.Process(supervisor.pid).children(recursive=True)
+        assert len(family) == 4  # two services and a process of each
+        supervisor.send_signal(number)
+        assert supervisor.stdout.readline() == "stopped\n"
+        assert supervisor.wait(timeout=30) == 0
+    assert [process for process in family if process.is_running()] == []
+
+
+def test_service_that_ends_stops_the_others(tmp_path: Path) -> None:
+    lasting = Service("lasting", [sys.executable, "-c", LISTENER, str(port := free_port())], port, tmp_path / "a")
+    code = "print('no database'); raise SystemExit(3)"
+    broken = Service("broken", [sys.executable, "-c", code], free_port(), tmp_path / "b")
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match=r"broken ended with status 3 \(no database\)"):
+        serve([lasting, broken], dict(ENVIRONMENT), lambda: None)
+    assert time.monotonic() - began < 20
+    require_free_port(lasting)
+
+
+def test_port_in_use_is_named(tmp_path: Path) -> None:
+    dagster, mlflow = services(tmp_path, free_port(), free_port(), None)
+    assert list(dagster.command[3:6]) == ["dev", "-m", "forge_assets.definitions"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", mlflow.port))
+        taken.listen()
+        require_free_port(dagster)
+        with pytest.raises(ServiceError, match=f"port {mlflow.port}, wanted for MLflow, is in use.*--mlflow-port"):
+            serve([dagster, mlflow], dict(ENVIRONMENT), lambda: None)
