@@ -83,12 +83,15 @@ def _canvas(rows: list[ModelRow]) -> tuple[Any, Any]:
 
 
 def _finish(canvas: Any, axes: Any, title: str) -> str:
+    from matplotlib import rc_context
+
     axes.set_title(title, fontsize=10, loc="left", color=INK)
     axes.tick_params(labelsize=8.5, length=0, colors=INK)
     axes.grid(visible=True, axis="x", alpha=0.25)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": title}):  # equal numbers give an equal page
+        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]

@@ -241,7 +241,8 @@ class _Progress:
             )
             if name in metadata
         ]
-        self._console.print(f"  [green]✓[/] {asset:<18} [dim]{_clock(elapsed):>7}[/]  {', '.join(numbers)}")
+        line = f"  [green]✓[/] {asset:<18} [dim]{_clock(elapsed):>7}[/]  {', '.join(numbers)}"
+        self._console.print(line, soft_wrap=True)
 
     def _judged(self, evaluation: Any) -> None:
         name = evaluation.asset_key.to_user_string()

@@ -203,13 +203,16 @@ def test_services_start_and_stop_together_without_orphans(tmp_path: Path, number
         stdout=subprocess.PIPE,
         text=True,
         env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell script starts a job
     ) as supervisor:
         assert supervisor.stdout is not None
         assert supervisor.stdout.readline() == "ready\n"
         family = psutil.Process(supervisor.pid).children(recursive=True)
         assert len(family) == 4  # two services and a process of each
+        stopping = time.monotonic()
         supervisor.send_signal(number)
         assert supervisor.stdout.readline() == "stopped\n"
+        assert time.monotonic() - stopping < 15  # the services heard the interrupt: none had to be waited out
         assert supervisor.wait(timeout=30) == 0
     assert [process for process in family if process.is_running()] == []
 

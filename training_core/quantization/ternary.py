@@ -90,7 +90,13 @@ def quantize_activations(x: Tensor) -> Tensor:
 
 
 class TernaryLinear(nn.Linear):
-    """`nn.Linear` whose effective weight is ternary; `weight` is the latent. The bias stays unquantised."""
+    """`nn.Linear` whose effective weight is ternary; `weight` is the latent. The bias stays unquantised.
+
+    While `hardness` is below 1 the forward pass uses latent + hardness * (ternary - latent), with the gradient still
+    passing straight to the latent: `set_hardness` lets training approach the ternary weights gradually.
+    """
+
+    hardness: float = 1.0
 
     def __init__(
         self,
@@ -109,7 +115,8 @@ class TernaryLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """The ternary weight (out_features, in_features) that `forward` multiplies with."""
-        return ternary_weight(self.weight, self.threshold, self.granularity)
+        hard = ternary_weight(self.weight, self.threshold, self.granularity)
+        return hard if self.hardness == 1.0 else self.weight + self.hardness * (hard - self.weight).detach()
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
@@ -238,6 +245,19 @@ def ternary_modules(model: nn.Module) -> Iterator[tuple[str, TernaryLinear | Ter
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear | TernaryEmbedding):
             yield name, module
+
+
+def set_hardness(model: nn.Module, hardness: float) -> None:
+    """Set how ternary the forward pass of every `TernaryLinear` is, from 0 (the latents) to 1 (ternary).
+
+    Raises:
+        ValueError: outside [0, 1].
+    """
+    if not 0.0 <= hardness <= 1.0:
+        raise ValueError(f"hardness must lie in [0, 1], got {hardness}")
+    for _, module in ternary_modules(model):
+        if isinstance(module, TernaryLinear):
+            module.hardness = hardness
 
 
 def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from training_core.cognate.objective import next_token_objective
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Cognate
 from training_core.quantization.packing import pack_ternary, round_to_half_
-from training_core.quantization.ternary import Granularity, apply_ternary
+from training_core.quantization.ternary import Granularity, apply_ternary, set_hardness
 from training_core.training.distillation import distil
 from training_core.training.loop import TrainingConfig, TrainingResult, train
 from training_core.training.reporting import Reporter
@@ -36,6 +36,9 @@ class TernarySettings(BaseModel):
 class TernaryConfig(TernarySettings, TrainingConfig, MixConfig):
     """Quantisation, training length and data of phase 4."""
 
+    hardening_fraction: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps over which weights go from full precision to ternary"
+    )
     distillation_weight: float = Field(
         0.5, ge=0, le=1, description="Weight of the full-precision parent's distribution"
     )
@@ -85,10 +88,16 @@ def train_ternary(
         checkpoint=checkpoint,
         label="ternary",
         optimizer_steps_per_batch=parent.config.num_supervision,
-        identity=f"{config.shares()}/{settings_of(config)}",
+        identity=f"{config.shares()}/{settings_of(config)}/{config.hardening_fraction}",
+        before_step=lambda step: set_hardness(model, hardness(step, config)),
     )
     round_to_half_(model)
     return model, result
+
+
+def hardness(step: int, config: TernaryConfig) -> float:
+    """min(1, (step + 1) / hardening steps): linear from almost 0 to fully ternary, then constant."""
+    return min(1.0, (step + 1) / max(1.0, config.steps * config.hardening_fraction))
 
 
 def settings_of(config: TernaryConfig) -> TernarySettings:

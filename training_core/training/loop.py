@@ -96,13 +96,14 @@ def train(
     label: str = "training",
     optimizer_steps_per_batch: int = 1,
     identity: str = "",
+    before_step: Callable[[int], None] | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
     `batches` draws a batch (batch, seq_len + 1) from a generator. With `checkpoint` a folder, the run leaves a resume
     point every `checkpoint_interval_s` seconds and continues from one with the same configuration and `identity`
     (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are bit for
-    bit those of an undisturbed one.
+    bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
@@ -117,6 +118,8 @@ def train(
     for step in range(course.step, config.steps):
         generator = step_generator(config.seed, step)
         batch = batches(generator).to(device)
+        if before_step is not None:
+            before_step(step)
         factor = warmup_stable_decay(step, config.steps, config.warmup_fraction, config.decay_fraction)
         carry: Carry | None = None
         for _ in range(optimizer_steps_per_batch):
