@@ -62,7 +62,7 @@ def nano() -> dict[str, dict[str, Any]]:
     """About 1 M parameters; the field defaults are this profile's values where nothing is named."""
     short = {"batch_size": 8, "seq_len": 256, "warmup_fraction": 0.05, "decay_fraction": 1.0}
     return {
-        "trunk": {"steps": 320, "batch_size": 8, "seq_len": 256, "max_seq_len": 512},
+        "trunk": {"steps": 560, "batch_size": 4, "decay_fraction": 0.7, "seq_len": 256, "max_seq_len": 512},
         "cognate_reasoning": short
         | REASONING
         | {
@@ -81,11 +81,11 @@ def nano() -> dict[str, dict[str, Any]]:
             "seq_len": 512,
             "muon_lr": 0.01,
             "adamw_lr": 0.002,
-            "memory_max_lr": 2.0,
+            "memory_max_lr": 1.0,
         },
         "cognate_speed": short | SPEED | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002},
         "merged_model": {"generations": 3},
-        "ternary_model": short | {"steps": 80, "muon_lr": 0.01, "adamw_lr": 0.002},
+        "ternary_model": short | {"steps": 100, "decay_fraction": 0.5, "muon_lr": 0.01, "adamw_lr": 0.002},
         "compressed_model": {"steps": 300, "batch_size": 8, "seq_len": 256, "grokfast_lambda": 0.0},
     }
 
@@ -125,7 +125,7 @@ def mini() -> dict[str, dict[str, Any]]:
         "cognate_memory": short
         | MEMORY
         | gentle
-        | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 2.0},
+        | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 1.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 80},
         "merged_model": {"generations": 10},
         "ternary_model": short | gentle | {"steps": 150},
@@ -178,7 +178,7 @@ def forge_25m() -> dict[str, dict[str, Any]]:
         "cognate_memory": short
         | MEMORY
         | gentle
-        | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 2.0},
+        | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 1.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 500},
         "merged_model": {"generations": 50},
         "ternary_model": short | gentle | {"steps": 1500},

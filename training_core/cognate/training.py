@@ -31,7 +31,7 @@ class VariantConfig(TrainingConfig, MixConfig):
     latent_steps: int = Field(0, ge=0, description="n: updates of z in a cycle")
     num_supervision: int = Field(1, ge=1, description="N_sup: supervision steps, each an optimizer step")
     halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
-    memory_max_lr: float = Field(1.0, gt=0, le=10, description="Upper bound of the memory's inner learning rate")
+    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
 
 
 VARIANT_FIELDS = ("cycles", "latent_steps", "num_supervision", "halt_threshold", "memory_max_lr")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from training_core.compression.artifact import make_compressible, write_artifact
 from training_core.data.batches import MixConfig, TrainingData
-from training_core.models.cognate import Carry, Cognate, CognateConfig
-from training_core.quantization.ternary import Granularity
+from training_core.models.cognate import Carry, Cognate, CognateConfig, effective_weight
+from training_core.quantization.ternary import Granularity, hardness, set_hardness
 from training_core.training.distillation import distil
 from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
 from training_core.training.reporting import Reporter
@@ -36,6 +36,9 @@ class CompressionConfig(TrainingConfig, MixConfig):
     student_embedding_rank: int = Field(48, ge=0, description="Rank of the student's embedding; 0 for a full one")
     threshold: float = Field(0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|")
     granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
+    hardening_fraction: float = Field(
+        0.6, ge=0, le=1, description="Share of the steps over which weights go from full precision to ternary"
+    )
     distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")
     temperature: float = Field(1.0, gt=0, description="Distillation temperature")
 
@@ -69,6 +72,7 @@ def train_compressed(
     """Train the student and write its file; returns the file's bytes and the student it was written from."""
     torch.manual_seed(config.seed)
     student = Cognate(student_config(config, teacher.config))
+    initialise_from(student, teacher)
     make_compressible(student, config.threshold, config.granularity)
     for parameter in (student.latent, *student.halt_head.parameters()):
         parameter.requires_grad_(False)
@@ -84,10 +88,40 @@ def train_compressed(
         reporter,
         checkpoint=checkpoint,
         label="compressed",
-        identity=f"{config.shares()}/{config.threshold}/{config.granularity}",
+        identity=f"{config.model_dump_json()}",
+        before_step=lambda step: set_hardness(student, hardness(step, config.steps, config.hardening_fraction)),
     )
+    set_hardness(student, 1.0)
     payload = write_artifact(student, data.tokenizer_json, config.threshold, config.granularity)
     return payload, student, result
+
+
+@torch.no_grad()
+def initialise_from(student: Cognate, teacher: Cognate) -> None:
+    """Start the student from the teacher as far as their shapes allow.
+
+    The factorised embedding is the best rank-r approximation of the teacher's (Eckart & Young, 1936), E = U S V^T
+    cut to U sqrt(S) and V sqrt(S), rotated at random where the widths differ. Blocks of the teacher's shape are
+    copied, the teacher's last ones to the student's last ones.
+    """
+    table = effective_weight(teacher.embedding).float()
+    width, own = student.config.d_model, table.shape[1]
+    rotation = torch.eye(own) if width == own else torch.linalg.qr(torch.randn(max(width, own), min(width, own)))[0]
+    if rotation.shape != (width, own):
+        rotation = rotation.T
+    if student.embedding_out is not None:
+        u, s, vh = torch.linalg.svd(table, full_matrices=False)
+        rank = min(student.config.embedding_rank, s.shape[0])
+        student.embedding.weight[:, :rank] = u[:, :rank] * s[:rank].sqrt()
+        student.embedding_out.weight[:, :rank] = rotation @ (vh[:rank].T * s[:rank].sqrt())
+    else:
+        student.embedding.weight.copy_(table @ rotation.T)
+    for target, source in zip(reversed(student.core), reversed(teacher.core), strict=False):
+        source_modules = dict(source.named_modules())
+        for name, module in target.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.shape == effective_weight(source_modules[name]).shape:
+                weight.copy_(effective_weight(source_modules[name]))
 
 
 def cross_entropy_objective(

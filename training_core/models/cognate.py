@@ -48,7 +48,7 @@ class ShapeConfig(BaseModel):
     memory_rank: int = Field(32, ge=1, description="Inner rank of the memory's projections")
     memory_expansion: int = Field(1, ge=1, description="Hidden width of the memory's perceptron / head width")
     memory_chunk: int = Field(64, ge=1, description="Tokens whose gradients share one set of memory weights")
-    memory_max_lr: float = Field(1.0, gt=0, le=10, description="Upper bound of the inner learning rate theta")
+    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
     embedding_rank: int = Field(0, ge=0, description="Rank of a factorised embedding; 0 for a full one")
     cycles: int = Field(1, ge=1, description="T: recursion cycles in one supervision step")
     latent_steps: int = Field(0, ge=0, description="n: updates of z in a cycle")

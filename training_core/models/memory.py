@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from training_core.models.layers import CausalConv, FactorizedLinear, join_heads, split_heads
 
+MAX_FORGETTING = 0.999
+
 
 @dataclass(slots=True)
 class MemoryState:
@@ -44,8 +46,11 @@ class MemoryState:
 class NeuralMemory(nn.Module):
     """Test-time memory with an inner gradient step, momentum and forgetting, all gates dependent on the token.
 
-    **Differs from the paper**: the projections are factorised (rank `rank`); SiLU follows the convolution; inner
-    learning rates lie in [0, max_lr]; the persistent prefix is not written to the memory, because its effect on the
+    **Differs from the paper**: the projections are factorised (rank `rank`); SiLU follows the convolution; values
+    are l2-normalised as keys are (the gate normalises what is read anyway); theta_t lies in
+    [0, max_lr (1 - eta_t) K / (2 C)], so that a chunk of C equal tokens, whose gradients momentum multiplies by
+    1 / (1 - eta), takes one descent step of size max_lr: with theta up to 1 a text that repeats itself makes the inner
+    descent diverge within a few chunks; the persistent prefix is not written to the memory, because its effect on the
     initial state is constant and the initial weights are learned anyway.
     """
 
@@ -112,9 +117,11 @@ class NeuralMemory(nn.Module):
         key, tail_k = self.key_conv(self.key(x_BSD), tails[1])
         value, tail_v = self.value_conv(self.value(x_BSD), tails[2])
         query, key, value = (split_heads(F.silu(t), self.num_heads) for t in (query, key, value))
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        query, key, value = (F.normalize(t, dim=-1) for t in (query, key, value))
         eta, theta, alpha = self.gates(x_BSD).transpose(1, 2).sigmoid().chunk(3, dim=1)  # each (B, H, S)
-        return query, key, value, (eta, theta * self.max_lr, alpha), (tail_q, tail_k, tail_v)
+        alpha = MAX_FORGETTING * alpha  # keeps log(1 - alpha) finite
+        theta = theta * (1 - eta) * (self.max_lr * query.shape[-1] / (2 * self.chunk))
+        return query, key, value, (eta, theta, alpha), (tail_q, tail_k, tail_v)
 
 
 def _silu_with_slope(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,8 +115,7 @@ class TernaryLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """The ternary weight (out_features, in_features) that `forward` multiplies with."""
-        hard = ternary_weight(self.weight, self.threshold, self.granularity)
-        return hard if self.hardness == 1.0 else self.weight + self.hardness * (hard - self.weight).detach()
+        return _partly_ternary(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
@@ -127,8 +126,10 @@ class TernaryLinear(nn.Linear):
 class TernaryEmbedding(nn.Embedding):
     """`nn.Embedding` whose effective table is ternary; `weight` is the latent.
 
-    A head tied to the table must multiply with `effective_weight()`, not with `weight`.
+    A head tied to the table must multiply with `effective_weight()`, not with `weight`. `hardness`: see `TernaryLinear`.
     """
+
+    hardness: float = 1.0
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class TernaryEmbedding(nn.Embedding):
 
     def effective_weight(self) -> Tensor:
         """The ternary table (num_embeddings, embedding_dim)."""
-        return ternary_weight(self.weight, self.threshold, self.granularity)
+        return _partly_ternary(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids (...) to vectors (..., embedding_dim)."""
@@ -247,8 +248,13 @@ def ternary_modules(model: nn.Module) -> Iterator[tuple[str, TernaryLinear | Ter
             yield name, module
 
 
+def hardness(step: int, steps: int, fraction: float) -> float:
+    """min(1, (step + 1) / (fraction * steps)): linear from almost 0 to fully ternary, then constant."""
+    return min(1.0, (step + 1) / max(1.0, steps * fraction))
+
+
 def set_hardness(model: nn.Module, hardness: float) -> None:
-    """Set how ternary the forward pass of every `TernaryLinear` is, from 0 (the latents) to 1 (ternary).
+    """Set how ternary the forward pass of every ternary module is, from 0 (the latents) to 1 (ternary).
 
     Raises:
         ValueError: outside [0, 1].
@@ -256,8 +262,7 @@ def set_hardness(model: nn.Module, hardness: float) -> None:
     if not 0.0 <= hardness <= 1.0:
         raise ValueError(f"hardness must lie in [0, 1], got {hardness}")
     for _, module in ternary_modules(model):
-        if isinstance(module, TernaryLinear):
-            module.hardness = hardness
+        module.hardness = hardness
 
 
 def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -> list[str]:
@@ -302,6 +307,13 @@ def _ternarize(weight: Tensor, threshold: float, granularity: str) -> Ternary:
     scale = gamma.to(torch.float16).clamp(min=SMALLEST_HALF).to(weight.dtype)
     codes = torch.where(magnitude > threshold * scale, weight.sign(), 0.0)  # eq. 1 and 2
     return Ternary(codes.to(torch.int8), scale)
+
+
+def _partly_ternary(module: TernaryLinear | TernaryEmbedding) -> Tensor:
+    hard = ternary_weight(module.weight, module.threshold, module.granularity)
+    if module.hardness == 1.0:
+        return hard
+    return module.weight + module.hardness * (hard - module.weight).detach()
 
 
 def _straight_through(soft: Tensor, hard: Tensor) -> Tensor:

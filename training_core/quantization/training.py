@@ -13,7 +13,7 @@ from training_core.cognate.objective import next_token_objective
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Cognate
 from training_core.quantization.packing import pack_ternary, round_to_half_
-from training_core.quantization.ternary import Granularity, apply_ternary, set_hardness
+from training_core.quantization.ternary import Granularity, apply_ternary, hardness, set_hardness
 from training_core.training.distillation import distil
 from training_core.training.loop import TrainingConfig, TrainingResult, train
 from training_core.training.reporting import Reporter
@@ -30,7 +30,7 @@ class TernarySettings(BaseModel):
         0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|; .5 is BitNet b1.58"
     )
     granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
-    activation_bits: int = Field(8, description="8, or 0 for unquantised activations")
+    activation_bits: int = Field(0, description="8 as in BitNet b1.58, or 0 for activations in full precision")
 
 
 class TernaryConfig(TernarySettings, TrainingConfig, MixConfig):
@@ -89,15 +89,11 @@ def train_ternary(
         label="ternary",
         optimizer_steps_per_batch=parent.config.num_supervision,
         identity=f"{config.shares()}/{settings_of(config)}/{config.hardening_fraction}",
-        before_step=lambda step: set_hardness(model, hardness(step, config)),
+        before_step=lambda step: set_hardness(model, hardness(step, config.steps, config.hardening_fraction)),
     )
+    set_hardness(model, 1.0)
     round_to_half_(model)
     return model, result
-
-
-def hardness(step: int, config: TernaryConfig) -> float:
-    """min(1, (step + 1) / hardening steps): linear from almost 0 to fully ternary, then constant."""
-    return min(1.0, (step + 1) / max(1.0, config.steps * config.hardening_fraction))
 
 
 def settings_of(config: TernaryConfig) -> TernarySettings:
