@@ -60,33 +60,36 @@ def preset(profile: str, asset: str) -> BaseModel:
 
 def nano() -> dict[str, dict[str, Any]]:
     """About 1 M parameters; the field defaults are this profile's values where nothing is named."""
-    short = {"batch_size": 8, "seq_len": 256, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+    short = {"batch_size": 4, "seq_len": 256, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
     return {
-        "trunk": {"steps": 560, "batch_size": 4, "decay_fraction": 0.7, "seq_len": 256, "max_seq_len": 512},
+        "evaluation_suite": {"test_tokens": 32_000, "validation_tokens": 8_000, "tasks_per_family": 40},
+        "trunk": {"steps": 400, "batch_size": 4, "seq_len": 256, "max_seq_len": 512, "decay_fraction": 0.7},
         "cognate_reasoning": short
         | REASONING
-        | {
-            "steps": 40,
-            "muon_lr": 0.01,
-            "adamw_lr": 0.002,
-            "latent_steps": 1,
-            "num_supervision": 2,
-            "halt_threshold": 0.6,
-        },
+        | gentle
+        | {"steps": 50, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
         "cognate_memory": short
         | MEMORY
-        | {
-            "steps": 40,
+        | gentle
+        | {"steps": 40, "batch_size": 2, "seq_len": 512, "memory_max_lr": 1.0},
+        "cognate_speed": short | SPEED | gentle | {"steps": 40},
+        "merged_model": {"generations": 2},
+        "ternary_model": short | gentle | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
+        "compressed_model": {
+            "student_d_model": 128,
+            "student_num_heads": 4,
+            "student_d_ff": 320,
+            "student_loops": 2,
+            "student_embedding_rank": 64,
+            "steps": 500,
             "batch_size": 4,
-            "seq_len": 512,
-            "muon_lr": 0.01,
-            "adamw_lr": 0.002,
-            "memory_max_lr": 1.0,
+            "seq_len": 256,
+            "muon_lr": 0.015,
+            "grokfast_lambda": 0.0,
+            "decay_fraction": 0.6,
+            "distillation_weight": 0.3,
         },
-        "cognate_speed": short | SPEED | {"steps": 40, "muon_lr": 0.01, "adamw_lr": 0.002},
-        "merged_model": {"generations": 3},
-        "ternary_model": short | {"steps": 100, "decay_fraction": 0.5, "muon_lr": 0.01, "adamw_lr": 0.002},
-        "compressed_model": {"steps": 300, "batch_size": 8, "seq_len": 256, "grokfast_lambda": 0.0},
     }
 
 

@@ -126,7 +126,7 @@ class TernaryLinear(nn.Linear):
 class TernaryEmbedding(nn.Embedding):
     """`nn.Embedding` whose effective table is ternary; `weight` is the latent.
 
-    A head tied to the table must multiply with `effective_weight()`, not with `weight`. `hardness`: see `TernaryLinear`.
+    A head tied to the table must multiply with `effective_weight()`, not with `weight`.
     """
 
     hardness: float = 1.0
