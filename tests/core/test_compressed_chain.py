@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from tests.core.small_data import SHAPE, TRAINING
 from training_core.bundle import write_bundle
 from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
-from training_core.compression.artifact import read_artifact, write_artifact
+from training_core.compression.artifact import make_compressible, read_artifact, write_artifact
 from training_core.compression.container import ContainerError
-from training_core.compression.training import CompressionConfig, train_compressed
+from training_core.compression.training import CompressionConfig, initialise_from, student_config, train_compressed
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
@@ -21,7 +21,8 @@ from training_core.generation import generate, sample
 from training_core.loading import load_latents, load_model
 from training_core.merging.cognates import merge_cognates
 from training_core.merging.evolution import EvolutionConfig
-from training_core.models.cognate import Cognate, effective_weight
+from training_core.models.cognate import Cognate, CognateConfig, effective_weight
+from training_core.profiles import preset
 from training_core.quantization.ternary import TernaryLinear
 from training_core.quantization.training import (
     TernaryConfig,
@@ -123,6 +124,33 @@ def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
         trained_halting.halt_head.bias += 1
     with pytest.raises(ValueError, match=r"halt_head.bias was trained"):
         write_artifact(trained_halting, data.tokenizer_json, config.threshold, config.granularity)
+
+
+def test_the_25m_student_fits_its_file(data: TrainingData) -> None:
+    """Random weights have the highest entropy there is for the ternary rule; its real tokenizer adds at most 16 kB."""
+    config = preset("forge_25m", "compressed_model")
+    teacher = CognateConfig(vocab_size=6144, max_seq_len=2048)
+    torch.manual_seed(0)
+    student = Cognate(student_config(config, teacher))  # type: ignore[arg-type]
+    make_compressible(student, 0.5, "tensor")
+    payload = write_artifact(student, data.tokenizer_json, 0.5, "tensor")
+    assert len(payload) + 16_000 < 400_000
+
+
+def test_the_student_starts_from_its_teacher(trunk: Cognate) -> None:
+    """A student of the teacher's width copies its table and last blocks; a low rank is the best approximation of it."""
+    same = {"student_d_model": 32, "student_num_heads": 2, "student_d_ff": 48, "student_window": 16}
+    full = Cognate(student_config(CompressionConfig(**same, student_embedding_rank=0), trunk.config))  # type: ignore[arg-type]
+    initialise_from(full, trunk)
+    assert torch.equal(full.embedding.weight, trunk.embedding.weight)
+    assert torch.equal(full.core[0].mlp.up.weight, trunk.core[-1].mlp.up.weight)
+    low = Cognate(student_config(CompressionConfig(**same, student_embedding_rank=12), trunk.config))  # type: ignore[arg-type]
+    initialise_from(low, trunk)
+    assert low.embedding_out is not None
+    rebuilt = low.embedding.weight @ low.embedding_out.weight.T
+    singular = torch.linalg.svdvals(trunk.embedding.weight)
+    error = (rebuilt - trunk.embedding.weight).norm()
+    assert error.item() == pytest.approx(singular[12:].norm().item(), rel=1e-4)  # Eckart-Young
 
 
 def test_generation_is_seeded_and_equals_argmax_at_zero_temperature(data: TrainingData, trunk: Cognate) -> None:
