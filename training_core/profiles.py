@@ -60,20 +60,30 @@ def preset(profile: str, asset: str) -> BaseModel:
 
 def nano() -> dict[str, dict[str, Any]]:
     """About 1 M parameters; the field defaults are this profile's values where nothing is named."""
-    short = {"batch_size": 4, "seq_len": 256, "warmup_fraction": 0.05, "decay_fraction": 1.0}
-    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
+    short = {"batch_size": 8, "seq_len": 128, "decay_fraction": 1.0, "grokfast_lambda": 0.0}
+    gentle = {"muon_lr": 0.01, "adamw_lr": 0.003}
     return {
         "evaluation_suite": {"test_tokens": 32_000, "validation_tokens": 8_000, "tasks_per_family": 40},
-        "trunk": {"steps": 400, "batch_size": 4, "seq_len": 256, "max_seq_len": 512, "decay_fraction": 0.7},
+        "trunk": {
+            "max_seq_len": 512,
+            "memory_chunk": 128,
+            "steps": 440,
+            "batch_size": 8,
+            "seq_len": 128,
+            "muon_lr": 0.015,
+            "adamw_lr": 0.02,
+            "decay_fraction": 0.8,
+            "grokfast_lambda": 0.0,
+        },
         "cognate_reasoning": short
         | REASONING
         | gentle
-        | {"steps": 50, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+        | {"steps": 45, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
         "cognate_memory": short
         | MEMORY
         | gentle
         | {"steps": 40, "batch_size": 2, "seq_len": 512, "memory_max_lr": 1.0},
-        "cognate_speed": short | SPEED | gentle | {"steps": 40},
+        "cognate_speed": short | SPEED | gentle | {"steps": 50},
         "merged_model": {"generations": 2},
         "ternary_model": short | gentle | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
         "compressed_model": {
@@ -84,10 +94,10 @@ def nano() -> dict[str, dict[str, Any]]:
             "student_loops": 1,
             "student_embedding_rank": 0,
             "steps": 400,
-            "batch_size": 4,
-            "seq_len": 256,
+            "batch_size": 8,
+            "seq_len": 128,
             "muon_lr": 0.01,
-            "adamw_lr": 0.002,
+            "adamw_lr": 0.004,
             "grokfast_lambda": 0.0,
             "decay_fraction": 0.6,
             "distillation_weight": 0.3,
