@@ -76,6 +76,16 @@ GATES: tuple[Gate, ...] = (
         against="the best parent",
     ),
     Gate(
+        "merged_model",
+        "gains",
+        "bits_per_byte_ratio_to_best_parent_high",
+        "at_most",
+        1.0,
+        "bits per byte on held-out documents that no selection has seen, high end of the paired 95 % interval",
+        against="the best parent",
+        blocking=False,
+    ),
+    Gate(
         "ternary_model",
         "retains",
         "bits_per_byte_ratio_to_best_parent_high",
