@@ -6,6 +6,7 @@ is pickled, and carry the alias `champion` only after their quality gate passed.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,14 +92,12 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             client.update_run(run, status="RUNNING")
         _log_parameters(client, mlflow_run, parameters)
         tracked = TrackedRun(client, mlflow_run, self._url(experiment, mlflow_run))
-        status = "KILLED"  # what an interrupt, which is no Exception, leaves
         try:
             yield tracked
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
         finally:
+            error = sys.exc_info()[1]
+            interrupted = error is not None and not isinstance(error, Exception)
+            status = "KILLED" if interrupted else "FAILED" if error else "FINISHED"
             tracked.flush()
             client.set_terminated(mlflow_run, status=status)
             client.set_terminated(parent, status=status)
