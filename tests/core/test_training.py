@@ -155,6 +155,7 @@ def test_objective_by_hand() -> None:
 def test_halting_gradient_never_reaches_the_model() -> None:
     torch.manual_seed(0)
     model = Cognate(CognateConfig(vocab_size=300, **SHAPE))  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.halt_head.weight)
     batch = torch.randint(0, 300, (1, 9))
     h = model.encode(batch)
     model.halt(model.supervise(h, model.start(h)).y).sum().backward()
