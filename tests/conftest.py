@@ -1,0 +1,8 @@
+"""Settings of every test."""
+
+from __future__ import annotations
+
+import hypothesis
+
+hypothesis.settings.register_profile("forge", deadline=None)  # machines are shared: a slow example is not a failure
+hypothesis.settings.load_profile("forge")
