@@ -37,7 +37,7 @@ def _validity(asset: str) -> tuple[Gate, ...]:
             "causality_violations",
             "at_most",
             0,
-            "positions before a changed token whose output moved",
+            "logits before a changed token that moved, in any bit",
         ),
     )
 
@@ -100,7 +100,7 @@ GATES: tuple[Gate, ...] = (
         "bytes_ratio",
         "at_least",
         6.0,
-        "parent's bytes on disk over this model's",
+        "the parent's parameters at four bytes each, over this model's bytes on disk",
     ),
     Gate(
         "ternary_model",
@@ -108,7 +108,7 @@ GATES: tuple[Gate, ...] = (
         "bytes_ratio",
         "at_least",
         8.2,
-        "parent's bytes on disk over this model's",
+        "the parent's parameters at four bytes each, over this model's bytes on disk",
         blocking=False,
     ),
     Gate("compressed_model", "fits", "bytes_on_disk", "at_most", 64_000, "size of model.forge on disk"),

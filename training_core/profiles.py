@@ -1,6 +1,6 @@
 """Presets: the same code at three sizes. Every value is a default that a run may change.
 
-`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes about an hour there and is where ablations
+`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` is for hours there and is where ablations
 are run;
 `forge_25m` is the 25 M parameter model and wants a GPU.
 """

@@ -271,3 +271,26 @@ def test_training_through_the_quantiser_learns_a_ternary_map() -> None:
         optimizer.step()
     agreement = (ternarize(layer.weight.detach()).codes == target.sign()).float().mean().item()
     assert agreement >= 0.95
+
+
+def test_hardness_moves_the_forward_pass_from_latent_to_ternary() -> None:
+    from training_core.quantization.ternary import hardness, set_hardness
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False))
+    apply_ternary(model, lambda name, module: True, activation_bits=0)
+    layer = model[0]
+    latent = layer.weight.detach().clone()
+    hard = layer.effective_weight().detach()
+    for value in (0.0, 0.25, 1.0):
+        set_hardness(model, value)
+        effective = layer.effective_weight()
+        assert torch.allclose(effective, latent + value * (hard - latent), atol=1e-7)
+        layer.weight.grad = None
+        effective.sum().backward()
+        assert torch.equal(layer.weight.grad, torch.ones(4, 6)), "the gradient passes straight at every hardness"
+    assert torch.equal(layer.effective_weight(), hard)
+    assert [hardness(step, 10, 0.5) for step in (0, 2, 4, 9)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    assert hardness(0, 10, 0.0) == 1.0
+    with pytest.raises(ValueError, match="hardness must lie in"):
+        set_hardness(model, 1.5)

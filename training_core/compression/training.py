@@ -1,9 +1,8 @@
 """Phase 8, first form: a restructured student, trained in its compressed form to imitate its teacher.
 
 The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
-embedding, and ternary weights everywhere. Sharing across depth, a small rank and ternary codes are in the training
-graph from
-the first step; afterwards only lossless entropy coding follows.
+embedding, and ternary weights everywhere. Sharing across depth and a small rank are in the training graph from the
+first step, the ternary codes harden gradually; afterwards norms are rounded to 8 bits and the rest is coded without loss.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def train_compressed(
         reporter,
         checkpoint=checkpoint,
         label="compressed",
-        identity=f"{config.model_dump_json()}",
+        identity=config.model_dump_json(exclude={"checkpoint_interval_s"}),
         before_step=lambda step: set_hardness(student, hardness(step, config.steps, config.hardening_fraction)),
     )
     set_hardness(student, 1.0)

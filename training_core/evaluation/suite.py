@@ -36,8 +36,7 @@ def measure_bundle(
     """Everything the ledger and the gates need to know about a bundle.
 
     Measured on the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for
-    each
-    task family, causality, streaming, latency, size. Compared with the counting baselines and with every
+    each task family, causality, streaming, latency, size. Compared with the counting baselines and with every
     parent, document by document.
 
     Raises:

@@ -267,8 +267,7 @@ class Cognate(nn.Module):
         """Feed one token (batch,), advance `state` in place, return next-token logits (batch, vocab).
 
         Supervision steps after the last active token's are not computed; their caches receive the keys and values of
-        the
-        last step that was, exactly as the parallel form does.
+        the last step that was, exactly as the parallel form does.
         """
         x = self._embed(tokens_B[:, None])
         for index, module in enumerate(self.prelude):

@@ -1,8 +1,7 @@
 """The neural long-term memory of Titans (Behrouz et al., 2025, arXiv:2501.00663, section 3.1, eqs. 11-16).
 
 The memory is a two-layer perceptron M(x) = W2 silu(W1 x) for each head. Its weights are state, not parameters: at
-every token
-they take one step of gradient descent with momentum and forgetting on the associative loss
+every token they take one step of gradient descent with momentum and forgetting on the associative loss
 
     l(M; x_t) = mean((M(k_t) - v_t)^2)                        # eq. 12 (mean over the head's width)
     S_t = eta_t S_{t-1} - theta_t grad l(M_chunk; x_t)        # eq. 14, 16: gradient at the weights of the chunk's start
