@@ -2,7 +2,8 @@
 
 The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
 embedding, and ternary weights everywhere. Sharing across depth and a small rank are in the training graph from the
-first step, the ternary codes harden gradually; afterwards norms are rounded to 8 bits and the rest is coded without loss.
+first step, the ternary codes harden gradually; afterwards norms are rounded to 8 bits and the
+rest is coded without loss.
 """
 
 from __future__ import annotations
