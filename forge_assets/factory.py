@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import dagster as dg
 from pydantic import BaseModel
 
+from forge_assets import exhibits
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import code_digest, inputs_digest, launchpad_fields, selected_profile
 from forge_resources.gatekeeping import judge_latest, latest_materialization
@@ -215,12 +216,14 @@ def _run_phase(context: dg.AssetExecutionContext, spec: _Phase) -> dg.Materializ
     ):
         checkpoint = store.checkpoint(spec.name, root_run_id, inputs)
         product = spec.compute(PhaseRun(parents, data, reporter, checkpoint, profile), config)
+        shown = {name: exhibits.markdown(name, document) for name, document in product.exhibits.items()}
         folder, lineage = _store(store, spec, product, parents, data, reporter, digests, parameters, profile)
         reporter.metrics(0, {f"final/{name}": value for name, value in lineage.metrics.items()})
         tracking.register(tracked, asset=spec.name, digest=lineage.digest, folder=folder)
         shutil.rmtree(checkpoint)
     metadata = _phase_metadata(folder, lineage, curves, tracked)
     metadata["forge/inputs"] = inputs
+    metadata |= {f"exhibit/{name}": dg.MetadataValue.md(text) for name, text in shown.items()}
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(lineage.digest))
 
 
@@ -258,7 +261,7 @@ def _store(
             metrics={**product.metrics, **measured.metrics},
             tasks=measured.tasks,
         )
-        write_measurements(bundle, lineage, measured.counts)
+        write_measurements(bundle, lineage, measured.counts, product.exhibits)
         return store.commit(spec.name, staged, lineage.digest), lineage
 
 

@@ -8,7 +8,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One model as it lies in the store. `outdated` names the parents that were made again after it."""
+    """One model as it lies in the store. `outdated` names the parents that were made again after it.
+
+    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.exhibits`).
+    """
 
     lineage: Lineage
     folder: Path
     figures: Mapping[str, bytes]
     outdated: tuple[str, ...] = ()
+    exhibits: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str) -> float | None:
         """The measured metric, or None; a number that is not finite was not measured."""
@@ -106,6 +110,7 @@ class Ledger:
 def collect(forge: Forge) -> Ledger:
     """Read the ledger of the profile that was made last (without any model: of the selected profile)."""
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
+    exhibits: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     for asset in forge.assets():
         if not forge.checks_of(asset):
@@ -116,6 +121,7 @@ def collect(forge: Forge) -> Ledger:
             continue
         try:
             bundle = forge.store.open_materialized(asset, record)
+            exhibits[asset] = bundle.exhibits()
             opened[asset] = (record, bundle, bundle.lineage())
         except ValueError as error:
             missing[asset] = str(error)
@@ -130,7 +136,7 @@ def collect(forge: Forge) -> Ledger:
             continue
         current = {name: entry[2].digest for name, entry in opened.items()}
         outdated = tuple(name for name, digest in lineage.parents.items() if current.get(name) != digest)
-        row = ModelRow(lineage, bundle.folder, _figures(record), outdated)
+        row = ModelRow(lineage, bundle.folder, _figures(record), outdated, exhibits[asset])
         models.append(row)
         gates += _gate_rows(forge, record, lineage)
         if bundle.kind == ARTIFACT:

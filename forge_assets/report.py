@@ -11,7 +11,7 @@ from rich.markup import escape as plain
 from rich.table import Table
 from rich.text import Text
 
-from forge_assets import charts
+from forge_assets import charts, exhibits
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 
 ABSENT = "-"
@@ -130,6 +130,7 @@ def html_page(ledger: Ledger) -> str:
             "Training",
             "".join(_image(row, name, png) for row in ledger.models for name, png in row.figures.items()),
         ),
+        *((escape(row.lineage.asset), _exhibits_html(row)) for row in ledger.models),
         ("Gates and claims", _gates_html(ledger)),
         ("The file", _artifact_html(ledger)),
     ]
@@ -138,7 +139,9 @@ def html_page(ledger: Ledger) -> str:
         command = f"forge run --profile {escape(ledger.profile)}"
         body = f"<section><p>Nothing was measured yet: <code>{command}</code></p></section>"
     page = Template(resources.files("forge_assets").joinpath("report_page.html").read_text())
-    return page.substitute(profile=escape(ledger.profile), summary=escape(summary(ledger)), body=body)
+    return page.substitute(
+        profile=escape(ledger.profile), summary=escape(summary(ledger)), body=body, style=exhibits.style()
+    )
 
 
 def summary(ledger: Ledger) -> str:
@@ -221,6 +224,17 @@ def _image(row: ModelRow, name: str, png: bytes) -> str:
     caption = escape(f"{row.lineage.asset}: {name}")
     image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _exhibits_html(row: ModelRow) -> str:
+    """What the model's phase shows; an exhibit that this version cannot render says why in its place."""
+    shown = []
+    for name, document in sorted(row.exhibits.items()):
+        try:
+            shown.append(f"<h3>{escape(exhibits.title(name))}</h3>{exhibits.render(name, document)}")
+        except exhibits.ExhibitError as error:
+            shown.append(f'<h3>{escape(name)}</h3><p class="bad">Cannot be shown: {escape(str(error))}</p>')
+    return "".join(shown)
 
 
 def _number(value: float | None, form: str) -> str:

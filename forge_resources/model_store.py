@@ -28,7 +28,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from forge_resources import forge_home
-from training_core.bundle import Bundle, BundleError, open_bundle
+from training_core.bundle import EXHIBITS, Bundle, BundleError, open_bundle
 
 Content = Literal["bundle", "data"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -241,13 +241,14 @@ def recorded_text(asset: str, record: dg.EventLogRecord | None, name: str) -> st
 
 
 def measurements_digest(folder: Path) -> str:
-    """SHA-256 over what was measured on the bundle in `folder` and where it comes from.
+    """SHA-256 over what was measured on the bundle in `folder`, what is shown of it and where it comes from.
 
     Raises:
         BundleError: when a part is missing.
     """
     hasher = hashlib.sha256()
-    for name in _MEASURED:
+    exhibits = (EXHIBITS,) if (folder / EXHIBITS).exists() else ()
+    for name in (*_MEASURED, *exhibits):
         try:
             content = (folder / name).read_bytes()
         except OSError as error:

@@ -6,10 +6,11 @@
     model.forge          compressed only: the one self-contained file (weights, tokenizer, config, checksum)
     tokenizer.json       byte-level BPE in the format of the `tokenizers` library
     evaluation.safetensors  per-document counts of the evaluation suite, so that two bundles can be compared paired
+    exhibits.json        only where the phase shows any: name to document, what a person looks at besides numbers
     lineage.json         parents' digests, phase configuration, code version, corpus digest, metrics
 
-A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, not what was measured on it. Nothing
-here is ever unpickled, so a bundle from a stranger cannot execute code.
+A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, not what was measured on it or is
+shown of it. Nothing here is ever unpickled, so a bundle from a stranger cannot execute code.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 FORMAT = 1
 KINDS = ("cognate", "ternary", "compressed")
 PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
+EXHIBITS = "exhibits.json"
 
 
 class BundleError(ValueError):
@@ -94,6 +96,23 @@ class Bundle:
         """Per-document counts written by the evaluation suite."""
         return _read_tensors(self.folder / "evaluation.safetensors")
 
+    def exhibits(self) -> dict[str, Any]:
+        """What the phase shows besides numbers, name to JSON document; empty where it shows nothing.
+
+        Raises:
+            BundleError: when `exhibits.json` is damaged.
+        """
+        path = self.folder / EXHIBITS
+        if not path.exists():
+            return {}
+        try:
+            documents = json.loads(_read_text(path))
+        except json.JSONDecodeError as error:
+            raise BundleError(f"{path} is damaged ({error}); materialize the asset again") from error
+        if not isinstance(documents, dict):
+            raise BundleError(f"{path} is damaged (it does not map names to documents); materialize the asset again")
+        return documents
+
     def digest(self) -> str:
         """The SHA-256 hex digest of kind, configuration, tensors, tokenizer and payload, computed from disk."""
         hasher = hashlib.sha256()
@@ -146,10 +165,22 @@ def write_bundle(
     return open_bundle(folder)
 
 
-def write_measurements(bundle: Bundle, lineage: Lineage, counts: Mapping[str, torch.Tensor]) -> None:
-    """Add what was measured on the bundle as it lies on disk."""
+def write_measurements(
+    bundle: Bundle,
+    lineage: Lineage,
+    counts: Mapping[str, torch.Tensor],
+    exhibits: Mapping[str, Any] | None = None,
+) -> None:
+    """Add what was measured on the bundle as it lies on disk, and the exhibits where there are any.
+
+    Raises:
+        ValueError: for an exhibit that is not JSON, a number that is not finite included.
+    """
+    documents = _exhibits_json(exhibits or {})
     save_file({name: t.contiguous() for name, t in counts.items()}, bundle.folder / "evaluation.safetensors")
     (bundle.folder / "lineage.json").write_text(json.dumps(asdict(lineage), indent=2, sort_keys=True) + "\n")
+    if documents:
+        (bundle.folder / EXHIBITS).write_text(documents)
 
 
 def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
@@ -171,6 +202,18 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
             "The files were changed or damaged; materialize the asset again."
         )
     return bundle
+
+
+def _exhibits_json(exhibits: Mapping[str, Any]) -> str:
+    documents: list[str] = []
+    for name, document in sorted(exhibits.items()):
+        try:
+            documents.append(f"{json.dumps(name)}: {json.dumps(document, sort_keys=True, allow_nan=False)}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the exhibit {name!r} is not JSON ({error}): hand over plain dicts, lists, text and finite numbers"
+            ) from error
+    return "{" + ",\n".join(documents) + "}\n" if documents else ""
 
 
 def _feed(hasher: hashlib._Hash, header: bytes, content: bytes) -> None:

@@ -10,6 +10,8 @@ from training_core.models.cognate import Cognate, CognateConfig, count_parameter
 from training_core.quantization.packing import load_packed, unpack_ternary
 from training_core.quantization.training import TernarySettings, make_ternary
 
+THOUGHTS = "thoughts."  # weights of a reasoning bundle that belong to thinking, not to the model (`reasoning.bundles`)
+
 
 def load_model(bundle: Bundle) -> Cognate:
     """The model as a user would run it: a ternary or compressed one is decoded from its packed file.
@@ -72,7 +74,8 @@ def _payload(bundle: Bundle) -> bytes:
 
 
 def _load_weights(model: Cognate, bundle: Bundle) -> None:
+    tensors = {name: t for name, t in bundle.tensors().items() if not name.startswith(THOUGHTS)}
     try:
-        model.load_state_dict(bundle.tensors())
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise BundleError(f"{bundle.folder}: the weights do not fit the configuration ({error})") from error

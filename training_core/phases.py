@@ -15,7 +15,8 @@ class Product:
 
     `tensors` is None for a compressed model, `payload` is None for a plain one. `metrics` holds what only the
     phase itself can measure (for instance a merge's gain over its best parent); the evaluation suite adds the
-    rest.
+    rest. `exhibits` are what the phase shows to a person besides numbers: a name to a JSON document, which is
+    kept beside the measurements (`training_core.bundle.Bundle.exhibits`).
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Product:
     tokenizer_json: str
     payload: bytes | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    exhibits: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from training_core.data.tokenizer import TokenizerConfig
 from training_core.evaluation.held_out import SuiteConfig
 from training_core.merging.evolution import EvolutionConfig
 from training_core.quantization.training import TernaryConfig
+from training_core.reasoning.training import ReasoningConfig
 
 Profile = Literal["nano", "mini", "forge_25m"]
 PROFILES: tuple[str, ...] = get_args(Profile)
@@ -35,6 +36,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "cognate_memory": VariantConfig,
     "cognate_speed": VariantConfig,
     "merged_model": EvolutionConfig,
+    "reasoning_model": ReasoningConfig,
     "ternary_model": TernaryConfig,
     "compressed_model": CompressionConfig,
 }
@@ -85,6 +87,22 @@ def nano() -> dict[str, dict[str, Any]]:
         | {"steps": 40, "batch_size": 2, "seq_len": 512, "memory_max_lr": 1.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 50},
         "merged_model": {"generations": 2},
+        "reasoning_model": short
+        | gentle
+        | {
+            "steps": 20,
+            "batch_size": 4,
+            "seq_len": 128,
+            "min_length": 2,
+            "max_length": 4,
+            "positions_per_sequence": 16,
+            "true_tokens": 2,
+            "baking_steps": 12,
+            "baking_trajectories": 32,
+            "baking_max_tokens": 16,
+            "baking_examples": 1,
+            "measured_windows": 32,
+        },
         "ternary_model": short | gentle | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
         "compressed_model": {
             "student_d_model": 128,
@@ -143,6 +161,9 @@ def mini() -> dict[str, dict[str, Any]]:
         | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 1.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 80},
         "merged_model": {"generations": 10},
+        "reasoning_model": short
+        | gentle
+        | {"steps": 200, "batch_size": 8, "seq_len": 256, "min_length": 4, "max_length": 8, "true_tokens": 4},
         "ternary_model": short | gentle | {"steps": 150},
         "compressed_model": {
             "student_d_model": 256,
@@ -201,6 +222,7 @@ def forge_25m() -> dict[str, dict[str, Any]]:
         | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 1.0},
         "cognate_speed": short | SPEED | gentle | {"steps": 500},
         "merged_model": {"generations": 50},
+        "reasoning_model": short | gentle | {"steps": 500, "positions_per_sequence": 64, "baking_steps": 200},
         "ternary_model": short | gentle | {"steps": 1500},
         "compressed_model": {
             "student_d_model": 256,

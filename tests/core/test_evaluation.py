@@ -221,3 +221,32 @@ def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path:
         open_bundle(tmp_path / "b")
     with pytest.raises(ValueError, match="bundle kind must be one of"):
         write_bundle(tmp_path / "c", kind="pickle", model_config={}, tensors=None, tokenizer_json="")
+
+
+def test_exhibits_lie_beside_the_measurements_and_outside_the_digest(tmp_path: Path) -> None:
+    parts = {"kind": "cognate", "model_config": {}, "tensors": {"w": torch.ones(2)}, "tokenizer_json": "{}"}
+    plain = write_bundle(tmp_path / "plain", **parts)  # type: ignore[arg-type]
+    shown = write_bundle(tmp_path / "shown", **parts)  # type: ignore[arg-type]
+    lineage = Lineage("trunk", 3, "nano", plain.digest(), "", "", {}, {}, {})
+    documents = {"b": {"text": "</script> 😀 ü", "numbers": [0.1, 1e-300, -3]}, "a": [None, True, "x\n"]}
+    write_measurements(plain, lineage, {"bytes": torch.ones(1)})
+    write_measurements(shown, lineage, {"bytes": torch.ones(1)}, documents)
+    assert open_bundle(shown.folder, expected_digest=plain.digest()).exhibits() == documents
+    assert plain.exhibits() == {}
+    assert not (plain.folder / "exhibits.json").exists()
+    for damaged in (b"{", b"[1]", b"\xff"):
+        (shown.folder / "exhibits.json").write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"exhibits\.json is .*damaged"):
+            shown.exhibits()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.ones(1), {1, 2}])
+def test_exhibit_that_is_not_json_is_refused_before_anything_is_written(tmp_path: Path, value: object) -> None:
+    bundle = write_bundle(
+        tmp_path / "b", kind="cognate", model_config={}, tensors={"w": torch.ones(2)}, tokenizer_json="{}"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    lineage = Lineage("trunk", 3, "nano", bundle.digest(), "", "", {}, {}, {})
+    with pytest.raises(ValueError, match="the exhibit 'odd' is not JSON"):
+        write_measurements(bundle, lineage, {"bytes": torch.ones(1)}, {"odd": {"value": value}})
+    assert sorted(tmp_path.rglob("*")) == before

@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -119,3 +120,16 @@ def test_page_without_models_says_how_to_make_them() -> None:
     page = html_page(Ledger("mini", (), (), None, {"trunk": "not made yet"}))
     assert "forge run --profile mini" in page
     assert "<svg" not in page
+
+
+def test_page_shows_exhibits_in_the_section_of_their_model() -> None:
+    thoughts = {"rule": "all", "enabled": False, "verdict": "<i>No</i> gain.", "examples": []}
+    thoughts |= {"heat_map": [], "arms": [], "gating": []}
+    child = replace(model("child"), exhibits={"thoughts": thoughts, "<music>": 1})
+    page = BeautifulSoup(html_page(replace(ledger(), models=(model(), child))), "html.parser")
+    (section,) = [s for s in page.find_all("section") if s.h2.text == "child"]
+    assert [h.text for h in section.find_all("h3")] == ["<music>", "Thoughts"]
+    assert section.find(class_="verdict").text == "Thinking is switched off <i>No</i> gain."
+    assert "no renderer for the exhibit '<music>'" in section.find("p", class_="bad").text
+    assert ".exhibit-thoughts" in page.find("style").text
+    assert "trunk" not in [h.text for h in page.find_all("h2")]

@@ -1,9 +1,12 @@
 """Causal sliding-window attention with persistent tokens that every position sees: SW-Attn* of Titans, eq. 27.
 
-Shape legend: B batch, S sequence, D model width, H heads, K head width, P persistent tokens, W window, N windows.
+Shape legend: B batch, S sequence, D model width, H heads, K head width, P persistent tokens, W window, N windows,
+R branches.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,24 @@ from torch import Tensor, nn
 from training_core.models.layers import RMSNorm, join_heads, rotary_table, rotate, split_heads
 
 KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(slots=True)
+class BranchKeys:
+    """What branches fed before: keys and values, each (batch, heads, branches, width), and whether they count.
+
+    `valid` entries are (batch, branches, 1): a branch that has stopped feeds positions that nothing sees.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+
+    def add(self, pair: KeyValue, valid_BR: Tensor) -> None:
+        """Append the newest position."""
+        self.keys.append(pair[0])
+        self.values.append(pair[1])
+        self.valid.append(valid_BR[..., None])
 
 
 class SlidingWindowAttention(nn.Module):
@@ -47,7 +68,7 @@ class SlidingWindowAttention(nn.Module):
         Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
         """
         seq = x_BSD.shape[1]
-        query, key, value = self._project(x_BSD, start=0)
+        query, key, value = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
         if previous is not None and active_BS is not None:
             keep = active_BS[:, None, :, None]
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
@@ -59,13 +80,54 @@ class SlidingWindowAttention(nn.Module):
 
     def step(self, x_B1D: Tensor, cache: KeyValue | None, position: int) -> tuple[Tensor, KeyValue]:
         """Attend from one new position, given the last `window - 1` keys and values; returns the longer cache."""
-        query, key, value = self._project(x_B1D, start=position)
+        query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
         window_cache = append(cache, (key, value), self.window)
         mask = torch.ones(1, window_cache[0].shape[2], dtype=torch.bool, device=x_B1D.device)
         return join_heads(self._attend(query, *window_cache, mask)), (key, value)
 
-    def _project(self, x_BSD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        table = rotary_table(start, x_BSD.shape[1], self.head_width, x_BSD.device)
+    def branch(
+        self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        """One position of R independent branches: each sees its part of the prefix, itself and what it fed before.
+
+        `prefix` holds keys and values (batch, heads, seq, width) shared by all branches, `visible_BRS` which of them a
+        branch sees, `own` the branches' earlier positions. Returns the joined heads and this position's own key and
+        value (batch, heads, branches, width).
+        """
+        query, key, value = self._project(x_BRD, positions_BR)
+        key_P, value_P = self._persistent(query.shape[0], query.dtype)
+        keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
+        own_keys = torch.stack([*own.keys, key], dim=3)
+        own_values = torch.stack([*own.values, value], dim=3)
+        shared = query @ keys.transpose(-1, -2)
+        alone = (own_keys @ query[..., None]).squeeze(-1)
+        persistent, itself = (visible_BRS.new_ones(*visible_BRS.shape[:2], count) for count in (key_P.shape[2], 1))
+        seen = torch.cat([persistent, visible_BRS, *own.valid, itself], dim=-1)
+        scores = torch.cat([shared, alone], dim=-1) * self.head_width**-0.5
+        weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        on_prefix, on_own = weights.split([keys.shape[2], own_keys.shape[3]], dim=-1)
+        mixed = on_prefix @ values + (on_own[..., None, :] @ own_values).squeeze(-2)
+        return join_heads(mixed), (key, value)
+
+    def dispersion(self, x_BSD: Tensor) -> Tensor:
+        """How evenly each position spreads its attention: entropy over its largest value, mean over heads, in [0, 1].
+
+        Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
+        """
+        seq = x_BSD.shape[1]
+        query, key, _ = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
+        key_P, _ = self._persistent(query.shape[0], query.dtype)
+        i = torch.arange(seq, device=x_BSD.device)
+        band = (i[:, None] >= i) & (i[:, None] - i < self.window)
+        seen = torch.cat([band.new_ones(seq, key_P.shape[2]), band], dim=1)
+        scores = query @ torch.cat([key_P, key], dim=2).transpose(-1, -2) * self.head_width**-0.5
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        entropy = torch.special.entr(weights).sum(-1).mean(1)
+        dispersion: Tensor = entropy / seen.sum(-1).clamp_min(2).log()
+        return dispersion
+
+    def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table = rotary_table(positions, self.head_width)
         heads = (self.num_heads, self.head_width)
         query = rotate(self.query_norm(self.query(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
         key = rotate(self.key_norm(self.key(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
@@ -119,9 +181,9 @@ class SlidingWindowAttention(nn.Module):
 
 def append(cache: KeyValue | None, new: KeyValue, limit: int) -> KeyValue:
     """`cache` with `new` behind it, cut to the last `limit` positions."""
-    if cache is None:
-        return new
-    key, value = (torch.cat([old, fresh], dim=2) for old, fresh in zip(cache, new, strict=True))
+    key, value = new
+    if cache is not None:
+        key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
     first = max(0, key.shape[2] - limit)
     return key[:, :, first:], value[:, :, first:]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training_core.models.attention import KeyValue, SlidingWindowAttention, append
+from training_core.models.attention import BranchKeys, KeyValue, SlidingWindowAttention, append
 from training_core.models.layers import RMSNorm, SwiGLU
-from training_core.models.memory import MemoryState, NeuralMemory
+from training_core.models.memory import MemoryRecord, MemoryState, NeuralMemory, Read
 
 
 @dataclass(slots=True)
@@ -17,6 +17,25 @@ class BlockState:
 
     attention: KeyValue | None = None
     memory: MemoryState | None = None
+
+
+@dataclass(slots=True)
+class LayerRecord:
+    """What a block computed over a sequence and branches can read: keys and values, normalised inputs, memory."""
+
+    pair: KeyValue
+    inputs: Tensor
+    memory: MemoryRecord | None
+
+
+@dataclass(slots=True)
+class BranchLayer:
+    """One block as branches see it: the shared prefix, their own keys and values, and the memory at their position."""
+
+    prefix: KeyValue
+    own: BranchKeys
+    tail: Tensor | None = None
+    read: Read | None = None
 
 
 class TitansBlock(nn.Module):
@@ -44,13 +63,15 @@ class TitansBlock(nn.Module):
 
     def forward(
         self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
-    ) -> tuple[Tensor, KeyValue]:
+    ) -> tuple[Tensor, LayerRecord]:
         """The whole sequence at once. `previous` and `active_BS` are those of `SlidingWindowAttention.forward`."""
         inputs = self.mixer_norm(x_BSD)
         heads, key_value = self.attention(inputs, previous, active_BS)
+        record = None
         if self.memory is not None:
-            heads = self._gate(heads, self.memory(inputs))
-        return self._finish(x_BSD, heads), key_value
+            read, record = self.memory(inputs)
+            heads = self._gate(heads, read)
+        return self._finish(x_BSD, heads), LayerRecord(key_value, inputs, record)
 
     def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
         """One position. Returns the output, the next state and this position's own key and value."""
@@ -62,6 +83,22 @@ class TitansBlock(nn.Module):
             heads = self._gate(heads, read)
         following = BlockState(append(state.attention, key_value, self.attention.window - 1), memory_state)
         return self._finish(x_B1D, heads), following, key_value
+
+    def branch(
+        self, x_BRD: Tensor, layer: BranchLayer, visible_BRS: Tensor, positions_BR: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        """One position of R independent branches, which read attention and memory and write neither.
+
+        Advances the memory's convolution tail of `layer`; returns the output and the position's key and value.
+        """
+        inputs = self.mixer_norm(x_BRD)
+        heads, pair = self.attention.branch(inputs, layer.prefix, visible_BRS, layer.own, positions_BR)
+        if self.memory is not None:
+            assert layer.tail is not None
+            assert layer.read is not None
+            read, layer.tail = self.memory.branch(inputs, layer.tail, layer.read)
+            heads = self._gate(heads, read)
+        return self._finish(x_BRD, heads), pair
 
     def _gate(self, heads: Tensor, read: Tensor) -> Tensor:
         gated: Tensor = self.attention_gain(heads) * self.memory_gain(read).sigmoid()  # eq. 28

@@ -16,6 +16,7 @@ Shape legend: B batch, S sequence, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self, cast
 
@@ -25,9 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from training_core.models.attention import KeyValue, SlidingWindowAttention, append
-from training_core.models.block import BlockState, TitansBlock
+from training_core.models.block import BlockState, LayerRecord, TitansBlock
 from training_core.models.layers import RMSNorm
 from training_core.models.memory import NeuralMemory
+
+Place = tuple[int, int, int]  # supervision step, pass, core layer
+Attend = Callable[[TitansBlock, Tensor, Place], tuple[Tensor, KeyValue]]
 
 
 class ShapeConfig(BaseModel):
@@ -101,6 +105,17 @@ class Prediction:
 
 
 @dataclass(slots=True)
+class Trace:
+    """A sequence's final answers y (batch, seq, d_model), its supervision steps (batch, seq), and every block's record:
+    `prelude` [layer], `core` [supervision step][pass][layer]."""
+
+    y: Tensor
+    steps: Tensor
+    prelude: list[LayerRecord]
+    core: list[list[list[LayerRecord]]]
+
+
+@dataclass(slots=True)
 class StreamState:
     """What generation carries from token to token. Core caches are [supervision step][pass][layer]."""
 
@@ -156,11 +171,16 @@ class Cognate(nn.Module):
 
     # -- parallel form -------------------------------------------------------------------------------------------
 
-    def encode(self, tokens_BS: Tensor) -> Tensor:
-        """The prelude: token ids (batch, seq) -> h (batch, seq, d_model), of unit root mean square."""
-        x = self._embed(tokens_BS)
+    def encode(self, tokens_BS: Tensor, records: list[LayerRecord] | None = None) -> Tensor:
+        """The prelude: token ids (batch, seq) -> h (batch, seq, d_model), of unit root mean square.
+
+        Each block's record is appended to `records` when given.
+        """
+        x = self.embed(tokens_BS)
         for block in self.prelude:
-            x, _ = block(x)
+            x, record = block(x)
+            if records is not None:
+                records.append(record)
         h: Tensor = self.prelude_norm(x)
         return h
 
@@ -181,9 +201,24 @@ class Cognate(nn.Module):
 
     def logits(self, y_BSD: Tensor) -> Tensor:
         """Scores (batch, seq, vocab) from the tied embedding."""
-        if self.embedding_out is not None:
-            y_BSD = F.linear(y_BSD, self._embedding_out_weight().transpose(0, 1))
-        return F.linear(y_BSD, self._embedding_weight().to(y_BSD.dtype))
+        return F.linear(self.readout(y_BSD), self._embedding_weight().to(y_BSD.dtype))
+
+    def readout(self, y_BSD: Tensor) -> Tensor:
+        """The vectors (..., embedding width) whose products with the embedding's rows are the logits."""
+        if self.embedding_out is None:
+            return y_BSD
+        return F.linear(y_BSD, self._embedding_out_weight().transpose(0, 1))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (...) -> the residual stream's first value (..., d_model)."""
+        return self.widen(F.embedding(tokens, self._embedding_weight()))
+
+    def widen(self, vectors: Tensor) -> Tensor:
+        """Vectors of the embedding's width (...) -> (..., d_model); the same where the embedding is full."""
+        if self.embedding_out is None:
+            return vectors
+        wide: Tensor = self.embedding_out(vectors)
+        return wide
 
     def halt(self, y_BSD: Tensor) -> Tensor:
         """Logit of the probability that the current argmax is right, (batch, seq). Gradients stop at y."""
@@ -192,12 +227,22 @@ class Cognate(nn.Module):
 
     def forward(self, tokens_BS: Tensor) -> Prediction:
         """Predict the next token at every position, with halting as configured. For inference, not for training."""
+        y, steps = self._run(tokens_BS, None)
+        return Prediction(self.logits(y), self.halt(y), steps)
+
+    def trace(self, tokens_BS: Tensor) -> Trace:
+        """`forward`, keeping what branches need to continue from every position (`training_core.models.branching`)."""
+        trace = Trace(torch.zeros(0), torch.zeros(0), [], [])
+        trace.y, trace.steps = self._run(tokens_BS, trace)
+        return trace
+
+    def _run(self, tokens_BS: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
         config = self.config
-        h = self.encode(tokens_BS)
+        h = self.encode(tokens_BS, None if trace is None else trace.prelude)
         carry = self.start(h)
         active = torch.ones_like(tokens_BS, dtype=torch.bool)
         steps = torch.zeros_like(tokens_BS)
-        previous: list[list[list[KeyValue]]] | None = None
+        previous: list[list[list[LayerRecord]]] | None = None
         for _ in range(config.num_supervision):
             mask = None if previous is None else active
             following, used = carry, []
@@ -209,41 +254,37 @@ class Cognate(nn.Module):
             steps = steps + active
             active = active & ~self._halted(carry.y)
             previous = used
+            if trace is not None:
+                trace.core.append([records for passes in used for records in passes])
             if not bool(active.any()):
                 break
-        return Prediction(self.logits(carry.y), self.halt(carry.y), steps)
+        return carry.y, steps
 
     def _halted(self, y: Tensor) -> Tensor:
         return self.halt(y).sigmoid() > self.config.halt_threshold
 
     def _cycle(
-        self, h: Tensor, carry: Carry, previous: list[list[KeyValue]] | None, active: Tensor | None
-    ) -> tuple[Carry, list[list[KeyValue]]]:
-        """One latent recursion (TRM, figure 3): n updates of z, one of y. Returns every pass's keys and values."""
+        self, h: Tensor, carry: Carry, previous: list[list[LayerRecord]] | None, active: Tensor | None
+    ) -> tuple[Carry, list[list[LayerRecord]]]:
+        """One latent recursion (TRM, figure 3): n updates of z, one of y. Returns every pass's records."""
         y, z = carry.y, carry.z
-        used: list[list[KeyValue]] = []
+        used: list[list[LayerRecord]] = []
         for index in range(self.config.latent_steps):
-            z, pairs = self._core_pass(h + y + z, None if previous is None else previous[index], active)
-            used.append(pairs)
-        y, pairs = self._core_pass(y + z, None if previous is None else previous[-1], active)
-        used.append(pairs)
+            z, records = self._core_pass(h + y + z, None if previous is None else previous[index], active)
+            used.append(records)
+        y, records = self._core_pass(y + z, None if previous is None else previous[-1], active)
+        used.append(records)
         return Carry(y, z), used
 
     def _core_pass(
-        self, x: Tensor, previous: list[KeyValue] | None, active: Tensor | None
-    ) -> tuple[Tensor, list[KeyValue]]:
-        pairs = []
+        self, x: Tensor, previous: list[LayerRecord] | None, active: Tensor | None
+    ) -> tuple[Tensor, list[LayerRecord]]:
+        records = []
         for index, block in enumerate(self.core):
-            x, pair = block(x, None if previous is None else previous[index], active)
-            pairs.append(pair)
+            x, record = block(x, None if previous is None else previous[index].pair, active)
+            records.append(record)
         out: Tensor = self.core_norm(x)
-        return out, pairs
-
-    def _embed(self, tokens: Tensor) -> Tensor:
-        x = F.embedding(tokens, self._embedding_weight())
-        if self.embedding_out is not None:
-            x = self.embedding_out(x)
-        return x
+        return out, records
 
     def _embedding_weight(self) -> Tensor:
         return effective_weight(self.embedding)
@@ -269,50 +310,68 @@ class Cognate(nn.Module):
         Supervision steps after the last active token's are not computed; their caches receive the keys and values of
         the last step that was, exactly as the parallel form does.
         """
-        x = self._embed(tokens_B[:, None])
+        x = self.embed(tokens_B[:, None])
         for index, module in enumerate(self.prelude):
             block = cast(TitansBlock, module)
             x, state.prelude[index], _ = block.step(x, state.prelude[index], state.position)
         h: Tensor = self.prelude_norm(x)
-        carry = self.start(h)
-        active = torch.ones(tokens_B.shape[0], 1, dtype=torch.bool, device=tokens_B.device)
-        previous: list[list[KeyValue]] | None = None
-        used = 0
-        for caches in state.core:
-            if bool(active.any()):
-                following, pairs = self._step_supervision(h, carry, caches, previous, active, state.position)
-                keep = active[..., None]
-                carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
-                active = active & ~self._halted(carry.y)
-                previous, used = pairs, used + 1
-            assert previous is not None
-            for cached, fresh in zip(caches, previous, strict=True):
-                for layer, pair in enumerate(fresh):
+
+        def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
+            supervision, index, layer = place
+            out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
+            return out, pair
+
+        y, pairs, used = self.recur(h, attend)
+        for caches, fresh in zip(state.core, pairs, strict=True):
+            for cached, layers in zip(caches, fresh, strict=True):
+                for layer, pair in enumerate(layers):
                     cached[layer] = append(cached[layer], pair, self.config.window - 1)
         state.position += 1
         state.steps_used.append(used)
-        return self.logits(carry.y)[:, 0]
+        return self.logits(y)[:, 0]
 
-    def _step_supervision(
+    def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], int]:
+        """All supervision steps of single positions h (batch, positions, d_model), which do not see each other.
+
+        `attend(block, x, (supervision, pass, layer))` runs one core block against whatever came before. Returns y, the
+        keys and values of every [supervision][pass][layer], and how many supervision steps were computed: those after
+        the last active position repeat the pairs of the last one that was.
+        """
+        config = self.config
+        carry = self.start(h)
+        active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device)
+        pairs: list[list[list[KeyValue]]] = []
+        for supervision in range(config.num_supervision):
+            if not bool(active.any()):
+                break
+            previous = pairs[-1] if pairs else None
+            following, used = self._recur_once(h, carry, attend, supervision, previous, active)
+            keep = active[..., None]
+            carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
+            active = active & ~self._halted(carry.y)
+            pairs.append(used)
+        computed = len(pairs)
+        return carry.y, pairs + [pairs[-1]] * (config.num_supervision - computed), computed
+
+    def _recur_once(
         self,
         h: Tensor,
         carry: Carry,
-        caches: list[list[KeyValue | None]],
+        attend: Attend,
+        supervision: int,
         previous: list[list[KeyValue]] | None,
         active: Tensor,
-        position: int,
     ) -> tuple[Carry, list[list[KeyValue]]]:
-        """The supervision step of one new token; `previous` holds its keys and values of the step before."""
+        """One supervision step; halted positions keep the pairs of the step before."""
         y, z = carry.y, carry.z
         pairs: list[list[KeyValue]] = []
         per_cycle = self.config.latent_steps + 1
-        for index, cached in enumerate(caches):
+        for index in range(self.config.cycles * per_cycle):
             is_answer = index % per_cycle == per_cycle - 1
             x = y + z if is_answer else h + y + z
             layer_pairs: list[KeyValue] = []
             for layer, module in enumerate(self.core):
-                block = cast(TitansBlock, module)
-                x, _, pair = block.step(x, BlockState(cached[layer]), position)
+                x, pair = attend(cast(TitansBlock, module), x, (supervision, index, layer))
                 if previous is not None:
                     keep = active[:, None, :, None]
                     old = previous[index][layer]

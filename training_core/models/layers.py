@@ -106,12 +106,19 @@ class CausalConv(nn.Module):
         out = F.conv1d(padded.transpose(1, 2), self.weight.to(x_BSD.dtype), groups=x_BSD.shape[2])
         return out.transpose(1, 2), padded[:, padded.shape[1] - self.kernel + 1 :]
 
+    def last(self, x_D: Tensor, tail_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """One position of many independent sequences: (..., width) behind its tail (..., kernel - 1, width).
 
-def rotary_table(start: int, length: int, head_width: int, device: torch.device) -> Tensor:
-    """e^(i angle), complex (length, 1, head_width / 2), for positions from `start` (Su et al., 2021, eq. 15)."""
-    frequency = ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float64, device=device) / head_width)
-    positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
-    angle = positions[:, None, None] * frequency
+        Returns the output (..., width) and the next tail.
+        """
+        padded = torch.cat([tail_TD, x_D.unsqueeze(-2)], dim=-2)
+        return (padded * self.weight.to(x_D.dtype)[:, 0].T).sum(-2), padded[..., 1:, :]
+
+
+def rotary_table(positions: Tensor, head_width: int) -> Tensor:
+    """e^(i angle) of integer `positions` (...), complex (..., 1, head_width / 2) (Su et al., 2021, eq. 15)."""
+    pairs = torch.arange(0, head_width, 2, dtype=torch.float64, device=positions.device)
+    angle = positions.double()[..., None, None] * ROTARY_BASE ** (-pairs / head_width)
     return torch.polar(torch.ones_like(angle), angle)
 
 

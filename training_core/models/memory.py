@@ -9,14 +9,16 @@ every token they take one step of gradient descent with momentum and forgetting 
     y_t = M_t(q_t)                                            # eq. 15
 
 Because the gradients of a chunk are all taken at the same weights, each is a pair of outer products, and every
-M_t of the chunk is a known linear combination of them. `_read_chunk` therefore evaluates M_t(q_t) exactly for every
-token with matrix products over the chunk, without forming any per-token weight matrix.
+M_t of the chunk is a known linear combination of them. `ChunkWrites` therefore evaluates M_t(q) exactly for every
+token t of the chunk and any queries, with matrix products over the chunk, without forming any per-token weight matrix.
 
-Shape legend: B batch, S sequence, D model width, H heads, K head width, E hidden width of the memory, C chunk.
+Shape legend: B batch, S sequence, D model width, H heads, K head width, E hidden width of the memory, C chunk,
+R branches (reads at chosen positions).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 from training_core.models.layers import CausalConv, FactorizedLinear, join_heads, split_heads
 
 MAX_FORGETTING = 0.999
+
+Read = Callable[[Tensor], Tensor]  # queries (batch, heads, positions, width) -> what the memory answers
 
 
 @dataclass(slots=True)
@@ -40,6 +44,63 @@ class MemoryState:
     momentum2: Tensor
     tails: tuple[Tensor | None, Tensor | None, Tensor | None]
     position: int = 0
+
+
+@dataclass(slots=True)
+class ChunkWrites:
+    """What the tokens of one chunk write: weights and momenta before it, and its gradients as outer products.
+
+    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13
+    and 14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta). `key`, `hidden`,
+    `back` and `error` are (B, H, C, width); `coefficients` is C, (B, H, C, C); `beta` and `gamma` are (B, H, C).
+    """
+
+    weights: tuple[Tensor, Tensor]
+    momenta: tuple[Tensor, Tensor]
+    key: Tensor
+    hidden: Tensor
+    back: Tensor
+    error: Tensor
+    coefficients: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+    def read(self, query: Tensor, rows_BR: Tensor | None = None) -> Tensor:
+        """M_t(q), eq. 15: `query` (B, H, C, K) read at its own token t, or (B, H, R, K) at the tokens `rows_BR`."""
+        coefficients, beta, gamma = self.coefficients, self.beta[..., None], self.gamma[..., None]
+        if rows_BR is not None:
+            rows = rows_BR[:, None, :, None].expand(-1, beta.shape[1], -1, -1)
+            coefficients = coefficients.gather(2, rows.expand(-1, -1, -1, coefficients.shape[-1]))
+            beta, gamma = beta.gather(2, rows), gamma.gather(2, rows)
+
+        def layer(x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
+            """M_t x_t for one layer whose gradient at token i is grads_i inputs_i^T."""
+            local = ((x @ inputs.transpose(-1, -2)) * coefficients) @ grads
+            return beta * (x @ weight.transpose(-1, -2)) + gamma * (x @ momentum.transpose(-1, -2)) + local
+
+        hidden = F.silu(layer(query, self.weights[0], self.momenta[0], self.key, self.back))
+        return layer(hidden, self.weights[1], self.momenta[1], self.hidden, self.error)
+
+    def surprise(self) -> Tensor:
+        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) over both layers and all heads, (batch, chunk)."""
+
+        def squared(x: Tensor) -> Tensor:
+            return x.square().sum(-1)
+
+        norms = squared(self.back) * squared(self.key) + squared(self.error) * squared(self.hidden)
+        return norms.sum(1).sqrt()
+
+
+@dataclass(slots=True)
+class MemoryRecord:
+    """The writes of a whole sequence, chunk by chunk; the queries before their convolution (batch, seq, d_model)."""
+
+    chunks: list[ChunkWrites]
+    queries: Tensor
+
+    def surprise(self) -> Tensor:
+        """Momentary surprise of every token, (batch, seq)."""
+        return torch.cat([chunk.surprise() for chunk in self.chunks], dim=1)
 
 
 class NeuralMemory(nn.Module):
@@ -76,25 +137,36 @@ class NeuralMemory(nn.Module):
         zeros1, zeros2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
         return MemoryState(weight1, weight2, weight1, weight2, zeros1, zeros2, (None, None, None))
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """Write and read the whole sequence from the initial state; returns y (batch, seq, d_model)."""
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, MemoryRecord]:
+        """Write and read the whole sequence from the initial state; returns y (batch, seq, d_model) and the record."""
         state = self.initial_state(x_BSD.shape[0])
-        query, key, value, gates, _ = self._project(x_BSD, state.tails)
+        queries = self.query(x_BSD)
+        query, key, value, gates, _ = self._project(x_BSD, queries, state.tails)
         weights = (state.weight1, state.weight2)
         momenta = (state.momentum1, state.momentum2)
-        reads = []
+        reads, chunks = [], []
         for start in range(0, x_BSD.shape[1], self.chunk):
             part = slice(start, start + self.chunk)
             chunk_gates = (gates[0][:, :, part], gates[1][:, :, part], gates[2][:, :, part])
-            read, weights, momenta = _read_chunk(
-                query[:, :, part], key[:, :, part], value[:, :, part], chunk_gates, weights, momenta
+            writes, after, momenta_after = _write_chunk(
+                key[:, :, part], value[:, :, part], chunk_gates, weights, momenta
             )
-            reads.append(read)
-        return join_heads(torch.cat(reads, dim=2))
+            reads.append(writes.read(query[:, :, part]))
+            chunks.append(writes)
+            weights, momenta = after, momenta_after
+        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries)
+
+    def branch(self, x_BRD: Tensor, tail_BRTD: Tensor, read: Read) -> tuple[Tensor, Tensor]:
+        """Read without writing, from R independent branches. `tail_BRTD` holds the queries before the convolution of
+        the last positions of each branch, `read` evaluates the memory at the branch's position. Returns the reads
+        (batch, branches, d_model) and the next tail."""
+        query, tail = self.query_conv.last(self.query(x_BRD), tail_BRTD)
+        query = F.normalize(split_heads(F.silu(query), self.num_heads), dim=-1)
+        return join_heads(read(query)), tail
 
     def step(self, x_B1D: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """Write and read one token; equals the parallel forward at that position up to rounding."""
-        query, key, value, (eta, theta, alpha), tails = self._project(x_B1D, state.tails)
+        query, key, value, (eta, theta, alpha), tails = self._project(x_B1D, self.query(x_B1D), state.tails)
         hidden, slope = _silu_with_slope(key @ state.chunk1.transpose(-1, -2))
         error = (2.0 / value.shape[-1]) * (hidden @ state.chunk2.transpose(-1, -2) - value)  # eq. 12
         back = (error @ state.chunk2) * slope
@@ -103,16 +175,16 @@ class NeuralMemory(nn.Module):
         momentum2 = eta * state.momentum2 - theta * error.transpose(-1, -2) @ hidden
         weight1 = (1 - alpha) * state.weight1 + momentum1  # eq. 13
         weight2 = (1 - alpha) * state.weight2 + momentum2
-        read = F.silu(query @ weight1.transpose(-1, -2)) @ weight2.transpose(-1, -2)  # eq. 15
+        read = read_state(query, weight1, weight2)
         at_end = (state.position + 1) % self.chunk == 0
         chunk1, chunk2 = (weight1, weight2) if at_end else (state.chunk1, state.chunk2)
         following = MemoryState(chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1)
         return join_heads(read), following
 
     def _project(
-        self, x_BSD: Tensor, tails: tuple[Tensor | None, Tensor | None, Tensor | None]
+        self, x_BSD: Tensor, queries_BSD: Tensor, tails: tuple[Tensor | None, Tensor | None, Tensor | None]
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        query, tail_q = self.query_conv(self.query(x_BSD), tails[0])
+        query, tail_q = self.query_conv(queries_BSD, tails[0])
         key, tail_k = self.key_conv(self.key(x_BSD), tails[1])
         value, tail_v = self.value_conv(self.value(x_BSD), tails[2])
         query, key, value = (split_heads(F.silu(t), self.num_heads) for t in (query, key, value))
@@ -136,25 +208,24 @@ def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:
     return between.masked_fill(~lower, float("-inf")).exp(), total.exp()
 
 
-def _read_chunk(
-    query: Tensor,
+def read_state(query: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """M(q) of a streaming state, eq. 15: (batch, heads, positions, width)."""
+    return F.silu(query @ weight1.transpose(-1, -2)) @ weight2.transpose(-1, -2)
+
+
+def _write_chunk(
     key: Tensor,
     value: Tensor,
     gates: tuple[Tensor, Tensor, Tensor],
     weights: tuple[Tensor, Tensor],
     momenta: tuple[Tensor, Tensor],
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[ChunkWrites, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """One chunk in closed form.
 
-    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13
-    and
-    14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta).
-
-    `query`, `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the reads and the weights and momenta
-    after the chunk.
+    `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the writes, and the weights and momenta after the
+    chunk.
     """
     weight1, weight2 = weights
-    momentum1, momentum2 = momenta
     eta, theta, alpha = gates
     hidden, slope = _silu_with_slope(key @ weight1.transpose(-1, -2))
     error = (2.0 / value.shape[-1]) * (hidden @ weight2.transpose(-1, -2) - value)  # d loss / d prediction
@@ -164,17 +235,7 @@ def _read_chunk(
     gamma = (keep_CC @ carry[..., None]).squeeze(-1)
     momentum_coefficients = -carry_CC * theta[..., None, :]
     coefficients = keep_CC @ momentum_coefficients
-
-    def apply(x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
-        """M_t x_t for one layer whose gradient at token i is grads_i inputs_i^T."""
-        local = ((x @ inputs.transpose(-1, -2)) * coefficients) @ grads
-        return (
-            beta[..., None] * (x @ weight.transpose(-1, -2))
-            + gamma[..., None] * (x @ momentum.transpose(-1, -2))
-            + local
-        )
-
-    read = apply(F.silu(apply(query, weight1, momentum1, key, back)), weight2, momentum2, hidden, error)
+    writes = ChunkWrites(weights, momenta, key, hidden, back, error, coefficients, beta, gamma)
 
     def advance(weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         last = (coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs
@@ -182,6 +243,6 @@ def _read_chunk(
         new_weight = beta[..., -1, None, None] * weight + gamma[..., -1, None, None] * momentum + last
         return new_weight, carry[..., -1, None, None] * momentum + last_momentum
 
-    weight1, momentum1 = advance(weight1, momentum1, key, back)
-    weight2, momentum2 = advance(weight2, momentum2, hidden, error)
-    return read, (weight1, weight2), (momentum1, momentum2)
+    weight1, momentum1 = advance(weight1, momenta[0], key, back)
+    weight2, momentum2 = advance(weight2, momenta[1], hidden, error)
+    return writes, (weight1, weight2), (momentum1, momentum2)

@@ -6,6 +6,8 @@ therefore does not enlarge a Muon step; it shifts its direction towards the slow
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -34,15 +36,29 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class MuGrokfast:
-    """Owns every trainable parameter of `model`; gradients are filtered, clipped and applied in `step`."""
+    """Owns every trainable parameter of `model`; gradients are filtered, clipped and applied in `step`.
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    `lr_factors` maps a prefix of parameter names to a factor on their peak rates; other parameters have 1.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, lr_factors: Mapping[str, float] | None = None
+    ) -> None:
         self.config = config
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.filter = GrokfastFilter(config.grokfast_alpha, config.grokfast_lambda)
-        hidden = {n: p for n, p in self.parameters.items() if is_hidden_matrix(n, p)}
-        rest = {n: p for n, p in self.parameters.items() if n not in hidden}
         self._groups: list[tuple[torch.optim.Optimizer, dict[str, nn.Parameter], float]] = []
+        by_factor: dict[float, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            factors = [f for prefix, f in (lr_factors or {}).items() if name.startswith(prefix)]
+            by_factor.setdefault(factors[0] if factors else 1.0, {})[name] = parameter
+        for factor, parameters in by_factor.items():
+            self._add_groups(parameters, factor)
+
+    def _add_groups(self, parameters: dict[str, nn.Parameter], factor: float) -> None:
+        config = self.config
+        hidden = {n: p for n, p in parameters.items() if is_hidden_matrix(n, p)}
+        rest = {n: p for n, p in parameters.items() if n not in hidden}
         if hidden:
             muon = torch.optim.Muon(
                 list(hidden.values()),
@@ -50,12 +66,12 @@ class MuGrokfast:
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
             )
-            self._groups.append((muon, hidden, config.muon_lr))
+            self._groups.append((muon, hidden, factor * config.muon_lr))
         if rest:
             adamw = torch.optim.AdamW(
                 list(rest.values()), lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
             )
-            self._groups.append((adamw, rest, config.adamw_lr))
+            self._groups.append((adamw, rest, factor * config.adamw_lr))
 
     def step(self, lr_factor: float) -> float:
         """Filter, clip and apply the accumulated gradients at `lr_factor` times the peak rates, then clear them.

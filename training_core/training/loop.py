@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from training_core.training.checkpoint import load_checkpoint, save_checkpoint
 from training_core.training.device import Precision, autocast, best_device
 from training_core.training.reporting import Figure, Reporter
 
-REPORT_EVERY = 10
+REPORT_EVERY = 10  # steps, at most: a run reports twenty times or more
 
 
 class TrainingConfig(OptimizerConfig):
@@ -62,12 +62,14 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """Measured course of a run: smoothed last loss in nats per token, optimizer steps, tokens, wall-clock seconds."""
+    """Measured course of a run: smoothed last loss in nats per token, optimizer steps, tokens, wall-clock seconds, and
+    the `history` of every reported metric, with the steps under `step`."""
 
     final_loss: float
     optimizer_steps: int
     tokens: int
     seconds: float
+    history: Mapping[str, Sequence[float]]
 
     def metrics(self) -> dict[str, float]:
         """As flat metrics of a bundle."""
@@ -97,23 +99,26 @@ def train(
     optimizer_steps_per_batch: int = 1,
     identity: str = "",
     before_step: Callable[[int], None] | None = None,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
     `batches` draws a batch (batch, seq_len + 1) from a generator. With `checkpoint` a folder, the run leaves a resume
-    point every `checkpoint_interval_s` seconds and continues from one with the same configuration and `identity`
-    (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are bit for
-    bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
+    point every `checkpoint_interval_s` seconds and at its end, and continues from one with the same configuration and
+    `identity` (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are
+    bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
+    `lr_factors` are those of `MuGrokfast`.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
     """
     device = best_device()
     model.to(device).train()
-    optimizer = MuGrokfast(model, config)
-    fingerprint = _fingerprint(model, config, identity, optimizer_steps_per_batch)
+    optimizer = MuGrokfast(model, config, lr_factors)
+    fingerprint = _fingerprint(model, config, f"{identity}/{lr_factors or {}}", optimizer_steps_per_batch)
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
     course = _restore(path, fingerprint, model, optimizer)
+    every = max(1, min(REPORT_EVERY, config.steps // 20))
     started = last_saved = time.monotonic()
     for step in range(course.step, config.steps):
         generator = step_generator(config.seed, step)
@@ -134,14 +139,15 @@ def train(
                 f"{label}: loss {loss} and gradient norm {norm} at step {step} of {config.steps}; lower muon_lr "
                 f"(now {config.muon_lr:g}) and adamw_lr (now {config.adamw_lr:g}) or raise warmup_fraction"
             )
-        course.observe(step, loss, norm, {k: float(v) for k, v in result.metrics.items()})
+        reports = step % every == 0 or step + 1 == config.steps
+        course.observe(step, loss, norm, {k: float(v) for k, v in result.metrics.items()}, keep=reports)
         reporter.progress(step + 1, config.steps, label)
-        if step % REPORT_EVERY == 0 or step + 1 == config.steps:
+        if reports:
             reporter.metrics(
                 step, {f"{label}/{k}": v for k, v in course.latest.items()} | {f"{label}/lr_factor": factor}
             )
         now = time.monotonic()
-        if path is not None and now - last_saved >= config.checkpoint_interval_s and step + 1 < config.steps:
+        if path is not None and (now - last_saved >= config.checkpoint_interval_s or step + 1 == config.steps):
             course.seconds_before += now - started
             started = last_saved = now
             _save(path, fingerprint, model, optimizer, course)
@@ -149,7 +155,7 @@ def train(
     reporter.figure(label, course.figure(label))
     model.eval()
     tokens = config.steps * config.batch_size * config.seq_len
-    return TrainingResult(course.smoothed, config.steps * optimizer_steps_per_batch, tokens, seconds)
+    return TrainingResult(course.smoothed, config.steps * optimizer_steps_per_batch, tokens, seconds, course.history)
 
 
 @dataclass(slots=True)
@@ -159,22 +165,19 @@ class _Course:
     step: int
     smoothed: float
     seconds_before: float
-    curve: list[list[float]]
+    history: dict[str, list[float]]
     latest: dict[str, float]
 
-    def observe(self, step: int, loss: float, norm: float, metrics: dict[str, float]) -> None:
+    def observe(self, step: int, loss: float, norm: float, metrics: dict[str, float], *, keep: bool) -> None:
         self.step = step + 1
         self.smoothed = loss if step == 0 else 0.95 * self.smoothed + 0.05 * loss
         self.latest = {"loss": loss, "gradient_norm": norm, **metrics}
-        if step % REPORT_EVERY == 0:
-            self.curve.append([step, loss, self.smoothed])
+        if keep:
+            for name, value in {"step": step, "smoothed": self.smoothed, **self.latest}.items():
+                self.history.setdefault(name, []).append(value)
 
     def figure(self, label: str) -> Figure:
-        steps = [c[0] for c in self.curve]
-        series = {
-            "loss": (steps, [c[1] for c in self.curve]),
-            "smoothed": (steps, [c[2] for c in self.curve]),
-        }
+        series = {name: (self.history["step"], self.history[name]) for name in ("loss", "smoothed")}
         return Figure(f"Loss: {label}", "step", "nats per token", series)
 
 
@@ -187,7 +190,7 @@ def _fingerprint(model: nn.Module, config: TrainingConfig, identity: str, repeat
 def _restore(path: Path | None, fingerprint: str, model: nn.Module, optimizer: MuGrokfast) -> _Course:
     found = None if path is None else load_checkpoint(path, fingerprint)
     if found is None:
-        return _Course(0, 0.0, 0.0, [], {})
+        return _Course(0, 0.0, 0.0, {}, {})
     tensors, state = found
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     optimizer.load_state({k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")})
@@ -204,7 +207,7 @@ def _save(path: Path, fingerprint: str, model: nn.Module, optimizer: MuGrokfast,
         "step": course.step,
         "smoothed": course.smoothed,
         "seconds_before": course.seconds_before,
-        "curve": course.curve,
+        "history": course.history,
         "latest": course.latest,
     }
     save_checkpoint(path, tensors, state)

@@ -1,0 +1,129 @@
+"""One thought after one position, token by token, written from the definition: lists of keys, no masks, no batching.
+
+The layers' own projections and norms are used; everything that branching decides is done again: which keys a thought
+sees, where its positions are, what its memory reads, how recursion and halting go on.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.oracles.titans_reference import memory_reads
+from training_core.models.attention import SlidingWindowAttention
+from training_core.models.block import TitansBlock
+from training_core.models.cognate import Cognate
+from training_core.models.layers import rotary_table, rotate
+from training_core.models.memory import NeuralMemory
+
+Pair = tuple[Tensor, Tensor]  # key and value of one position, (heads, width)
+
+
+def continue_alone(model: Cognate, tokens_S: Tensor, fed_LD: Tensor) -> Tensor:
+    """The outputs y (L, d_model) of embedded tokens `fed_LD` after the last of the true tokens `tokens_S`."""
+    seq = tokens_S.shape[0]
+    caches: dict[tuple[object, ...], list[Pair]] = {}
+    memories: dict[int, list[Tensor]] = {}
+    outputs = []
+    for t in range(seq + fed_LD.shape[0]):
+        thinking = t >= seq
+        x = fed_LD[t - seq] if thinking else model.embed(tokens_S[t])
+        for number, block in enumerate(model.prelude):
+            x, pair = _block(block, x, caches.setdefault(("prelude", number), []), t, seq, memories, number)
+            caches["prelude", number].append(pair)
+        outputs.append(_core(model, model.prelude_norm(x), caches, t, seq))
+    return torch.stack(outputs[seq:])
+
+
+def _core(model: Cognate, h: Tensor, caches: dict[tuple[object, ...], list[Pair]], t: int, seq: int) -> Tensor:
+    config = model.config
+    y, z = h, model.latent
+    shown: list[Pair] = []
+    halted = False
+    for supervision in range(config.num_supervision):
+        new_y, new_z, pairs = y, z, []
+        for index in range(config.cycles * (config.latent_steps + 1)):
+            answer = index % (config.latent_steps + 1) == config.latent_steps
+            x = new_y + new_z if answer else h + new_y + new_z
+            for number, block in enumerate(model.core):
+                x, pair = _block(block, x, caches.setdefault((supervision, index, number), []), t, seq, {}, -1)
+                pairs.append(pair)
+            out = model.core_norm(x)
+            new_y, new_z = (out, new_z) if answer else (new_y, out)
+        if not halted:
+            y, z, shown = new_y, new_z, pairs
+        places = [
+            (supervision, i, n)
+            for i in range(config.cycles * (config.latent_steps + 1))
+            for n in range(len(model.core))
+        ]
+        for place, pair in zip(places, shown, strict=True):
+            caches[place].append(pair)
+        halted = halted or bool(model.halt(y[None])[0].sigmoid() > config.halt_threshold)
+    return y
+
+
+def _block(
+    block: TitansBlock, x: Tensor, earlier: list[Pair], t: int, seq: int, memories: dict[int, list[Tensor]], number: int
+) -> tuple[Tensor, Pair]:
+    inputs = block.mixer_norm(x)
+    heads, pair = _attention(block.attention, inputs, earlier, t, seq)
+    if block.memory is not None:
+        history = memories.setdefault(number, [])
+        history.append(inputs)
+        read = _memory(block.memory, torch.stack(history), seq)
+        heads = block.attention_gain(heads) * block.memory_gain(read).sigmoid()
+    x = x + block.output(heads)
+    return x + block.mlp(block.mlp_norm(x)), pair
+
+
+def _attention(
+    attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int
+) -> tuple[Tensor, Pair]:
+    shape = (attention.num_heads, attention.head_width)
+    table = rotary_table(torch.tensor(t), attention.head_width)[0]
+    query = rotate(attention.query_norm(attention.query(x).view(shape)), table)
+    key = rotate(attention.key_norm(attention.key(x).view(shape)), table)
+    value = attention.value(x).view(shape)
+    if t < seq:
+        seen = [*earlier, (key, value)][-attention.window :]
+    else:  # the window's true tokens as the next true token would see them, then the thought itself
+        true, own = earlier[:seq], earlier[seq:]
+        seen = [*true[max(0, seq - attention.window + 1) :], *own, (key, value)]
+    heads = []
+    for head in range(attention.num_heads):
+        persistent_key = attention.key_norm(attention.key(attention.persistent).view(-1, *shape))[:, head]
+        persistent_value = attention.value(attention.persistent).view(-1, *shape)[:, head]
+        keys = torch.cat([persistent_key, torch.stack([k[head] for k, _ in seen])])
+        values = torch.cat([persistent_value, torch.stack([v[head] for _, v in seen])])
+        heads.append(torch.softmax(keys @ query[head] / shape[1] ** 0.5, dim=0) @ values)
+    return torch.cat(heads), (key, value)
+
+
+def _memory(memory: NeuralMemory, inputs: Tensor, seq: int) -> Tensor:
+    """What the last of `inputs` reads when only the first `seq` of them were written."""
+    written = inputs[:seq]
+
+    def projected(linear: torch.nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+        rows = F.pad(linear(x), (0, 0, kernel.shape[-1] - 1, 0))
+        mixed = [(rows[i : i + kernel.shape[-1]] * kernel[:, 0].T).sum(0) for i in range(x.shape[0])]
+        return F.silu(torch.stack(mixed))
+
+    heads = memory.num_heads
+    query = projected(memory.query, memory.query_conv.weight, inputs)[-1].view(heads, -1)
+    key = projected(memory.key, memory.key_conv.weight, written).view(written.shape[0], heads, -1)
+    value = projected(memory.value, memory.value_conv.weight, written).view(written.shape[0], heads, -1)
+    eta, theta, alpha = memory.gates(written).sigmoid().view(written.shape[0], 3, heads).unbind(1)
+    alpha = 0.999 * alpha
+    theta = theta * (1 - eta) * (memory.max_lr * query.shape[-1] / (2 * memory.chunk))
+    query, key, value = (F.normalize(v, dim=-1) for v in (query, key, value))
+    reads = []
+    for h in range(heads):
+        asked = torch.zeros(written.shape[0], query.shape[-1], dtype=query.dtype)
+        asked[-1] = query[h]  # the oracle answers M_t(q_t); only the last one's answer is used
+        gates = (eta[:, h], theta[:, h], alpha[:, h])
+        weights = (memory.initial1[h].detach(), memory.initial2[h].detach())
+        with torch.enable_grad():  # the oracle differentiates the memory's own loss
+            reads.append(memory_reads(asked, key[:, h], value[:, h], *gates, *weights, memory.chunk)[-1].detach())
+    return torch.cat(reads)

@@ -1,0 +1,192 @@
+"""Trajectories sampled from a prompted model, and the rows in which teacher and student read them.
+
+    teacher reads   END_OF_TEXT  prompt  prefix  continuation
+    student reads   END_OF_TEXT          prefix  continuation
+
+Student position j >= 1 and teacher position j + P hold the same token (P tokens of prompt), and both predict the token
+behind it. The student's position 0 corresponds to the last token of the prompt: `teacher_logits[:, P:]` is aligned.
+
+Shape legend: B trajectories, S student positions, T teacher positions (S + P), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.generation import sample
+from training_core.models.cognate import Cognate
+
+ROWS_AT_ONCE = 64
+
+
+class SamplingConfig(BaseModel):
+    """How continuations are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(48, ge=1, description="Most tokens of a continuation, its end-of-text included")
+    sampling_temperature: float = Field(1.0, ge=0, description="Temperature of sampling; 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus from which tokens are drawn")
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Token ids of what both models are given (`prefix`, may be empty) and of what the prompted teacher then wrote."""
+
+    prefix: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedRows:
+    """Trajectories as input rows, padded on the right.
+
+    `student_BS` and `teacher_BT` are token ids, `targets_BS` the token that each student position predicts, `mask_BS`
+    True where that token belongs to a continuation. T = S + prompt length.
+    """
+
+    student_BS: Tensor
+    teacher_BT: Tensor
+    targets_BS: Tensor
+    mask_BS: Tensor
+
+
+@torch.no_grad()
+def sample_continuations(
+    model: Cognate,
+    prompt_ids: Sequence[int],
+    prefixes: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    generator: torch.Generator,
+) -> list[Trajectory]:
+    """Continue END_OF_TEXT + prompt + prefix from `model`, one trajectory a prefix, in the order given.
+
+    Up to ROWS_AT_ONCE rows advance in lockstep, each from position 0: a row whose prefix is over draws its next token
+    while longer ones are still being fed, so that nothing is padded and every row sees exactly its own tokens. A
+    continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `generator` must be on the CPU.
+
+    Raises:
+        ValueError: for an empty prompt, no prefixes, ids outside the vocabulary, or a sum of lengths above
+            max_seq_len.
+    """
+    check_prompt(model, prompt_ids)
+    if not prefixes:
+        raise ValueError("there are no prefixes to continue: give at least one (it may be empty)")
+    for prefix in prefixes:
+        check_length(model, len(prompt_ids), len(prefix), config.max_tokens)
+        _check_ids(model, prefix, "a prefix")
+    was_training = model.training
+    model.eval()
+    sampled: list[Trajectory] = []
+    for start in range(0, len(prefixes), ROWS_AT_ONCE):
+        part = [tuple(prefix) for prefix in prefixes[start : start + ROWS_AT_ONCE]]
+        sampled += _sample_rows(model, tuple(prompt_ids), part, config, generator)
+    model.train(was_training)
+    return sampled
+
+
+def _sample_rows(
+    model: Cognate,
+    prompt: tuple[int, ...],
+    prefixes: list[tuple[int, ...]],
+    config: SamplingConfig,
+    generator: torch.Generator,
+) -> list[Trajectory]:
+    device = next(model.parameters()).device
+    rows = [[END_OF_TEXT_ID, *prompt, *prefix] for prefix in prefixes]
+    given = [len(row) for row in rows]
+    running = set(range(len(rows)))
+    state = model.stream(len(rows))
+    position = 0
+    while running:
+        # rows that are over are fed END_OF_TEXT; no other row sees it
+        tokens_B = [row[position] if position < len(row) else END_OF_TEXT_ID for row in rows]
+        logits_BV = model.step(torch.tensor(tokens_B, device=device), state).cpu()
+        position += 1
+        for index in sorted(running):
+            row = rows[index]
+            if position < len(row):
+                continue
+            row.append(sample(logits_BV[index], config.sampling_temperature, config.top_p, generator))
+            if row[-1] == END_OF_TEXT_ID or len(row) - given[index] == config.max_tokens:
+                running.remove(index)
+    return [Trajectory(prefix, tuple(row[length:])) for prefix, row, length in zip(prefixes, rows, given, strict=True)]
+
+
+def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> AlignedRows:
+    """The rows of `trajectories` for the prompted teacher and the unprompted student.
+
+    The last token of a continuation is only a target. Padding is END_OF_TEXT on the right, where causal models do not
+    see it from any position that counts.
+    """
+    length = max(len(t.prefix) + len(t.continuation) for t in trajectories)
+    tokens = torch.full((len(trajectories), length + 1), END_OF_TEXT_ID)
+    mask_BS = torch.zeros(len(trajectories), length, dtype=torch.bool)
+    for row, t in enumerate(trajectories):
+        end = len(t.prefix) + len(t.continuation)
+        tokens[row, 1 : end + 1] = torch.tensor([*t.prefix, *t.continuation])
+        mask_BS[row, len(t.prefix) : end] = True
+    student_BS = tokens[:, :-1]
+    prompt_BP = torch.tensor(list(prompt_ids), dtype=torch.int64).expand(len(trajectories), -1)
+    teacher_BT = torch.cat([student_BS[:, :1], prompt_BP, student_BS[:, 1:]], dim=1)
+    return AlignedRows(student_BS, teacher_BT, tokens[:, 1:], mask_BS)
+
+
+def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> None:
+    """Refuse trajectories from which nothing, or nothing right, can be learned.
+
+    Raises:
+        ValueError: for an empty prompt or set, an empty continuation, ids outside the vocabulary, or a sum of lengths
+            above max_seq_len.
+    """
+    check_prompt(model, prompt_ids)
+    if not trajectories:
+        raise ValueError("there are no trajectories: sample some with sample_continuations")
+    for number, t in enumerate(trajectories):
+        if not t.continuation:
+            raise ValueError(f"the continuation of trajectory {number} is empty: leave it out, it teaches nothing")
+        check_length(model, len(prompt_ids), len(t.prefix), len(t.continuation))
+        _check_ids(model, [*t.prefix, *t.continuation], f"trajectory {number}")
+
+
+def check_prompt(model: Cognate, prompt_ids: Sequence[int]) -> None:
+    """Refuse a prompt that is empty or not of the model's vocabulary.
+
+    Raises:
+        ValueError: for either.
+    """
+    if not prompt_ids:
+        raise ValueError("the prompt is empty, so that there is nothing to bake: give at least one token of prompt")
+    _check_ids(model, prompt_ids, "the prompt")
+
+
+def check_length(model: Cognate, prompt: int, prefix: int, continuation: int) -> None:
+    """Refuse rows longer than the model is made for.
+
+    END_OF_TEXT stands in front and the last token is only a target, so that a row has prompt + prefix + continuation
+    input positions.
+
+    Raises:
+        ValueError: when these numbers of tokens sum to more than max_seq_len.
+    """
+    total = prompt + prefix + continuation
+    if total > model.config.max_seq_len:
+        raise ValueError(
+            f"{prompt} tokens of prompt + {prefix} of prefix + {continuation} of continuation = {total} exceed "
+            f"max_seq_len = {model.config.max_seq_len}: shorten the prompt or the prefix, or lower max_tokens"
+        )
+
+
+def _check_ids(model: Cognate, ids: Sequence[int], what: str) -> None:
+    outside = [i for i in ids if not 0 <= i < model.config.vocab_size]
+    if outside:
+        raise ValueError(
+            f"{what} holds the token id {outside[0]}, outside 0 .. {model.config.vocab_size - 1}: encode it with this "
+            "model's tokenizer"
+        )
