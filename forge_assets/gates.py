@@ -23,6 +23,7 @@ MODELS = (
     "cognate_memory",
     "cognate_speed",
     "merged_model",
+    "reasoning_model",
     "ternary_model",
     "compressed_model",
 )
@@ -52,6 +53,11 @@ def _learned(asset: str) -> Gate:
         "bits per byte below the baseline on held-out documents, low end of the 95 % interval",
         against="the best n-gram baseline",
     )
+
+
+def _thought_claim(name: str, metric: str, against: str) -> Gate:
+    evidence = "bits per token gained on the hardest decile of held-out tokens, low end of the 95 % interval"
+    return Gate("reasoning_model", name, metric, "at_least", 1e-4, evidence, against=against, blocking=False)
 
 
 GATES: tuple[Gate, ...] = (
@@ -85,6 +91,28 @@ GATES: tuple[Gate, ...] = (
         against="the best parent",
         blocking=False,
     ),
+    Gate(
+        "reasoning_model",
+        "not_worse",
+        "bits_per_byte_ratio_to_best_parent_high",
+        "at_most",
+        1.01,
+        "bits per byte on held-out documents with thoughts off, high end of the paired 95 % interval",
+        against="the merged model",
+    ),
+    Gate(
+        "reasoning_model",
+        "thoughts_causal",
+        "thought_leaks",
+        "at_most",
+        0,
+        "thought tokens and logits with thoughts that moved, in any bit, when a later token did",
+    ),
+    Gate("reasoning_model", "decodes", "undecodable_thoughts", "at_most", 0, "measured thoughts that are not text"),
+    _thought_claim("thoughts_help", "thought_gain_hard_low", "the same model with thoughts off"),
+    _thought_claim("content", "thought_over_shuffled_hard_low", "the thoughts of another position"),
+    _thought_claim("beyond_compute", "thought_over_pause_hard_low", "equal compute without content"),
+    _thought_claim("reward", "thought_over_random_reward_hard_low", "training with a random reward"),
     Gate(
         "ternary_model",
         "retains",

@@ -15,7 +15,7 @@ from training_core.quantization.training import (
 
 @phase_asset(
     phase=4,
-    parents=("merged_model",),
+    parents=("reasoning_model",),
     code=[
         "training_core.quantization",
         "training_core.cognate",
@@ -24,12 +24,12 @@ from training_core.quantization.training import (
         "training_core.training",
         "training_core.data.batches",
     ],
-    description="The merged model with weights in {-1, 0, +1}, five to a byte, and latents for further training.",
+    description="The reasoning model with weights in {-1, 0, +1}, five to a byte, and latents for further training.",
 )
 def ternary_model(run: PhaseRun, config: TernaryConfig) -> Product:
-    """Train the merged model in ternary form, taught by itself in full precision."""
+    """Train the reasoning model in ternary form, taught by itself in full precision."""
     data = TrainingData.open(run.data["tokens"], run.data["task_bank"])
-    parent = load_latents(run.parents["merged_model"])
+    parent = load_latents(run.parents["reasoning_model"])
     model, result = train_ternary(parent, config, data, run.reporter, run.checkpoint)
     settings = settings_of(config)
     return Product(

@@ -41,9 +41,188 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "compressed_model": CompressionConfig,
 }
 
-REASONING = {"text_share": 0.6, "arithmetic_share": 0.2, "logic_share": 0.15, "needle_share": 0.05}
-MEMORY = {"text_share": 0.7, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.3}
-SPEED = {"text_share": 1.0, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.0}
+Values = dict[str, Any]
+
+REASONING: Values = {"text_share": 0.6, "arithmetic_share": 0.2, "logic_share": 0.15, "needle_share": 0.05}
+MEMORY: Values = {"text_share": 0.7, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.3}
+SPEED: Values = {"text_share": 1.0, "arithmetic_share": 0.0, "logic_share": 0.0, "needle_share": 0.0}
+
+
+# About 1 M parameters; the field defaults are this profile's values where nothing is named.
+NANO_SHORT: Values = {"batch_size": 8, "seq_len": 128, "decay_fraction": 1.0, "grokfast_lambda": 0.0}
+NANO_GENTLE: Values = {"muon_lr": 0.01, "adamw_lr": 0.003}
+NANO: dict[str, Values] = {
+    "evaluation_suite": {"test_tokens": 32_000, "validation_tokens": 8_000, "tasks_per_family": 40},
+    "trunk": {
+        "max_seq_len": 512,
+        "memory_chunk": 128,
+        "steps": 440,
+        "batch_size": 8,
+        "seq_len": 128,
+        "muon_lr": 0.015,
+        "adamw_lr": 0.02,
+        "decay_fraction": 0.8,
+        "grokfast_lambda": 0.0,
+    },
+    "cognate_reasoning": NANO_SHORT
+    | REASONING
+    | NANO_GENTLE
+    | {"steps": 45, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+    "cognate_memory": NANO_SHORT
+    | MEMORY
+    | NANO_GENTLE
+    | {"steps": 40, "batch_size": 2, "seq_len": 512, "memory_max_lr": 1.0},
+    "cognate_speed": NANO_SHORT | SPEED | NANO_GENTLE | {"steps": 50},
+    "merged_model": {"generations": 2},
+    "reasoning_model": NANO_SHORT
+    | NANO_GENTLE
+    | {
+        "steps": 16,
+        "batch_size": 4,
+        "min_length": 2,
+        "max_length": 4,
+        "positions_per_sequence": 12,
+        "true_tokens": 2,
+        "baking_steps": 8,
+        "baking_batch_size": 6,
+        "baking_trajectories": 12,
+        "baking_max_tokens": 16,
+        "baking_examples": 1,
+        "measured_windows": 32,
+    },
+    "ternary_model": NANO_SHORT | NANO_GENTLE | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
+    "compressed_model": {
+        "student_d_model": 128,
+        "student_num_heads": 4,
+        "student_d_ff": 320,
+        "student_blocks": 2,
+        "student_loops": 1,
+        "student_embedding_rank": 0,
+        "steps": 400,
+        "batch_size": 8,
+        "seq_len": 128,
+        "muon_lr": 0.01,
+        "adamw_lr": 0.004,
+        "grokfast_lambda": 0.0,
+        "decay_fraction": 0.6,
+        "distillation_weight": 0.3,
+    },
+}
+
+# About 5 M parameters.
+MINI_SHORT: Values = {"batch_size": 16, "seq_len": 512, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+MINI_GENTLE: Values = {"muon_lr": 0.01, "adamw_lr": 0.002}
+MINI: dict[str, Values] = {
+    "tokenizer": {"vocab_size": 4096},
+    "task_bank": {"train_per_family": 10_000, "held_out_per_family": 300, "needle_max_statements": 12},
+    "evaluation_suite": {
+        "test_tokens": 80_000,
+        "validation_tokens": 30_000,
+        "window": 512,
+        "tasks_per_family": 150,
+    },
+    "trunk": {
+        "d_model": 256,
+        "num_layers": 6,
+        "num_heads": 4,
+        "d_ff": 640,
+        "window": 128,
+        "max_seq_len": 1024,
+        "memory_layers": [1, 3],
+        "memory_heads": 4,
+        "memory_rank": 64,
+        "num_persistent": 8,
+        "steps": 900,
+        "batch_size": 16,
+        "seq_len": 512,
+    },
+    "cognate_reasoning": MINI_SHORT
+    | REASONING
+    | MINI_GENTLE
+    | {"steps": 60, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+    "cognate_memory": MINI_SHORT
+    | MEMORY
+    | MINI_GENTLE
+    | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 1.0},
+    "cognate_speed": MINI_SHORT | SPEED | MINI_GENTLE | {"steps": 80},
+    "merged_model": {"generations": 10},
+    "reasoning_model": MINI_SHORT
+    | MINI_GENTLE
+    | {"steps": 200, "batch_size": 8, "seq_len": 256, "min_length": 4, "max_length": 8, "true_tokens": 4},
+    "ternary_model": MINI_SHORT | MINI_GENTLE | {"steps": 150},
+    "compressed_model": {
+        "student_d_model": 256,
+        "student_num_heads": 4,
+        "student_d_ff": 640,
+        "student_blocks": 2,
+        "student_loops": 1,
+        "student_embedding_rank": 0,
+        "student_window": 128,
+        "muon_lr": 0.01,
+        "adamw_lr": 0.002,
+        "distillation_weight": 0.3,
+        "steps": 900,
+        "batch_size": 16,
+        "seq_len": 512,
+        "grokfast_lambda": 0.0,
+    },
+}
+
+# 25.0 M parameters, 100 MB in fp32; the compressed file's budget is 0.4 MB.
+FORGE_25M_SHORT: Values = {"batch_size": 32, "seq_len": 1024, "warmup_fraction": 0.05, "decay_fraction": 1.0}
+FORGE_25M_GENTLE: Values = {"muon_lr": 0.01, "adamw_lr": 0.002}
+FORGE_25M: dict[str, Values] = {
+    "tokenizer": {"vocab_size": 6144},
+    "task_bank": {"train_per_family": 50_000, "held_out_per_family": 500, "needle_max_statements": 16},
+    "evaluation_suite": {
+        "test_tokens": 200_000,
+        "validation_tokens": 60_000,
+        "window": 1024,
+        "tasks_per_family": 300,
+    },
+    "trunk": {
+        "d_model": 512,
+        "num_layers": 8,
+        "num_heads": 8,
+        "d_ff": 1024,
+        "window": 256,
+        "max_seq_len": 2048,
+        "memory_layers": [1, 4],
+        "memory_heads": 8,
+        "memory_rank": 64,
+        "num_persistent": 16,
+        "steps": 5000,
+        "batch_size": 64,
+        "seq_len": 1024,
+    },
+    "cognate_reasoning": FORGE_25M_SHORT
+    | REASONING
+    | FORGE_25M_GENTLE
+    | {"steps": 500, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
+    "cognate_memory": FORGE_25M_SHORT
+    | MEMORY
+    | FORGE_25M_GENTLE
+    | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 1.0},
+    "cognate_speed": FORGE_25M_SHORT | SPEED | FORGE_25M_GENTLE | {"steps": 500},
+    "merged_model": {"generations": 50},
+    "reasoning_model": FORGE_25M_SHORT
+    | FORGE_25M_GENTLE
+    | {"steps": 500, "positions_per_sequence": 64, "baking_steps": 200},
+    "ternary_model": FORGE_25M_SHORT | FORGE_25M_GENTLE | {"steps": 1500},
+    "compressed_model": {
+        "student_d_model": 256,
+        "student_num_heads": 8,
+        "student_d_ff": 608,
+        "student_blocks": 2,
+        "student_loops": 4,
+        "student_embedding_rank": 64,
+        "student_window": 256,
+        "steps": 8000,
+        "batch_size": 64,
+        "seq_len": 1024,
+        "grokfast_lambda": 0.0,
+    },
+}
 
 
 def preset(profile: str, asset: str) -> BaseModel:
@@ -56,185 +235,5 @@ def preset(profile: str, asset: str) -> BaseModel:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     if asset not in CONFIGS:
         raise ValueError(f"asset must be one of {', '.join(CONFIGS)}, got {asset!r}")
-    values = {"nano": nano, "mini": mini, "forge_25m": forge_25m}[profile]()
+    values = {"nano": NANO, "mini": MINI, "forge_25m": FORGE_25M}[profile]
     return CONFIGS[asset].model_validate(values.get(asset, {}))
-
-
-def nano() -> dict[str, dict[str, Any]]:
-    """About 1 M parameters; the field defaults are this profile's values where nothing is named."""
-    short = {"batch_size": 8, "seq_len": 128, "decay_fraction": 1.0, "grokfast_lambda": 0.0}
-    gentle = {"muon_lr": 0.01, "adamw_lr": 0.003}
-    return {
-        "evaluation_suite": {"test_tokens": 32_000, "validation_tokens": 8_000, "tasks_per_family": 40},
-        "trunk": {
-            "max_seq_len": 512,
-            "memory_chunk": 128,
-            "steps": 440,
-            "batch_size": 8,
-            "seq_len": 128,
-            "muon_lr": 0.015,
-            "adamw_lr": 0.02,
-            "decay_fraction": 0.8,
-            "grokfast_lambda": 0.0,
-        },
-        "cognate_reasoning": short
-        | REASONING
-        | gentle
-        | {"steps": 45, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
-        "cognate_memory": short
-        | MEMORY
-        | gentle
-        | {"steps": 40, "batch_size": 2, "seq_len": 512, "memory_max_lr": 1.0},
-        "cognate_speed": short | SPEED | gentle | {"steps": 50},
-        "merged_model": {"generations": 2},
-        "reasoning_model": short
-        | gentle
-        | {
-            "steps": 20,
-            "batch_size": 4,
-            "seq_len": 128,
-            "min_length": 2,
-            "max_length": 4,
-            "positions_per_sequence": 16,
-            "true_tokens": 2,
-            "baking_steps": 12,
-            "baking_trajectories": 32,
-            "baking_max_tokens": 16,
-            "baking_examples": 1,
-            "measured_windows": 32,
-        },
-        "ternary_model": short | gentle | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
-        "compressed_model": {
-            "student_d_model": 128,
-            "student_num_heads": 4,
-            "student_d_ff": 320,
-            "student_blocks": 2,
-            "student_loops": 1,
-            "student_embedding_rank": 0,
-            "steps": 400,
-            "batch_size": 8,
-            "seq_len": 128,
-            "muon_lr": 0.01,
-            "adamw_lr": 0.004,
-            "grokfast_lambda": 0.0,
-            "decay_fraction": 0.6,
-            "distillation_weight": 0.3,
-        },
-    }
-
-
-def mini() -> dict[str, dict[str, Any]]:
-    """About 5 M parameters."""
-    short = {"batch_size": 16, "seq_len": 512, "warmup_fraction": 0.05, "decay_fraction": 1.0}
-    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
-    return {
-        "tokenizer": {"vocab_size": 4096},
-        "task_bank": {"train_per_family": 10_000, "held_out_per_family": 300, "needle_max_statements": 12},
-        "evaluation_suite": {
-            "test_tokens": 80_000,
-            "validation_tokens": 30_000,
-            "window": 512,
-            "tasks_per_family": 150,
-        },
-        "trunk": {
-            "d_model": 256,
-            "num_layers": 6,
-            "num_heads": 4,
-            "d_ff": 640,
-            "window": 128,
-            "max_seq_len": 1024,
-            "memory_layers": [1, 3],
-            "memory_heads": 4,
-            "memory_rank": 64,
-            "num_persistent": 8,
-            "steps": 900,
-            "batch_size": 16,
-            "seq_len": 512,
-        },
-        "cognate_reasoning": short
-        | REASONING
-        | gentle
-        | {"steps": 60, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
-        "cognate_memory": short
-        | MEMORY
-        | gentle
-        | {"steps": 80, "batch_size": 8, "seq_len": 1024, "memory_max_lr": 1.0},
-        "cognate_speed": short | SPEED | gentle | {"steps": 80},
-        "merged_model": {"generations": 10},
-        "reasoning_model": short
-        | gentle
-        | {"steps": 200, "batch_size": 8, "seq_len": 256, "min_length": 4, "max_length": 8, "true_tokens": 4},
-        "ternary_model": short | gentle | {"steps": 150},
-        "compressed_model": {
-            "student_d_model": 256,
-            "student_num_heads": 4,
-            "student_d_ff": 640,
-            "student_blocks": 2,
-            "student_loops": 1,
-            "student_embedding_rank": 0,
-            "student_window": 128,
-            "muon_lr": 0.01,
-            "adamw_lr": 0.002,
-            "distillation_weight": 0.3,
-            "steps": 900,
-            "batch_size": 16,
-            "seq_len": 512,
-            "grokfast_lambda": 0.0,
-        },
-    }
-
-
-def forge_25m() -> dict[str, dict[str, Any]]:
-    """25.0 M parameters, 100 MB in fp32; the compressed file's budget is 0.4 MB."""
-    short = {"batch_size": 32, "seq_len": 1024, "warmup_fraction": 0.05, "decay_fraction": 1.0}
-    gentle = {"muon_lr": 0.01, "adamw_lr": 0.002}
-    return {
-        "tokenizer": {"vocab_size": 6144},
-        "task_bank": {"train_per_family": 50_000, "held_out_per_family": 500, "needle_max_statements": 16},
-        "evaluation_suite": {
-            "test_tokens": 200_000,
-            "validation_tokens": 60_000,
-            "window": 1024,
-            "tasks_per_family": 300,
-        },
-        "trunk": {
-            "d_model": 512,
-            "num_layers": 8,
-            "num_heads": 8,
-            "d_ff": 1024,
-            "window": 256,
-            "max_seq_len": 2048,
-            "memory_layers": [1, 4],
-            "memory_heads": 8,
-            "memory_rank": 64,
-            "num_persistent": 16,
-            "steps": 5000,
-            "batch_size": 64,
-            "seq_len": 1024,
-        },
-        "cognate_reasoning": short
-        | REASONING
-        | gentle
-        | {"steps": 500, "latent_steps": 1, "num_supervision": 2, "halt_threshold": 0.6},
-        "cognate_memory": short
-        | MEMORY
-        | gentle
-        | {"steps": 500, "batch_size": 16, "seq_len": 2048, "memory_max_lr": 1.0},
-        "cognate_speed": short | SPEED | gentle | {"steps": 500},
-        "merged_model": {"generations": 50},
-        "reasoning_model": short | gentle | {"steps": 500, "positions_per_sequence": 64, "baking_steps": 200},
-        "ternary_model": short | gentle | {"steps": 1500},
-        "compressed_model": {
-            "student_d_model": 256,
-            "student_num_heads": 8,
-            "student_d_ff": 608,
-            "student_blocks": 2,
-            "student_loops": 4,
-            "student_embedding_rank": 64,
-            "student_window": 256,
-            "steps": 8000,
-            "batch_size": 64,
-            "seq_len": 1024,
-            "grokfast_lambda": 0.0,
-        },
-    }

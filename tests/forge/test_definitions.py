@@ -26,7 +26,8 @@ PARENTS = {
     "cognate_memory": {"trunk"},
     "cognate_speed": {"trunk"},
     "merged_model": {"cognate_reasoning", "cognate_memory", "cognate_speed", "trunk"},
-    "ternary_model": {"merged_model"},
+    "reasoning_model": {"merged_model"},
+    "ternary_model": {"reasoning_model"},
     "compressed_model": {"ternary_model"},
 }
 DATA = {"tokens", "task_bank", "evaluation_suite", "tokenizer", "corpus"}

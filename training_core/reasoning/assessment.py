@@ -45,7 +45,7 @@ from training_core.reasoning.thoughts import ENDED, Thinker
 from training_core.reasoning.worked_solutions import paraphrase
 from training_core.training.reporting import Reporter
 
-GREEDY_POSITIONS = 48
+GREEDY_POSITIONS = 24
 RULES_MEASURED: tuple[Rule, ...] = ("everywhere", "difficulty", "surprise")
 
 

@@ -211,14 +211,14 @@ def flops(thinker: Thinker, inputs_BS: Tensor) -> tuple[float, float]:
 
     thinker = copy.deepcopy(thinker).requires_grad_(requires_grad=False)  # the counter's hooks take no other
     batch, seq = inputs_BS.shape
-    positions = torch.arange(seq, device=inputs_BS.device).expand(batch, -1)
+    positions = torch.arange(0, seq, max(1, seq // 16), device=inputs_BS.device).expand(batch, -1)
     with FlopCounterMode(display=False) as plain:
         trace = thinker.cognate.trace(inputs_BS)
         thinker.cognate.logits(trace.y)
     with FlopCounterMode(display=False) as thinking:
         thoughts = thinker.think(trace, positions, torch.Generator().manual_seed(0))
-        thinker.talk(trace.y, thoughts)
-    return plain.get_total_flops() / inputs_BS.numel(), thinking.get_total_flops() / inputs_BS.numel()
+        thinker.talk(trace.y.gather(1, positions[..., None].expand(-1, -1, trace.y.shape[-1])), thoughts)
+    return plain.get_total_flops() / inputs_BS.numel(), thinking.get_total_flops() / positions.numel()
 
 
 def first_windows(windows: Windows, count: int) -> Windows:

@@ -57,7 +57,8 @@ def make_reasoner(
     validation, test = (first_windows(w, config.measured_windows) for w in (suite.validation, suite.test))
     injector = ThoughtInjector(config)
     injector.calibrate(window_signals(thinker.cognate, validation, batch_size))
-    enabled = helps(thinker, parent, validation, batch_size, seed)
+    chosen_on = first_windows(validation, max(1, config.measured_windows // 2))
+    enabled = helps(thinker, parent, chosen_on, batch_size, seed)
     tokenizer = Tokenizer.from_str(data.tokenizer_json)
     controls = {name: control.to(device).eval() for name, control in result.controls.items()}
     assessed = assess(parent, thinker, controls, injector, test, suite.tasks, tokenizer, batch_size, seed, reporter)
