@@ -33,7 +33,7 @@ class ThoughtExample(Document):
     chosen: int = Field(ge=0, description="Index of the thought that `after` was measured with.")
     next_tokens: list[str] = Field(min_length=1)
     before: list[Share] = Field(description="Probability of each next token without a thought.")
-    after: list[Share] = Field(description="The same with the chosen thought.")
+    after: list[Share] = Field(description="The same with all thoughts mixed.")
     gain_bits: float
 
     @model_validator(mode="after")
@@ -197,7 +197,7 @@ def _card(example: ThoughtExample) -> str:
         f'<div class="label">The text so far</div>'
         f'<div class="context"><div class="text">{visible(example.context)}</div></div>'
         f'<div class="label">Thoughts</div><ol class="thoughts">{thoughts}</ol>'
-        f'<div class="label">What came next, probability without → with the chosen thought</div>'
+        f'<div class="label">What came next, probability without → with the thoughts</div>'
         f'<div class="bars">{bars}</div></article>'
     )
 
