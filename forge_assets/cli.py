@@ -1,6 +1,6 @@
 """The command line: `forge run`, `report`, `generate`, `doctor`, `up`.
 
-Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate`
+Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate --artifact`
 loads neither Dagster nor MLflow.
 """
 
@@ -12,15 +12,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from forge_assets.cli_sandbox import app as sandbox_app
+
 if TYPE_CHECKING:
     from forge_assets.freshness import Forge
     from forge_assets.ledger import Ledger
+    from training_core.bundle import Bundle
+    from training_core.reasoning.injection import Rule
 
 app = typer.Typer(
     name="forge",
@@ -29,8 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(sandbox_app)
 INTERRUPTED = 130
 _ROOT = Path(__file__).resolve().parents[1]
+Switch = Literal["auto", "on", "off"]
+Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and what was thought before it
 Profile = Annotated[str, typer.Option(help="nano, mini or forge_25m.", envvar="FORGE_PROFILE")]
 
 
@@ -89,28 +96,31 @@ def report(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
-    artifact: Annotated[Path, typer.Option(help="A model.forge file; nothing else is needed.")],
+    artifact: Annotated[Path | None, typer.Option(help="A model.forge file; nothing else is needed.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of the graph instead, as it was last made.")] = None,
+    thoughts: Annotated[Switch, typer.Option(help="auto: think if that was found to help.")] = "auto",
+    rule: Annotated[
+        str | None, typer.Option(help="Where to think: difficulty (the default), surprise, everywhere or never.")
+    ] = None,
+    show_thoughts: Annotated[bool, typer.Option("--show-thoughts", help="Print thoughts, in brackets.")] = False,
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 120,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Mass of the tokens drawn from.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
 ) -> None:
-    """Continue a text with a compressed model."""
+    """Continue a text with a compressed model, or with any model of the graph; a reasoning_model can think."""
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with _errors():
-        try:
-            data = artifact.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{artifact} cannot be read: {error.strerror}; forge report names the file") from error
-        from tokenizers import Tokenizer
-
-        from training_core.compression.artifact import read_artifact
-        from training_core.generation import generate as continuation
-
-        read = read_artifact(data)
-        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-        pieces = continuation(read.model, Tokenizer.from_str(read.tokenizer_json), prompt, seed=seed, **options)
+        if artifact is not None and model is None:
+            pieces = _from_artifact(artifact, prompt, thoughts, rule, options)
+        elif model is not None and artifact is None:
+            pieces = _from_store(model, prompt, thoughts, rule, options, explain=show_thoughts)
+        else:
+            raise ValueError("give either --artifact FILE or --model ASSET: it says which model goes on from the text")
         typer.echo(prompt, nl=False)
-        for piece in pieces:
+        for piece, thought in pieces:
+            if show_thoughts and thought is not None:
+                typer.secho("".join(f"[{_printable(text)}]" for text in thought), nl=False, dim=True)
             typer.echo(piece, nl=False)
             sys.stdout.flush()
         typer.echo()
@@ -131,6 +141,7 @@ def doctor() -> None:
             "GPU": f"{machine.gpu}, {machine.gpu_bytes / 1e9:.1f} GB" if machine.gpu else "none that torch can use",
             "container engine": machine.engine
             or "none: the docker-compose deployment and the container sandbox will not run; all else does",
+            "sandbox": machine.sandbox,
             "free disk": f"{machine.disk_free_bytes / 1e9:.1f} GB for {machine.home}",
             "versions": ", ".join(f"{name} {number}" for name, number in machine.versions.items()),
         }
@@ -171,6 +182,74 @@ def up(
         console.print(f"Starting; logs in {home / 'logs'}", soft_wrap=True)
         serve(wanted, environment, ready)
         console.print("Stopped.")
+
+
+def _from_artifact(path: Path, prompt: str, thoughts: Switch, rule: str | None, options: dict[str, Any]) -> Pieces:
+    if thoughts == "on" or rule is not None:
+        raise ValueError(f"{path} is a compressed model, which cannot think: use --model reasoning_model for that")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; forge report names the file") from error
+    from tokenizers import Tokenizer
+
+    from training_core.compression.artifact import read_artifact
+    from training_core.generation import generate
+
+    read = read_artifact(data)
+    drawn = generate(read.model, Tokenizer.from_str(read.tokenizer_json), prompt, **options)
+    return ((piece, None) for piece in drawn)
+
+
+def _from_store(
+    asset: str, prompt: str, thoughts: Switch, rule: str | None, options: dict[str, Any], *, explain: bool
+) -> Pieces:
+    """With `explain` it is said why a model does not think."""
+    bundle = _latest(asset)
+    from tokenizers import Tokenizer
+
+    from training_core.generation import generate
+    from training_core.loading import load_model
+    from training_core.reasoning.bundles import load_reasoner
+    from training_core.reasoning.generation import think_and_generate
+
+    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    reason = "you said --thoughts off"
+    if thoughts == "auto":
+        reason = f"{asset} has no thoughts (a reasoning_model has)"
+    if thoughts == "on" or (thoughts == "auto" and "thoughts" in bundle.model_config):
+        reasoner = load_reasoner(bundle)
+        if thoughts == "on" or reasoner.enabled:
+            where = cast("Rule", rule or "difficulty")
+            spoken = think_and_generate(reasoner, tokenizer, prompt, rule=where, **options)
+            return ((piece.text, piece.thoughts) for piece in spoken)
+        reason = f"the thoughts of {asset} were not found to help; --thoughts on has it think all the same"
+    if rule is not None:
+        raise ValueError(f"--rule says where to think, but nothing is thought: {reason}")
+    if explain:
+        typer.echo(f"forge: nothing is thought: {reason}", err=True)
+    return ((piece, None) for piece in generate(load_model(bundle), tokenizer, prompt, **options))
+
+
+def _latest(asset: str) -> "Bundle":
+    """The bundle of the latest materialization of `asset`, of whatever profile that was."""
+    with _forge("nano") as forge:
+        import dagster as dg
+
+        from forge_resources.gatekeeping import latest_materialization
+
+        models = [name for name in forge.assets() if forge.checks_of(name)]
+        if asset not in models:
+            raise ValueError(f"there is no model {asset!r}: choose {', '.join(models)}")
+        record = latest_materialization(forge.instance, dg.AssetKey(asset))
+        if record is None:
+            raise ValueError(f"{asset} was not made yet: forge run makes it")
+        return forge.store.open_materialized(asset, record)
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, with line ends and control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _run(

@@ -77,6 +77,7 @@ NANO: dict[str, Values] = {
     "reasoning_model": NANO_SHORT
     | NANO_GENTLE
     | {
+        "muon_lr": 0.005,
         "steps": 16,
         "batch_size": 4,
         "min_length": 2,

@@ -10,27 +10,34 @@ import sys
 import time
 from pathlib import Path
 
+import dagster as dg
 import psutil
 import pytest
+import torch
 from forge_instance import REPOSITORY
 from typer.testing import CliRunner
 
 from forge_assets import cli
 from forge_assets.services import Service, ServiceError, require_free_port, serve, services
+from forge_resources.model_store import ModelStore, measurements_digest
+from training_core.bundle import Lineage, write_bundle, write_measurements
 from training_core.compression.artifact import make_compressible, write_artifact
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.models.cognate import Cognate, CognateConfig
+from training_core.reasoning.bundles import Reasoner, reasoner_document, reasoner_tensors
+from training_core.reasoning.injection import InjectionConfig, ThoughtInjector
+from training_core.reasoning.thoughts import Thinker, ThoughtConfig
 
+TEXT = "the cat sat on the mat and the dog ate the fish while it rained "
+SIZES = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "window": 16, "memory_layers": ()}
 ENVIRONMENT = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained model in a file of its own."""
-    text = "the cat sat on the mat and the dog ate the fish while it rained "
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [text] * 40)
-    sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "window": 16, "memory_layers": ()}
-    model = Cognate(CognateConfig.model_validate({**sizes, "vocab_size": tokenizer.get_vocab_size()}))
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [TEXT] * 40)
+    model = Cognate(CognateConfig.model_validate({**SIZES, "vocab_size": tokenizer.get_vocab_size()}))
     make_compressible(model, 0.75, "tensor")
     path = tmp_path_factory.mktemp("artifact") / "model.forge"
     path.write_bytes(write_artifact(model, tokenizer.to_str(), 0.75, "tensor"))
@@ -113,6 +120,100 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FORGE_DEBUG", raising=False)
     monkeypatch.delenv("FORGE_HOME", raising=False)
     return tmp_path / "home"
+
+
+def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> None:
+    """Keep a small model as the latest materialization of `asset`, as a phase does."""
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [TEXT] * 40)
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig.model_validate({**SIZES, "vocab_size": 272}))
+    document, tensors = {"cognate": model.config.model_dump()}, model.state_dict()
+    if thinks:
+        shape = ThoughtConfig(num_thoughts=2, min_length=1, max_length=3, mixing_heads=4)
+        thinker = Thinker(model, shape)
+        torch.nn.init.normal_(thinker.head.output.weight, std=1.0)
+        reasoner = Reasoner(thinker, ThoughtInjector(InjectionConfig(difficulty_threshold=0)), enabled)
+        document, tensors = reasoner_document(reasoner), reasoner_tensors(reasoner)
+    store = ModelStore()
+    with store.stage(asset) as staged:
+        bundle = write_bundle(
+            staged, kind="cognate", model_config=document, tensors=tensors, tokenizer_json=tokenizer.to_str()
+        )
+        digest = bundle.digest()
+        write_measurements(bundle, Lineage(asset, 3, "nano", digest, "code", "corpus", {}, {}, {}), {})
+        folder = store.commit(asset, staged, digest)
+    metadata = {"digest": digest, "measurements": measurements_digest(folder)}
+    with dg.DagsterInstance.get() as instance:
+        instance.report_runless_asset_event(dg.AssetMaterialization(asset, metadata=metadata))
+
+
+def generate(*arguments: str, color: bool = False) -> tuple[int, str, str]:
+    """Exit status, what was printed, and what was said on the error stream."""
+    command = ["generate", "the cat", "--max-tokens", "9", "--seed", "1", *arguments]
+    result = CliRunner().invoke(cli.app, command, color=color)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_generating_from_a_model_that_can_think(home: Path) -> None:
+    assert CliRunner().invoke(cli.app, ["report", "--json"]).exit_code == 0  # makes the home
+    store_model("reasoning_model", thinks=True)
+    model = ("--model", "reasoning_model")
+    off = generate(*model, "--thoughts", "off")
+    assert off[0] == 0, off[2]
+    assert off[1].startswith("the cat")
+    assert off[2] == ""
+    assert generate(*model) == off  # it was not found to help
+    assert generate(*model, "--thoughts", "on", "--rule", "never") == off
+    thinking = generate(*model, "--thoughts", "on")
+    assert thinking[0] == 0, thinking[2]
+    assert thinking[1] != off[1]
+    shown = generate(*model, "--thoughts", "on", "--show-thoughts", color=True)[1]
+    dimmed = re.findall(r"\x1b\[2m((?:\[.*?\])+)\x1b\[0m", shown)
+    assert 1 <= len(dimmed) <= 3  # one position in three of the nine, at most
+    assert re.sub(r"\x1b\[2m(?:\[.*?\])+\x1b\[0m", "", shown) == thinking[1]
+    silent = generate(*model, "--show-thoughts")
+    assert silent[1] == off[1]
+    assert silent[2].startswith("forge: nothing is thought: the thoughts of reasoning_model were not found to help; ")
+    refused = generate(*model, "--rule", "surprise")
+    assert refused[:2] == (1, "")
+    assert "--thoughts on" in refused[2]
+    assert "there is no rule 'often'" in generate(*model, "--thoughts", "on", "--rule", "often")[2]
+    store_model("reasoning_model", thinks=True, enabled=True)
+    assert generate(*model) == thinking  # the latest version, which was found to help
+
+
+def test_generating_from_a_model_without_thoughts(home: Path) -> None:
+    assert CliRunner().invoke(cli.app, ["report", "--json"]).exit_code == 0
+    store_model("merged_model", thinks=False)
+    model = ("--model", "merged_model")
+    plain = generate(*model)
+    assert plain[0] == 0, plain[2]
+    assert plain[2] == ""
+    assert "a reasoning_model has" in generate(*model, "--show-thoughts")[2]
+    status, printed, error = generate(*model, "--thoughts", "on")
+    assert (status, printed) == (1, "")
+    assert error.startswith("forge: ")
+    assert error.endswith("holds a cognate model without thoughts: only a reasoning_model can think\n")
+    for asset in ("mergd_model", "tokens"):
+        status, printed, error = generate("--model", asset)
+        assert (status, printed) == (1, "")
+        assert re.match(rf"forge: there is no model '{asset}': choose trunk, .*reasoning_model", error)
+    assert generate("--model", "trunk") == (1, "", "forge: trunk was not made yet: forge run makes it\n")
+
+
+def test_generating_needs_one_model_and_a_file_cannot_think(artifact: Path) -> None:
+    file = ("--artifact", str(artifact))
+    for arguments in ((), (*file, "--model", "trunk")):
+        assert generate(*arguments)[:2] == (1, "")
+        assert "give either --artifact FILE or --model ASSET" in generate(*arguments)[2]
+    for arguments in (("--thoughts", "on"), ("--rule", "everywhere")):
+        status, printed, error = generate(*file, *arguments)
+        assert (status, printed) == (1, "")
+        assert "cannot think: use --model reasoning_model" in error
+
+
+def test_thoughts_are_shown_on_one_line() -> None:
+    assert cli._printable("é a\n\t\x1b[2J\u2028") == "é a\\n\\t\\x1b[2J\\u2028"
 
 
 def test_unknown_profile_lists_the_three(home: Path) -> None:

@@ -1,8 +1,10 @@
 """What a phase shows to a person: kept, rendered, escaped, and refused when it is not what the renderer reads."""
 
 import copy
+import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from bs4 import BeautifulSoup, Tag
 from forge_instance import failure_text, made
 from markdown_it import MarkdownIt
+from tokenizers import Tokenizer
 
 from forge_assets import exhibits
 from forge_assets.exhibits.interval_chart import Interval, interval_chart
@@ -25,9 +28,16 @@ from forge_assets.ledger import collect
 from forge_assets.report import html_page
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from forge_resources.tracking import MlflowTracking
+from tests.core.small_data import SHAPE, make_small_data
 from training_core.bundle import Lineage, write_bundle, write_measurements
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
 from training_core.gates import Gate
+from training_core.models.cognate import Cognate, CognateConfig
 from training_core.phases import Product
+from training_core.reasoning.phase import make_reasoner
+from training_core.reasoning.training import ReasoningConfig
+from training_core.training.reporting import SilentReporter
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
 
@@ -368,3 +378,55 @@ def test_phase_with_an_exhibit_nobody_can_show_fails_before_it_is_stored(
     assert not result.success
     assert "known are thoughts" in failure_text(result, "shown")
     assert store.versions("shown") == []
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors: a second thread costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> None:
+    folders = make_small_data(tmp_path)
+    data = TrainingData.open(folders["tokens"], folders["task_bank"])
+    suite = open_suite(folders["evaluation_suite"])
+    tasks = [task for task in suite.tasks if task.family == "arithmetic"]
+    torch.manual_seed(0)
+    parent = Cognate(CognateConfig(vocab_size=320, **SHAPE))
+    config = ReasoningConfig(
+        num_thoughts=2, min_length=1, max_length=3, mixing_heads=4, positions_per_sequence=4, true_tokens=2, steps=2,
+        batch_size=2, seq_len=32, baking_steps=0, measured_windows=2,
+    )  # fmt: skip
+    product = make_reasoner(parent, config, data, tasks, replace(suite, tasks=tasks[:4]), SilentReporter())
+    shown = product.exhibits["thoughts"]
+    (card, *_) = page(shown).select("article")
+    assert card.select(".thoughts .chosen")
+    assert {example["group"] for example in shown["examples"]} == {"best", "worst", "random"}
+    gains = {group: [e["gain_bits"] for e in shown["examples"] if e["group"] == group] for group in ("best", "worst")}
+    assert min(gains["best"]) > max(gains["worst"])
+    for example in shown["examples"]:
+        gain = math.log2(example["after"][0] / example["before"][0])
+        assert example["gain_bits"] == pytest.approx(gain, abs=1e-3)
+        assert len(example["thoughts"]) == 2
+    assert [arm["name"] for arm in shown["arms"]] == ["thoughts", "ablated", "shuffled", "pause", "random reward"]
+    assert len(shown["heat_map"]) == 64
+    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    text = tokenizer.decode(suite.test.inputs[0].tolist(), skip_special_tokens=False).replace("<|endoftext|>", "¶")
+    assert "".join(token["text"] for token in shown["heat_map"]) == text
+    gating = {rule["name"]: rule for rule in shown["gating"]}
+    assert gating["everywhere"]["gain_bits_per_token"] == product.metrics["thought_gain"]
+    assert shown["enabled"] == bool(product.metrics["thoughts_enabled"])
+    markdown = exhibits.markdown("thoughts", shown)
+    assert f"{shown['arms'][0]['gain']:+.4f}" in markdown
+    folder = tmp_path / "bundle"
+    bundle = write_bundle(
+        folder, kind=product.kind, model_config=product.model_config, tensors=product.tensors, tokenizer_json="{}"
+    )
+    write_measurements(
+        bundle, Lineage("a", 3, "nano", "d", "c", "k", {}, {}, {}), {"n": torch.ones(1)}, product.exhibits
+    )
+    assert bundle.exhibits() == {"thoughts": shown}, "every number is finite and survives as JSON"

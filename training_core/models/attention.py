@@ -114,16 +114,23 @@ class SlidingWindowAttention(nn.Module):
 
         Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
         """
-        seq = x_BSD.shape[1]
-        query, key, _ = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
+        i = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        query, key, _ = self._project(x_BSD, i)
+        return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
+
+    def dispersion_at(self, x_B1D: Tensor, cache: KeyValue | None, position: int) -> Tensor:
+        """`dispersion` of one new position, given the cache that `step` was given there: (batch, 1)."""
+        query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+        keys, _ = append(cache, (key, value), self.window)
+        return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
+
+    def _evenness(self, query: Tensor, key: Tensor, visible_SK: Tensor) -> Tensor:
         key_P, _ = self._persistent(query.shape[0], query.dtype)
-        i = torch.arange(seq, device=x_BSD.device)
-        band = (i[:, None] >= i) & (i[:, None] - i < self.window)
-        seen = torch.cat([band.new_ones(seq, key_P.shape[2]), band], dim=1)
+        seen = torch.cat([visible_SK.new_ones(visible_SK.shape[0], key_P.shape[2]), visible_SK], dim=1)
         scores = query @ torch.cat([key_P, key], dim=2).transpose(-1, -2) * self.head_width**-0.5
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         entropy = torch.special.entr(weights).sum(-1).mean(1)
-        dispersion: Tensor = entropy / seen.sum(-1).clamp_min(2).log()
+        dispersion: Tensor = entropy / seen.sum(-1, dtype=entropy.dtype).clamp_min(2).log()
         return dispersion
 
     def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from training_core.models.attention import BranchKeys, KeyValue, SlidingWindowAttention, append
@@ -21,7 +22,10 @@ class BlockState:
 
 @dataclass(slots=True)
 class LayerRecord:
-    """What a block computed over a sequence and branches can read: keys and values, normalised inputs, memory."""
+    """What a block computed over a sequence and branches can read: keys and values, normalised inputs, memory.
+
+    Keys, values and inputs of a position that has halted are those of its last step.
+    """
 
     pair: KeyValue
     inputs: Tensor
@@ -62,16 +66,19 @@ class TitansBlock(nn.Module):
         self.mlp = SwiGLU(d_model, d_ff)
 
     def forward(
-        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+        self, x_BSD: Tensor, previous: LayerRecord | None = None, active_BS: Tensor | None = None
     ) -> tuple[Tensor, LayerRecord]:
-        """The whole sequence at once. `previous` and `active_BS` are those of `SlidingWindowAttention.forward`."""
+        """The whole sequence at once. Where `active_BS` is False the record is that of `previous`."""
         inputs = self.mixer_norm(x_BSD)
-        heads, key_value = self.attention(inputs, previous, active_BS)
+        heads, key_value = self.attention(inputs, None if previous is None else previous.pair, active_BS)
+        shown = inputs
+        if previous is not None and active_BS is not None:
+            shown = torch.where(active_BS[..., None], inputs, previous.inputs)
         record = None
         if self.memory is not None:
             read, record = self.memory(inputs)
             heads = self._gate(heads, read)
-        return self._finish(x_BSD, heads), LayerRecord(key_value, inputs, record)
+        return self._finish(x_BSD, heads), LayerRecord(key_value, shown, record)
 
     def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
         """One position. Returns the output, the next state and this position's own key and value."""

@@ -117,12 +117,18 @@ class Trace:
 
 @dataclass(slots=True)
 class StreamState:
-    """What generation carries from token to token. Core caches are [supervision step][pass][layer]."""
+    """What generation carries from token to token. Core caches are [supervision step][pass][layer].
+
+    Of the newest position, each (batch, 1, d_model): its `answer` y, and what the last core block was `given` in the
+    last pass of its last supervision step.
+    """
 
     prelude: list[BlockState]
     core: list[list[list[KeyValue | None]]]
     position: int = 0
     steps_used: list[int] = field(default_factory=list)
+    answer: Tensor | None = None
+    given: Tensor | None = None
 
 
 class Cognate(nn.Module):
@@ -201,17 +207,17 @@ class Cognate(nn.Module):
 
     def logits(self, y_BSD: Tensor) -> Tensor:
         """Scores (batch, seq, vocab) from the tied embedding."""
-        return F.linear(self.readout(y_BSD), self._embedding_weight().to(y_BSD.dtype))
+        return F.linear(self.readout(y_BSD), effective_weight(self.embedding).to(y_BSD.dtype))
 
     def readout(self, y_BSD: Tensor) -> Tensor:
         """The vectors (..., embedding width) whose products with the embedding's rows are the logits."""
         if self.embedding_out is None:
             return y_BSD
-        return F.linear(y_BSD, self._embedding_out_weight().transpose(0, 1))
+        return F.linear(y_BSD, effective_weight(self.embedding_out).transpose(0, 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (...) -> the residual stream's first value (..., d_model)."""
-        return self.widen(F.embedding(tokens, self._embedding_weight()))
+        return self.widen(F.embedding(tokens, effective_weight(self.embedding)))
 
     def widen(self, vectors: Tensor) -> Tensor:
         """Vectors of the embedding's width (...) -> (..., d_model); the same where the embedding is full."""
@@ -281,17 +287,10 @@ class Cognate(nn.Module):
     ) -> tuple[Tensor, list[LayerRecord]]:
         records = []
         for index, block in enumerate(self.core):
-            x, record = block(x, None if previous is None else previous[index].pair, active)
+            x, record = block(x, None if previous is None else previous[index], active)
             records.append(record)
         out: Tensor = self.core_norm(x)
         return out, records
-
-    def _embedding_weight(self) -> Tensor:
-        return effective_weight(self.embedding)
-
-    def _embedding_out_weight(self) -> Tensor:
-        assert self.embedding_out is not None
-        return effective_weight(self.embedding_out)
 
     # -- streaming form ------------------------------------------------------------------------------------------
 
@@ -315,31 +314,35 @@ class Cognate(nn.Module):
             block = cast(TitansBlock, module)
             x, state.prelude[index], _ = block.step(x, state.prelude[index], state.position)
         h: Tensor = self.prelude_norm(x)
+        given: list[Tensor] = []
 
         def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
             supervision, index, layer = place
             out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
+            given[supervision:] = [x]  # what comes last in a supervision step stays
             return out, pair
 
-        y, pairs, used = self.recur(h, attend)
+        y, pairs, steps = self.recur(h, attend)
         for caches, fresh in zip(state.core, pairs, strict=True):
             for cached, layers in zip(caches, fresh, strict=True):
                 for layer, pair in enumerate(layers):
                     cached[layer] = append(cached[layer], pair, self.config.window - 1)
         state.position += 1
-        state.steps_used.append(used)
+        state.steps_used.append(len(given))
+        state.answer, state.given = y, torch.stack(given)[steps[:, 0] - 1, torch.arange(len(steps), device=h.device)]
         return self.logits(y)[:, 0]
 
-    def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], int]:
+    def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], Tensor]:
         """All supervision steps of single positions h (batch, positions, d_model), which do not see each other.
 
         `attend(block, x, (supervision, pass, layer))` runs one core block against whatever came before. Returns y, the
-        keys and values of every [supervision][pass][layer], and how many supervision steps were computed: those after
-        the last active position repeat the pairs of the last one that was.
+        keys and values of every [supervision][pass][layer], and the supervision steps (batch, positions) that each
+        position used: those after the last active position's repeat the pairs of the last one that was computed.
         """
         config = self.config
         carry = self.start(h)
         active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device)
+        steps = torch.zeros_like(active, dtype=torch.long)
         pairs: list[list[list[KeyValue]]] = []
         for supervision in range(config.num_supervision):
             if not bool(active.any()):
@@ -348,10 +351,10 @@ class Cognate(nn.Module):
             following, used = self._recur_once(h, carry, attend, supervision, previous, active)
             keep = active[..., None]
             carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
+            steps = steps + active
             active = active & ~self._halted(carry.y)
             pairs.append(used)
-        computed = len(pairs)
-        return carry.y, pairs + [pairs[-1]] * (config.num_supervision - computed), computed
+        return carry.y, pairs + [pairs[-1]] * (config.num_supervision - len(pairs)), steps
 
     def _recur_once(
         self,

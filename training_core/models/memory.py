@@ -29,6 +29,7 @@ from training_core.models.layers import CausalConv, FactorizedLinear, join_heads
 
 MAX_FORGETTING = 0.999
 
+GradientFactors = tuple[Tensor, Tensor, Tensor, Tensor]  # key, hidden, back, error as in `ChunkWrites`
 Read = Callable[[Tensor], Tensor]  # queries (batch, heads, positions, width) -> what the memory answers
 
 
@@ -44,6 +45,17 @@ class MemoryState:
     momentum2: Tensor
     tails: tuple[Tensor | None, Tensor | None, Tensor | None]
     position: int = 0
+    gradient: GradientFactors | None = None  # of the newest token
+
+    def surprise(self) -> Tensor:
+        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) of the newest token, (batch, 1).
+
+        Raises:
+            ValueError: when nothing was written yet.
+        """
+        if self.gradient is None:
+            raise ValueError("nothing has surprised a memory at position 0: feed a token first")
+        return _gradient_norm(*self.gradient)
 
 
 @dataclass(slots=True)
@@ -83,12 +95,7 @@ class ChunkWrites:
 
     def surprise(self) -> Tensor:
         """Norm of the momentary surprise grad l(M; x_t) (eq. 8) over both layers and all heads, (batch, chunk)."""
-
-        def squared(x: Tensor) -> Tensor:
-            return x.square().sum(-1)
-
-        norms = squared(self.back) * squared(self.key) + squared(self.error) * squared(self.hidden)
-        return norms.sum(1).sqrt()
+        return _gradient_norm(self.key, self.hidden, self.back, self.error)
 
 
 @dataclass(slots=True)
@@ -178,7 +185,10 @@ class NeuralMemory(nn.Module):
         read = read_state(query, weight1, weight2)
         at_end = (state.position + 1) % self.chunk == 0
         chunk1, chunk2 = (weight1, weight2) if at_end else (state.chunk1, state.chunk2)
-        following = MemoryState(chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1)
+        gradient = (key, hidden, back, error)
+        following = MemoryState(
+            chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1, gradient
+        )
         return join_heads(read), following
 
     def _project(
@@ -206,6 +216,15 @@ def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:
     between = total[..., :, None] - total[..., None, :]
     lower = torch.ones(between.shape[-2:], dtype=torch.bool, device=between.device).tril()
     return between.masked_fill(~lower, float("-inf")).exp(), total.exp()
+
+
+def _gradient_norm(key: Tensor, hidden: Tensor, back: Tensor, error: Tensor) -> Tensor:
+    """Frobenius norm of back key^T and error hidden^T together, over all heads: (batch, tokens)."""
+
+    def squared(x: Tensor) -> Tensor:
+        return x.square().sum(-1)
+
+    return (squared(back) * squared(key) + squared(error) * squared(hidden)).sum(1).sqrt()
 
 
 def read_state(query: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:

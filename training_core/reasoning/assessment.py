@@ -84,12 +84,25 @@ class Assessment:
     outcome: Outcome
 
 
-def helps(thinker: Thinker, parent: Cognate, windows: Windows, batch_size: int, seed: int) -> bool:
-    """Whether thoughts gain bits on `windows`, at the low end of the 95 % interval: decides what generation does, on
-    validation text, so that the test text remains unseen by any choice."""
+def helps(
+    thinker: Thinker, parent: Cognate, injector: ThoughtInjector, windows: Windows, batch_size: int, seed: int
+) -> bool:
+    """Whether thinking where it is difficult gains bits on `windows`, at the low end of the 95 % interval.
+
+    Decides what generation does; on validation text, so that the test text remains unseen by any choice.
+    """
     sample = choose_positions(parent, windows, batch_size, seed)
     outcome = measure_thoughts(thinker, windows, sample, batch_size, seed)
-    return gain_per_token(sample, outcome.gain()).low > 0
+    chosen = decisions(thinker.cognate, injector, windows, batch_size)["difficulty"][sample.window, sample.position]
+    return gain_per_token(sample, outcome.gain(), chosen).low > 0
+
+
+def decisions(model: Cognate, injector: ThoughtInjector, windows: Windows, batch_size: int) -> dict[str, Tensor]:
+    """Where each rule thinks, (windows, length) bool; never behind the text."""
+    signals = window_signals(model, windows, batch_size)
+    percentiles = injector.percentiles({name: torch.cat([batch[name] for batch in signals]) for name in SIGNALS})
+    valid = windows.targets >= 0
+    return {str(rule): injector.decide(rule, percentiles) & valid for rule in RULES_MEASURED}
 
 
 def assess(
@@ -172,10 +185,8 @@ def _gating(
     seed: int,
 ) -> list[Gating]:
     """Each rule over the whole text; `random` thinks at as many positions as the surprise rule, drawn at random."""
-    signals = window_signals(thinker.cognate, windows, batch_size)
-    percentiles = injector.percentiles({name: torch.cat([batch[name] for batch in signals]) for name in SIGNALS})
     valid = windows.targets >= 0
-    decided = {str(rule): injector.decide(rule, percentiles) & valid for rule in RULES_MEASURED}
+    decided = decisions(thinker.cognate, injector, windows, batch_size)
     share = float(decided["surprise"].sum() / valid.sum())
     uniform = torch.rand(valid.shape, generator=torch.Generator().manual_seed(seed))
     decided["random"] = (uniform < share) & valid
@@ -204,12 +215,21 @@ def _on_tasks(
 
 
 def _questions(tasks: Sequence[Task], tokenizer: Tokenizer, max_seq_len: int) -> tuple[Windows, Sample]:
-    """One window a task, with its last prompt token as the position to think at; too long prompts are left out."""
+    """One window a task, with its last prompt token as the position to think at; too long prompts are left out.
+
+    Raises:
+        ValueError: when none is left.
+    """
     rows = []
     for task in tasks:
         prompt = [END_OF_TEXT_ID, *tokenizer.encode(task.prompt).ids]
         if len(prompt) <= max_seq_len:
             rows.append((prompt, tokenizer.encode(f" {task.answer}").ids[0]))
+    if not rows:
+        raise ValueError(
+            f"none of {len(tasks)} tasks fits max_seq_len = {max_seq_len}: put shorter tasks into the suite, or "
+            "raise max_seq_len"
+        )
     longest = max(len(prompt) for prompt, _ in rows)
     inputs = torch.full((len(rows), longest), END_OF_TEXT_ID)
     targets = torch.full((len(rows), longest), IGNORED)

@@ -28,7 +28,8 @@ from training_core.models.cognate import Cognate, Trace
 SIGNALS = ("entropy", "dispersion", "loss", "surprise")
 DIFFICULTY = {"entropy": 0.4, "dispersion": 0.3, "loss": 0.3}
 TABLE = 129
-UNKNOWN = 0.5  # percentile of a signal that a position cannot have: the loss of the first token
+# percentile of a signal that a position does not have: the loss of the first token, surprise without a memory
+UNKNOWN = {"entropy": 0.5, "dispersion": 0.5, "loss": 0.5, "surprise": 0.0}
 
 Rule = Literal["everywhere", "difficulty", "surprise", "never"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -60,7 +61,7 @@ class ThoughtInjector(nn.Module):
         """Set the tables from the `signals` of held-out sequences.
 
         Raises:
-            ValueError: when there are none.
+            ValueError: when there are none, or a signal has no finite value (surprise may: a model without memory).
         """
         if not signals:
             raise ValueError("the injector is calibrated on held-out text: give at least one batch of signals")
@@ -68,19 +69,22 @@ class ThoughtInjector(nn.Module):
         for row, name in enumerate(SIGNALS):
             values = torch.cat([batch[name].flatten() for batch in signals]).double()
             known = values[torch.isfinite(values)]
+            if not len(known) and name != "surprise":
+                raise ValueError(
+                    f"none of {len(values)} values of {name} is finite, so that it has no percentiles: give windows of "
+                    "text with at least two tokens, from a model whose predictions are finite"
+                )
             if len(known):
                 self.quantiles[row] = _quantiles(known, grid).to(self.quantiles)
 
     def percentiles(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each signal (batch, seq) as its percentile in [0, 1], linear between quantiles; UNKNOWN where it is NaN."""
+        """Each signal (batch, seq) as its percentile in [0, 1], linear between quantiles, the middle of equal ones;
+        UNKNOWN where it is NaN."""
         result = {}
         for row, name in enumerate(SIGNALS):
             table, values = self.quantiles[row].contiguous(), signals[name].to(self.quantiles)
-            right = torch.searchsorted(table, values.contiguous(), right=True).clamp(1, TABLE - 1)
-            low, high = table[right - 1], table[right]
-            inside = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-            share = (right - 1 + inside) / (TABLE - 1)
-            result[name] = torch.where(torch.isnan(values), UNKNOWN, share)
+            share = (_place(table, values, right=False) + _place(table, values, right=True)) / (2 * (TABLE - 1))
+            result[name] = torch.where(torch.isnan(values), UNKNOWN[name], share)
         return result
 
     def difficulty(self, percentiles: dict[str, Tensor]) -> Tensor:
@@ -101,6 +105,13 @@ class ThoughtInjector(nn.Module):
         else:
             wanted = self.difficulty(percentiles) > self.config.difficulty_threshold
         return keep_interval(wanted, self.config.min_interval)
+
+
+def _place(table: Tensor, values: Tensor, *, right: bool) -> Tensor:
+    """Where `values` stand in the ascending `table`, in 0 .. TABLE - 1; before or behind entries that equal them."""
+    above = torch.searchsorted(table, values.contiguous(), right=right).clamp(1, TABLE - 1)
+    low, high = table[above - 1], table[above]
+    return above - 1 + ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 def _quantiles(values: Tensor, grid: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Chosen positions. `window`, `position`, `document` (M,) int64; `hard` (M,) bool; `weight` (M,): how many
-    positions of the text each stands for; `documents` in all."""
+    positions of the text each stands for; `documents` in all. Windows ascend."""
 
     window: Tensor
     position: Tensor
@@ -101,7 +101,12 @@ def measure_thoughts(
     """Think at every position of `sample` and predict the next token; `given` (M, N, L) replaces the thoughts' tokens.
 
     Thoughts are drawn from `seed` and the number of the batch, so a measurement can be repeated.
+
+    Raises:
+        ValueError: when the sample is not ordered by window.
     """
+    if bool((sample.window.diff() < 0).any()):
+        raise ValueError("the positions of a sample must be ordered by window, as `choose_positions` returns them")
     thinker.eval()
     device = _device(thinker.cognate)
     total = windows.inputs.shape[0]
@@ -139,7 +144,15 @@ def measure_thoughts(
 
 
 def shuffled(tokens_MNL: Tensor, seed: int) -> Tensor:
-    """Each position's thoughts replaced by those of another position; a random cycle, so that none keeps its own."""
+    """Each position's thoughts replaced by those of another position; a random cycle, so that none keeps its own.
+
+    Raises:
+        ValueError: when there is no other position.
+    """
+    if tokens_MNL.shape[0] < 2:
+        raise ValueError(
+            f"{tokens_MNL.shape[0]} position has no other to take thoughts from: measure on 20 tokens of text or more"
+        )
     order = torch.randperm(tokens_MNL.shape[0], generator=torch.Generator().manual_seed(seed))
     result = torch.empty_like(tokens_MNL)
     result[order] = tokens_MNL[order.roll(1)]
@@ -147,10 +160,13 @@ def shuffled(tokens_MNL: Tensor, seed: int) -> Tensor:
 
 
 def gain_per_token(sample: Sample, gain_M: Tensor, chosen: Tensor | None = None) -> Estimate:
-    """Weighted mean of `gain_M` over the sample, positions that are not `chosen` counting as 0; documents resampled."""
+    """Weighted mean of `gain_M` over the sample, positions that are not `chosen` counting as 0; the documents that have
+    any of its positions are resampled."""
     keep = torch.ones_like(sample.weight) if chosen is None else chosen.double()
     total = _by_document(sample, gain_M.double() * keep * sample.weight)
-    return rate(total, _by_document(sample, sample.weight))
+    weight = _by_document(sample, sample.weight)
+    present = weight > 0  # resampling nothing but documents without a position would divide by 0
+    return rate(total[present], weight[present])
 
 
 def correlation(x: Tensor, y: Tensor) -> float:

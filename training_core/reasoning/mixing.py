@@ -20,9 +20,10 @@ class MixingHead(nn.Module):
     """Adds to a position's answer what its thoughts say, through multi-head attention over them and a gate a head.
 
         a_n  = softmax_n(q(norm(y)) k(norm(t_n)) / sqrt(K) + c coherence_n)          a head
-        y'   = y + W_o norm(g * sum_n a_n v(norm(t_n))),   g = sigmoid(W_g [norm(y); attended])
+        y'   = y + W_o (g * norm(sum_n a_n v(norm(t_n)))),   g = sigmoid(W_g [norm(y); attended])
 
-    W_o starts at zero: the head starts exactly at the base model, and no thoughts leave it there for ever.
+    W_o starts at zero: the head starts exactly at the base model, and no thoughts leave it there for ever. The gate
+    stands behind the norm: before it, the norm would undo a closed gate and force the thoughts on every position.
 
     **Differs from the paper** (Quiet-STaR, arXiv:2403.09629, section 4.3), whose head interpolates between the two
     predictions with a single weight: here several thoughts are weighed together.
@@ -30,8 +31,7 @@ class MixingHead(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
-        if d_model % num_heads:
-            raise ValueError(f"mixing_heads = {num_heads} must divide d_model = {d_model}")
+        check_heads(d_model, num_heads)
         self.num_heads = num_heads
         self.base_norm, self.thought_norm, self.mixed_norm = (RMSNorm(d_model) for _ in range(3))
         self.query, self.key, self.value = (nn.Linear(d_model, d_model, bias=False) for _ in range(3))
@@ -54,8 +54,19 @@ class MixingHead(nn.Module):
         weights = (scores + coherence_N[..., None] * self.coherence_weight).softmax(-2)
         attended = torch.einsum("...nh,...nhk->...hk", weights, value)
         gate = self.gates(torch.cat([base, attended.flatten(-2)], dim=-1)).sigmoid()
-        mixed: Tensor = self.output(self.mixed_norm((gate[..., None] * attended).flatten(-2)))
+        normed = self.mixed_norm(attended.flatten(-2)).unflatten(-1, heads)
+        mixed: Tensor = self.output((gate[..., None] * normed).flatten(-2))
         return base_D + mixed
+
+
+def check_heads(d_model: int, num_heads: int) -> None:
+    """Refuse heads of unequal width.
+
+    Raises:
+        ValueError: when they do not divide the model's width.
+    """
+    if d_model % num_heads:
+        raise ValueError(f"mixing_heads = {num_heads} must divide d_model = {d_model}: choose a divisor")
 
 
 def coherence(base_D: Tensor, thoughts_ND: Tensor, mean_log_prob_N: Tensor, predicted_NV: Tensor) -> Tensor:

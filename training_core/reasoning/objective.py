@@ -101,6 +101,8 @@ class ThoughtObjective:
         if config.reward == "information_gain":
             without = slow_log_likelihood(thinker, inputs, targets, positions, config)
             advantage = information_gain(likelihood, without)
+        elif config.reward == "random" and likelihood.shape[-1] == 1:  # one thought has no spread of its own
+            advantage = likelihood.detach() - likelihood.detach().mean()
         scale = advantage.square().mean().sqrt()
         if config.reward == "random":
             advantage = scale * torch.randn(advantage.shape, generator=generator).to(advantage)
@@ -135,13 +137,23 @@ def draw_positions(shape: torch.Size, config: PolicyConfig, generator: torch.Gen
     Raises:
         ValueError: when the sequence is too short for one.
     """
+    check_true_tokens(shape[1], config.true_tokens)
     last = shape[1] - config.true_tokens + 1
-    if last < 1:
-        raise ValueError(
-            f"true_tokens = {config.true_tokens} needs sequences of at least as many tokens, seq_len is {shape[1]}"
-        )
     count = min(config.positions_per_sequence, last)
     return torch.rand(shape[0], last, generator=generator).argsort(-1)[:, :count].sort(-1).values
+
+
+def check_true_tokens(seq_len: int, true_tokens: int) -> None:
+    """Refuse sequences in which no position is followed by enough text.
+
+    Raises:
+        ValueError: when true_tokens exceeds seq_len.
+    """
+    if true_tokens > seq_len:
+        raise ValueError(
+            f"true_tokens = {true_tokens} needs sequences of at least as many tokens, seq_len is {seq_len}: lower the "
+            "one or raise the other"
+        )
 
 
 def log_likelihoods(

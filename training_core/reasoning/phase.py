@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from training_core.reasoning.bundles import Reasoner, reasoner_document, reasone
 from training_core.reasoning.exhibits import exhibit
 from training_core.reasoning.injection import ThoughtInjector
 from training_core.reasoning.measurement import first_windows, window_signals
-from training_core.reasoning.thoughts import Thinker
-from training_core.reasoning.training import ReasoningConfig, train_reasoning
+from training_core.reasoning.training import ReasoningConfig, train_reasoning, untrained
 from training_core.training.device import best_device
 from training_core.training.reporting import Figure, Reporter
 
@@ -42,6 +40,7 @@ def make_reasoner(
     Where training made the model worse than its parent without thoughts, by more than 1 % bits per byte on validation
     documents, the parent is handed on with thoughts that do nothing (metric `handed_on` = 1).
     """
+    tokenizer = Tokenizer.from_str(data.tokenizer_json)
     result = train_reasoning(parent, config, data, tasks, reporter, checkpoint)
     _draw_curves(result.training.history, reporter)
     device, batch_size = best_device(), suite.config.batch_size
@@ -51,15 +50,13 @@ def make_reasoner(
     after = measure_windows(thinker.cognate, suite.validation, batch_size)
     harmed = rate(after.nats, before.nats).value > HARM
     if harmed:
-        thinker = Thinker(copy.deepcopy(parent), config).to(device).eval()
-        thinker.delimiter_embedding.load_state_dict(result.thinker.delimiter_embedding.state_dict())
+        thinker = untrained(parent, config, tokenizer).to(device).eval()
     seed = config.seed
     validation, test = (first_windows(w, config.measured_windows) for w in (suite.validation, suite.test))
     injector = ThoughtInjector(config)
     injector.calibrate(window_signals(thinker.cognate, validation, batch_size))
     chosen_on = first_windows(validation, max(1, config.measured_windows // 2))
-    enabled = helps(thinker, parent, chosen_on, batch_size, seed)
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)
     controls = {name: control.to(device).eval() for name, control in result.controls.items()}
     assessed = assess(parent, thinker, controls, injector, test, suite.tasks, tokenizer, batch_size, seed, reporter)
     metrics = dict(assessed.metrics) | result.training.metrics()

@@ -101,7 +101,7 @@ def reinforce_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 def kl_estimate(log_prob: Tensor, reference: Tensor) -> Tensor:
     """Estimates of KL(pi || reference) from samples of pi, never negative: r - 1 - log r with r = reference / pi
-    (Schulman, 2020, "k3")."""
+    (Schulman, 2020, "k3"). Samples from a nucleus or at another temperature bias it."""
     log_ratio = reference - log_prob
     return log_ratio.exp() - 1 - log_ratio
 

@@ -10,6 +10,7 @@ place of thoughts (equal compute), *random reward* has thoughts whose reward is 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.tasks import Task
 from training_core.models.cognate import Cognate
 from training_core.reasoning.injection import InjectionConfig
-from training_core.reasoning.objective import PolicyConfig, ThoughtObjective
-from training_core.reasoning.thoughts import Thinker, ThoughtConfig
+from training_core.reasoning.mixing import check_heads
+from training_core.reasoning.objective import PolicyConfig, ThoughtObjective, check_true_tokens
+from training_core.reasoning.thoughts import Thinker, ThoughtConfig, check_length
 from training_core.reasoning.worked_solutions import ANSWER_CUE, cot_prompt, worked_solution
 from training_core.training.loop import TrainingConfig, TrainingResult, step_generator, train
 from training_core.training.reporting import Reporter
@@ -78,21 +80,26 @@ def train_reasoning(
     """
     check_config(parent, config)
     baked, baking = bake_reasoning(parent, config, data, tasks, reporter, checkpoint)
-    start = Thinker(copy.deepcopy(baked), config)
     tokenizer = Tokenizer.from_str(data.tokenizer_json)
-    like = tokenizer.encode(DELIMITERS_LIKE).ids
-    start.initialise_delimiters(like, step_generator(config.seed, -1))
-    thinker, training = _teach(start, config, data, reporter, checkpoint, "thoughts")
+    thinker, training = _teach(untrained(baked, config, tokenizer), config, data, reporter, checkpoint, "thoughts")
     changes = {"pause": {"content": "pause"}, "random reward": {"reward": "random"}}
     controls = {}
     for name in CONTROLS:
         own = config.model_copy(update=changes[name])
-        begin = Thinker(copy.deepcopy(baked), own)
-        begin.initialise_delimiters(like, step_generator(config.seed, -1))
-        if name != "pause":
-            begin.head.load_state_dict(start.head.state_dict())
-        controls[name], _ = _teach(begin, own, data, reporter, checkpoint, name)
+        controls[name], _ = _teach(untrained(baked, own, tokenizer), own, data, reporter, checkpoint, name)
     return ReasoningResult(thinker, controls, baking, training)
+
+
+def untrained(model: Cognate, config: ReasoningConfig, tokenizer: Tokenizer) -> Thinker:
+    """A thinker on a copy of `model` whose thoughts do nothing yet.
+
+    What it adds is drawn from the seed, and is the same for thoughts and for their controls.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        thinker = Thinker(copy.deepcopy(model), config)
+    thinker.initialise_delimiters(tokenizer.encode(DELIMITERS_LIKE).ids, step_generator(config.seed, -1))
+    return thinker
 
 
 def check_config(parent: Cognate, config: ReasoningConfig) -> None:
@@ -102,6 +109,9 @@ def check_config(parent: Cognate, config: ReasoningConfig) -> None:
         ValueError: as `train_reasoning`.
     """
     check_sequence(parent.config, config.seq_len)
+    check_length(parent.config, config)
+    check_heads(parent.config.d_model, config.mixing_heads)
+    check_true_tokens(config.seq_len, config.true_tokens)
     if config.num_thoughts < 2 and config.reward == "relative":
         raise ValueError(
             f"reward = relative compares the thoughts of a position, and num_thoughts = {config.num_thoughts} leaves "
@@ -192,11 +202,18 @@ def _teach(
         reporter,
         checkpoint=checkpoint,
         label=label,
-        identity=f"{label}/{config.shares()}/{sorted(policy.items())}",
+        identity=f"{label}/{config.shares()}/{sorted(policy.items())}/{_digest(thinker)}",
         lr_factors={"cognate.": config.backbone_lr_factor},
     )
     learner.slow = None
     return learner, result
+
+
+def _digest(thinker: Thinker) -> str:
+    hasher = hashlib.sha256()
+    for name, value in sorted(thinker.state_dict().items()):
+        hasher.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _batches(data: TrainingData, config: ReasoningConfig, rows: int) -> Callable[[torch.Generator], Tensor]:

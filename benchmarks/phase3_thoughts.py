@@ -1,0 +1,282 @@
+"""The price of thoughts: evaluating text with and without them, and the parallel generator beside sequential ones.
+
+    python -m benchmarks.phase3_thoughts [--profile nano] [--bundle PATH] [--rows 4] [--length 128] [--repeats 5]
+
+All times are taken in one process, in turn in every repeat; medians and ratios. Memory is measured in a process of its
+own for each mode: the most that evaluating the text adds to what the loaded model needs (resident, sampled; on a GPU
+as torch counts it). Without --bundle (a reasoning_model) the model is a random one of the profile's shape, its
+thresholds calibrated on the very text, so that the shares of thinking positions are those of the configuration. What
+is compared thinks with the same number and length of thoughts:
+
+    parallel     one trace of the text, then a branch for each position and thought, all at once
+    one stream   the text is streamed once; after each token its thoughts are branched off and thought
+    re-stream    for each position its prefix is streamed from the start, then thought
+    re-run       for each thought token the whole prefix and thought are run again by `forward`; here thoughts are
+                 written to the memory and count in the window, so that it is a comparison of cost alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from training_core.bundle import open_bundle
+from training_core.cognate.training import SHAPE_FIELDS
+from training_core.models.branching import Branches
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.profiles import preset
+from training_core.reasoning.bundles import Reasoner, load_reasoner
+from training_core.reasoning.injection import Rule, ThoughtInjector, read_signals
+from training_core.reasoning.policy import act
+from training_core.reasoning.thoughts import Thinker, Thoughts
+from training_core.reasoning.training import ReasoningConfig
+from training_core.training.device import best_device
+
+MODES: dict[str, Rule] = {
+    "off": "never",
+    "surprise": "surprise",
+    "difficulty": "difficulty",
+    "everywhere": "everywhere",
+}
+SAMPLED_EVERY_S = 0.001
+Work = Callable[[], object]
+
+
+def open_reasoner(profile: str, bundle: Path | None, tokens_BS: Tensor) -> Reasoner:
+    """The reasoner of `bundle`, or a random one; on the best device."""
+    if bundle is not None:
+        reasoner = load_reasoner(open_bundle(bundle))
+    else:
+        torch.manual_seed(0)
+        config = preset(profile, "reasoning_model")
+        assert isinstance(config, ReasoningConfig)
+        shape = {field: getattr(preset(profile, "trunk"), field) for field in SHAPE_FIELDS}
+        vocab = preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
+        thinker = Thinker(Cognate(CognateConfig(vocab_size=vocab, **shape)), config).eval()
+        thinker.initialise_delimiters([1], torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(thinker.head.output.weight, std=0.02)
+        injector = ThoughtInjector(config)
+        injector.calibrate([read_signals(thinker.cognate, thinker.cognate.trace(tokens_BS), tokens_BS)])
+        reasoner = Reasoner(thinker, injector, enabled=True)
+    reasoner.thinker.to(best_device())
+    reasoner.injector.to(best_device())
+    return reasoner
+
+
+def text(profile: str, bundle: Path | None, rows: int, length: int) -> Tensor:
+    """Random tokens (rows, length) of the model's vocabulary."""
+    vocab = (
+        open_bundle(bundle).model_config["cognate"]["vocab_size"]
+        if bundle is not None
+        else preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
+    )
+    return torch.randint(1, vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def evaluate(reasoner: Reasoner, tokens_BS: Tensor, rule: Rule) -> tuple[Tensor, float]:
+    """Logits (batch, seq, vocab) with thoughts where `rule` thinks, and the share of positions that did."""
+    thinker, model = reasoner.thinker, reasoner.thinker.cognate
+    if rule == "never":
+        return model(tokens_BS).logits, 0.0
+    trace = model.trace(tokens_BS)
+    percentiles = reasoner.injector.percentiles(read_signals(model, trace, tokens_BS))
+    where = reasoner.injector.decide(rule, percentiles)
+    logits = model.logits(trace.y)
+    most = int(where.sum(1).max())
+    if most == 0:
+        return logits, 0.0
+    positions = where.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # short rows think a little more
+    thoughts = thinker.think(trace, positions, torch.Generator().manual_seed(0))
+    base = trace.y.gather(1, positions[..., None].expand(-1, -1, trace.y.shape[-1]))
+    mixed = thinker.talk(base, thoughts).together
+    mixed = torch.where(where.gather(1, positions)[..., None], mixed, model.logits(base))
+    return logits.scatter(1, positions[..., None].expand_as(mixed), mixed), float(where.double().mean())
+
+
+@torch.no_grad()
+def parallel(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int], given: Tensor | None = None) -> Thoughts:
+    """All thoughts of a text at once; `given` (1, positions, N, L) replaces their tokens."""
+    at = torch.tensor([list(positions)], device=tokens_S.device)
+    return thinker.think(thinker.cognate.trace(tokens_S[None]), at, torch.Generator().manual_seed(0), given)
+
+
+@torch.no_grad()
+def one_stream(
+    thinker: Thinker, tokens_S: Tensor, positions: Sequence[int], given: Tensor | None = None
+) -> list[Thoughts]:
+    """The text streamed once, thinking after each of `positions`."""
+    model, count = thinker.cognate, thinker.config.num_thoughts
+    state, generator, found = model.stream(1), torch.Generator().manual_seed(0), list[Thoughts]()
+    for position in range(max(positions) + 1):
+        model.step(tokens_S[position][None], state)
+        if position in positions:
+            own = None if given is None else given[:, len(found)][:, None]
+            found.append(thinker.think_on(Branches.from_stream(model, state, count), count, generator, own))
+    return found
+
+
+@torch.no_grad()
+def re_stream(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int]) -> list[Thoughts]:
+    """As `one_stream`, but every position streams its prefix again."""
+    return [thought for position in positions for thought in one_stream(thinker, tokens_S, [position])]
+
+
+@torch.no_grad()
+def re_run(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int]) -> list[Tensor]:
+    """Every thought token comes from a run of the whole model over the prefix and the thought so far."""
+    model, config, found = thinker.cognate, thinker.config, list[Tensor]()
+    generator = torch.Generator().manual_seed(0)
+    for position in positions:
+        rows = tokens_S[None, : position + 1].expand(config.num_thoughts, -1)
+        for _ in range(config.max_length + 1):  # one more run reads the state at the end of the thought
+            actions = act(model(rows).logits[:, -1], config.temperature, config.top_p, generator)
+            rows = torch.cat([rows, actions.index[:, None]], dim=1)
+        found.append(rows)
+    return found
+
+
+def seconds(work: Work) -> float:
+    """Wall-clock seconds of one call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def medians(works: dict[str, Work], repeats: int) -> dict[str, float]:
+    """Median seconds of each work, all of them in turn in every repeat, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            taken = seconds(work)
+            if repeat:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def memory_of(work: Work) -> tuple[int, int]:
+    """Bytes held before `work`, and the most that were held during it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return before, torch.cuda.max_memory_allocated()
+    process, done = psutil.Process(), threading.Event()
+    held = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(SAMPLED_EVERY_S):
+            held.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return held[0], max(held)
+
+
+def measured_apart(mode: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """`memory_of` evaluating the text in `mode`, in a process whose allocator gives back what is freed."""
+    command = [sys.executable, "-m", "benchmarks.phase3_thoughts", "--memory", mode, "--profile", arguments.profile]
+    command += ["--rows", str(arguments.rows), "--length", str(arguments.length), "--threads", str(arguments.threads)]
+    command += ["--bundle", str(arguments.bundle)] if arguments.bundle is not None else []
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, env=environment)
+    before, most = ran.stdout.split()
+    return int(before), int(most)
+
+
+def print_evaluation(reasoner: Reasoner, tokens_BS: Tensor, arguments: argparse.Namespace) -> None:
+    """Tokens per second and peak memory of each mode."""
+    works: dict[str, Work] = {
+        mode: (lambda rule=rule: evaluate(reasoner, tokens_BS, rule))  # type: ignore[misc]
+        for mode, rule in MODES.items()
+        if mode in arguments.modes
+    }
+    found = medians(works, arguments.repeats)
+    heads = (("thinks at", 11), ("tokens/s", 11), ("time / off", 12), ("loaded MB", 11), ("adds MB", 10))
+    print(f"{'evaluating text':16s}{''.join(f'{name:>{width}s}' for name, width in heads)}")
+    for mode, median in found.items():
+        share = evaluate(reasoner, tokens_BS, MODES[mode])[1]
+        before, most = measured_apart(mode, arguments)
+        ratio = f"{median / found['off']:.2f}" if "off" in found else "-"
+        print(
+            f"{mode:16s}{share:11.1%}{tokens_BS.numel() / median:11,.0f}{ratio:>12s}"
+            f"{before / 1e6:11.1f}{(most - before) / 1e6:10.1f}"
+        )
+
+
+def print_generation(thinker: Thinker, tokens_S: Tensor, arguments: argparse.Namespace) -> None:
+    """Thoughts per second of every way to think at all positions of one text, and that the first two agree."""
+    count, everywhere = thinker.config.num_thoughts, range(len(tokens_S))
+    few = list(range(arguments.stride // 2, len(tokens_S), arguments.stride)) or [len(tokens_S) - 1]
+    places: dict[str, Sequence[int]] = {
+        "parallel": everywhere,
+        "one stream": everywhere,
+        "re-stream": few,
+        "re-run": few,
+    }
+    works: dict[str, Work] = {
+        "parallel": lambda: parallel(thinker, tokens_S, everywhere),
+        "one stream": lambda: one_stream(thinker, tokens_S, everywhere),
+        "re-stream": lambda: re_stream(thinker, tokens_S, few),
+        "re-run": lambda: re_run(thinker, tokens_S, few),
+    }
+    found = medians(works, arguments.repeats)
+    rates = {name: len(places[name]) * count / median for name, median in found.items()}
+    print(f"\n{'thinking':16s}{'positions':>11s}{'thoughts/s':>11s}{'parallel is faster by':>23s}")
+    for name, rate in rates.items():
+        print(f"{name:16s}{len(places[name]):11d}{rate:11,.1f}{rates['parallel'] / rate:23.1f}")
+    at_once = parallel(thinker, tokens_S, everywhere)
+    given = at_once.tokens
+    in_turn = torch.cat([thoughts.hidden for thoughts in one_stream(thinker, tokens_S, everywhere, given)], dim=1)
+    gap = float((parallel(thinker, tokens_S, everywhere, given).hidden - in_turn).abs().max())
+    print(f"largest gap between parallel and one stream at the end of the same thoughts: {gap:.1e}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="nano")
+    parser.add_argument("--bundle", type=Path, help="folder of a reasoning_model")
+    parser.add_argument("--rows", type=int, default=4, help="texts that are evaluated together")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a text")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--stride", type=int, default=32, help="re-stream and re-run think at every so many positions")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--memory", choices=MODES, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    tokens = text(given.profile, given.bundle, given.rows, given.length)
+    reasoner = open_reasoner(given.profile, given.bundle, tokens)
+    tokens = tokens.to(best_device())
+    if given.memory:
+        print(*memory_of(lambda: evaluate(reasoner, tokens, MODES[given.memory])))
+        return
+    thoughts, name = reasoner.thinker.config, given.bundle or f"random {given.profile}"
+    print(f"{name}: {given.rows} x {given.length} tokens, {best_device()}, {torch.get_num_threads()} thread(s)")
+    print(f"{thoughts.num_thoughts} thoughts of at most {thoughts.max_length} tokens, median of {given.repeats}\n")
+    print_evaluation(reasoner, tokens, given)
+    print_generation(reasoner.thinker, tokens[0], given)
+
+
+if __name__ == "__main__":
+    main()
