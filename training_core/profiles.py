@@ -78,7 +78,7 @@ NANO: dict[str, Values] = {
     | NANO_GENTLE
     | {
         "muon_lr": 0.005,
-        "steps": 16,
+        "steps": 12,
         "batch_size": 4,
         "min_length": 2,
         "max_length": 4,
@@ -89,7 +89,7 @@ NANO: dict[str, Values] = {
         "baking_trajectories": 12,
         "baking_max_tokens": 16,
         "baking_examples": 1,
-        "measured_windows": 32,
+        "measured_windows": 24,
     },
     "ternary_model": NANO_SHORT | NANO_GENTLE | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
     "compressed_model": {
