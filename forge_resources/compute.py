@@ -3,21 +3,25 @@
 import os
 import platform
 import shutil
-import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
+from forge_resources.sandbox import describe
+from forge_resources.sandbox.engine import container_engine, engine_sockets
+
 GIB = 1 << 30
-PACKAGES = ("agent-forge", "torch", "dagster", "mlflow")
+PACKAGES = ("agent-forge", "torch", "dagster", "mlflow", "pydantic-monty")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as measured now. Sizes are in bytes; `gpu_bytes` is 0 and `gpu` empty without a GPU."""
+    """A machine as measured now. Sizes are in bytes; `gpu_bytes` is 0 and `gpu` empty without a GPU.
+
+    `sandbox` is the one that model-written code would run in, or why there is none.
+    """
 
     cores: int
     memory_bytes: int
@@ -27,6 +31,7 @@ class Machine:
     disk_free_bytes: int
     home: Path
     engine: str
+    sandbox: str
     versions: dict[str, str]
 
 
@@ -62,6 +67,7 @@ def inspect_machine(home: Path) -> Machine:
         disk_free_bytes=shutil.disk_usage(_existing(home)).free,
         home=home,
         engine=container_engine(engine_sockets()),
+        sandbox=describe(),
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     )
 
@@ -77,47 +83,6 @@ def obstacles(machine: Machine, needs: Requirement) -> list[str]:
     if machine.disk_free_bytes < needs.disk_bytes:
         found.append(f"{_gb(machine.disk_free_bytes)} of free disk, {_gb(needs.disk_bytes)} wanted")
     return found
-
-
-def engine_sockets() -> list[str]:
-    """Where a container engine may listen: DOCKER_HOST, Docker's socket, Podman's, rootless and not."""
-    sockets = [os.environ["DOCKER_HOST"]] if os.environ.get("DOCKER_HOST") else []
-    paths = ["/var/run/docker.sock", "/run/podman/podman.sock"]
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        paths[1:1] = [f"{runtime}/docker.sock", f"{runtime}/podman/podman.sock"]
-    return sockets + [f"unix://{path}" for path in paths if Path(path).exists()]
-
-
-def container_engine(sockets: Sequence[str]) -> str:
-    """Name, version and address of the first engine that answers; empty when none does."""
-    import docker
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
-
-    for address in sockets:
-        if not _accepts(address):
-            continue
-        try:
-            client = docker.DockerClient(base_url=address, timeout=3)
-            try:
-                client.ping()
-                described = client.version()
-            finally:
-                client.close()
-        except (DockerException, RequestException, OSError, ValueError):
-            continue
-        platform_name = described.get("Platform", {}).get("Name") or "engine"
-        return f"{platform_name} {described.get('Version', '')} at {address}".strip()
-    return ""
-
-
-def _accepts(address: str) -> bool:
-    """Whether something listens on a Unix socket. Other addresses are left to the Docker client."""
-    if not address.startswith("unix://"):
-        return True
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(3)
-        return probe.connect_ex(address.removeprefix("unix://")) == 0
 
 
 def _gpu() -> tuple[str, int]:

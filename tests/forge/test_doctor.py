@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,10 @@ from forge_resources.compute import (
     GIB,
     REQUIREMENTS,
     Machine,
-    container_engine,
-    engine_sockets,
     inspect_machine,
     obstacles,
 )
+from forge_resources.sandbox.engine import container_engine, engine_sockets
 
 SERVER = Machine(
     cores=16,
@@ -29,6 +29,7 @@ SERVER = Machine(
     disk_free_bytes=500 * GIB,
     home=Path("/models"),
     engine="",
+    sandbox="",
     versions={},
 )
 NANO, MINI, FORGE_25M = REQUIREMENTS
@@ -41,6 +42,7 @@ def test_this_machine_is_measured(tmp_path: Path) -> None:
     assert machine.versions["dagster"] == "1.13.27"
     assert machine.disk_free_bytes > 0
     assert not (tmp_path / "not").exists()
+    assert machine.sandbox == f"embedded, pydantic-monty {version('pydantic-monty')}"
 
 
 def test_requirements_name_the_profiles() -> None:

@@ -1,0 +1,256 @@
+"""Programs in hardened containers, through the Docker API of Docker or Podman.
+
+Every program gets a container of its own, made under `engine.policy`, under a filter of system calls
+(`system_calls.py`), killed by its id when its time is over and always removed. The image is resolved to its immutable
+id when the sandbox is opened and nothing is ever pulled.
+
+A check takes two containers that do not know of each other. One runs the candidate and answers calls; the other runs
+the tests, and for every call sends a line that this process carries over. The candidate therefore holds no test, no
+expected value and no way to the verdict: `os._exit(0)` ends its own container and the next call reports it gone;
+patched builtins are its own; what it prints goes nowhere; a forged line is an answer to a call like any other, and
+answers are data. The verdict is the line that the judging container sends last, with a nonce that only it was given.
+"""
+
+import json
+import secrets
+import time
+from contextlib import ExitStack
+from importlib import resources
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import docker
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+from forge_resources.sandbox.attachment import Attachment, OutputLimitError, pump
+from forge_resources.sandbox.engine import image_id, image_reference, policy, reap, remove
+from training_core.sandbox import (
+    Judgement,
+    Limits,
+    Outcome,
+    Program,
+    SandboxUnavailableError,
+    Status,
+    Verdict,
+    refusal,
+)
+
+LINE_BYTES = 1 << 24  # of one call or answer
+KILLED = 137
+INTERPRETER = ("python3", "-I", "-B", "-S", "-c")
+_FILES = resources.files(__package__)
+INSIDE = f"{_FILES.joinpath('system_calls.py').read_text()}\nrestrict()\n{_FILES.joinpath('inside.py').read_text()}"
+
+
+class Ended(Exception):
+    """A container ended, or was ended; `status` says how."""
+
+    def __init__(self, status: Status, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+
+
+class ContainerSandbox:
+    """See the module. To be opened with `forge_resources.sandbox.open_sandbox("container")`.
+
+    Args:
+        client: a connected Docker client; it is closed with the sandbox.
+        image: a reference or an id; default `engine.image_reference()`.
+
+    Raises:
+        SandboxUnavailableError: when the engine lacks the image.
+    """
+
+    def __init__(self, client: docker.DockerClient, image: str | None = None) -> None:
+        self._client = client
+        self._reference = image or image_reference()
+        self._image = image_id(client, self._reference)
+        reap(client)
+
+    @property
+    def name(self) -> str:
+        """The image and its id."""
+        return f"container, image {self._reference} ({self._image.removeprefix('sha256:')[:12]})"
+
+    def run(self, program: Program, limits: Limits) -> Outcome:
+        """Run one program; see `training_core.sandbox.Sandbox`."""
+        if why := refusal(program.code, program.stdin):
+            return Outcome("refused", "", why, 0.0)
+        with ExitStack() as stack:
+            held = Held(stack, self._client, self._image, "program", limits, limits.output_bytes)
+            start = time.monotonic()
+            try:
+                held.attachment.send(_line({"code": program.code, "stdin": program.stdin}))
+                while not held.attachment.ended:
+                    if not pump([held.attachment], start + limits.seconds):
+                        raise Ended("timeout", f"killed after {limits.seconds} s")
+                status, error = held.ending(start + limits.seconds)
+            except (Ended, OutputLimitError) as ended:
+                status = ended.status if isinstance(ended, Ended) else "output_limit"
+                error = str(ended)
+            stdout = held.attachment.stdout.decode("utf-8", "replace")
+            return Outcome(status, stdout, error, time.monotonic() - start)
+
+    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+        """Judge a candidate by hidden tests; see `training_core.sandbox.Sandbox`."""
+        if why := refusal(candidate, tests):
+            return Verdict("refused", why, 0, 0.0)
+        with ExitStack() as stack:
+            answering = Held(stack, self._client, self._image, "candidate", limits, LINE_BYTES)
+            judging = Held(stack, self._client, self._image, "judge", limits, LINE_BYTES)
+            start = time.monotonic()
+            conversation = Conversation(answering, judging, start + limits.seconds)
+            try:
+                status, detail = conversation.verdict(candidate, tests)
+            except Ended as ended:
+                status, detail = ended.status if ended.status != "ok" else "error", ended.error
+            return Verdict(status, detail, conversation.calls, time.monotonic() - start)
+
+    def close(self) -> None:
+        """Close the connection; every container was removed by the call that made it."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Held:
+    """One running container, attached to. It is removed when `stack` closes, whatever happens."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        client: docker.DockerClient,
+        image: str,
+        role: Literal["program", "candidate", "judge"],
+        limits: Limits,
+        cap: int,
+    ) -> None:
+        try:
+            self._container = client.containers.create(image, [*INTERPRETER, INSIDE, role], **policy(limits))
+            stack.callback(remove, self._container)
+            parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            self.attachment = Attachment(self._container.attach_socket(params=parameters), cap)
+            stack.callback(self.attachment.close)
+            self._container.start()
+        except (DockerException, RequestException) as error:
+            raise SandboxUnavailableError(f"the container engine did not start a sandbox: {error}") from error
+
+    def ending(self, deadline: float) -> tuple[Status, str]:
+        """How the container ended, once its streams have.
+
+        Raises:
+            Ended: "timeout", when it closed its streams and runs on.
+        """
+        state = self._state(deadline)
+        code = int(state["ExitCode"])
+        last = _last_line(bytes(self.attachment.stderr))
+        if last.startswith("MemoryError"):
+            return "memory", last
+        if state.get("OOMKilled") or code == KILLED:  # Podman does not say which of the processes ran out of memory
+            return "memory", "killed at the memory limit, unless it killed itself"
+        if code == 0:
+            return "ok", ""
+        return "error", last or (f"killed by signal {code - 128}" if code > 128 else f"exit status {code}")
+
+    def _state(self, deadline: float) -> dict[str, Any]:
+        try:
+            while True:
+                self._container.reload()
+                state: dict[str, Any] = self._container.attrs["State"]
+                if not state["Running"]:
+                    return state
+                if time.monotonic() > deadline:
+                    raise Ended("timeout", "killed: it closed its streams and ran on")
+                time.sleep(0.01)
+        except (DockerException, RequestException) as error:
+            raise SandboxUnavailableError(f"the container engine does not say how a sandbox ended: {error}") from error
+
+
+class Conversation:
+    """What a judging and an answering container say to each other, carried line by line until `deadline`."""
+
+    def __init__(self, answering: Held, judging: Held, deadline: float) -> None:
+        self._answering = answering
+        self._judging = judging
+        self._deadline = deadline
+        self.calls = 0
+
+    def verdict(self, candidate: str, tests: str) -> tuple[Judgement, str]:
+        """Run the candidate, then the tests.
+
+        Raises:
+            Ended: when one of the two did not come to its end by itself.
+        """
+        self._answering.attachment.send(_line({"code": candidate}))
+        ready = _parsed(self._next_line(self._answering, "the candidate"))
+        if ready.get("ready") is not True:
+            return ("memory" if ready.get("memory") else "error"), str(ready.get("failed", "no readiness"))[:500]
+        nonce = secrets.token_hex(16)
+        self._judging.attachment.send(_line({"tests": tests, "nonce": nonce}))
+        while True:
+            line = self._next_line(self._judging, "the judge")
+            message = _parsed(line)
+            if "op" not in message:
+                break
+            self._answering.attachment.send(line + b"\n")
+            self._judging.attachment.send(self._answer() + b"\n")
+            self.calls += 1
+        status: Judgement | None = message.get("verdict")
+        if message.get("nonce") != nonce or status is None or status not in get_args(Judgement):
+            return "error", "the judge ended without a verdict"
+        self.calls = int(message["calls"])
+        return status, str(message["detail"])
+
+    def _answer(self) -> bytes:
+        try:
+            return self._next_line(self._answering, "the candidate")
+        except Ended as ended:
+            if ended.status in ("ok", "error"):  # the tests hear of it, and cannot catch it
+                return json.dumps(
+                    {"gone": f"the candidate ended before the tests did: {ended.error or 'exit 0'}"}
+                ).encode()
+            raise
+
+    def _next_line(self, held: Held, who: str) -> bytes:
+        while (line := held.attachment.take_line()) is None:
+            if held.attachment.ended:
+                status, error = held.ending(self._deadline)
+                raise Ended(status, error or f"{who} ended early")
+            try:
+                if not pump([self._answering.attachment, self._judging.attachment], self._deadline):
+                    raise Ended("timeout", f"killed while {who} was waited for")
+            except OutputLimitError as error:
+                raise Ended("output_limit", str(error)) from error
+        return line
+
+
+def _line(message: dict[str, str]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line as an object.
+
+    Raises:
+        Ended: "error", when it is none.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise Ended("error", "a line that is not an object of JSON")
+    return message
+
+
+def _last_line(stderr: bytes) -> str:
+    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][-500:] if lines else ""

@@ -1,0 +1,91 @@
+"""What an error of the embedded interpreter means: the program's fault, a limit, or a feature that is lacking."""
+
+import builtins
+import importlib
+import re
+import sys
+from collections.abc import Container
+from typing import Any
+
+from pydantic_monty import MontyCrashedError, MontyError
+
+from training_core.sandbox import Status
+
+DATA = (type(None), bool, int, float, complex, str, bytes)
+GROUPS = (list, tuple, set, frozenset)
+MAX_VALUES = 1_000_000
+TEXT_LENGTH = 500
+
+# What the interpreter gives to its host for a function, an iterator or a module: not the object, but such a text.
+OBJECT_TEXT = re.compile(
+    r"<(function|bound method|built-in \w+|async function|coroutine)\b.* at 0x[0-9a-f]+>"
+    r"|<\w+_iterator object>|<module '.*'>"
+)
+OUT_OF_TIME = re.compile(r"(feed|turn|sleep|total sleep)\b.*\blimit exceeded")
+OUT_OF_MEMORY = re.compile(r"memory limit exceeded|exceeded its memory limit|exceeds the memory limit")
+LACKING = re.compile(r"does not yet support|Internal error in monty|is not supported|not implemented in monty")
+NO_NAME = re.compile(r"name '(\w+)' is not defined")
+NO_MODULE = re.compile(r"No module named '(\w+)")
+NO_IMPORT = re.compile(r"cannot import name '\w+' from '(\w+)")
+NO_MODULE_ATTRIBUTE = re.compile(r"module '(\w+)' has no attribute '(\w+)'")
+NO_ATTRIBUTE = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
+# Modules that the interpreter has in part. Only these are imported to see what is missing: a program writes the text.
+PARTIAL_MODULES = frozenset(
+    {"asyncio", "collections", "copy", "dataclasses", "datetime", "functools", "itertools", "json", "math", "operator",
+     "os", "pathlib", "random", "re", "sys", "time", "typing"}
+)  # fmt: skip
+
+
+def classify(error: MontyError | None) -> tuple[Status, str]:
+    """The status of a program that ended so, and its error in one line. A text that a program makes up only changes
+    how its own failure is called."""
+    if error is None:
+        return "ok", ""
+    if isinstance(error, MontyCrashedError):
+        return ("timeout", "killed at the time limit") if error.timed_out else ("error", "the interpreter crashed")
+    raised = error.exception()
+    message = str(raised)
+    kind = type(raised).__name__
+    text = " ".join(f"{kind}: {message}".split())[:TEXT_LENGTH] if message else kind
+    if isinstance(raised, TimeoutError) and OUT_OF_TIME.search(message):
+        return "timeout", text
+    if isinstance(raised, MemoryError):
+        return "memory", text
+    return ("unsupported" if _lacking(raised, message) else "error"), text
+
+
+def _lacking(raised: BaseException, message: str) -> bool:
+    """Whether the error is about something that Python has and the interpreter has not."""
+    if isinstance(raised, RuntimeError | SyntaxError) and LACKING.search(message):
+        return True
+    if isinstance(raised, NameError) and (found := NO_NAME.search(message)):
+        return hasattr(builtins, found[1])
+    if isinstance(raised, ImportError) and (found := NO_MODULE.search(message) or NO_IMPORT.search(message)):
+        return found[1] in sys.stdlib_module_names
+    if not isinstance(raised, AttributeError):
+        return False
+    if found := NO_MODULE_ATTRIBUTE.search(message):
+        return found[1] in PARTIAL_MODULES and hasattr(importlib.import_module(found[1]), found[2])
+    if found := NO_ATTRIBUTE.search(message):
+        return hasattr(getattr(builtins, found[1], None), found[2])
+    return False
+
+
+def not_data(value: Any, stand_ins: Container[str] = ()) -> str:
+    """What in a value is not plain data, in words; empty when all of it is. `stand_ins`: texts that mean an object."""
+    waiting = [value]
+    for _ in range(MAX_VALUES):
+        if not waiting:
+            return ""
+        value = waiting.pop()
+        kind = type(value)
+        if kind is str and (value in stand_ins or OBJECT_TEXT.fullmatch(value)):
+            return "an object of its own"
+        if kind in GROUPS:
+            waiting.extend(value)
+        elif kind is dict:
+            waiting.extend(value.keys())
+            waiting.extend(value.values())
+        elif kind not in DATA:
+            return f"a {kind.__name__}"
+    return f"more than {MAX_VALUES} values"
