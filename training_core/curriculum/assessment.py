@@ -1,0 +1,111 @@
+"""Where the edge is: accuracy by level with intervals, and the hardest level that a model still masters.
+
+A level is mastered when its accuracy is at least `target`. Accuracy cannot rise with difficulty, so the levels are
+fitted together by isotonic regression (pool adjacent violators; Barlow et al., 1972); questions go where the answer is
+still open: to the levels on both sides of the edge, until their intervals leave the target out or the most questions
+were asked.
+
+Shape legend: L levels, from the easiest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training_core.evaluation.intervals import Estimate, wilson
+
+Ask = Callable[[int, int], int]  # (level, count) -> how many of `count` fresh questions were answered right
+
+
+class AssessmentConfig(BaseModel):
+    """How many questions are asked, and what counts as mastered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: float = Field(0.75, gt=0, lt=1, description="Accuracy at which a level is mastered")
+    first_questions: int = Field(40, ge=1, description="Questions asked at every level")
+    more_questions: int = Field(40, ge=1, description="Questions asked at a time where the edge is undecided")
+    most_questions: int = Field(400, ge=1, description="Most questions at one level")
+
+
+@dataclass(frozen=True, slots=True)
+class LevelAccuracy:
+    """One level: questions asked and answered right, its own Wilson interval, and the isotonic fit over all levels."""
+
+    level: int
+    asked: int
+    right: int
+    interval: Estimate
+    fitted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """Every level, and the `edge`: the hardest level whose fitted accuracy reaches the target; 0 when none does."""
+
+    levels: tuple[LevelAccuracy, ...]
+    edge: int
+
+    def frontier(self, low: float = 0.2, high: float = 0.8) -> tuple[int, ...]:
+        """Levels whose fitted accuracy lies in [low, high]: neither mastered nor out of reach."""
+        return tuple(level.level for level in self.levels if low <= level.fitted <= high)
+
+
+def find_edge(ask: Ask, num_levels: int, config: AssessmentConfig) -> Assessment:
+    """Ask until the edge is decided.
+
+    Raises:
+        ValueError: when there are no levels, or `ask` reports more right answers than questions.
+    """
+    if num_levels < 1:
+        raise ValueError("an assessment needs at least one level")
+    asked, right = [0] * num_levels, [0] * num_levels
+
+    def put(level: int, count: int) -> None:
+        correct = ask(level, count)
+        if not 0 <= correct <= count:
+            raise ValueError(f"level {level}: {correct} right answers to {count} questions is not a count")
+        asked[level - 1] += count
+        right[level - 1] += correct
+
+    for level in range(1, num_levels + 1):
+        put(level, min(config.first_questions, config.most_questions))
+    while open_levels := _undecided(asked, right, config):
+        for level in open_levels:
+            put(level, min(config.more_questions, config.most_questions - asked[level - 1]))
+    fitted = isotonic_decreasing(right, asked)
+    levels = tuple(
+        LevelAccuracy(level, n, k, wilson(k, n), p)
+        for level, n, k, p in zip(range(1, num_levels + 1), asked, right, fitted, strict=True)
+    )
+    return Assessment(levels, _edge(fitted, config.target))
+
+
+def isotonic_decreasing(right: Sequence[int], asked: Sequence[int]) -> list[float]:
+    """Maximum-likelihood accuracies that do not rise with the level: pool adjacent violators, weighted by questions."""
+    blocks: list[tuple[int, int, int]] = []  # right, asked, levels
+    for k, n in zip(right, asked, strict=True):
+        blocks.append((k, n, 1))
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] < blocks[-1][0] * blocks[-2][1]:
+            last, before = blocks.pop(), blocks.pop()
+            blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
+    return [k / n for k, n, count in blocks for _ in range(count)]
+
+
+def _edge(fitted: Sequence[float], target: float) -> int:
+    return max((level for level, p in enumerate(fitted, 1) if p >= target), default=0)
+
+
+def _undecided(asked: Sequence[int], right: Sequence[int], config: AssessmentConfig) -> list[int]:
+    """The levels on both sides of the edge whose interval still holds the target and that may be asked more."""
+    edge = _edge(isotonic_decreasing(right, asked), config.target)
+    beside = [level for level in (edge, edge + 1) if 1 <= level <= len(asked)]
+    result = []
+    for level in beside:
+        interval = wilson(right[level - 1], asked[level - 1])
+        if interval.low <= config.target <= interval.high and asked[level - 1] < config.most_questions:
+            result.append(level)
+    return result

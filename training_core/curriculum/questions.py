@@ -1,0 +1,279 @@
+"""Questions with a level, a verified answer and a provenance: the unit that a curriculum is made of.
+
+Every question says how its answer is known. "exact": its generator computes it again from a seed. "program": a program
+that computes the answer was run in a sandbox. "agreement": other models answered alike.
+
+Near-duplicates are found exactly, not by sampling: only pairs that share several of their rarest shingles can reach the
+threshold (the prefix filter of Chaudhuri, Ganti and Kaushik, "A primitive operator for similarity joins", 2006, in the
+longer form of Wang, Li and Feng, "Can we beat the prefix filtering?", 2012), and of those the Jaccard similarity is
+computed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+Check = Literal["exact", "program", "agreement"]
+Source = Literal["generator", "frontier"]
+
+LEVELS = range(1, 11)
+SHINGLE_CHARS = 5
+NEAR_DUPLICATE = 0.8  # Jaccard similarity of the sets of shingles
+_MEETINGS = 16  # k of the prefix filter: more cost longer prefixes, fewer more comparisons; no pair is missed
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.([0-9]*))?|([+-]?)\.([0-9]+)")
+_RATIO = re.compile(r"([+-]?[0-9]+) ?/ ?([0-9]+)")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_MARKS = "\"'`*$ \u201c\u201d\u2018\u2019"  # straight and typographic quotes, Markdown's and TeX's marks
+# NFKC would read two cubed as 23, and one and a half as 11/2; of it, only the width of characters is taken.
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_SIGNATURE = re.compile(r"[0-9]+(?:\.[0-9]+)?|[+*/^=<>%\u00d7\u00f7\u2212]|(?<![^\W\d_])-(?![^\W\d_])")
+_LONGEST_NUMBER = 1000  # characters; what is longer is compared as text
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a question comes from, so that it can be made or checked again.
+
+    source: "generator" (a program of a library) or "frontier" (a model that was asked).
+    name: the generator or the model. seed: of the generator, or sent with the request.
+    settings: SHA-256 of the generator's settings, or of the request that was sent.
+    verified_by: the models that agreed on the answer. cost_usd: what asking and verifying cost, in US dollars.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    source: Source
+    name: str
+    seed: int
+    settings: str
+    verified_by: tuple[str, ...] = ()
+    cost_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("provenance.name must name the generator or the model, got an empty string")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.settings):
+            raise ValueError(f"provenance.settings must be a SHA-256 in hexadecimal, got {self.settings!r}")
+        if not (math.isfinite(self.cost_usd) and self.cost_usd >= 0):
+            raise ValueError(f"provenance.cost_usd must be a finite amount of at least 0, got {self.cost_usd}")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a curriculum, with an answer that was verified in the way that `check` says.
+
+    level: difficulty, 1 (easiest) to 10. family: the kind of task, as in the task bank.
+    program: the source that computes the answer; only, and always, when `check` is "program".
+
+    Raises:
+        ValueError: when a field is out of range, or the provenance does not bear out the check.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    level: int
+    family: str
+    prompt: str
+    answer: str
+    provenance: Provenance
+    check: Check
+    program: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"level must lie in [1, 10], got {self.level}")
+        for name, text in (("family", self.family), ("prompt", self.prompt), ("answer", self.answer)):
+            if not text.strip():
+                raise ValueError(f"{name} must not be empty, got {text!r}")
+            if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None):
+                raise ValueError(f"{name} must be text without control characters, got {bad!r} in it")
+        if bool(self.program.strip()) != (self.check == "program"):
+            raise ValueError(f"a program belongs to the check 'program' and to no other, got check {self.check!r}")
+        if (self.check == "exact") != (self.provenance.source == "generator"):
+            raise ValueError(
+                f"the check 'exact' is what generators have, and models never: got check {self.check!r} of source "
+                f"{self.provenance.source!r}"
+            )
+        others = set(self.provenance.verified_by) - {self.provenance.name}
+        if self.check == "agreement" and len(others) < 2:
+            raise ValueError(f"agreement takes two other models, got {sorted(others)} beside {self.provenance.name!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """`kept` in the order given, and how many were dropped as what.
+
+    repeated: the same prompt and answer came before. near: nearly the same prompt, with the same numbers and the same
+    answer, came before. contradictory: the same prompt came with two answers, so that one of them is wrong; all go.
+    avoided: the prompt, or nearly it, is among those to avoid.
+    """
+
+    kept: tuple[Question, ...]
+    repeated: int
+    near: int
+    contradictory: int
+    avoided: int
+
+
+def normalise_answer(text: str) -> str:
+    """One spelling for answers that mean the same: case, width, space, quotes and other marks
+    around it, a full stop at its end, `\\boxed{}`.
+
+    Numbers become exact fractions: "+1,234.50", "1234.5" and "2469/2" are the same, "1,23" is no number. Nothing else
+    is interpreted: "12 apples" is not "12", and "1e3" and "50%" stay as they are.
+    """
+    plain = normalise_prompt(text.replace("\u2212", "-"))
+    if boxed := _BOXED.fullmatch(plain.strip("$ ")):
+        plain = boxed[1]
+    bare = plain.strip(_MARKS).rstrip(".!").strip(_MARKS) or plain
+    return _number(bare) or bare
+
+
+def normalise_prompt(text: str) -> str:
+    """One spelling for the same prompt: case, width and space."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_FULL_WIDTH).casefold().split())
+
+
+def jaccard(first: str, second: str) -> float:
+    """|A & B| / |A | B| of the sets of 5 consecutive characters of two normalised prompts."""
+    a, b = shingles(normalise_prompt(first)), shingles(normalise_prompt(second))
+    return len(a & b) / len(a | b)
+
+
+def shingles(normalised: str) -> frozenset[str]:
+    """The substrings of 5 characters; a shorter text is its own shingle."""
+    last = max(1, len(normalised) - SHINGLE_CHARS + 1)
+    return frozenset(normalised[i : i + SHINGLE_CHARS] for i in range(last))
+
+
+def deduplicate(
+    questions: Sequence[Question], avoid: Iterable[str] = (), threshold: float = NEAR_DUPLICATE
+) -> Deduplicated:
+    """Keep the first of each group of duplicates.
+
+    avoid: prompts that must not come, nearly or exactly, whatever their answer: those of held-out tasks.
+    threshold: two prompts are near-duplicates when the Jaccard similarity of their shingles reaches it, and when their
+        numbers and signs are the same in the same order ("7 + 5" is no duplicate of "7 - 5" or of "7 + 6"), and when
+        their answers, normalised, are the same.
+
+    Raises:
+        ValueError: when the threshold is not in (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is a similarity in (0, 1], got {threshold}")
+    answers: dict[str, set[str]] = defaultdict(set)
+    for question in questions:
+        answers[normalise_prompt(question.prompt)].add(normalise_answer(question.answer))
+    counts: Counter[str] = Counter()
+    first: dict[str, Question] = {}
+    for question in questions:
+        prompt = normalise_prompt(question.prompt)
+        if len(answers[prompt]) > 1:
+            counts["contradictory"] += 1
+        elif prompt in first:
+            counts["repeated"] += 1
+        else:
+            first[prompt] = question
+    avoided = list(dict.fromkeys(normalise_prompt(text) for text in avoid))
+    texts = [*avoided, *first]
+    labels = [""] * len(avoided) + [normalise_answer(q.answer) for q in first.values()]
+    kept: set[int] = set()
+    for place, earlier in enumerate(_similar_before(texts, threshold)):
+        if place < len(avoided):
+            continue
+        if any(other < len(avoided) for other in earlier):
+            counts["avoided"] += 1
+        elif any(other in kept and labels[other] == labels[place] for other in earlier):
+            counts["near"] += 1
+        else:
+            kept.add(place)
+    remaining = tuple(q for place, q in enumerate(first.values(), len(avoided)) if place in kept)
+    return Deduplicated(remaining, counts["repeated"], counts["near"], counts["contradictory"], counts["avoided"])
+
+
+def _similar_before(texts: Sequence[str], threshold: float) -> list[list[int]]:
+    """For each text the earlier ones with the same numbers and signs and a Jaccard similarity of `threshold` or more.
+
+    A set of n shingles that reaches the similarity t with another shares at least ceil(t n) of them with it. With all
+    shingles in one order, rarest first, the k rarest common ones therefore stand among the first n - ceil(t n) + k of
+    each of the two: only pairs that meet there k times are compared, or as often as they can where ceil(t n) < k.
+    """
+    sets = [shingles(text) for text in texts]
+    signatures = [tuple(_SIGNATURE.findall(text)) for text in texts]
+    frequency = Counter(shingle for group in sets for shingle in group)
+    seen: dict[tuple[tuple[str, ...], str], list[int]] = defaultdict(list)
+    found: list[list[int]] = []
+    for place, group in enumerate(sets):
+        ordered = sorted(group, key=lambda shingle: (frequency[shingle], shingle))
+        common = math.ceil(threshold * len(group) - 1e-9)
+        prefix = ordered[: len(group) - common + _MEETINGS]
+        meetings: Counter[int] = Counter()
+        for shingle in prefix:
+            meetings.update(seen[signatures[place], shingle])
+            seen[signatures[place], shingle].append(place)
+        candidates = (other for other, number in meetings.items() if number >= min(_MEETINGS, common))
+        near = (o for o in candidates if len(group & sets[o]) >= threshold * len(group | sets[o]) - 1e-9)
+        found.append(sorted(near))
+    return found
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> int:
+    """Write one JSON object a line, durably and in one step, and return how many; what `path` held stays on failure."""
+    number = 0
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            for question in questions:
+                file.write(_QUESTION.dump_json(question) + b"\n")
+                number += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return number
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read what `write_questions` wrote.
+
+    Raises:
+        ValueError: naming the line, when a field is missing, unknown, of another type or out of range.
+    """
+    questions = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                questions.append(_QUESTION.validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in first["loc"]) or "the line"
+                raise ValueError(f"{path}, line {number}: {where}: {first['msg']}") from None
+    return questions
+
+
+def _number(text: str) -> str:
+    """The exact fraction that `text` spells, or an empty string."""
+    if len(text) > _LONGEST_NUMBER:
+        return ""
+    if ratio := _RATIO.fullmatch(text):
+        return str(Fraction(int(ratio[1]), int(ratio[2]))) if int(ratio[2]) else ""
+    if match := _NUMBER.fullmatch(text):
+        return str(Fraction(match[0].replace(",", "")))
+    return ""
+
+
+_QUESTION = TypeAdapter(Question)
