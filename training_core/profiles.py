@@ -78,18 +78,18 @@ NANO: dict[str, Values] = {
     | NANO_GENTLE
     | {
         "muon_lr": 0.005,
-        "steps": 12,
+        "steps": 10,
         "batch_size": 4,
         "min_length": 2,
         "max_length": 4,
-        "positions_per_sequence": 12,
+        "positions_per_sequence": 8,
         "true_tokens": 2,
         "baking_steps": 8,
-        "baking_batch_size": 6,
-        "baking_trajectories": 12,
+        "baking_batch_size": 4,
+        "baking_trajectories": 8,
         "baking_max_tokens": 16,
         "baking_examples": 1,
-        "measured_windows": 24,
+        "measured_windows": 16,
     },
     "ternary_model": NANO_SHORT | NANO_GENTLE | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
     "compressed_model": {
