@@ -240,7 +240,7 @@ def test_thoughts_that_help_are_found_to_help(helpful: Assessment) -> None:
     for end in ("", "_low", "_high"):
         assert metrics[f"thought_over_random_reward_hard{end}"] == 0, "this control is the same thinker"
     names = [arm.name for arm in helpful.arms]
-    assert names == ["thoughts", "ablated", "shuffled", "pause", "random reward"]
+    assert names == ["thoughts", "shuffled", "pause", "random reward"]
     assert metrics["mean_thought_tokens"] == LENGTH
     assert metrics["thought_leaks"] == 0
     assert metrics["undecodable_thoughts"] == 0

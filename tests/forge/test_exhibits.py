@@ -412,7 +412,7 @@ def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> N
         gain = math.log2(example["after"][0] / example["before"][0])
         assert example["gain_bits"] == pytest.approx(gain, abs=1e-3)
         assert len(example["thoughts"]) == 2
-    assert [arm["name"] for arm in shown["arms"]] == ["thoughts", "ablated", "shuffled", "pause", "random reward"]
+    assert [arm["name"] for arm in shown["arms"]] == ["thoughts", "shuffled", "pause", "random reward"]
     assert len(shown["heat_map"]) == 64
     tokenizer = Tokenizer.from_str(data.tokenizer_json)
     text = tokenizer.decode(suite.test.inputs[0].tolist(), skip_special_tokens=False).replace("<|endoftext|>", "¶")

@@ -155,7 +155,13 @@ def _arms(
 ) -> tuple[list[Arm], dict[str, float]]:
     hard = sample.only(sample.hard)
     mine = Outcome(*(getattr(own, name)[sample.hard] for name in Outcome.__slots__))
-    arms = [Arm("thoughts", "the trained model with its own thoughts", gain_per_token(hard, mine.gain()))]
+    arms = [
+        Arm(
+            "thoughts",
+            "the trained model with its own thoughts, over itself with thoughts removed",
+            gain_per_token(hard, mine.gain()),
+        )
+    ]
     metrics = _flat("thought_gain_hard", arms[0].gain)
     others = {
         "shuffled": measure_thoughts(thinker, windows, hard, batch_size, seed, shuffled(mine.tokens, seed)),
@@ -171,7 +177,6 @@ def _arms(
         arms.append(Arm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
         metrics |= _flat(f"thought_gain_{key}_hard", arms[-1].gain)
         metrics |= _flat(f"thought_over_{key}_hard", gain_per_token(hard, mine.gain() - outcome.gain()))
-    arms.insert(1, Arm("ablated", "the same model, thoughts removed: what gains are measured from", Estimate(0, 0, 0)))
     return arms, metrics
 
 

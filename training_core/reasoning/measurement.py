@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training_core.evaluation.held_out import Windows
 from training_core.evaluation.intervals import Estimate, rate
+from training_core.models.branching import Branches
 from training_core.models.cognate import Cognate
 from training_core.reasoning.injection import read_signals
 from training_core.reasoning.thoughts import ENDED, Thinker
@@ -180,8 +181,6 @@ def correlation(x: Tensor, y: Tensor) -> float:
 def divergence_from_greedy(thinker: Thinker, windows: Windows, sample: Sample, tokens_MNL: Tensor) -> float:
     """Mean normalised Levenshtein distance between each position's first thought and the greedy continuation of the
     same length from the same position: 0 for a thought that only repeats what the model would say anyway."""
-    from training_core.models.branching import Branches
-
     model = thinker.cognate
     distances = []
     for number in range(len(sample.window)):

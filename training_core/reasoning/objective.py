@@ -169,12 +169,14 @@ def log_likelihoods(
         at = positions + ahead
         base = trace.y.gather(1, at[..., None].expand(-1, -1, trace.y.shape[-1]))
         target = targets.gather(1, at)
-        talk = thinker.talk(base, thoughts, hidden)
-        log_p = talk.alone.float().log_softmax(-1)
+        if ahead == 0:
+            talk = thinker.talk(base, thoughts)
+            alone, together = talk.alone, F.cross_entropy(talk.together.float().flatten(0, 1), target.flatten())
+        else:
+            alone = thinker.talk_alone(base, hidden)
+        log_p = alone.float().log_softmax(-1)
         wanted = target[..., None, None].expand(-1, -1, count, 1)
         likelihood = likelihood + log_p.gather(-1, wanted).squeeze(-1)
-        if ahead == 0:
-            together = F.cross_entropy(talk.together.float().flatten(0, 1), target.flatten())
         if ahead + 1 < true_tokens:
             fed = thinker.cognate.embed(target).repeat_interleave(count, dim=1)
             hidden = thoughts.branches.feed(fed).view_as(hidden)

@@ -59,10 +59,9 @@ def make_reasoner(
     enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)
     controls = {name: control.to(device).eval() for name, control in result.controls.items()}
     assessed = assess(parent, thinker, controls, injector, test, suite.tasks, tokenizer, batch_size, seed, reporter)
-    metrics = dict(assessed.metrics) | result.training.metrics()
-    metrics |= {"handed_on": float(harmed), "thoughts_enabled": float(enabled)}
-    if result.baking is not None:
-        metrics |= result.baking.metrics()
+    metrics = dict(assessed.metrics) | {"handed_on": float(harmed), "thoughts_enabled": float(enabled)}
+    if not harmed:  # else they would describe a model that is not stored
+        metrics |= result.training.metrics() | ({} if result.baking is None else result.baking.metrics())
     shown = exhibit(thinker, injector, assessed, enabled, test, tokenizer, seed)
     reasoner = Reasoner(thinker.cpu(), injector, enabled)
     return Product(

@@ -166,12 +166,16 @@ class Thinker(nn.Module):
         `hidden` (B, P, N, D) stands in for the thoughts' own where the branches have been fed further true tokens.
         """
         hidden = thoughts.hidden if hidden is None else hidden
-        base = base_BPD[..., None, :].expand_as(hidden)
-        one = torch.zeros_like(hidden[..., :1, 0])[..., None].expand(*hidden.shape[:-1], 1)
-        alone = self.cognate.logits(self.head(base, hidden[..., None, :], one))
+        alone = self.talk_alone(base_BPD, hidden)
         score = coherence(base_BPD, hidden, thoughts.mean_log_prob().detach(), alone)
         together = self.cognate.logits(self.head(base_BPD, hidden, score))
         return Talk(alone, together, score)
+
+    def talk_alone(self, base_BPD: Tensor, hidden_BPND: Tensor) -> Tensor:
+        """The predictions (B, P, N, V) with each thought by itself."""
+        base = base_BPD[..., None, :].expand_as(hidden_BPND)
+        nothing_to_weigh = hidden_BPND.new_zeros(*hidden_BPND.shape[:-1], 1)
+        return self.cognate.logits(self.head(base, hidden_BPND[..., None, :], nothing_to_weigh))
 
     def _action_logits(self, answer: Tensor, *, may_end: bool) -> Tensor:
         """Vocabulary and, last, the end of the thought; end-of-text is never a part of a thought."""
