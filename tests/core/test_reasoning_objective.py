@@ -188,9 +188,10 @@ def test_slow_copy_moves_and_scores_without_thinking() -> None:
     inputs, targets = tokens(14)[:, :-1], tokens(14)[:, 1:]
     positions = torch.tensor([[0, 9], [3, 10]])
     config = policy(slow_decay=0.75)
-    with pytest.raises(ValueError, match="construct it with slow=True"):
+    with pytest.raises(ValueError, match="call its keep_slow_copy"):
         slow_log_likelihood(thinker, inputs, targets, positions, config)
-    thinker = Thinker(small(), config, slow=True)
+    thinker = Thinker(small(), config)
+    thinker.keep_slow_copy()
     assert thinker.slow is not None
     for parameter in thinker.slow.parameters():
         parameter.mul_(0.5)

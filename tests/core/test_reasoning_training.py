@@ -154,6 +154,7 @@ def test_training_that_harms_hands_the_parent_on(small_data: dict[str, Path], tm
     harmful = {"muon_lr": 2.0, "adamw_lr": 1.0, "backbone_lr_factor": 1.0, "warmup_fraction": 0.0}
     product = made(small_data, Recorder(), **harmful)
     assert product.metrics["handed_on"] == 1
+    assert not any(name.startswith(("baking_", "train_")) for name in product.metrics), "of a model not stored"
     assert product.metrics["thoughts_enabled"] == 0
     assert product.metrics["thought_gain"] == product.metrics["thought_gain_hard"] == 0.0
     bundle = write_bundle(

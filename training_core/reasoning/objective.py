@@ -195,7 +195,7 @@ def slow_log_likelihood(
         ValueError: when the thinker has no copy.
     """
     if thinker.slow is None:
-        raise ValueError("reward = information_gain needs a Thinker with a slow copy: construct it with slow=True")
+        raise ValueError("reward = information_gain needs a Thinker with a slow copy: call its keep_slow_copy")
     slow: Cognate = thinker.slow
     for mine, theirs in zip(slow.parameters(), thinker.cognate.parameters(), strict=True):
         mine.lerp_(theirs.to(mine), 1 - config.slow_decay)

@@ -86,10 +86,10 @@ class Talk:
 class Thinker(nn.Module):
     """A Cognate model with learned thought delimiters and a mixing head.
 
-    With `slow` it carries a copy of the model that is not trained (`objective.slow_log_likelihood` moves it).
+    After `keep_slow_copy` it carries a copy of the model that is not trained; `objective.slow_log_likelihood` moves it.
     """
 
-    def __init__(self, cognate: Cognate, config: ThoughtConfig, *, slow: bool = False) -> None:
+    def __init__(self, cognate: Cognate, config: ThoughtConfig) -> None:
         super().__init__()
         check_length(cognate.config, config)
         self.config = config
@@ -97,8 +97,12 @@ class Thinker(nn.Module):
         width = cognate.embedding.weight.shape[1]
         self.delimiter_embedding = nn.Embedding(2, width)
         self.head = MixingHead(cognate.config.d_model, config.mixing_heads)
-        self.slow = copy.deepcopy(cognate).requires_grad_(requires_grad=False) if slow else None
+        self.slow: Cognate | None = None
         self.pause_embedding = nn.Embedding(config.num_thoughts, width) if config.content == "pause" else None
+
+    def keep_slow_copy(self) -> None:
+        """Copy the model as it is now."""
+        self.slow = copy.deepcopy(self.cognate).requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def initialise_delimiters(self, like: list[int], generator: torch.Generator) -> None:

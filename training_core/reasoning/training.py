@@ -192,7 +192,7 @@ def _teach(
     """Step 2 on a copy of `thinker`, which stays as the reference of the KL term."""
     learner = copy.deepcopy(thinker)
     if config.reward == "information_gain":
-        learner.slow = copy.deepcopy(thinker.cognate).requires_grad_(requires_grad=False)
+        learner.keep_slow_copy()
     policy = config.model_dump(include=set(PolicyConfig.model_fields) | set(ThoughtConfig.model_fields))
     result = train(
         learner,
