@@ -4,13 +4,7 @@ from forge_assets.factory import PhaseRun, phase_asset
 from training_core.data.batches import TrainingData
 from training_core.loading import load_latents
 from training_core.phases import Product
-from training_core.quantization.training import (
-    TernaryConfig,
-    packed_file,
-    settings_of,
-    ternary_document,
-    train_ternary,
-)
+from training_core.quantization.training import TernaryConfig, settings_of, ternary_product, train_ternary
 
 
 @phase_asset(
@@ -31,12 +25,4 @@ def ternary_model(run: PhaseRun, config: TernaryConfig) -> Product:
     data = TrainingData.open(run.data["tokens"], run.data["task_bank"])
     parent = load_latents(run.parents["reasoning_model"])
     model, result = train_ternary(parent, config, data, run.reporter, run.checkpoint)
-    settings = settings_of(config)
-    return Product(
-        "ternary",
-        ternary_document(model, settings),
-        model.state_dict(),
-        data.tokenizer_json,
-        payload=packed_file(model, settings),
-        metrics=result.metrics(),
-    )
+    return ternary_product(model, settings_of(config), data.tokenizer_json, metrics=result.metrics())

@@ -41,17 +41,20 @@ class PlainSpeaker:
         return self._logits
 
 
-def sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
     """Draw from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al., 2020, section 3.1).
 
-    Temperature 0 takes the most likely token.
+    Logits (rows, vocab) to token ids (rows). Temperature 0 takes the most likely token.
     """
     if temperature == 0:
-        return int(logits_V.argmax())
-    probabilities, order = (logits_V.double() / temperature).softmax(-1).sort(descending=True)
+        return logits.argmax(-1)
+    probabilities = (logits.double() / temperature).softmax(-1)
+    if top_p == 1:
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    probabilities, order = probabilities.sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    place = torch.multinomial(probabilities.masked_fill(before >= top_p, 0.0), 1, generator=generator)
+    return order.gather(-1, place)[:, 0]
 
 
 def generate(
@@ -104,7 +107,7 @@ def _draw(
     while len(produced) < max_tokens:
         if produced:
             speaker.feed(produced[-1])
-        produced.append(sample(speaker.predict().cpu(), temperature, top_p, generator))
+        produced.append(int(sample(speaker.predict().cpu()[None], temperature, top_p, generator)))
         if produced[-1] == END_OF_TEXT_ID:
             yield ""
             return

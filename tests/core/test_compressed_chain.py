@@ -24,13 +24,7 @@ from training_core.merging.evolution import EvolutionConfig
 from training_core.models.cognate import Cognate, CognateConfig, effective_weight
 from training_core.profiles import preset
 from training_core.quantization.ternary import TernaryLinear
-from training_core.quantization.training import (
-    TernaryConfig,
-    packed_file,
-    settings_of,
-    ternary_document,
-    train_ternary,
-)
+from training_core.quantization.training import TernaryConfig, settings_of, ternary_product, train_ternary
 from training_core.training.reporting import SilentReporter
 
 STUDENT = {
@@ -73,14 +67,14 @@ def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk:
     before = {n: t.clone() for n, t in trunk.state_dict().items()}
     model, _ = train_ternary(trunk, config, data, SilentReporter())
     assert all(torch.equal(t, before[n]) for n, t in trunk.state_dict().items()), "the parent is left as it was"
-    settings = settings_of(config)
+    product = ternary_product(model, settings_of(config), data.tokenizer_json)
     bundle = write_bundle(
         tmp_path / "t",
-        kind="ternary",
-        model_config=ternary_document(model, settings),
-        tensors=model.state_dict(),
-        tokenizer_json=data.tokenizer_json,
-        payload=packed_file(model, settings),
+        kind=product.kind,
+        model_config=product.model_config,
+        tensors=product.tensors,
+        tokenizer_json=product.tokenizer_json,
+        payload=product.payload,
     )
     decoded, latents = load_model(bundle), load_latents(bundle)
     tokens = torch.randint(0, 320, (2, 20))
@@ -170,7 +164,7 @@ def test_generation_is_seeded_and_equals_argmax_at_zero_temperature(data: Traini
 def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
-    drawn = [sample(logits, 1.0, 0.75, generator) for _ in range(600)]
+    drawn = sample(logits.expand(600, -1), 1.0, 0.75, generator).tolist()
     assert set(drawn) == {0, 1}
     assert abs(drawn.count(0) / 600 - 0.625) < 3 * (0.625 * 0.375 / 600) ** 0.5
-    assert sample(logits, 0, 1.0, generator) == 0
+    assert sample(logits[None], 0, 1.0, generator).tolist() == [0]

@@ -19,10 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.generation import sample
 from training_core.models.cognate import Cognate
-
-ROWS_AT_ONCE = 64
+from training_core.sampling import continue_rows
 
 
 class SamplingConfig(BaseModel):
@@ -57,7 +55,6 @@ class AlignedRows:
     mask_BS: Tensor
 
 
-@torch.no_grad()
 def sample_continuations(
     model: Cognate,
     prompt_ids: Sequence[int],
@@ -67,9 +64,7 @@ def sample_continuations(
 ) -> list[Trajectory]:
     """Continue END_OF_TEXT + prompt + prefix from `model`, one trajectory a prefix, in the order given.
 
-    Up to ROWS_AT_ONCE rows advance in lockstep, each from position 0: a row whose prefix is over draws its next token
-    while longer ones are still being fed, so that nothing is padded and every row sees exactly its own tokens. A
-    continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `generator` must be on the CPU.
+    A continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `generator` must be on the CPU.
 
     Raises:
         ValueError: for an empty prompt, no prefixes, ids outside the vocabulary, or a sum of lengths above
@@ -81,42 +76,15 @@ def sample_continuations(
     for prefix in prefixes:
         check_length(model, len(prompt_ids), len(prefix), config.max_tokens)
         _check_ids(model, prefix, "a prefix")
-    was_training = model.training
-    model.eval()
-    sampled: list[Trajectory] = []
-    for start in range(0, len(prefixes), ROWS_AT_ONCE):
-        part = [tuple(prefix) for prefix in prefixes[start : start + ROWS_AT_ONCE]]
-        sampled += _sample_rows(model, tuple(prompt_ids), part, config, generator)
-    model.train(was_training)
-    return sampled
-
-
-def _sample_rows(
-    model: Cognate,
-    prompt: tuple[int, ...],
-    prefixes: list[tuple[int, ...]],
-    config: SamplingConfig,
-    generator: torch.Generator,
-) -> list[Trajectory]:
-    device = next(model.parameters()).device
-    rows = [[END_OF_TEXT_ID, *prompt, *prefix] for prefix in prefixes]
-    given = [len(row) for row in rows]
-    running = set(range(len(rows)))
-    state = model.stream(len(rows))
-    position = 0
-    while running:
-        # rows that are over are fed END_OF_TEXT; no other row sees it
-        tokens_B = [row[position] if position < len(row) else END_OF_TEXT_ID for row in rows]
-        logits_BV = model.step(torch.tensor(tokens_B, device=device), state).cpu()
-        position += 1
-        for index in sorted(running):
-            row = rows[index]
-            if position < len(row):
-                continue
-            row.append(sample(logits_BV[index], config.sampling_temperature, config.top_p, generator))
-            if row[-1] == END_OF_TEXT_ID or len(row) - given[index] == config.max_tokens:
-                running.remove(index)
-    return [Trajectory(prefix, tuple(row[length:])) for prefix, row, length in zip(prefixes, rows, given, strict=True)]
+    drawn = continue_rows(
+        model,
+        [(*prompt_ids, *prefix) for prefix in prefixes],
+        config.max_tokens,
+        generator,
+        temperature=config.sampling_temperature,
+        top_p=config.top_p,
+    )
+    return [Trajectory(tuple(prefix), row.ids) for prefix, row in zip(prefixes, drawn, strict=True)]
 
 
 def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> AlignedRows:

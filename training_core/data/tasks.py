@@ -22,6 +22,7 @@ from training_core.data.documents import SPLITS
 from training_core.training.reporting import Reporter
 
 FAMILIES = ("arithmetic", "logic", "needle")
+ANSWER_CUE = " The answer is "  # between a worked solution and its answer
 
 
 class TaskBankConfig(BaseModel):

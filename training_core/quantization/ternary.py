@@ -16,14 +16,16 @@ rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a parame
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 Granularity = Literal["tensor", "row"]
 SMALLEST_HALF = 2.0**-24  # the smallest positive float16 value
 _ACTIVATION_FLOOR = 1e-5  # of the paper's released code: keeps 127 / max|x| finite for an all-zero token
@@ -296,6 +298,15 @@ def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -
         raise ValueError("the model has no ternary module to freeze; call apply_ternary first")
     _replace(model, swaps)
     return names
+
+
+def inference_copy(model: ModelT) -> ModelT:
+    """A copy of `model` in evaluation mode that computes the same and does not train: ternary weights are worked out
+    once instead of at every call."""
+    copied = copy.deepcopy(model)
+    if next(ternary_modules(copied), None) is not None:
+        freeze_ternary(copied)
+    return copied.eval()
 
 
 def _ternarize(weight: Tensor, threshold: float, granularity: str) -> Ternary:

@@ -4,6 +4,7 @@ weights."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from training_core.cognate.objective import next_token_objective
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Cognate
+from training_core.phases import Product
 from training_core.quantization.packing import pack_ternary, round_to_half_
 from training_core.quantization.ternary import Granularity, apply_ternary, hardness, set_hardness
 from training_core.training.distillation import distil
@@ -68,10 +70,7 @@ def train_ternary(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[Cognate, TrainingResult]:
-    """Train `parent`'s weights as latents of a ternary model; the parent itself is the distillation teacher.
-
-    What is not ternary is rounded to float16 at the end, so that the packed file loses nothing.
-    """
+    """Train `parent`'s weights as latents of a ternary model; the parent itself is the distillation teacher."""
     model = Cognate(parent.config)
     model.load_state_dict(parent.state_dict())
     make_ternary(model, settings_of(config))
@@ -92,7 +91,6 @@ def train_ternary(
         before_step=lambda step: set_hardness(model, hardness(step, config.steps, config.hardening_fraction)),
     )
     set_hardness(model, 1.0)
-    round_to_half_(model)
     return model, result
 
 
@@ -101,11 +99,14 @@ def settings_of(config: TernaryConfig) -> TernarySettings:
     return TernarySettings.model_validate({f: getattr(config, f) for f in TernarySettings.model_fields})
 
 
-def packed_file(model: Cognate, settings: TernarySettings) -> bytes:
-    """The bytes of `model.ternary`, which carry everything needed to rebuild the model."""
-    return pack_ternary(model, ternary_document(model, settings))
+def ternary_product(model: Cognate, settings: TernarySettings, tokenizer_json: str, **measured: Any) -> Product:
+    """A straight-through model as the product of a phase: its latents for further training, and the packed file that
+    decodes to exactly its effective weights. `measured` are `metrics` and `exhibits` of the product.
 
-
-def ternary_document(model: Cognate, settings: TernarySettings) -> dict[str, object]:
-    """The model configuration of a ternary bundle."""
-    return {"cognate": model.config.model_dump(), "ternary": settings.model_dump()}
+    What is not ternary is rounded to float16 in place, so that the file loses nothing.
+    """
+    round_to_half_(model)
+    document = {"cognate": model.config.model_dump(), "ternary": settings.model_dump()}
+    return Product(
+        "ternary", document, model.state_dict(), tokenizer_json, payload=pack_ternary(model, document), **measured
+    )

@@ -24,13 +24,13 @@ from training_core.baking.prompt_baking import BakingConfig, BakingMeasure, bake
 from training_core.baking.trajectories import SamplingConfig, Trajectory, sample_continuations
 from training_core.cognate.training import check_sequence
 from training_core.data.batches import MixConfig, TrainingData
-from training_core.data.tasks import Task
+from training_core.data.tasks import ANSWER_CUE, Task
 from training_core.models.cognate import Cognate
 from training_core.reasoning.injection import InjectionConfig
 from training_core.reasoning.mixing import check_heads
 from training_core.reasoning.objective import PolicyConfig, ThoughtObjective, check_true_tokens
 from training_core.reasoning.thoughts import Thinker, ThoughtConfig, check_length
-from training_core.reasoning.worked_solutions import ANSWER_CUE, cot_prompt, worked_solution
+from training_core.reasoning.worked_solutions import cot_prompt, worked_solution
 from training_core.training.loop import TrainingConfig, TrainingResult, step_generator, train
 from training_core.training.reporting import Reporter
 

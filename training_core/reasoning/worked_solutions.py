@@ -17,9 +17,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training_core.data.tasks import FAMILIES, Task
+from training_core.data.tasks import ANSWER_CUE, FAMILIES, Task
 
-ANSWER_CUE = " The answer is "
 SEPARATOR = "\n\n"
 HEAD, TAIL = "Question: ", "\nAnswer:"
 ARITHMETIC = re.compile(r"(-?\d+(?: [+-] -?\d+)+) =")

@@ -1,0 +1,198 @@
+"""What a model learns from: completions of questions, corpus text beside them, and memories of earlier levels.
+
+    loss = mean over learned tokens of  -log p(token)                                   examples
+         + text_weight   * mean over corpus tokens of -log p(token)                     what it must not lose
+         + memory_weight * mean over memory tokens of -log p(token)                     replay, or
+           memory_weight * mean over memory tokens of KL(p_earlier || p)                dreams
+         + 0.5 BCE of the halting head on each of them, which reaches nothing but that head
+
+Tokens that a tool put in are read and never learned. A memory with a teacher is a dream: the earlier model's whole
+distribution is the target (self-distillation, as in arXiv:2601.19897), not the one token that it drew.
+
+Shape legend: B rows, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_core.baking.divergences import per_position
+from training_core.cognate.objective import HALT_WEIGHT, next_token_objective
+from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.models.cognate import Carry, Cognate
+from training_core.training.loop import Objective, StepResult
+
+TextBatches = Callable[[torch.Generator], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt and a completion as token ids (no END_OF_TEXT in front), and which completion tokens are learned.
+
+    Raises:
+        ValueError: when none is, or the flags do not fit.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    learned: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.learned) != len(self.completion) or not any(self.learned):
+            raise ValueError(
+                f"an example needs a flag for each of its {len(self.completion)} completion tokens and one that is "
+                f"learned, got {self.learned}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Examples as rows, padded on the right with END_OF_TEXT: inputs and targets (B, S), `mask_BS` True where the
+    target is learned."""
+
+    inputs_BS: Tensor
+    targets_BS: Tensor
+    mask_BS: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is rehearsed: `tokens` learned tokens of `examples` in every batch, exactly. With a `teacher`, a dream."""
+
+    examples: Sequence[Example]
+    tokens: int
+    weight: float
+    teacher: Cognate | None = None
+
+
+def rows_of(examples: Sequence[Example]) -> Rows:
+    """END_OF_TEXT, prompt and completion of every example."""
+    length = max(len(e.prompt) + len(e.completion) for e in examples)
+    tokens = torch.full((len(examples), length + 1), END_OF_TEXT_ID)
+    mask_BS = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt), len(example.prompt) + len(example.completion)
+        tokens[row, 1 : end + 1] = torch.tensor([*example.prompt, *example.completion])
+        mask_BS[row, start:end] = torch.tensor(example.learned)
+    return Rows(tokens[:, :-1], tokens[:, 1:], mask_BS)
+
+
+def draw_memories(memory: Memory, generator: torch.Generator) -> Rows:
+    """Rows with exactly `memory.tokens` learned tokens: examples in random order, from the beginning again where they
+    run out, the last one cut."""
+    chosen: list[Example] = []
+    left = memory.tokens
+    while left > 0:
+        for place in torch.randperm(len(memory.examples), generator=generator).tolist():
+            chosen.append(memory.examples[place])
+            left -= sum(chosen[-1].learned)
+            if left <= 0:
+                break
+    rows = rows_of(chosen)
+    if left < 0:
+        learned = rows.mask_BS[-1].nonzero().flatten()
+        rows.mask_BS[-1, learned[left:]] = False
+    return rows
+
+
+@dataclass(slots=True)
+class _Lesson:
+    """Rows, their targets (tokens, or a teacher's logits), and the carry between supervision steps."""
+
+    rows: Rows
+    teacher_BSV: Tensor | None = None
+    carry: Carry | None = None
+
+    def attend(self, model: Cognate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One supervision step: logits, mean loss and halting loss over the mask, accuracy there."""
+        rows = self.rows
+        h = model.encode(rows.inputs_BS)
+        after = model.supervise(h, self.carry if self.carry is not None else model.start(h))
+        logits_BSV = model.logits(after.y)
+        masked, targets = logits_BSV[rows.mask_BS].float(), rows.targets_BS[rows.mask_BS]
+        if self.teacher_BSV is None:
+            loss = F.cross_entropy(masked, targets)
+        else:
+            loss = per_position("forward_kl", masked, self.teacher_BSV[rows.mask_BS]).mean()
+        correct = (masked.detach().argmax(-1) == targets).float()
+        halting = F.binary_cross_entropy_with_logits(model.halt(after.y)[rows.mask_BS].float(), correct)
+        self.carry = Carry(after.y.detach(), after.z.detach())
+        return logits_BSV, loss, halting, correct.mean()
+
+
+class LessonObjective:
+    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,).
+
+    Raises:
+        ValueError: when there are no examples, or no memories to be rehearsed.
+    """
+
+    def __init__(self, examples: Sequence[Example], memory: Memory | None = None) -> None:
+        if not examples or (memory is not None and not memory.examples):
+            raise ValueError("there is nothing to learn from: attempt some questions first, with hints")
+        self.examples, self.memory = examples, memory
+        self._lessons: list[tuple[str, float, _Lesson]] = []
+
+    def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
+        """Compute the loss; a carry of None announces a new batch."""
+        cognate = cast(Cognate, model)
+        if carry is None:
+            self._lessons = self._prepare(batch, generator)
+        total = torch.zeros((), device=batch.device)
+        metrics: dict[str, Tensor] = {}
+        logits, first = None, None
+        for name, weight, lesson in self._lessons:
+            logits_BSV, loss, halting, accuracy = lesson.attend(cognate)
+            total = total + weight * (loss + HALT_WEIGHT * halting)
+            metrics |= {f"{name}_loss": loss.detach(), f"{name}_accuracy": accuracy}
+            if logits is None:
+                logits, first = logits_BSV, lesson.carry
+        assert logits is not None
+        return StepResult(total, logits, first, metrics)
+
+    @torch.no_grad()
+    def _prepare(self, batch: Tensor, generator: torch.Generator) -> list[tuple[str, float, _Lesson]]:
+        device = batch.device
+        rows = rows_of([self.examples[i] for i in batch.tolist()])
+        lessons = [("examples", 1.0, _Lesson(_moved(rows, device)))]
+        if self.memory is not None:
+            memories = _moved(draw_memories(self.memory, generator), device)
+            teacher = self.memory.teacher
+            answers = None if teacher is None else teacher.to(device).eval()(memories.inputs_BS).logits
+            lessons.append(("memory", self.memory.weight, _Lesson(memories, answers)))
+        return lessons
+
+
+class BesideText:
+    """Another objective, and `weight` times the next-token loss on corpus rows.
+
+    `text_batches(generator)` gives rows (rows, tokens + 1); it is not called when the weight is 0.
+    """
+
+    def __init__(self, objective: Objective, text_batches: TextBatches, weight: float) -> None:
+        self.objective, self.text_batches, self.weight = objective, text_batches, weight
+        self._text = torch.zeros(0)
+        self._carry: Carry | None = None
+
+    def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
+        """Compute the loss; a carry of None announces a new batch."""
+        result = self.objective(model, batch, carry, generator)
+        if self.weight == 0:
+            return result
+        if carry is None:
+            self._text, self._carry = self.text_batches(generator).to(batch.device), None
+        text = next_token_objective(model, self._text, self._carry, generator)
+        self._carry = text.carry
+        result.loss = result.loss + self.weight * text.loss
+        result.metrics["text_loss"] = text.metrics["cross_entropy"]
+        return result
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    return Rows(rows.inputs_BS.to(device), rows.targets_BS.to(device), rows.mask_BS.to(device))
