@@ -14,14 +14,27 @@ app = typer.Typer(
 
 
 @app.command()
-def status() -> None:
+def status(
+    attack: Annotated[bool, typer.Option("--probe", help="Run hostile programs in the one that would run.")] = False,
+) -> None:
     """Say which sandbox would run, and for the other one what it lacks."""
-    from forge_resources.sandbox import Kind, describe
+    from forge_resources.sandbox import Kind, describe, open_sandbox, probe
+    from training_core.sandbox import SandboxUnavailableError
 
     console = Console(highlight=False)
     kinds: dict[str, Kind] = {"would run": "auto", "embedded": "embedded", "container": "container"}
     for title, kind in kinds.items():
         console.print(f"[bold]{title:<17}[/] {escape(describe(kind))}", soft_wrap=True, highlight=False)
+    if attack:
+        try:
+            with open_sandbox() as sandbox:
+                found = probe(sandbox)
+        except SandboxUnavailableError as error:
+            Console(stderr=True).print(f"[red]forge:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from error
+        console.print(escape(found.describe()), soft_wrap=True, highlight=False)
+        if found.breaches:
+            raise typer.Exit(1)
 
 
 @app.command()

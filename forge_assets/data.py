@@ -1,12 +1,14 @@
-"""Data assets: from a text source to packed tokens, verifiable tasks and the frozen evaluation suite."""
+"""Data assets: from a text source to packed tokens, verifiable tasks and questions, and the frozen evaluation suite."""
 
 from collections.abc import Mapping
 
 from forge_assets.factory import DataRun, data_asset
+from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
+from training_core.curriculum.bank import QuestionBankConfig, make_question_bank, without_frame
 from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
-from training_core.data.tasks import TaskBankConfig, make_task_bank
+from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
 
@@ -37,6 +39,31 @@ def tokens(run: DataRun, config: PackingConfig) -> Metadata:
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
     """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out questions are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
+
+
+@data_asset(
+    inputs=["task_bank"],
+    code=[
+        "training_core.curriculum.bank",
+        "training_core.curriculum.gym_items",
+        "training_core.curriculum.ladder",
+        "training_core.curriculum.primitives",
+        "training_core.curriculum.questions",
+        "forge_assets.question_sources",
+        "forge_resources.frontier.collection",
+        "forge_resources.frontier.questions",
+        "forge_resources.frontier.verification",
+    ],
+)
+def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
+    """Verified questions of ten levels, for training and held out, of generators and, if wanted, of frontier models.
+
+    Frontier models' answers are kept below the forge's home, so that no run pays for them twice.
+    """
+    held_out = (read_tasks(run.inputs["task_bank"], split) for split in ("validation", "test"))
+    avoid = [without_frame(task.prompt) for tasks in held_out for task in tasks]
+    found, collected = frontier_questions(config, forge_home() / "frontier", run.reporter, avoid)
+    return make_question_bank(config, run.out, run.reporter, avoid, found, collected)
 
 
 @data_asset(

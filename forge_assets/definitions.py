@@ -5,13 +5,28 @@ A further phase is one more module in `PHASES` and its rows in `forge_assets.gat
 
 import dagster as dg
 
-from forge_assets import data, phase1_cognate, phase2_evomerge, phase3_quiet_star, phase4_bitnet, phase8_compression
-from forge_assets.gates import asset_checks
+from forge_assets import (
+    data,
+    phase1_cognate,
+    phase2_evomerge,
+    phase3_quiet_star,
+    phase4_bitnet,
+    phase5_curriculum,
+    phase8_compression,
+)
+from forge_assets.checks import asset_checks
 from forge_assets.schedules import phase_schedules
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
 
-PHASES = (phase1_cognate, phase2_evomerge, phase3_quiet_star, phase4_bitnet, phase8_compression)
+PHASES = (
+    phase1_cognate,
+    phase2_evomerge,
+    phase3_quiet_star,
+    phase4_bitnet,
+    phase5_curriculum,
+    phase8_compression,
+)
 
 _data = dg.load_assets_from_modules([data])
 _models = [asset for asset in dg.load_assets_from_modules(PHASES) if isinstance(asset, dg.AssetsDefinition)]

@@ -1,21 +1,17 @@
 """The quality gates: which measured number of which asset must lie on which side of which threshold.
 
 This table is the only place where a threshold stands. It is under version control and no run's configuration
-can change it. From it come one blocking check `gate` per model asset and one non-blocking check `claims`
-where an asset promises more than it must keep. A check judges what is stored: the bundle that the latest
-materialization names, opened from the model store with its digest verified.
+can change it. `forge_assets.checks` makes Dagster's checks of it.
 
 Importing this module loads no model code: the run coordinator does so in the webserver and in the daemon.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import dagster as dg
 
-from forge_resources.gatekeeping import latest_materialization
-from training_core.gates import Gate, Verdict, judge
+from training_core.gates import Gate
 
 MODELS = (
     "trunk",
@@ -25,6 +21,8 @@ MODELS = (
     "merged_model",
     "reasoning_model",
     "ternary_model",
+    "practised_model",
+    "curriculum_model",
     "compressed_model",
 )
 
@@ -58,6 +56,43 @@ def _learned(asset: str) -> Gate:
 def _thought_claim(name: str, metric: str, against: str) -> Gate:
     evidence = "bits per token gained on the hardest decile of held-out tokens, low end of the 95 % interval"
     return Gate("reasoning_model", name, metric, "at_least", 1e-4, evidence, against=against, blocking=False)
+
+
+def _curriculum(asset: str, parent: str) -> tuple[Gate, ...]:
+    """What phase 5 asks of both of its models."""
+    return (
+        Gate(
+            asset,
+            "keeps_text",
+            "bits_per_byte_ratio_to_best_parent_high",
+            "at_most",
+            1.02,
+            "bits per byte on held-out documents, high end of the paired 95 % interval",
+            against=parent,
+        ),
+        Gate(
+            asset,
+            "keeps_levels",
+            "worst_passed_level_drop_high",
+            "at_most",
+            0.03,
+            "fall of accuracy on fresh questions at the worst of the levels that were passed before (of all levels "
+            "where none was), high end of the paired 95 % interval",
+            against=parent,
+        ),
+        Gate(
+            asset,
+            "sandbox_holds",
+            "sandbox_breaches",
+            "at_most",
+            0,
+            "abuses that succeeded against the sandbox in the place where the phase ran",
+        ),
+    )
+
+
+def _promise(asset: str, name: str, metric: str, threshold: float, evidence: str, against: str) -> Gate:
+    return Gate(asset, name, metric, "at_least", threshold, evidence, against=against, blocking=False)
 
 
 GATES: tuple[Gate, ...] = (
@@ -139,6 +174,92 @@ GATES: tuple[Gate, ...] = (
         "the parent's parameters at four bytes each, over this model's bytes on disk",
         blocking=False,
     ),
+    *_curriculum("practised_model", "the ternary model"),
+    _promise(
+        "practised_model",
+        "learns",
+        "level_accuracy_gain_low",
+        1e-4,
+        "mean gain of accuracy over all levels on fresh questions, low end of the paired 95 % interval",
+        "the ternary model",
+    ),
+    _promise(
+        "practised_model",
+        "moves_the_edge",
+        "edge_gain",
+        1,
+        "levels by which the hardest level at 75 % rose, on fresh questions",
+        "the ternary model",
+    ),
+    _promise(
+        "practised_model",
+        "dreams_protect",
+        "dreams_over_none_low",
+        1e-4,
+        "accuracy kept at earlier levels while the next one is learned, low end of the paired 95 % interval",
+        "learning without any rehearsal",
+    ),
+    _promise(
+        "practised_model",
+        "dreams_beat_replay",
+        "dreams_over_replay_low",
+        1e-4,
+        "accuracy kept at earlier levels at equal tokens, low end of the paired 95 % interval",
+        "plain replay",
+    ),
+    *_curriculum("curriculum_model", "the practised model"),
+    _promise(
+        "curriculum_model",
+        "rules_baked",
+        "preference_gain_low",
+        1e-4,
+        "gain in preference accuracy on held-out scenario pairs without a prompt, low end of the paired 95 % interval",
+        "the practised model",
+    ),
+    Gate(
+        "curriculum_model",
+        "no_regression_in_text",
+        "next_token_accuracy_drop_to_best_parent_high",
+        "at_most",
+        0.01,
+        "fall of next-token accuracy on held-out documents, high end of the paired 95 % interval",
+        against="the practised model",
+        blocking=False,
+    ),
+    Gate(
+        "curriculum_model",
+        "no_regression_in_levels",
+        "level_accuracy_drop_high",
+        "at_most",
+        0.01,
+        "fall of the mean accuracy over levels on fresh questions, high end of the paired 95 % interval",
+        against="the practised model",
+        blocking=False,
+    ),
+    _promise(
+        "curriculum_model",
+        "council_helps",
+        "council_gain_over_self_consistency_low",
+        1e-4,
+        "gain in accuracy at equal tokens, low end of the paired 95 % interval",
+        "one prompt sampled as often",
+    ),
+    _promise(
+        "curriculum_model",
+        "loop_helps",
+        "ooda_gain_over_direct_low",
+        1e-4,
+        "gain in accuracy at equal tokens, low end of the paired 95 % interval",
+        "direct answers",
+    ),
+    _promise(
+        "curriculum_model",
+        "knows_its_temperature",
+        "temperature_over_chance_low",
+        1e-4,
+        "accuracy over ten ranges above chance, low end of the 95 % interval",
+        "chance",
+    ),
     Gate("compressed_model", "fits", "bytes_on_disk", "at_most", 64_000, "size of model.forge on disk"),
     Gate(
         "compressed_model",
@@ -147,7 +268,7 @@ GATES: tuple[Gate, ...] = (
         "at_least",
         0.84,
         "share of the next-token accuracy that is kept, low end of the 95 % interval",
-        against="the ternary model",
+        against="the curriculum model",
     ),
     Gate(
         "compressed_model",
@@ -196,93 +317,3 @@ def gates_for(
         return replace(gate, threshold=thresholds[profile])
 
     return tuple(resolve(gate) for gate in gates if gate.asset == asset)
-
-
-def asset_checks(
-    gates: Sequence[Gate] = GATES,
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]] = BY_PROFILE,
-    assets: Sequence[str] | None = None,
-) -> list[dg.AssetChecksDefinition]:
-    """One blocking check `gate`, and `claims` where there are any, for each of `assets` (default: all).
-
-    Raises:
-        ValueError: when one of them has no blocking gate.
-    """
-    wanted = assets if assets is not None else list(dict.fromkeys(gate.asset for gate in gates))
-    checks = []
-    for asset in wanted:
-        rows = [gate for gate in gates if gate.asset == asset]
-        if not any(gate.blocking for gate in rows):
-            raise ValueError(f"{asset} has no blocking gate: add a row to GATES in forge_assets/gates.py")
-        checks.append(_check(asset, gates, by_profile, blocking=True))
-        if not all(gate.blocking for gate in rows):
-            checks.append(_check(asset, gates, by_profile, blocking=False))
-    return checks
-
-
-def _check(
-    asset: str,
-    gates: Sequence[Gate],
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]],
-    *,
-    blocking: bool,
-) -> dg.AssetChecksDefinition:
-    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
-
-    @dg.asset_check(
-        asset=dg.AssetKey(asset),
-        name="gate" if blocking else "claims",
-        blocking=blocking,
-        required_resource_keys={"store", "tracking"},
-        description=(
-            f"What {asset} must fulfil before anything is built from it."
-            if blocking
-            else f"What {asset} promises; a broken promise is reported and blocks nothing."
-        ),
-    )
-    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        record = latest_materialization(context.instance, dg.AssetKey(asset))
-        try:
-            bundle = context.resources.store.open_materialized(asset, record)
-            lineage = bundle.lineage()
-            rows = [g for g in gates_for(asset, lineage.profile, gates, by_profile) if g.blocking == blocking]
-        except ValueError as error:  # missing, damaged or without thresholds: nothing to pass
-            return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))
-        verdicts = [judge(gate, lineage.metrics) for gate in rows]
-        passed = all(verdict.passed for verdict in verdicts)
-        if blocking and passed:
-            context.resources.tracking.promote(asset, lineage.digest)
-        return dg.AssetCheckResult(
-            passed=passed,
-            severity=severity,
-            description="; ".join(v.describe() for v in verdicts if passed or not v.passed),
-            metadata=_metadata(verdicts, lineage.digest),
-        )
-
-    return check
-
-
-def _metadata(verdicts: Sequence[Verdict], digest: str) -> dict[str, dg.MetadataValue]:
-    """Each value and threshold as a number, which Dagster plots over time, and all of them as one table."""
-    metadata: dict[str, dg.MetadataValue] = {"digest": dg.MetadataValue.text(digest)}
-    for verdict in verdicts:
-        if verdict.value is not None and math.isfinite(verdict.value):  # GraphQL has no NaN
-            metadata[verdict.gate.metric] = dg.MetadataValue.float(float(verdict.value))
-        metadata[f"threshold/{verdict.gate.name}"] = dg.MetadataValue.float(float(verdict.gate.threshold))
-    metadata["verdicts"] = dg.MetadataValue.table(
-        [
-            dg.TableRecord(
-                {
-                    "gate": verdict.gate.name,
-                    "metric": verdict.gate.metric,
-                    "value": "not measured" if verdict.value is None else f"{verdict.value:.6g}",
-                    "required": f"{verdict.gate.direction} {verdict.gate.threshold:g}",
-                    "against": verdict.gate.against,
-                    "evidence": verdict.gate.evidence,
-                    "passed": verdict.passed,
-                }
-            )
-            for verdict in verdicts
-        ]
-    )
-    return metadata

@@ -10,7 +10,11 @@ from training_core.models.cognate import Cognate, CognateConfig, count_parameter
 from training_core.quantization.packing import load_packed, unpack_ternary
 from training_core.quantization.training import TernarySettings, make_ternary
 
-THOUGHTS = "thoughts."  # weights of a reasoning bundle that belong to thinking, not to the model (`reasoning.bundles`)
+# Weights of a bundle that stand beside the model: what thinks before its tokens (`reasoning.bundles`), and what
+# predicts its temperature (`character.self_model`).
+THOUGHTS = "thoughts."
+SELF_MODEL = "self_model."
+BESIDE = (THOUGHTS, SELF_MODEL)
 
 
 def load_model(bundle: Bundle) -> Cognate:
@@ -43,9 +47,21 @@ def load_latents(bundle: Bundle) -> Cognate:
         raise BundleError("a compressed model cannot be trained further; start from its parent")
     model = Cognate(cognate_config(bundle))
     if bundle.kind == "ternary":
-        make_ternary(model, TernarySettings.model_validate(bundle.model_config["ternary"]))
+        make_ternary(model, ternary_settings(bundle))
     _load_weights(model, bundle)
     return model.eval()
+
+
+def ternary_settings(bundle: Bundle) -> TernarySettings:
+    """How the model of a ternary bundle is quantised.
+
+    Raises:
+        BundleError: for a bundle of another kind, or a damaged one.
+    """
+    try:
+        return TernarySettings.model_validate(bundle.model_config["ternary"])
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{bundle.folder / 'config.json'} does not describe a ternary model ({error})") from error
 
 
 def cognate_config(bundle: Bundle) -> CognateConfig:
@@ -74,7 +90,7 @@ def _payload(bundle: Bundle) -> bytes:
 
 
 def _load_weights(model: Cognate, bundle: Bundle) -> None:
-    tensors = {name: t for name, t in bundle.tensors().items() if not name.startswith(THOUGHTS)}
+    tensors = {name: t for name, t in bundle.tensors().items() if not name.startswith(BESIDE)}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -11,8 +11,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
+from training_core.character.config import CharacterConfig
 from training_core.cognate.training import TrunkConfig, VariantConfig
 from training_core.compression.training import CompressionConfig
+from training_core.curriculum.bank import QuestionBankConfig
+from training_core.curriculum.dreams import CurriculumConfig
 from training_core.data.documents import CorpusConfig
 from training_core.data.packing import PackingConfig
 from training_core.data.tasks import TaskBankConfig
@@ -30,6 +33,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "tokenizer": TokenizerConfig,
     "tokens": PackingConfig,
     "task_bank": TaskBankConfig,
+    "question_bank": QuestionBankConfig,
     "evaluation_suite": SuiteConfig,
     "trunk": TrunkConfig,
     "cognate_reasoning": VariantConfig,
@@ -38,6 +42,8 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "merged_model": EvolutionConfig,
     "reasoning_model": ReasoningConfig,
     "ternary_model": TernaryConfig,
+    "practised_model": CurriculumConfig,
+    "curriculum_model": CharacterConfig,
     "compressed_model": CompressionConfig,
 }
 
@@ -92,6 +98,26 @@ NANO: dict[str, Values] = {
         "measured_windows": 16,
     },
     "ternary_model": NANO_SHORT | NANO_GENTLE | {"steps": 120, "decay_fraction": 0.5, "distillation_weight": 0.3},
+    "question_bank": {"train_per_level": 200, "held_out_per_level": 200},
+    "practised_model": NANO_SHORT
+    | {
+        "muon_lr": 0.007,
+        "adamw_lr": 0.005,
+        "batch_size": 16,
+        "text_rows": 8,
+        "text_weight": 2.0,
+        "steps": 60,
+        "rounds": 2,
+        "focus_levels": 1,
+        "questions_per_round": 96,
+        "max_tokens": 20,
+        "first_questions": 20,
+        "more_questions": 20,
+        "most_questions": 40,
+        "measured_questions": 40,
+        "consolidation_steps": 16,
+        "num_dreams": 96,
+    },
     "compressed_model": {
         "student_d_model": 128,
         "student_num_heads": 4,
@@ -151,6 +177,21 @@ MINI: dict[str, Values] = {
     | MINI_GENTLE
     | {"steps": 200, "batch_size": 8, "seq_len": 256, "min_length": 4, "max_length": 8, "true_tokens": 4},
     "ternary_model": MINI_SHORT | MINI_GENTLE | {"steps": 150},
+    "practised_model": MINI_SHORT
+    | {
+        "muon_lr": 0.007,
+        "adamw_lr": 0.003,
+        "seq_len": 256,
+        "text_weight": 2.0,
+        "steps": 100,
+        "rounds": 6,
+        "questions_per_round": 240,
+        "max_tokens": 40,
+        "consolidation_steps": 40,
+        "num_dreams": 256,
+        "measured_questions": 100,
+    },
+    "curriculum_model": {"steps": 60, "questions_per_level": 100, "council_questions": 200, "ooda_questions": 200},
     "compressed_model": {
         "student_d_model": 256,
         "student_num_heads": 4,
@@ -210,6 +251,22 @@ FORGE_25M: dict[str, Values] = {
     | FORGE_25M_GENTLE
     | {"steps": 500, "positions_per_sequence": 64, "baking_steps": 200},
     "ternary_model": FORGE_25M_SHORT | FORGE_25M_GENTLE | {"steps": 1500},
+    "practised_model": FORGE_25M_SHORT
+    | {
+        "muon_lr": 0.005,
+        "adamw_lr": 0.002,
+        "seq_len": 512,
+        "text_rows": 8,
+        "text_weight": 2.0,
+        "steps": 400,
+        "rounds": 8,
+        "questions_per_round": 480,
+        "max_tokens": 64,
+        "consolidation_steps": 100,
+        "num_dreams": 512,
+        "measured_questions": 200,
+    },
+    "curriculum_model": {"steps": 100, "questions_per_level": 200, "council_questions": 400, "ooda_questions": 400},
     "compressed_model": {
         "student_d_model": 256,
         "student_num_heads": 8,

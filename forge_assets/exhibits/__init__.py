@@ -8,12 +8,16 @@ an `Exhibit`, and a line in `_KNOWN`. Every text in a document counts as untrust
 from collections.abc import Mapping
 from typing import Any
 
-from forge_assets.exhibits import thoughts
+from forge_assets.exhibits import character, measured, practice, thoughts
 from forge_assets.exhibits.exhibit import Exhibit, ExhibitError
 
 __all__ = ["ExhibitError", "markdown", "render", "style", "title"]
 
-_KNOWN: Mapping[str, Exhibit[Any]] = {"thoughts": thoughts.EXHIBIT}
+_KNOWN: Mapping[str, Exhibit[Any]] = {
+    "thoughts": thoughts.EXHIBIT,
+    "practice": practice.EXHIBIT,
+    "character": character.EXHIBIT,
+}
 
 
 def render(name: str, document: Any) -> str:
@@ -47,7 +51,7 @@ def title(name: str) -> str:
 
 def style() -> str:
     """The CSS of all exhibits."""
-    return "\n".join(exhibit.css for exhibit in _KNOWN.values())
+    return "\n".join([measured.CSS, *(exhibit.css for exhibit in _KNOWN.values())])
 
 
 def _exhibit(name: str) -> Exhibit[Any]:

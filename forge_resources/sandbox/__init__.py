@@ -1,8 +1,9 @@
 """Where model-written programs run: an embedded interpreter, or hardened containers. Never on the host.
 
-`open_sandbox` gives one of the two behind the protocol of `training_core.sandbox`.
+`open_sandbox` gives one of the two behind the protocol of `training_core.sandbox`; `probe` says whether it holds.
 """
 
 from forge_resources.sandbox.choose import Kind, describe, open_sandbox
+from forge_resources.sandbox.conformance import Conformance, probe
 
-__all__ = ["Kind", "describe", "open_sandbox"]
+__all__ = ["Conformance", "Kind", "describe", "open_sandbox", "probe"]

@@ -119,9 +119,11 @@ def test_paired_comparison_is_exact_for_equal_models_and_tight_for_shifted_ones(
     torch.manual_seed(0)
     nats = torch.rand(50, dtype=torch.float64) * 100 + 50
     suite = torch.zeros(32, dtype=torch.uint8)
-    own = {"nats": nats * 1.02, "correct": nats, "suite": suite}
-    ratio = compare_counts(own, {"nats": nats, "correct": nats, "suite": suite})["bits_per_byte_ratio"]
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.02, 1.02, 1.02), rel=1e-9)
+    own = {"nats": nats * 1.02, "correct": nats * 0.98, "tokens": nats * 4, "suite": suite}
+    compared = compare_counts(own, {"nats": nats, "correct": nats, "suite": suite})
+    for name, value in {"bits_per_byte_ratio": 1.02, "retention": 0.98, "next_token_accuracy_drop": 0.005}.items():
+        found = compared[name]
+        assert (found.value, found.low, found.high) == pytest.approx((value, value, value), rel=1e-9)
     with pytest.raises(ValueError, match="different evaluation suites"):
         compare_counts(own, {"nats": nats, "correct": nats, "suite": suite + 1})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -49,6 +50,10 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def flat(lists: Iterable[list[float]]) -> list[float]:
+    return [value for values in lists for value in values]
+
+
 def step(objective: LessonObjective | BesideText, model: Cognate, numbers: list[int]) -> StepResult:
     return objective(model, torch.tensor(numbers), None, torch.Generator().manual_seed(4))
 
@@ -63,7 +68,7 @@ def test_rows_by_hand() -> None:
 def test_loss_equals_a_naive_loop() -> None:
     model = make_model()
     losses, halting = zip(*(naive(model, e) for e in EXAMPLES), strict=True)
-    expected = mean(sum(losses, [])) + HALT_WEIGHT * mean(sum(halting, []))
+    expected = mean(flat(losses)) + HALT_WEIGHT * mean(flat(halting))
     assert step(LessonObjective(EXAMPLES), model, [0, 1, 2]).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -75,7 +80,7 @@ def test_memories_equal_a_naive_loop(dream: bool) -> None:
     first, first_halting = naive(model, EXAMPLES[0])
     rehearsed, halting = zip(*(naive(model, e, memory.teacher) for e in EXAMPLES[1:]), strict=True)
     expected = mean(first) + HALT_WEIGHT * mean(first_halting)
-    expected += 0.7 * (mean(sum(rehearsed, [])) + HALT_WEIGHT * mean(sum(halting, [])))
+    expected += 0.7 * (mean(flat(rehearsed)) + HALT_WEIGHT * mean(flat(halting)))
     assert result.loss.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -41,10 +41,20 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         question("Größe \N{SNOWMAN}\nof 2?", "½"),
         question(provenance=ASKED, check="agreement", level=10),
         question(provenance=ASKED, check="program", program="print(2 + 2)\n"),
+        question(solution='<<2+2=4>> <py>print("a"*2)\nprint(4)</py><out>4</out>'),
     ]
-    assert write_questions(path, iter(questions)) == 3
+    assert write_questions(path, iter(questions)) == 4
     assert read_questions(path) == questions
     assert [path.name for path in tmp_path.iterdir()] == ["questions.jsonl"]
+
+
+def test_a_question_without_a_solution_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    write_questions(path, [question()])
+    record = json.loads(path.read_text())
+    assert record.pop("solution") == ""
+    path.write_text(json.dumps(record))
+    assert read_questions(path) == [question()]
 
 
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
@@ -91,6 +101,7 @@ def test_what_is_read_is_checked(tmp_path: Path, change: dict[str, Any], says: s
         ({"prompt": "bell \a"}, "control characters"),
         ({"answer": "\ud800"}, "control characters"),
         ({"family": ""}, "family must not be empty"),
+        ({"solution": "2\x002"}, "solution must be text without control characters"),
         ({"check": "agreement", "provenance": Provenance("frontier", "a", 0, DIGEST, ("a", "b"))}, "two other models"),
     ],
 )

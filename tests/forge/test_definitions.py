@@ -10,8 +10,9 @@ import tiny_forge
 from forge_instance import REPOSITORY, Make, failure_text, made
 from pydantic import BaseModel
 
+from forge_assets.checks import asset_checks
 from forge_assets.factory import phase_asset
-from forge_assets.gates import BY_PROFILE, GATES, MODELS, asset_checks, gate_checks, gates_for
+from forge_assets.gates import BY_PROFILE, GATES, MODELS, gate_checks, gates_for
 from forge_assets.launchpad import code_digest, inputs_digest, launchpad_fields
 from training_core.gates import Gate, judge
 
@@ -28,9 +29,12 @@ PARENTS = {
     "merged_model": {"cognate_reasoning", "cognate_memory", "cognate_speed", "trunk"},
     "reasoning_model": {"merged_model"},
     "ternary_model": {"reasoning_model"},
-    "compressed_model": {"ternary_model"},
+    "question_bank": {"task_bank"},
+    "practised_model": {"ternary_model", "question_bank"},
+    "curriculum_model": {"practised_model", "question_bank"},
+    "compressed_model": {"curriculum_model"},
 }
-DATA = {"tokens", "task_bank", "evaluation_suite", "tokenizer", "corpus"}
+DATA = {"question_bank", "tokens", "task_bank", "evaluation_suite", "tokenizer", "corpus"}
 
 
 def test_asset_graph() -> None:

@@ -19,11 +19,11 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer
 
 from forge_assets import exhibits
+from forge_assets.checks import asset_checks
 from forge_assets.exhibits.interval_chart import Interval, interval_chart
 from forge_assets.exhibits.markup import plain, visible
 from forge_assets.factory import PhaseRun, phase_asset
 from forge_assets.freshness import Forge
-from forge_assets.gates import asset_checks
 from forge_assets.ledger import collect
 from forge_assets.report import html_page
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest

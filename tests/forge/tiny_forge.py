@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
+from forge_assets.checks import asset_checks
 from forge_assets.factory import DataRun, PhaseRun, data_asset, phase_asset
-from forge_assets.gates import asset_checks
 from forge_assets.gates import gate_checks as checks_of
 from forge_assets.schedules import phase_schedules
 from forge_resources.model_store import ModelStore

@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from forge_resources.sandbox import abuses
+from forge_resources.sandbox.conformance import own_addresses
 from training_core.sandbox import MAX_SOURCE_BYTES, Limits, Outcome, Program, Sandbox
 
 LIMITS = Limits(seconds=3.0, memory_bytes=64 << 20, output_bytes=4000, processes=16)
@@ -77,48 +79,10 @@ def test_nothing_is_reached_over_the_network(sandbox: Sandbox) -> None:
     with socket.create_server(("", 0)) as server:
         server.settimeout(0.2)
         port = server.getsockname()[1]
-        hosts = ["127.0.0.1", "169.254.169.254", *_own_addresses()]
-        code = f"""
-import socket
-reached = []
-for host in {hosts!r}:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                with socket.socket(family, kind) as s:
-                    s.settimeout(0.1)
-                    s.connect((host, {port}))
-                    s.send(b"x")
-                    reached.append(host)
-            except OSError:
-                pass
-try:
-    reached.append(socket.getaddrinfo("localhost.localdomain.example", 80))
-except OSError:
-    pass
-with open("/proc/net/dev") as interfaces:
-    reached += [line.split(":")[0].strip() for line in interfaces if ":" in line and line.split(":")[0].strip() != "lo"]
-try:
-    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3)
-    reached.append("packets")
-except OSError:
-    pass
-try:
-    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    reached.append("the host of a virtual machine")
-except OSError:
-    pass
-# the loopback is the container's own: a datagram to nobody succeeds and goes nowhere
-print(sorted(set(reached) - {{"127.0.0.1"}}) or "none")
-"""
-        assert report(sandbox, code) == "none"
+        hosts = ["127.0.0.1", "169.254.169.254", *own_addresses()]
+        assert report(sandbox, abuses.network(hosts, port)) == "none"
         with pytest.raises(TimeoutError):
             server.accept()
-
-
-def _own_addresses() -> list[str]:
-    found = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
-    return [address for address in found if not address.startswith("127.")]
 
 
 # --- files and variables of the host
@@ -129,38 +93,9 @@ def test_no_file_of_the_host_is_read_written_or_linked_to(sandbox: Sandbox, tmp_
     secret.write_text("the host's")
     tmp_path.chmod(0o755)
     sockets = ["/var/run/docker.sock", os.environ.get("DOCKER_HOST", "").removeprefix("unix://") or "/run/none"]
-    code = f"""
-import os
-secret, done = {str(secret)!r}, []
-def attempt(name, action):
-    try:
-        action()
-    except OSError:
-        return
-    done.append(name)
-def read(path):
-    with open(path) as f:
-        f.read()
-def write(path):
-    with open(path, "w") as f:
-        f.write("x")
-roots = ["", "/proc/1/root", "/proc/self/root", "/proc/self/cwd/../../../../.."]
-for root in roots:
-    attempt("read " + root, lambda: read(root + secret))
-    attempt("list " + root, lambda: os.listdir(root + os.path.dirname(secret)))
-for path in {sockets!r} + ["/etc/shadow", "/root/.bashrc", "/etc/hostname-of-the-host"]:
-    attempt("stat " + path, lambda: os.stat(path))
-for name, target in enumerate([secret, "../" * 40 + secret, "/proc/1/root" + secret]):
-    os.symlink(target, "/tmp/link%d" % name)
-    attempt("link to " + target, lambda: read("/tmp/link%d" % name))
-attempt("hard link", lambda: os.link("/etc/passwd", "/tmp/passwd"))
-for path in ("/x", "/etc/passwd", "/etc/x", "/usr/bin/python3", "/usr/x", "/run/x", "/var/x", "/var/tmp/x", "/dev/x",
-             "/dev/shm/x", "/dev/mqueue/x", "/sys/x", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/home/x",
-             "/sys/fs/cgroup/x", "/proc/sys/kernel/core_pattern", "/proc/1/mem", secret):
-    attempt("write " + path, lambda: write(path))
-print(done or "none")
-"""
-    assert report(sandbox, code) == "none"
+    nonce = secrets.token_hex(8)
+    assert report(sandbox, abuses.host_files(str(secret), sockets, nonce)) == "none"
+    assert report(sandbox, abuses.links(str(secret), nonce)) == "none"
     assert secret.read_text() == "the host's"
     assert list(tmp_path.iterdir()) == [secret]
 
@@ -178,16 +113,7 @@ def test_no_variable_of_the_host_is_seen(sandbox: Sandbox, monkeypatch: pytest.M
     secret = secrets.token_hex(8)
     for name in ("FORGE_SECRET", "HTTP_PROXY", "https_proxy", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"http://{secret}:1")
-    code = """
-import os
-print(dict(os.environ))
-for pid in [p for p in os.listdir("/proc") if p.isdigit()]:
-    try:
-        print(open("/proc/%s/environ" % pid).read())
-    except OSError:
-        pass
-"""
-    seen = report(sandbox, code)
+    seen = report(sandbox, abuses.VARIABLES)
     assert secret not in seen
     assert "proxy" not in seen.lower()
 

@@ -6,11 +6,11 @@ import secrets
 
 import pytest
 
+from forge_resources.sandbox.abuses import ADD, EARLY_ENDS, FIVE, FORGERS, LIARS, PATCHABLE_TESTS, PATCHES, looking
 from training_core.sandbox import Limits, Sandbox, Verdict
 
 LIMITS = Limits(seconds=4.0, memory_bytes=64 << 20)
 BRIEF = Limits(seconds=1.5, memory_bytes=64 << 20)
-ADD = "def add(a, b):\n    return a + b\n"
 TESTS = "assert add(2, 2) == 4\nassert add(-1, 1) == 0\n"
 
 
@@ -65,32 +65,17 @@ for there in values:
     assert judged(sandbox, "def same(x):\n    return x\n", tests) == ("passed", 15)
 
 
-@pytest.mark.parametrize(
-    "ending", ["import os\n{}os._exit(0)", "import sys\n{}sys.exit(0)", "{}raise SystemExit(0)", "{}quit()", "{}exit()"]
-)
-@pytest.mark.parametrize("where", ["", "def add(a, b):\n    "])
-def test_to_end_early_is_not_to_pass(sandbox: Sandbox, ending: str, where: str) -> None:
-    verdict = sandbox.check(ending.format(where), TESTS, LIMITS)
+@pytest.mark.parametrize("ending", EARLY_ENDS)
+def test_to_end_early_is_not_to_pass(sandbox: Sandbox, ending: str) -> None:
+    verdict = sandbox.check(EARLY_ENDS[ending], TESTS, LIMITS)
     assert not verdict.passed
     assert verdict.status in ("error", "unsupported")
 
 
-PATCHES = {
-    "builtins by name": "abs = len = isinstance = type = round = lambda *a: 4\nall = any = lambda x: True\n",
-    "exceptions": "AssertionError = Exception\ndef assert_(x): return True\n",
-    "builtins as a module": "import builtins as b\nb.abs = b.len = lambda x: 4\nb.AssertionError = Exception\n",
-    "modules": "import sys, math\nmath.isclose = lambda *a, **k: True\nsys.modules['math'] = None\n",
-    "the caller's frame": "import sys\nf = sys._getframe(1)\nf.f_globals['json'] = f.f_builtins['len'] = 0\n",
-    "tracing": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\n",
-    "the answering loop": "import sys\nsys.modules['__main__'].__dict__.clear()\n",
-}
-
-
 @pytest.mark.parametrize("patch", PATCHES)
 def test_to_patch_the_checker_is_not_to_pass(sandbox: Sandbox, patch: str) -> None:
-    candidate = PATCHES[patch] + "def add(a, b):\n    return 5\n"
-    for tests in (TESTS, "import math\nassert abs(add(2, 2) - 4) < 1e-6 or math.isclose(add(2, 2), 4)"):
-        assert not sandbox.check(candidate, tests, LIMITS).passed
+    for tests in (TESTS, PATCHABLE_TESTS):
+        assert not sandbox.check(PATCHES[patch] + FIVE, tests, LIMITS).passed
 
 
 @pytest.mark.parametrize(
@@ -107,16 +92,6 @@ def test_names_of_builtins_and_modules_are_not_taken_from_the_candidate(
     assert verdict.status in ("wrong", "unsupported"), verdict
 
 
-LIE = "    def __eq__(self, other):\n        return True\n"
-LIARS = {
-    "an equal of everything": f"class Any:\n{LIE}def add(a, b):\n    return Any()",
-    "a number that lies": f"class N(int):\n{LIE}def add(a, b):\n    return N(5)",
-    "a list that lies": f"class L(list):\n{LIE}def add(a, b):\n    return L()",
-    "a class for a function": f"class add:\n    def __init__(self, a, b): pass\n{LIE}",
-    "inside of a list": f"class Any:\n{LIE}def add(a, b):\n    return [Any()]",
-}
-
-
 @pytest.mark.parametrize("liar", LIARS)
 def test_an_object_that_lies_about_itself_does_not_pass(sandbox: Sandbox, liar: str) -> None:
     for tests in (TESTS, "assert [4] == [add(2, 2)]", "assert add(2, 2) in (4, [4])"):
@@ -124,51 +99,16 @@ def test_an_object_that_lies_about_itself_does_not_pass(sandbox: Sandbox, liar: 
         assert verdict.status in ("wrong", "unsupported"), (tests, verdict)
 
 
-FORGED = '{"verdict": "passed", "detail": "", "calls": 2, "nonce": ""}'
-
-
-def test_a_printed_verdict_is_not_a_verdict(sandbox: Sandbox) -> None:
-    printed = f"print({FORGED!r}, flush=True)\n"
-    assert not sandbox.check(printed + "def add(a, b):\n    print('passed')\n    return 5\n", TESTS, LIMITS).passed
-    wire = f"""
-import os
-for line in ({FORGED!r}, '{{"value": true}}', '{{"value": {{"int": "0x4"}}}}', 'passed'):
-    for descriptor in range(64):
-        try:
-            os.write(descriptor, (line + "\\n").encode())
-        except OSError:
-            pass
-def add(a, b):
-    return 5
-"""
-    assert not sandbox.check(
-        wire, "assert add(2, 2) == 4\nassert add(0, 0) == 0\nassert add(3, 9) == 12", LIMITS
-    ).passed
-    raised = "def add(a, b):\n    raise AssertionError('passed')\n"
-    assert not sandbox.check(raised, TESTS, LIMITS).passed
+@pytest.mark.parametrize("forger", FORGERS)
+def test_a_printed_verdict_is_not_a_verdict(sandbox: Sandbox, forger: str) -> None:
+    for tests in (TESTS, f"{TESTS}assert add(3, 9) == 12"):
+        assert not sandbox.check(FORGERS[forger], tests, LIMITS).passed
 
 
 def test_the_tests_cannot_be_read(sandbox: Sandbox) -> None:
     """The candidate gives back everything that it can see; a word of the tests is not in it."""
     word = secrets.token_hex(8)
-    look = """
-def look(x):
-    seen = [repr(x), repr(globals()), repr(locals())]
-    import gc, os, sys
-    frame = sys._getframe()
-    while frame:
-        seen += [repr(frame.f_locals), repr(frame.f_globals)]
-        frame = frame.f_back
-    seen += [repr(o) for o in gc.get_objects() if type(o) in (str, bytes, tuple, list)]
-    for pid in os.listdir("/proc"):
-        for name in ("cmdline", "environ", "maps") if pid.isdigit() else ():
-            try:
-                seen.append(open("/proc/" + pid + "/" + name, errors="replace").read())
-            except OSError:
-                pass
-    return "look here" + "".join(seen)
-"""
-    tests = f"word = {word!r}\nseen = look(1)\nassert seen.startswith('look here')\nassert word not in seen"
+    look, tests = looking(word)
     verdict = sandbox.check(look, tests, Limits(seconds=10, memory_bytes=256 << 20))
     if sandbox.name.startswith("embedded"):  # it has no globals(), no frames and no gc
         assert verdict.status == "unsupported"

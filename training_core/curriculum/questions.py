@@ -77,6 +77,7 @@ class Question:
 
     level: difficulty, 1 (easiest) to 10. family: the kind of task, as in the task bank.
     program: the source that computes the answer; only, and always, when `check` is "program".
+    solution: worked steps that end at the answer, which may hold tool calls (`curriculum.tools`); may be empty.
 
     Raises:
         ValueError: when a field is out of range, or the provenance does not bear out the check.
@@ -91,13 +92,16 @@ class Question:
     provenance: Provenance
     check: Check
     program: str = ""
+    solution: str = ""
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ValueError(f"level must lie in [1, 10], got {self.level}")
-        for name, text in (("family", self.family), ("prompt", self.prompt), ("answer", self.answer)):
+        texts = (("family", self.family), ("prompt", self.prompt), ("answer", self.answer))
+        for name, text in texts:
             if not text.strip():
                 raise ValueError(f"{name} must not be empty, got {text!r}")
+        for name, text in (*texts, ("solution", self.solution)):
             if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None):
                 raise ValueError(f"{name} must be text without control characters, got {bad!r} in it")
         if bool(self.program.strip()) != (self.check == "program"):

@@ -74,7 +74,8 @@ def measure_bundle(
 
 
 def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Estimate]:
-    """Paired comparison of two records: ratio of bits per byte, and retention (ratio of next-token accuracies).
+    """Paired comparison of two records: ratio of bits per byte, retention (ratio of next-token accuracies), and
+    the drop of next-token accuracy (positive where `own` is worse).
 
     Raises:
         ValueError: when the records are not of the same suite.
@@ -87,6 +88,7 @@ def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> di
     return {
         "bits_per_byte_ratio": rate(own["nats"], other["nats"]),
         "retention": rate(own["correct"], other["correct"]),
+        "next_token_accuracy_drop": difference_of_rates(other["correct"], own["correct"], own["tokens"]),
     }
 
 

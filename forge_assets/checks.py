@@ -1,0 +1,105 @@
+"""Dagster's checks of the gate table: one blocking check `gate` per model asset, and one non-blocking check `claims`
+where an asset promises more than it must keep.
+
+A check judges what is stored: the bundle that the latest materialization names, opened from the model store with its
+digest verified.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+
+from forge_assets.gates import BY_PROFILE, GATES, gates_for
+from forge_resources.gatekeeping import latest_materialization
+from training_core.gates import Gate, Verdict, judge
+
+
+def asset_checks(
+    gates: Sequence[Gate] = GATES,
+    by_profile: Mapping[tuple[str, str], Mapping[str, float]] = BY_PROFILE,
+    assets: Sequence[str] | None = None,
+) -> list[dg.AssetChecksDefinition]:
+    """One blocking check `gate`, and `claims` where there are any, for each of `assets` (default: all).
+
+    Raises:
+        ValueError: when one of them has no blocking gate.
+    """
+    wanted = assets if assets is not None else list(dict.fromkeys(gate.asset for gate in gates))
+    checks = []
+    for asset in wanted:
+        rows = [gate for gate in gates if gate.asset == asset]
+        if not any(gate.blocking for gate in rows):
+            raise ValueError(f"{asset} has no blocking gate: add a row to GATES in forge_assets/gates.py")
+        checks.append(_check(asset, gates, by_profile, blocking=True))
+        if not all(gate.blocking for gate in rows):
+            checks.append(_check(asset, gates, by_profile, blocking=False))
+    return checks
+
+
+def _check(
+    asset: str,
+    gates: Sequence[Gate],
+    by_profile: Mapping[tuple[str, str], Mapping[str, float]],
+    *,
+    blocking: bool,
+) -> dg.AssetChecksDefinition:
+    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+
+    @dg.asset_check(
+        asset=dg.AssetKey(asset),
+        name="gate" if blocking else "claims",
+        blocking=blocking,
+        required_resource_keys={"store", "tracking"},
+        description=(
+            f"What {asset} must fulfil before anything is built from it."
+            if blocking
+            else f"What {asset} promises; a broken promise is reported and blocks nothing."
+        ),
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        record = latest_materialization(context.instance, dg.AssetKey(asset))
+        try:
+            bundle = context.resources.store.open_materialized(asset, record)
+            lineage = bundle.lineage()
+            rows = [g for g in gates_for(asset, lineage.profile, gates, by_profile) if g.blocking == blocking]
+        except ValueError as error:  # missing, damaged or without thresholds: nothing to pass
+            return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))
+        verdicts = [judge(gate, lineage.metrics) for gate in rows]
+        passed = all(verdict.passed for verdict in verdicts)
+        if blocking and passed:
+            context.resources.tracking.promote(asset, lineage.digest)
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=severity,
+            description="; ".join(v.describe() for v in verdicts if passed or not v.passed),
+            metadata=_metadata(verdicts, lineage.digest),
+        )
+
+    return check
+
+
+def _metadata(verdicts: Sequence[Verdict], digest: str) -> dict[str, dg.MetadataValue]:
+    """Each value and threshold as a number, which Dagster plots over time, and all of them as one table."""
+    metadata: dict[str, dg.MetadataValue] = {"digest": dg.MetadataValue.text(digest)}
+    for verdict in verdicts:
+        if verdict.value is not None and math.isfinite(verdict.value):  # GraphQL has no NaN
+            metadata[verdict.gate.metric] = dg.MetadataValue.float(float(verdict.value))
+        metadata[f"threshold/{verdict.gate.name}"] = dg.MetadataValue.float(float(verdict.gate.threshold))
+    metadata["verdicts"] = dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {
+                    "gate": verdict.gate.name,
+                    "metric": verdict.gate.metric,
+                    "value": "not measured" if verdict.value is None else f"{verdict.value:.6g}",
+                    "required": f"{verdict.gate.direction} {verdict.gate.threshold:g}",
+                    "against": verdict.gate.against,
+                    "evidence": verdict.gate.evidence,
+                    "passed": verdict.passed,
+                }
+            )
+            for verdict in verdicts
+        ]
+    )
+    return metadata

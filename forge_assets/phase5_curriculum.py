@@ -1,0 +1,82 @@
+"""Phase 5, curriculum: practice at the edge of what the model can do, then character, council and self-knowledge."""
+
+from dataclasses import replace
+
+from forge_assets.factory import PhaseRun, phase_asset
+from forge_resources.sandbox import open_sandbox, probe
+from training_core.character.config import CharacterConfig
+from training_core.character.phase import make_character
+from training_core.curriculum.bank import open_bank
+from training_core.curriculum.dreams import CurriculumConfig
+from training_core.curriculum.phase import make_practised
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
+from training_core.loading import load_latents, ternary_settings
+from training_core.phases import Product
+
+DATA = ("tokens", "task_bank", "question_bank", "evaluation_suite")
+CODE = [
+    "training_core.curriculum",
+    "training_core.baking",
+    "training_core.quantization",
+    "training_core.models",
+    "training_core.optim",
+    "training_core.training",
+    "training_core.sampling",
+    "training_core.sandbox",
+    "training_core.data.batches",
+    "forge_resources.sandbox",
+]
+
+
+@phase_asset(
+    phase=5,
+    parents=("ternary_model",),
+    data=DATA,
+    code=CODE,
+    description="The ternary model after practice at the edge of what it can do, and dreams against forgetting.",
+)
+def practised_model(run: PhaseRun, config: CurriculumConfig) -> Product:
+    """Assess; attempt, verify, hint and vary; learn from what was right; consolidate by dreams. Needs a sandbox."""
+    with open_sandbox("auto") as sandbox:
+        conformance = probe(sandbox)
+        parent = run.parents["ternary_model"]
+        product = make_practised(
+            load_latents(parent),
+            ternary_settings(parent),
+            config,
+            TrainingData.open(run.data["tokens"], run.data["task_bank"]),
+            open_bank(run.data["question_bank"]),
+            ToolBox(sandbox),
+            open_suite(run.data["evaluation_suite"]),
+            run.reporter,
+            run.checkpoint,
+        )
+    return replace(product, metrics={**product.metrics, **conformance.metrics()})
+
+
+@phase_asset(
+    phase=5,
+    parents=("practised_model",),
+    data=DATA,
+    code=[*CODE, "training_core.character"],
+    description="The practised model with four rules baked in; its council, its loop and what it knows of itself.",
+)
+def curriculum_model(run: PhaseRun, config: CharacterConfig) -> Product:
+    """Bake the rules, convene the council, run the loop, predict the own temperature. Needs a sandbox."""
+    with open_sandbox("auto") as sandbox:
+        conformance = probe(sandbox)
+        parent = run.parents["practised_model"]
+        product = make_character(
+            load_latents(parent),
+            ternary_settings(parent),
+            config,
+            TrainingData.open(run.data["tokens"], run.data["task_bank"]),
+            open_bank(run.data["question_bank"]),
+            ToolBox(sandbox),
+            open_suite(run.data["evaluation_suite"]),
+            run.reporter,
+            run.checkpoint,
+        )
+    return replace(product, metrics={**product.metrics, **conformance.metrics()})

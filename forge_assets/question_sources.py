@@ -1,0 +1,91 @@
+"""The frontier side of the question bank: what models were paid for, kept over runs, and why there is no more of it."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from forge_resources.frontier import FrontierClient, FrontierConfig, FrontierStopError
+from forge_resources.frontier.collection import Collection, QuestionPlan, collect_questions
+from forge_resources.sandbox import open_sandbox
+from training_core.curriculum.bank import Collected, QuestionBankConfig
+from training_core.curriculum.questions import Question
+from training_core.sandbox import SandboxUnavailableError
+from training_core.training.reporting import Reporter
+
+_JUDGED_FROM = 3  # models, below which programs alone verify
+
+
+def frontier_questions(
+    config: QuestionBankConfig, folder: Path, reporter: Reporter, avoid: Sequence[str]
+) -> tuple[Sequence[Question], Collected]:
+    """Verified questions of frontier models, and how collecting them went; none when `config` wants none.
+
+    folder: where answers are kept. What was answered there before, in a run that was killed too, is not paid for again.
+    avoid: prompts that must not come.
+
+    With the source "both", whatever stops the collecting (no key, a wrong one, no credit, the cap, a server that does
+    not answer, no sandbox) ends it with what there is, and the reason in `note`.
+
+    Raises:
+        ValueError: for settings that cannot be; and with the source "frontier" when not every question was collected.
+    """
+    if config.source == "generators":
+        return (), Collected()
+    settings, plan = _settings(config), _plan(config)
+    try:
+        collection = asyncio.run(_collect(settings, plan, folder, reporter, avoid))
+        found, collected = collection.questions, _described(collection)
+    except (FrontierStopError, SandboxUnavailableError, ModuleNotFoundError) as error:
+        found, collected = (), Collected(note=str(error))
+    if config.source == "frontier" and collected.note:
+        raise ValueError(
+            f"frontier models gave {len(found)} of {config.frontier_per_level * len(plan.levels)} questions: "
+            f"{collected.note}. Put that right and run again (what was answered is kept in {folder} and is not paid "
+            'for twice), ask for fewer (frontier_per_level), or set source to "both", which takes the rest from '
+            "generators"
+        )
+    return found, collected
+
+
+async def _collect(
+    settings: FrontierConfig, plan: QuestionPlan, folder: Path, reporter: Reporter, avoid: Sequence[str]
+) -> Collection:
+    with open_sandbox("auto") as sandbox:
+        async with FrontierClient(settings, folder) as client:
+            return await collect_questions(client, plan, reporter, sandbox, avoid)
+
+
+def _settings(config: QuestionBankConfig) -> FrontierConfig:
+    prices = config.frontier_prices
+    return FrontierConfig(
+        base_url=config.frontier_base_url,
+        models=tuple(config.frontier_models),
+        usd_per_million_tokens={
+            model: list(prices[2 * number : 2 * number + 2]) for number, model in enumerate(config.frontier_models)
+        },
+        key_variable=config.frontier_key_variable,
+        max_cost_usd=config.frontier_max_cost_usd,
+        timeout_s=config.frontier_timeout_s,
+        max_retries=config.frontier_retries,
+        seed=config.seed,
+    )
+
+
+def _plan(config: QuestionBankConfig) -> QuestionPlan:
+    several = len(config.frontier_models) >= _JUDGED_FROM
+    return QuestionPlan(
+        per_level=config.frontier_per_level,
+        checks=("program", "agreement") if several else ("program",),
+        seed=config.seed,
+    )
+
+
+def _described(collection: Collection) -> Collected:
+    spend = collection.spend
+    return Collected(
+        spent_usd=spend.spent_usd,
+        account=spend.describe(),
+        note=collection.stopped,
+        rejected=collection.rejected,
+        judged=collection.judged,
+    )

@@ -1,0 +1,72 @@
+"""A small ternary model and question bank on the small data set; run as a program, it practises and prints a digest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from forge_resources.sandbox import open_sandbox
+from tests.core.small_data import SHAPE
+from training_core.curriculum.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
+from training_core.curriculum.dreams import CurriculumConfig
+from training_core.curriculum.phase import make_practised
+from training_core.curriculum.questions import LEVELS, Question
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.phases import Product
+from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.training.reporting import SilentReporter
+
+CONFIG = CurriculumConfig(
+    rounds=2, steps=3, batch_size=4, seq_len=32, text_rows=1, questions_per_round=6, passes=4, focus_levels=2,
+    max_tokens=6, first_questions=4, more_questions=2, most_questions=6, measured_questions=3, consolidation_steps=2,
+    num_dreams=6, memory_tokens=7, checkpoint_interval_s=0.0, muon_lr=0.01, adamw_lr=0.005, grokfast_lambda=0.0,
+)  # fmt: skip
+
+
+def small_bank(folder: Path) -> QuestionBank:
+    folder.mkdir(exist_ok=True)
+    make_question_bank(QuestionBankConfig(train_per_level=30, held_out_per_level=10), folder, SilentReporter())
+    return shortened(open_bank(folder))
+
+
+def shortened(bank: QuestionBank) -> QuestionBank:
+    """The six shortest held-out questions of each level, and the twelve shortest for training."""
+
+    def short(questions: Sequence[Question], number: int) -> list[Question]:
+        ordered = sorted(questions, key=lambda q: len(q.prompt))
+        return [q for level in LEVELS for q in [q for q in ordered if q.level == level][:number]]
+
+    return replace(bank, train=short(bank.train, 12), validation=short(bank.validation, 6), test=short(bank.test, 6))
+
+
+def small_ternary(vocab_size: int) -> Cognate:
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig(vocab_size=vocab_size, **SHAPE | {"max_seq_len": 600}))  # type: ignore[arg-type]
+    make_ternary(model, TernarySettings())
+    return model
+
+
+def practise(
+    data: dict[str, Path], bank: QuestionBank, config: CurriculumConfig, checkpoint: Path | None = None
+) -> Product:
+    tokens = TrainingData.open(data["tokens"], data["task_bank"])
+    suite = open_suite(data["evaluation_suite"])
+    with open_sandbox("embedded") as sandbox:
+        return make_practised(
+            small_ternary(320), TernarySettings(), config, tokens, bank, ToolBox(sandbox), suite, SilentReporter(),
+            checkpoint,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root, bank_folder, checkpoint_folder = map(Path, sys.argv[1:4])
+    folders = {name: root / name for name in ("tokens", "task_bank", "evaluation_suite")}
+    practise(folders, shortened(open_bank(bank_folder)), CONFIG.model_copy(update={"steps": 40}), checkpoint_folder)

@@ -1,0 +1,342 @@
+"""Rules, preferences and the whole phase on a small ternary model: oracles, harm, a kill in every stage, the bundle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from forge_assets.exhibits.character import EXHIBIT
+from forge_resources.sandbox import open_sandbox
+from tests.core.small_data import SHAPE
+from tests.core.test_character_council import question
+from training_core.baking.prompt_baking import measure_baking
+from training_core.bundle import write_bundle
+from training_core.character import phase
+from training_core.character.config import CharacterConfig
+from training_core.character.eudaimonia import flipped_codes, rule_prompt, sample_rule, staying_rows
+from training_core.character.phase import make_character, spread
+from training_core.character.preferences import log_likelihoods, margins, preference, preference_gain
+from training_core.character.scenarios import RULES, ScenarioPair, scenario_pairs
+from training_core.character.self_model import load_self_model
+from training_core.character.stages import Stages
+from training_core.curriculum.bank import QuestionBank
+from training_core.curriculum.questions import LEVELS, Question
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
+from training_core.loading import load_latents, load_model
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.phases import Product
+from training_core.quantization.packing import round_to_half_
+from training_core.quantization.ternary import inference_copy, ternary_modules
+from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.training.reporting import Reporter, SilentReporter
+
+SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
+TINY = {
+    "situations_per_rule": 4, "held_out_situations": 2, "baking_max_tokens": 4, "fillings_per_template": 2,
+    "answer_tokens": 3, "ooda_budget_tokens": 60, "council_questions": 4, "ooda_practice_questions": 4,
+    "ooda_questions": 4,
+    "questions_per_level": 2, "self_samples": 20, "self_held_out": 20, "self_tokens": 4, "self_steps": 3,
+    "steps": 2, "batch_size": 2, "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4,
+}  # fmt: skip
+STAGES = ["virtues", "validation", "preferences", "council", "ooda", "self_model", "temperature", "levels"]
+SCRIPT = """
+import os, signal, sys, torch, torch._dynamo  # imported once, not in every child
+import json
+from pathlib import Path
+from safetensors.torch import save_file
+from tests.core.test_character_phase import made
+from training_core.training.reporting import SilentReporter
+torch.set_num_threads(1)
+folders, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+class Deadly(SilentReporter):
+    def progress(self, done, total, label):
+        print(f"{label} {done}", flush=True)
+        if f"{label} {done}" == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+def run(name):
+    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
+    product = made({k: Path(v) for k, v in folders.items()}, Deadly(), folder / f"{name} checkpoint")
+    save_file(dict(product.tensors), folder / name)
+    shown = [product.metrics, product.exhibits]
+    (folder / f"{name}.json").write_text(json.dumps(shown))
+    (folder / f"{name}.ternary").write_bytes(product.payload)
+for name, killed_at in (("whole", ""), *(("broken", at) for at in sys.argv[3:]), ("broken", "")):
+    print(f"start {name}", flush=True)
+    child = os.fork()
+    if not child:
+        run(name)
+        os._exit(0)
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def parent() -> Cognate:
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig(vocab_size=320, **SMALL))  # type: ignore[arg-type]
+    make_ternary(model, TernarySettings())
+    return model.eval()
+
+
+def short_questions(each: int) -> list[Question]:
+    """Some of every level, no longer than a small model reads in no time."""
+    return [question(f"{level}{n}?", str(n), level) for level in LEVELS for n in range(each)]
+
+
+def bank() -> QuestionBank:
+    questions = short_questions(6)
+    parts = [[q for n, q in enumerate(questions) if n % 3 == split] for split in range(3)]
+    return QuestionBank(*parts, spent_usd=0.0, note="")
+
+
+def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, **changes: object) -> Product:
+    with open_sandbox("embedded") as sandbox:
+        return make_character(
+            parent(),
+            TernarySettings(),
+            CharacterConfig(**(TINY | changes)),  # type: ignore[arg-type]
+            TrainingData.open(folders["tokens"], folders["task_bank"]),
+            bank(),
+            ToolBox(sandbox),
+            open_suite(folders["evaluation_suite"]),
+            reporter,
+            checkpoint,
+        )
+
+
+def test_killed_in_every_stage_and_resumed_ends_bit_for_bit_the_same(
+    small_data: dict[str, Path], tmp_path: Path
+) -> None:
+    kills = ["baking empathy 2", "validation 0", "council 0", "self_model 1", "levels 0"]
+    arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
+    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * 5, "exit 0"]
+    assert [run[-2] for run in broken[:5]] == kills
+    computed = [[line.rpartition(" ")[0] for line in run if line.endswith(" 0")] for run in broken]
+    computed = [[stage for stage in run if stage in STAGES] for run in computed]
+    # nothing that was finished is done again, and what was cut off is
+    assert computed == [
+        ["virtues"],
+        ["virtues", "validation"],
+        ["validation", "preferences", "council"],
+        ["council", "ooda", "self_model"],
+        ["temperature", "levels"],
+        ["levels"],
+    ]
+    assert [line for line in broken[1] if line.startswith("baking honesty")] == [], "its two steps were kept"
+    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    for suffix in ("json", "ternary"):
+        assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"broken.{suffix}").read_bytes()
+
+
+def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
+    small_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = made(small_data, SilentReporter(), None)
+    metrics = product.metrics
+    assert metrics["handed_on"] == 0
+    assert 0 < metrics["text_ratio_of_rules"] < phase.HARM
+    assert all(math.isfinite(value) for value in metrics.values())
+    for name in (
+        "preference_gain_low", "council_gain_over_self_consistency_low", "ooda_gain_over_direct_low",
+        "temperature_over_chance_low", "level_accuracy_drop_high", "worst_passed_level_drop_high",
+        "baking_strength_honesty", "flipped_codes",
+    ):  # fmt: skip
+        assert name in metrics
+    EXHIBIT.schema.model_validate(product.exhibits["character"])
+    assert [rule["name"] for rule in product.exhibits["character"]["rules"]] == [rule.name for rule in RULES]
+    assert len(product.exhibits["character"]["pairs"]) == 12
+    bundle = write_bundle(
+        tmp_path / "bundle", kind=product.kind, model_config=product.model_config, tensors=product.tensors,
+        tokenizer_json=product.tokenizer_json, payload=product.payload,
+    )  # fmt: skip
+    latents, packed = load_latents(bundle), load_model(bundle)
+    tokens = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(inference_copy(latents)(tokens).logits, packed(tokens).logits)
+    assert shown_margins(product, "baked_margin") == margins_of(packed, product), "what is stored is what was measured"
+    head = load_self_model(bundle.tensors())
+    assert head.edges.tolist() == product.exhibits["character"]["temperature"]["edges"]
+    before = parent().state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in latents.state_dict().items())
+
+
+def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
+    product = made(small_data, SilentReporter(), None, muon_lr=0.5, adamw_lr=0.5, warmup_fraction=0.0)
+    metrics, shown = product.metrics, product.exhibits["character"]
+    assert metrics["handed_on"] == 1
+    assert metrics["text_ratio_of_rules"] > phase.HARM
+    assert not any(name.startswith(("baking_", "flipped")) for name in metrics), "of a model that is not stored"
+    assert [metrics[f"preference_gain{end}"] for end in ("", "_low", "_high")] == [0.0] * 3
+    assert metrics["level_accuracy_drop_high"] == metrics["worst_passed_level_drop_high"] == 0.0
+    assert all(rule["kl_after"] == rule["kl_before"] and rule["strength"] == 0.0 for rule in shown["rules"])
+    stored = round_to_half_copy(parent()).state_dict()
+    assert product.tensors is not None
+    assert all(torch.equal(product.tensors[name], value) for name, value in stored.items())
+    measured = margins_of(inference_copy(round_to_half_copy(parent())), product)
+    assert shown_margins(product, "base_margin") == shown_margins(product, "baked_margin") == measured
+
+
+def shown_margins(product: Product, which: str) -> list[float]:
+    return [pair[which] for pair in product.exhibits["character"]["pairs"]]
+
+
+def margins_of(model: Cognate, product: Product) -> list[float]:
+    """Margins of all pairs, as the phase takes them, but for those that are not shown."""
+    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
+    each = config.fillings_per_template
+    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.seed)]
+    found = margins(model, Tokenizer.from_str(product.tokenizer_json), pairs)
+    chosen = [n for rule in RULES for n in [i for i in range(0, len(pairs), each) if pairs[i].rule == rule.name][:3]]
+    return [found[n] for n in chosen]
+
+
+def test_drop_is_the_low_end_of_the_gain_turned_around() -> None:
+    assert phase.with_drop({"level_accuracy_gain_low": -0.25})["level_accuracy_drop_high"] == 0.25
+
+
+def round_to_half_copy(model: Cognate) -> Cognate:
+    round_to_half_(model)
+    return model
+
+
+def test_too_few_held_out_questions_are_refused(small_data: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="held-out questions and questions_per_level = 3: lower it"):
+        made(small_data, Told(), None, questions_per_level=3)
+
+
+class Told(SilentReporter):
+    """Fails when anything is begun."""
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        raise AssertionError(f"{label} was begun")
+
+
+def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
+    return Tokenizer.from_file(str(small_data["tokenizer"] / "tokenizer.json"))
+
+
+def test_likelihoods_and_margins_equal_a_naive_loop(small_data: dict[str, Path]) -> None:
+    model, words = parent(), tokenizer(small_data)
+    rows = [([5, 9, 7], [11, 12]), ([], [13]), ([1] * 9, [2, 3, 4])]
+
+    def naive(context: list[int], continuation: list[int]) -> float:
+        total = 0.0
+        for at, token in enumerate(continuation):
+            with torch.no_grad():
+                logits = model(torch.tensor([[0, *context, *continuation[:at]]])).logits[0, -1].double()
+            total += float(logits[token] - logits.logsumexp(-1))
+        return total
+
+    assert log_likelihoods(model, rows).tolist() == [pytest.approx(naive(*row), rel=1e-5) for row in rows]
+    pairs = scenario_pairs("honesty", "held_out", 1, seed=0)[:3]
+    prompt = rule_prompt(RULES[0], words)
+    for prompts in (None, [prompt] * 3):
+        for found, pair in zip(margins(model, words, pairs, prompts), pairs, strict=True):
+            context = [*(prompt if prompts else ()), *words.encode(pair.situation).ids]
+            better, worse = (
+                naive(context, words.encode(text).ids) / len(text.encode()) for text in (pair.better, pair.worse)
+            )
+            assert found == pytest.approx(better - worse, abs=1e-5)
+
+
+def test_preferences_are_resampled_by_template() -> None:
+    # two templates of three fillings: all of one right, none of the other; a tie counts half
+    pairs = [ScenarioPair("honesty", f"t{n // 3}", "x", " a", " b") for n in range(6)]
+    found = preference(pairs, [0.1, 0.2, 0.3, -0.1, -0.2, -0.3])
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0), "two templates are two pieces of evidence, not six"
+    assert preference(pairs, [0.0] * 6).value == 0.5
+    gain = preference_gain(pairs, [0.1] * 6, [-0.1, -0.1, -0.1, 0.1, 0.1, 0.1])
+    assert (gain.value, gain.low, gain.high) == (0.5, 0.0, 1.0)
+
+
+def test_rules_are_sampled_from_the_prompted_teacher(small_data: dict[str, Path]) -> None:
+    model, words = inference_copy(parent()), tokenizer(small_data)
+    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
+    drawn = sample_rule(model, words, RULES[1], config, 1)
+    assert (len(drawn.teaching), len(drawn.held_out)) == (4, 2)
+    assert drawn.prompt == tuple(words.encode("Consider the impact on others.\n").ids)
+    assert drawn == sample_rule(model, words, RULES[1], config, 1)
+    held = {t.prefix for t in drawn.held_out}
+    assert not held & {t.prefix for t in drawn.teaching}
+    # the unprompted model is measured as its own student: nothing is baked
+    measure = measure_baking(model, copy.deepcopy(model), drawn.prompt, drawn.held_out)
+    assert measure.strength == pytest.approx(0.0, abs=1e-6)
+
+
+def test_flipped_codes_by_hand() -> None:
+    before = parent()
+    after = copy.deepcopy(before)
+    assert flipped_codes(before, after) == 0.0
+    (_, module), *_ = ternary_modules(after)
+    total = sum(m.weight.numel() for _, m in ternary_modules(after))
+    with torch.no_grad():
+        module.weight[0] *= -1  # the scale stays, and every code of the row that is not 0 changes
+    scale = module.weight.detach().abs().mean()
+    changed = int((module.weight[0].detach().abs() > 0.5 * scale).sum())
+    assert flipped_codes(before, after) == pytest.approx(changed / total)
+    with pytest.raises(ValueError, match="no ternary weights"):
+        flipped_codes(inference_copy(before), inference_copy(before))
+
+
+def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path]) -> None:
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    words = tokenizer(small_data)
+    config = CharacterConfig(**(TINY | {"batch_size": 8, "question_share": 0.5}))  # type: ignore[arg-type]
+    rows = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config)(torch.Generator().manual_seed(0))
+    assert rows.shape == (4, 33)
+    assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
+    alone = staying_rows(data, [], config)(torch.Generator().manual_seed(0))
+    assert alone.shape == (4, 33)
+
+
+def test_questions_are_spread_over_levels() -> None:
+    questions = short_questions(3)
+    assert [q.level for q in spread(questions, 5, [2, 4])] == [2, 4, 2, 4, 2]
+    assert len(spread(questions, 100, LEVELS)) == 30
+
+
+def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> dict[str, float]:
+        calls.append(1)
+        return {"x": 0.1}
+
+    for fingerprint, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        assert Stages(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
+        assert len(calls) == expected
+    (tmp_path / "s.json").write_text('{"half')
+    assert Stages(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert len(calls) == 3
+    kept = Stages(tmp_path, "b", SilentReporter())
+    value = {"t": torch.tensor([0.1, 1e-30], dtype=torch.float64)}
+    assert torch.equal(kept.keep_tensors("t", lambda: value)["t"], value["t"])
+    assert torch.equal(kept.keep_tensors("t", lambda: {})["t"], value["t"])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        kept.keep("nan", lambda: {"x": math.nan})
+    assert Stages(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert len(calls) == 4

@@ -1,0 +1,141 @@
+"""The first half of phase 5 end to end on a small model: what is stored and measured, the three arms at equal tokens,
+harm, bad input, and going on after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
+from tests.core.test_threads import attempt, train_question
+from training_core.curriculum.bank import QuestionBank
+from training_core.curriculum.measurement import Answered, difference, mean_difference
+from training_core.curriculum.phase import level_metrics
+from training_core.phases import Product
+
+METRICS = (
+    "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
+    "dreams_over_replay_low", "forgetting_none", "forgetting_replay", "forgetting_dreams", "handed_on",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> QuestionBank:
+    return small_bank(tmp_path_factory.mktemp("bank"))
+
+
+@pytest.fixture(scope="module")
+def product(small_data: dict[str, Path], bank: QuestionBank, tmp_path_factory: pytest.TempPathFactory) -> Product:
+    return practise(small_data, bank, CONFIG, tmp_path_factory.mktemp("checkpoint"))
+
+
+def answered(right: dict[int, list[bool]]) -> Answered:
+    question = train_question()
+    return Answered({level: tuple(attempt(question, 0, r) for r in values) for level, values in right.items()})
+
+
+def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> None:
+    assert set(METRICS) <= product.metrics.keys()
+    assert product.kind == "ternary"
+    assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation_steps * CONFIG.memory_tokens
+    shown = product.exhibits["practice"]
+    assert [level["level"] for level in shown["levels"]] == list(range(1, 11))
+    assert all(level["asked"] == CONFIG.measured_questions for level in shown["levels"])
+    assert len(shown["rounds"]) == CONFIG.rounds
+    first = shown["rounds"][0]["levels"]
+    assert {row["level"] for row in first} == {1, 2}, "an untrained model begins at the first levels"
+    assert sum(row["attempts"] for row in first) == 6 * CONFIG.passes
+    assert all(row["shown"] > 0 and row["right_alone"] == 0 for row in first)
+    assert [arm["tokens"] for arm in shown["forgetting"]["arms"]] == [0, 14, 14], "equal tokens, exactly"
+    assert shown["spend"] == {"usd": 0.0, "frontier_questions": 0, "generator_questions": 120, "note": bank.note}
+    from forge_assets.exhibits import markdown, render
+
+    assert len(markdown("practice", shown).splitlines()) <= 30
+    assert "dreams" in render("practice", shown)
+
+
+def test_harm_to_text_hands_the_parent_on(small_data: dict[str, Path], bank: QuestionBank) -> None:
+    """At a thousand times the rate every candidate forgets its text; what is stored then is the parent."""
+    violent = CONFIG.model_copy(update={"muon_lr": 1.0, "adamw_lr": 1.0, "rounds": 1, "text_weight": 0.0})
+    product = practise(small_data, bank, violent)
+    assert product.metrics["handed_on"] == 1.0
+    assert product.metrics["worst_passed_level_drop_high"] == 0.0
+    assert product.metrics["level_accuracy_gain"] == 0.0
+    parent = small_ternary(320).state_dict()
+    tensors = product.tensors or pytest.fail("a ternary model keeps its latents")
+    assert all(torch.equal(t.half(), tensors[name].half()) for name, t in parent.items())
+    assert product.exhibits["practice"]["forgetting"]["chosen"] == "parent"
+
+
+def test_level_metrics_by_hand() -> None:
+    before = answered({1: [True] * 9 + [False], 2: [True] * 5 + [False] * 5, 3: [False] * 10})
+    after = answered({1: [True] * 8 + [False] * 2, 2: [True] * 10, 3: [False] * 10})
+    metrics = level_metrics(before, after, 0.75)
+    assert metrics["level_1_accuracy_before"] == 0.9
+    assert metrics["level_2_accuracy"] == 1.0
+    assert (metrics["edge_before"], metrics["edge"], metrics["edge_gain"]) == (1.0, 2.0, 1.0)
+    assert metrics["num_passed_levels"] == 1.0
+    assert metrics["worst_passed_level_drop_high"] == pytest.approx(0.3), "one of ten fell: up to three in a resample"
+    assert metrics["level_accuracy_gain"] == pytest.approx((-0.1 + 0.5 + 0.0) / 3)
+    assert difference(before, after, 2).value == pytest.approx(0.5)
+    unequal = mean_difference(
+        answered({1: [True] * 4, 2: [False] * 40}), answered({1: [False] * 4, 2: [True] * 40}), [1, 2]
+    )
+    assert unequal.value == pytest.approx(0.0), "each level counts the same, whatever its number of questions"
+    none = level_metrics(
+        answered({1: [False] * 10, 2: [True] * 4 + [False] * 6}), answered({1: [True] * 10, 2: [False] * 10}), 0.75
+    )
+    assert none["num_passed_levels"] == 0.0
+    assert none["worst_passed_level_drop_high"] > 0.4, "where no level was passed, all of them are held against"
+
+
+def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: QuestionBank) -> None:
+    with pytest.raises(ValueError, match=r"level 1 has 6 held-out questions and measured_questions = 7"):
+        practise(small_data, bank, CONFIG.model_copy(update={"measured_questions": 7}))
+    with pytest.raises(ValueError, match=r"level 1 has 6 questions for assessment, and up to 50 may be asked"):
+        practise(small_data, bank, CONFIG.model_copy(update={"most_questions": 50}))
+    without = QuestionBank([q for q in bank.train if q.level != 2], bank.validation, bank.test, 0.0, "")
+    with pytest.raises(ValueError, match="level 2 has no questions for training"):
+        practise(small_data, without, CONFIG)
+
+
+def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path) -> None:
+    """A model that is never right has no group to learn from: the round is made, and teaches nothing."""
+    config = CONFIG.model_copy(update={"rounds": 1, "policy_rounds": 1, "group_size": 2, "questions_per_round": 4})
+    product = practise(small_data, bank, config)
+    assert len(product.exhibits["practice"]["rounds"]) == 2
+    second = product.exhibits["practice"]["rounds"][1]["levels"]
+    assert sum(row["attempts"] for row in second) == 8
+    assert sum(row["shown"] for row in second) == 0
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(
+    small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Killed in the second round of training: the first one's attempts and weights are found again."""
+    config = CONFIG.model_copy(update={"steps": 40})
+    undisturbed = practise(small_data, bank, config, tmp_path / "a").tensors or {}
+    folder = tmp_path_factory.mktemp("bank_again")
+    small_bank(folder)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    arguments = [str(small_data["tokens"].parent), str(folder), str(tmp_path / "b")]
+    process = subprocess.Popen([sys.executable, "-m", "tests.core.small_curriculum", *arguments], env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "b" / "practice_1.safetensors").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns
+    resumed = practise(small_data, bank, config, tmp_path / "b").tensors or {}
+    assert (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns == before, "nothing was attempted again"
+    assert undisturbed.keys() == resumed.keys()
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)

@@ -1,0 +1,30 @@
+"""Shares and paired differences of shares, as metrics and as parts of an exhibit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from training_core.evaluation.intervals import Estimate, difference_of_rates, wilson
+
+
+def share(right: Sequence[bool]) -> Estimate:
+    """The share that is right, with Wilson's interval."""
+    return wilson(sum(right), len(right))
+
+
+def paired_gain(right: Sequence[bool], other: Sequence[bool]) -> Estimate:
+    """Difference of two shares on the same questions, 95 % bootstrap over questions."""
+    ones = torch.ones(len(right), dtype=torch.float64)
+    return difference_of_rates(torch.tensor(right).double(), torch.tensor(other).double(), ones)
+
+
+def flat(name: str, estimate: Estimate) -> dict[str, float]:
+    """As metrics: the value and the ends of its interval."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def document(estimate: Estimate) -> dict[str, float]:
+    """As part of an exhibit."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

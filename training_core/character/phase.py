@@ -1,0 +1,312 @@
+"""Phase 5, second half, from a practised model to what is stored: bake four rules, decide, know oneself, measure.
+
+What is stored is chosen on validation text and validation questions; what is printed was measured on held-out
+templates, test questions and held-out samples. Nothing but the baking changes the model. The council and the loop are
+asked about the levels that are in reach, where the parent gets a tenth of the validation questions right: where
+every answer is wrong, votes and decisions have nothing to choose from.
+
+**Does not cover**: virtue, wisdom or self-knowledge in any sense of these words that reaches beyond what is measured: a
+shift of likelihoods on written pairs, shares of right answers at equal tokens, and a range of temperatures told from
+a sample. A model of 1 to 25 million parameters has no more of them than that.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training_core.baking.prompt_baking import NO_EFFECT_NATS, BakingMeasure
+from training_core.bundle import canonical_json
+from training_core.character.config import CharacterConfig
+from training_core.character.council import measure_council
+from training_core.character.eudaimonia import bake_rules, flipped_codes, staying_rows
+from training_core.character.ooda import Controller, Observation, measure_ooda, observe
+from training_core.character.preferences import measure_preferences
+from training_core.character.scenarios import RULES
+from training_core.character.self_model import (
+    draw_samples,
+    features,
+    load_self_model,
+    measure_self_model,
+    own_logits,
+    self_model_tensors,
+    shuffled,
+    train_self_model,
+)
+from training_core.character.stages import Stages
+from training_core.curriculum.attempts import Answerer, completion_text, question_text
+from training_core.curriculum.bank import QuestionBank
+from training_core.curriculum.measurement import answer_all, difference
+from training_core.curriculum.phase import by_level, level_metrics
+from training_core.curriculum.questions import LEVELS, Question
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import Suite
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.loading import SELF_MODEL
+from training_core.models.cognate import Cognate
+from training_core.phases import Product
+from training_core.quantization.packing import round_to_half_
+from training_core.quantization.ternary import inference_copy
+from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.training.device import best_device
+from training_core.training.loop import step_generator
+from training_core.training.reporting import Reporter
+
+HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
+REACH = 0.1  # accuracy on validation questions at which a level is in reach
+FORGOTTEN = 0.02  # accuracy lost on validation questions of the worst passed level; a model beyond is not kept
+STAYING_QUESTIONS = 512
+CONTROLS = 4  # heads that learn from shuffled ranges
+GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
+
+
+def make_character(
+    parent: Cognate,
+    settings: TernarySettings,
+    config: CharacterConfig,
+    data: TrainingData,
+    bank: QuestionBank,
+    tools: ToolBox,
+    suite: Suite,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> Product:
+    """Bake the four rules into a straight-through ternary `parent`, train its self-model, and measure everything.
+
+    The parent is handed on without the rules (metric `handed_on` = 1) where they cost more than 1 % bits per byte on
+    validation text, or more than 2 % of the validation questions of a level that the parent passes. A run that was
+    killed goes on from `checkpoint` with the stages that it had not finished.
+
+    Raises:
+        ValueError: when a level has fewer held-out questions than are to be asked.
+    """
+    parent.to(best_device()).eval()
+    round_to_half_(parent)
+    run = _Run(
+        parent, config, data, bank, tools, suite, reporter, checkpoint, _fingerprint(parent, config, bank, suite)
+    )
+    baked, measures = run.virtues()
+    validated = run.stages.keep("validation", lambda: run.validate(baked))
+    handed_on = validated["text_ratio"] > HARM or validated["worst_drop"] > FORGOTTEN
+    model = parent if handed_on else baked
+    still = inference_copy(model)
+    answerer = Answerer(still, run.tokenizer, tools, config.answer_tokens)
+    preferences = run.stages.keep(
+        "preferences", lambda: measure_preferences(inference_copy(parent), still, run.tokenizer, config)
+    )
+    council = run.stages.keep("council", lambda: run.council(answerer, validated["in_reach"]))
+    ooda = run.stages.keep("ooda", lambda: run.ooda(still, answerer, validated["in_reach"]))
+    heads = run.stages.keep_tensors("self_model", lambda: run.heads(still))
+    temperature = run.stages.keep("temperature", lambda: run.temperature(still, heads))
+    levels = run.stages.keep("levels", lambda: run.levels(model))
+    metrics = {
+        "handed_on": float(handed_on),
+        "text_ratio_of_rules": validated["text_ratio"],
+        "worst_validation_drop_of_rules": validated["worst_drop"],
+        "num_levels_in_reach": float(len(validated["in_reach"])),
+        **levels,
+    }
+    if not handed_on:  # else they would describe a model that is not stored
+        metrics |= _baking_metrics(measures) | {"flipped_codes": flipped_codes(parent, model)}
+    for part in (preferences, council, ooda, temperature):
+        metrics |= part["metrics"]
+    shown = {
+        "rules": _rules_shown(measures, preferences["shown"]["rules"], handed_on),
+        "pairs": preferences["shown"]["pairs"],
+        "council": council["shown"],
+        "ooda": ooda["shown"],
+        "temperature": temperature["shown"],
+    }
+    product = ternary_product(
+        model.cpu(), settings, data.tokenizer_json, metrics=metrics, exhibits={"character": shown}
+    )
+    head = {name: tensor for name, tensor in heads.items() if name.startswith(SELF_MODEL)}
+    return replace(product, tensors={**(product.tensors or {}), **head})
+
+
+class _Run:
+    """What the stages work on, and the stages."""
+
+    def __init__(
+        self,
+        parent: Cognate,
+        config: CharacterConfig,
+        data: TrainingData,
+        bank: QuestionBank,
+        tools: ToolBox,
+        suite: Suite,
+        reporter: Reporter,
+        checkpoint: Path | None,
+        fingerprint: str,
+    ) -> None:
+        self.parent, self.config, self.data, self.bank, self.tools = parent, config, data, bank, tools
+        self.suite, self.reporter, self.checkpoint = suite, reporter, checkpoint
+        self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
+        self.stages = Stages(checkpoint, fingerprint, reporter)
+        self.validation, self.test = self._asked(bank.validation), self._asked(bank.test)
+
+    def virtues(self) -> tuple[Cognate, dict[str, BakingMeasure]]:
+        """The model with all rules baked in, and how far each went."""
+
+        def bake() -> dict[str, Tensor]:
+            stay = [question_text(q) + completion_text(q) for q in spread(self.bank.train, STAYING_QUESTIONS, LEVELS)]
+            text = staying_rows(self.data, stay, self.config)
+            model, measures = bake_rules(self.parent, self.config, self.tokenizer, text, self.reporter, self.checkpoint)
+            round_to_half_(model)
+            sums = {
+                f"{name}/{part}": getattr(measure, part)
+                for name, measure in measures.items()
+                for part in BakingMeasure.__slots__
+            }
+            return {f"model/{name}": tensor for name, tensor in model.state_dict().items()} | sums
+
+        tensors = self.stages.keep_tensors("virtues", bake)
+        model = copy.deepcopy(self.parent)
+        model.load_state_dict({k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")})
+        measures = {
+            rule.name: BakingMeasure(*(tensors[f"{rule.name}/{part}"] for part in BakingMeasure.__slots__))
+            for rule in RULES
+        }
+        return model, measures
+
+    def validate(self, baked: Cognate) -> dict[str, Any]:
+        """What the rules cost on validation text (a ratio) and on validation questions (the worst fall of accuracy at a
+        passed level), and which levels are in reach (all where none is)."""
+        size = self.suite.config.batch_size
+        nats = [measure_windows(inference_copy(m), self.suite.validation, size).nats for m in (baked, self.parent)]
+        asked = self.validation
+        before = answer_all(self.parent, asked, self.tokenizer, self.tools, self.config.answer_tokens)
+        passed = [level for level in asked if before.accuracy(level).value >= self.config.target] or list(asked)
+        after = answer_all(baked, {n: asked[n] for n in passed}, self.tokenizer, self.tools, self.config.answer_tokens)
+        drops = [difference(after, before, level).value for level in passed]
+        in_reach = [level for level in asked if before.accuracy(level).value >= REACH] or list(asked)
+        return {"text_ratio": rate(*nats).value, "worst_drop": max(drops), "in_reach": in_reach}
+
+    def council(self, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """The council on test questions of the levels in reach."""
+        questions = spread(self.bank.test, self.config.council_questions, levels)
+        return measure_council(answerer, questions, self.config.answer_temperature, self.config.seed)
+
+    def ooda(self, model: Cognate, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """The loop, which learns on validation questions, on test questions, both of the levels in reach."""
+
+        def look(questions: Sequence[Question]) -> list[Observation]:
+            return observe(model, self.tokenizer, questions)
+
+        controller = Controller(answerer, look, self.config, self.config.seed)
+        controller.learn(spread(self.bank.validation, self.config.ooda_practice_questions, levels))
+        return measure_ooda(controller, spread(self.bank.test, self.config.ooda_questions, levels))
+
+    def heads(self, model: Cognate) -> dict[str, Tensor]:
+        """The self-model, and some that learned from shuffled ranges."""
+        generator = step_generator(self.config.seed, -9_100_000)
+        given = self.data.batch(self.config, self.config.self_samples, GIVEN_TOKENS, generator)
+        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        told = features(own_logits(model, samples), samples.tokens)
+        head = train_self_model(told, samples.ranges, self.config, self.config.seed)
+        found = self_model_tensors(head)
+        for number in range(CONTROLS):
+            ranges = shuffled(samples.ranges, self.config.seed + number)
+            control = train_self_model(told, ranges, self.config, self.config.seed)
+            found |= {f"control {number}/{name}": t for name, t in self_model_tensors(control).items()}
+        return found
+
+    def temperature(self, model: Cognate, heads: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """All heads and the best possible predictor, on samples that begin with held-out text."""
+        generator = step_generator(self.config.seed, -9_200_000)
+        inputs = self.suite.test.inputs
+        rows = torch.randint(len(inputs), (self.config.self_held_out, 1), generator=generator)
+        places = torch.randint(inputs.shape[1] - GIVEN_TOKENS, (len(rows), 1), generator=generator)
+        given = inputs[rows, places + torch.arange(GIVEN_TOKENS)]
+        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        control = [
+            {k.removeprefix(f"control {number}/"): t for k, t in heads.items() if k.startswith(f"control {number}/")}
+            for number in range(CONTROLS)
+        ]
+        controls = [load_self_model(tensors) for tensors in control]
+        return measure_self_model(load_self_model(heads), controls, own_logits(model, samples), samples)
+
+    def levels(self, model: Cognate) -> dict[str, float]:
+        """Accuracy by level on test questions, of the parent and of what is stored."""
+        asked = self.test
+        before = answer_all(self.parent, asked, self.tokenizer, self.tools, self.config.answer_tokens)
+        after = before
+        if model is not self.parent:
+            after = answer_all(model, asked, self.tokenizer, self.tools, self.config.answer_tokens)
+        return with_drop(level_metrics(before, after, self.config.target))
+
+    def _asked(self, questions: Sequence[Question]) -> dict[int, list[Question]]:
+        """The first questions of every level, as many as are to be asked."""
+        number = self.config.questions_per_level
+        for level, there in (found := by_level(questions)).items():
+            if len(there) < number:
+                raise ValueError(
+                    f"level {level} has {len(there)} held-out questions and questions_per_level = {number}: lower it, "
+                    "or materialize the question bank with a larger held_out_per_level"
+                )
+        return {level: there[:number] for level, there in found.items()}
+
+
+def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`metrics` and the most that accuracy over all levels may have fallen: the gain's low end, turned around."""
+    return {**metrics, "level_accuracy_drop_high": -metrics["level_accuracy_gain_low"]}
+
+
+def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
+    """The first `number` questions of some levels, one of each level in turn."""
+    found = by_level(questions)
+    turns = zip_longest(*(found[level] for level in levels))
+    return [question for turn in turns for question in turn if question is not None][:number]
+
+
+def _baking_metrics(measures: Mapping[str, BakingMeasure]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, measure in measures.items():
+        metrics |= {f"baking_kl_before_{name}": measure.kl_before, f"baking_kl_after_{name}": measure.kl_after}
+        if (strength := _strength(measure)) is not None:
+            metrics[f"baking_strength_{name}"] = strength
+    return metrics
+
+
+def _strength(measure: BakingMeasure) -> float | None:
+    """None where the prompt has no effect that could be baked."""
+    return None if measure.kl_before < NO_EFFECT_NATS else measure.strength
+
+
+def _rules_shown(
+    measures: Mapping[str, BakingMeasure], preferences: Mapping[str, Mapping[str, Any]], handed_on: bool
+) -> list[dict[str, Any]]:
+    """The rules of the exhibit; of a parent that was handed on nothing was baked."""
+    return [
+        {
+            "name": rule.name,
+            "prompt": rule.prompt,
+            "kl_before": measures[rule.name].kl_before,
+            "kl_after": measures[rule.name].kl_before if handed_on else measures[rule.name].kl_after,
+            "strength": 0.0 if handed_on else _strength(measures[rule.name]),
+            **preferences[rule.name],
+        }
+        for rule in RULES
+    ]
+
+
+def _fingerprint(parent: Cognate, config: CharacterConfig, bank: QuestionBank, suite: Suite) -> str:
+    """A digest of whatever determines the results of the stages."""
+    hasher = hashlib.sha256(canonical_json(config.model_dump(exclude={"checkpoint_interval_s"})))
+    hasher.update(suite.digest.encode())
+    for split in (bank.train, bank.validation, bank.test):
+        hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
+    for name, tensor in sorted(parent.state_dict().items()):
+        hasher.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()

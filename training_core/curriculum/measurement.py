@@ -1,0 +1,106 @@
+"""Accuracy by level on questions that were never trained on, and paired comparisons of two models on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training_core.curriculum.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
+from training_core.curriculum.attempts import Answerer, Attempt
+from training_core.curriculum.questions import LEVELS, Question
+from training_core.curriculum.tools import ToolBox
+from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, wilson
+from training_core.models.cognate import Cognate
+from training_core.quantization.ternary import inference_copy
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Greedy attempts of one model at the questions of each level, without hints."""
+
+    attempts: Mapping[int, tuple[Attempt, ...]]
+
+    def right(self, level: int) -> Tensor:
+        """1.0 where the answer was right, (questions,) float64."""
+        return torch.tensor([float(attempt.right) for attempt in self.attempts[level]], dtype=torch.float64)
+
+    def accuracy(self, level: int) -> Estimate:
+        """Share of right answers, with Wilson's interval."""
+        right = self.right(level)
+        return wilson(int(right.sum()), len(right))
+
+    def edge(self, target: float) -> int:
+        """The hardest level whose isotonic accuracy reaches `target`; 0 when none does."""
+        levels = sorted(self.attempts)
+        counts = [int(self.right(level).sum()) for level in levels]
+        fitted = isotonic_decreasing(counts, [len(self.attempts[level]) for level in levels])
+        return max((level for level, p in zip(levels, fitted, strict=True) if p >= target), default=0)
+
+    def mean(self) -> float:
+        """Mean accuracy over levels, each counting the same."""
+        return sum(float(self.right(level).mean()) for level in self.attempts) / len(self.attempts)
+
+
+def answer_all(
+    model: Cognate, questions: Mapping[int, Sequence[Question]], tokenizer: Tokenizer, tools: ToolBox, max_tokens: int
+) -> Answered:
+    """Ask every question once, greedily; all levels in one go."""
+    answerer = Answerer(inference_copy(model), tokenizer, tools, max_tokens)
+    flat = [question for level in questions for question in questions[level]]
+    attempts = iter(answerer.attempt(flat, torch.Generator()))
+    return Answered({level: tuple(next(attempts) for _ in questions[level]) for level in questions})
+
+
+def difference(before: Answered, after: Answered, level: int) -> Estimate:
+    """Accuracy at a level, `after` minus `before`, paired by question."""
+    right = after.right(level)
+    return difference_of_rates(right, before.right(level), torch.ones_like(right))
+
+
+def mean_difference(before: Answered, after: Answered, levels: Sequence[int]) -> Estimate:
+    """Mean over levels of the accuracy `after` minus `before`: paired by question, each level counting the same."""
+    pairs = [(after.right(level), before.right(level)) for level in levels]
+    weights = torch.cat([torch.full_like(one, 1 / len(one)) for one, _ in pairs])
+    return rate(torch.cat([one - other for one, other in pairs]) * weights, weights)
+
+
+def assess_levels(
+    model: Cognate,
+    questions: Mapping[int, Sequence[Question]],
+    config: AssessmentConfig,
+    tokenizer: Tokenizer,
+    tools: ToolBox,
+    max_tokens: int,
+) -> Assessment:
+    """Where the model's edge is, from questions of every level in the order given, none asked twice.
+
+    Raises:
+        ValueError: when a level has fewer questions than may be asked.
+    """
+    for level in LEVELS:
+        if (there := len(questions.get(level, ()))) < config.most_questions:
+            raise ValueError(
+                f"level {level} has {there} questions for assessment, and up to {config.most_questions} may be asked: "
+                "lower most_questions, or materialize the question bank with a larger held_out_per_level"
+            )
+    first = {level: questions[level][: config.first_questions] for level in LEVELS}
+    known = {  # what every level is asked anyway, in one go
+        level: [attempt.right for attempt in attempts]
+        for level, attempts in answer_all(model, first, tokenizer, tools, max_tokens).attempts.items()
+    }
+    answerer = Answerer(inference_copy(model), tokenizer, tools, max_tokens)
+    used = dict.fromkeys(LEVELS, 0)
+
+    def ask(level: int, count: int) -> int:
+        start, end = used[level], used[level] + count
+        used[level] = end
+        if end > len(known[level]):
+            more = questions[level][len(known[level]) : end]
+            known[level] += [attempt.right for attempt in answerer.attempt(more, torch.Generator())]
+        return sum(known[level][start:end])
+
+    return find_edge(ask, len(LEVELS), config)

@@ -1,0 +1,157 @@
+"""Phase 5, first half, from a ternary model to what is stored: assess, practise, consolidate, measure.
+
+Choices (where the edge is, which arm of the consolidation is kept) are made on validation questions; what is printed
+was measured on test questions, which nothing before has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from training_core.curriculum.assessment import Assessment
+from training_core.curriculum.bank import QuestionBank
+from training_core.curriculum.dreams import Consolidation, CurriculumConfig, consolidate, estimate
+from training_core.curriculum.exhibits import practice_exhibit
+from training_core.curriculum.measurement import Answered, answer_all, assess_levels, difference, mean_difference
+from training_core.curriculum.practice import Practice, PracticeResult, Standing
+from training_core.curriculum.questions import LEVELS, Question
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import Suite
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.models.cognate import Cognate
+from training_core.phases import Product
+from training_core.quantization.ternary import inference_copy
+from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.training.device import best_device
+from training_core.training.reporting import Reporter
+
+HARM = 1.015  # bits per byte on validation documents over the parent's; a candidate beyond is not kept
+
+
+def make_practised(
+    parent: Cognate,
+    settings: TernarySettings,
+    config: CurriculumConfig,
+    data: TrainingData,
+    bank: QuestionBank,
+    tools: ToolBox,
+    suite: Suite,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> Product:
+    """Practise with a straight-through ternary `parent` and measure what came of it.
+
+    Of the model before the consolidation and its three arms the one with the highest accuracy on validation questions
+    is kept, among those whose bits per byte on validation text are at most 1.5 % above the parent's; where none is, the
+    parent is handed on (metric `handed_on` = 1).
+    """
+    parent.to(best_device()).eval()
+    practice = Practice(copy.deepcopy(parent), config, data, bank, tools, reporter, checkpoint)
+    validation = by_level(bank.validation)
+    assessment = assess_levels(parent, validation, config, practice.tokenizer, tools, config.max_tokens)
+    standing = _standing(assessment, config)
+    result = practice.run(standing)
+    chosen_on = _first(validation, config.measured_questions)
+
+    def answer(model: Cognate) -> Answered:
+        return answer_all(model, chosen_on, practice.tokenizer, tools, config.max_tokens)
+
+    consolidation = consolidate(practice, result, standing, config, answer)
+    chosen, model = _choose(parent, practice.model, consolidation, suite, reporter)
+    test = _first(by_level(bank.test), config.measured_questions)
+    before, after = (answer_all(each, test, practice.tokenizer, tools, config.max_tokens) for each in (parent, model))
+    metrics = level_metrics(before, after, config.target) | consolidation.metrics() | _practice_metrics(result)
+    metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
+    shown = practice_exhibit(before, after, bank, result, consolidation, chosen, config.target)
+    return ternary_product(model.cpu(), settings, data.tokenizer_json, metrics=metrics, exhibits={"practice": shown})
+
+
+def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
+    """The questions of every level, in the order given."""
+    found: dict[int, list[Question]] = {level: [] for level in LEVELS}
+    for question in questions:
+        found[question.level].append(question)
+    return found
+
+
+def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
+    """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
+
+    `worst_passed_level_drop_high` is the highest end of the paired intervals of `before` minus `after`, over the levels
+    at which `before` reaches the target; over all levels where it reaches it at none (`num_passed_levels` = 0).
+    """
+    metrics: dict[str, float] = {}
+    for level in before.attempts:
+        metrics |= estimate(f"level_{level}_accuracy_before", before.accuracy(level))
+        metrics |= estimate(f"level_{level}_accuracy", after.accuracy(level))
+    passed = [level for level in before.attempts if before.accuracy(level).value >= target]
+    drops = [difference(after, before, level).high for level in passed or before.attempts]
+    metrics |= estimate("level_accuracy_gain", mean_difference(before, after, list(before.attempts)))
+    return metrics | {
+        "level_accuracy_before": before.mean(),
+        "level_accuracy": after.mean(),
+        "edge_before": float(before.edge(target)),
+        "edge": float(after.edge(target)),
+        "edge_gain": float(after.edge(target) - before.edge(target)),
+        "num_passed_levels": float(len(passed)),
+        "worst_passed_level_drop_high": max(drops),
+    }
+
+
+def _first(questions: Mapping[int, Sequence[Question]], number: int) -> dict[int, Sequence[Question]]:
+    """The first `number` questions of every level.
+
+    Raises:
+        ValueError: when a level has fewer.
+    """
+    for level, there in questions.items():
+        if len(there) < number:
+            raise ValueError(
+                f"level {level} has {len(there)} held-out questions and measured_questions = {number}: lower it, or "
+                "materialize the question bank with a larger held_out_per_level"
+            )
+    return {level: there[:number] for level, there in questions.items()}
+
+
+def _standing(assessment: Assessment, config: CurriculumConfig) -> Standing:
+    return Standing(
+        {level.level: level.right for level in assessment.levels},
+        {level.level: level.asked for level in assessment.levels},
+        config.target,
+    )
+
+
+def _choose(
+    parent: Cognate, practised: Cognate, consolidation: Consolidation, suite: Suite, reporter: Reporter
+) -> tuple[str, Cognate]:
+    """The best candidate on validation questions that does no harm to text, and its name; else the parent."""
+    batch_size = suite.config.batch_size
+    text = measure_windows(parent, suite.validation, batch_size).nats
+    candidates = {"practised": (practised, consolidation.before)}
+    candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
+    harmless: dict[str, float] = {}
+    for name, (model, answered) in candidates.items():
+        ratio = rate(measure_windows(inference_copy(model), suite.validation, batch_size).nats, text).value
+        reporter.metrics(0, {f"candidate/{name}_accuracy": answered.mean(), f"candidate/{name}_bpb_ratio": ratio})
+        if ratio <= HARM:
+            harmless[name] = answered.mean()
+    if not harmless:
+        return "parent", parent
+    chosen = max(harmless, key=lambda name: harmless[name])
+    return chosen, candidates[chosen][0]
+
+
+def _practice_metrics(result: PracticeResult) -> dict[str, float]:
+    attempts = [attempt for made in result.attempts for attempt in made]
+    return {
+        "practice_attempts": float(len(attempts)),
+        "practice_right_alone": float(sum(a.right and a.hint == 0 for a in attempts)),
+        "practice_learned_completions": float(len(result.learned())),
+        "practice_tool_calls": float(sum(len(a.calls) for a in attempts)),
+        "practice_retired": float(sum(r.retired for record in result.records for r in record.levels.values())),
+        "practice_train_seconds": sum(training.seconds for training in result.training),
+    }
