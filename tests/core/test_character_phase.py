@@ -224,7 +224,7 @@ def round_to_half_copy(model: Cognate) -> Cognate:
 
 
 def test_too_few_held_out_questions_are_refused(small_data: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="held-out questions and questions_per_level = 3: lower it"):
+    with pytest.raises(ValueError, match="held-out questions and 3 are to be measured"):
         made(small_data, Told(), None, questions_per_level=3)
 
 

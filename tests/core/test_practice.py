@@ -97,7 +97,7 @@ def test_level_metrics_by_hand() -> None:
 
 
 def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: QuestionBank) -> None:
-    with pytest.raises(ValueError, match=r"level 1 has 6 held-out questions and measured_questions = 7"):
+    with pytest.raises(ValueError, match=r"level 1 has 6 held-out questions and 7 are to be measured"):
         practise(small_data, bank, CONFIG.model_copy(update={"measured_questions": 7}))
     with pytest.raises(ValueError, match=r"level 1 has 6 questions for assessment, and up to 50 may be asked"):
         practise(small_data, bank, CONFIG.model_copy(update={"most_questions": 50}))

@@ -59,7 +59,7 @@ class CharacterConfig(VirtueConfig, DecisionConfig, SelfModelConfig, TrainingCon
     Learning rates are low beside those of other phases: what is baked is a small shift, and the rest has to stay.
     """
 
-    steps: int = Field(20, ge=1, description="Steps of baking one rule")
+    steps: int = Field(16, ge=1, description="Steps of baking one rule")
     seq_len: int = Field(64, ge=2, description="Tokens in a row that must stay as before")
     muon_lr: float = Field(0.0005, gt=0, description="Peak learning rate of hidden matrices (Muon)")
     adamw_lr: float = Field(0.0003, gt=0, description="Peak learning rate of everything else (AdamW)")

@@ -45,7 +45,7 @@ from training_core.character.self_model import (
 from training_core.character.stages import Stages
 from training_core.curriculum.attempts import Answerer, completion_text, question_text
 from training_core.curriculum.bank import QuestionBank
-from training_core.curriculum.measurement import answer_all, difference
+from training_core.curriculum.measurement import Answered, answer_both, difference, first_questions
 from training_core.curriculum.phase import by_level, level_metrics
 from training_core.curriculum.questions import LEVELS, Question
 from training_core.curriculum.tools import ToolBox
@@ -65,7 +65,7 @@ from training_core.training.reporting import Reporter
 
 HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
 REACH = 0.1  # accuracy on validation questions at which a level is in reach
-FORGOTTEN = 0.02  # accuracy lost on validation questions of the worst passed level; a model beyond is not kept
+FORGOTTEN = 0.02  # fall at the worst passed level on validation questions, high end of its interval; beyond is not kept
 STAYING_QUESTIONS = 512
 CONTROLS = 4  # heads that learn from shuffled ranges
 GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
@@ -85,12 +85,15 @@ def make_character(
     """Bake the four rules into a straight-through ternary `parent`, train its self-model, and measure everything.
 
     The parent is handed on without the rules (metric `handed_on` = 1) where they cost more than 1 % bits per byte on
-    validation text, or more than 2 % of the validation questions of a level that the parent passes. A run that was
-    killed goes on from `checkpoint` with the stages that it had not finished.
+    validation text, or where the accuracy at a level that the parent passes falls by more than two points on
+    validation questions, at the interval's end. A run that was killed goes on from `checkpoint` with the stages that
+    it had not finished.
 
     Raises:
         ValueError: when a level has fewer held-out questions than are to be asked.
     """
+    for questions in (bank.validation, bank.test):
+        first_questions(by_level(questions), config.questions_per_level)  # refused before anything is trained
     parent.to(best_device()).eval()
     round_to_half_(parent)
     run = _Run(
@@ -154,7 +157,6 @@ class _Run:
         self.suite, self.reporter, self.checkpoint = suite, reporter, checkpoint
         self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
         self.stages = Stages(checkpoint, fingerprint, reporter)
-        self.validation, self.test = self._asked(bank.validation), self._asked(bank.test)
 
     def virtues(self) -> tuple[Cognate, dict[str, BakingMeasure]]:
         """The model with all rules baked in, and how far each went."""
@@ -182,15 +184,14 @@ class _Run:
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
         """What the rules cost on validation text (a ratio) and on validation questions (the worst fall of accuracy at a
-        passed level), and which levels are in reach (all where none is)."""
+        passed level, high end of its interval), and which levels are in reach (all where none is)."""
         size = self.suite.config.batch_size
         nats = [measure_windows(inference_copy(m), self.suite.validation, size).nats for m in (baked, self.parent)]
-        asked = self.validation
-        before = answer_all(self.parent, asked, self.tokenizer, self.tools, self.config.answer_tokens)
-        passed = [level for level in asked if before.accuracy(level).value >= self.config.target] or list(asked)
-        after = answer_all(baked, {n: asked[n] for n in passed}, self.tokenizer, self.tools, self.config.answer_tokens)
-        drops = [difference(after, before, level).value for level in passed]
-        in_reach = [level for level in asked if before.accuracy(level).value >= REACH] or list(asked)
+        before, after = self._answers(baked, self.bank.validation)
+        levels = list(before.attempts)
+        passed = [level for level in levels if before.accuracy(level).value >= self.config.target] or levels
+        drops = [difference(after, before, level).high for level in passed]
+        in_reach = [level for level in levels if before.accuracy(level).value >= REACH] or levels
         return {"text_ratio": rate(*nats).value, "worst_drop": max(drops), "in_reach": in_reach}
 
     def council(self, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -239,23 +240,22 @@ class _Run:
 
     def levels(self, model: Cognate) -> dict[str, float]:
         """Accuracy by level on test questions, of the parent and of what is stored."""
-        asked = self.test
-        before = answer_all(self.parent, asked, self.tokenizer, self.tools, self.config.answer_tokens)
-        after = before
-        if model is not self.parent:
-            after = answer_all(model, asked, self.tokenizer, self.tools, self.config.answer_tokens)
+        before, after = self._answers(model, self.bank.test)
         return with_drop(level_metrics(before, after, self.config.target))
 
-    def _asked(self, questions: Sequence[Question]) -> dict[int, list[Question]]:
-        """The first questions of every level, as many as are to be asked."""
-        number = self.config.questions_per_level
-        for level, there in (found := by_level(questions)).items():
-            if len(there) < number:
-                raise ValueError(
-                    f"level {level} has {len(there)} held-out questions and questions_per_level = {number}: lower it, "
-                    "or materialize the question bank with a larger held_out_per_level"
-                )
-        return {level: there[:number] for level, there in found.items()}
+    def _answers(self, model: Cognate, questions: Sequence[Question]) -> tuple[Answered, Answered]:
+        """The parent's answers and those of `model`."""
+        config = self.config
+        return answer_both(
+            self.parent,
+            model,
+            by_level(questions),
+            config.questions_per_level,
+            config.target,
+            self.tokenizer,
+            self.tools,
+            config.answer_tokens,
+        )
 
 
 def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -55,6 +55,49 @@ def answer_all(
     return Answered({level: tuple(next(attempts) for _ in questions[level]) for level in questions})
 
 
+def answer_both(
+    before: Cognate,
+    after: Cognate,
+    questions: Mapping[int, Sequence[Question]],
+    measured: int,
+    target: float,
+    tokenizer: Tokenizer,
+    tools: ToolBox,
+    max_tokens: int,
+) -> tuple[Answered, Answered]:
+    """Both models' answers to the first `measured` questions of every level; and to all of a level at which `before`
+    reaches `target` on these, where a fall of a few points has to be told from none.
+
+    Raises:
+        ValueError: when a level has fewer questions.
+    """
+    asked = dict(first_questions(questions, measured))
+    first = answer_all(before, asked, tokenizer, tools, max_tokens)
+    more = {level: questions[level] for level in asked if first.accuracy(level).value >= target}
+    known = dict(first.attempts)
+    if more:
+        known |= answer_all(before, more, tokenizer, tools, max_tokens).attempts
+    if after is before:
+        return Answered(known), Answered(known)
+    return Answered(known), answer_all(after, asked | more, tokenizer, tools, max_tokens)
+
+
+def first_questions(questions: Mapping[int, Sequence[Question]], number: int) -> dict[int, Sequence[Question]]:
+    """The first `number` questions of every level.
+
+    Raises:
+        ValueError: when a level has fewer.
+    """
+    for level, there in questions.items():
+        if len(there) < number:
+            raise ValueError(
+                f"level {level} has {len(there)} held-out questions and {number} are to be measured: lower "
+                "measured_questions or questions_per_level, or materialize the question bank with a larger "
+                "held_out_per_level"
+            )
+    return {level: there[:number] for level, there in questions.items()}
+
+
 def difference(before: Answered, after: Answered, level: int) -> Estimate:
     """Accuracy at a level, `after` minus `before`, paired by question."""
     right = after.right(level)

@@ -7,14 +7,22 @@ was measured on test questions, which nothing before has seen.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from training_core.curriculum.assessment import Assessment
 from training_core.curriculum.bank import QuestionBank
 from training_core.curriculum.dreams import Consolidation, CurriculumConfig, consolidate, estimate
 from training_core.curriculum.exhibits import practice_exhibit
-from training_core.curriculum.measurement import Answered, answer_all, assess_levels, difference, mean_difference
+from training_core.curriculum.measurement import (
+    Answered,
+    answer_all,
+    answer_both,
+    assess_levels,
+    difference,
+    first_questions,
+    mean_difference,
+)
 from training_core.curriculum.practice import Practice, PracticeResult, Standing
 from training_core.curriculum.questions import LEVELS, Question
 from training_core.curriculum.tools import ToolBox
@@ -51,19 +59,28 @@ def make_practised(
     """
     parent.to(best_device()).eval()
     practice = Practice(copy.deepcopy(parent), config, data, bank, tools, reporter, checkpoint)
-    validation = by_level(bank.validation)
+    validation, test = by_level(bank.validation), by_level(bank.test)
+    chosen_on = first_questions(validation, config.measured_questions)
+    first_questions(test, config.measured_questions)  # refused before anything is trained
     assessment = assess_levels(parent, validation, config, practice.tokenizer, tools, config.max_tokens)
     standing = _standing(assessment, config)
     result = practice.run(standing)
-    chosen_on = _first(validation, config.measured_questions)
 
     def answer(model: Cognate) -> Answered:
         return answer_all(model, chosen_on, practice.tokenizer, tools, config.max_tokens)
 
     consolidation = consolidate(practice, result, standing, config, answer)
     chosen, model = _choose(parent, practice.model, consolidation, suite, reporter)
-    test = _first(by_level(bank.test), config.measured_questions)
-    before, after = (answer_all(each, test, practice.tokenizer, tools, config.max_tokens) for each in (parent, model))
+    before, after = answer_both(
+        parent,
+        model,
+        test,
+        config.measured_questions,
+        config.target,
+        practice.tokenizer,
+        tools,
+        config.max_tokens,
+    )
     metrics = level_metrics(before, after, config.target) | consolidation.metrics() | _practice_metrics(result)
     metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
     shown = practice_exhibit(before, after, bank, result, consolidation, chosen, config.target)
@@ -100,21 +117,6 @@ def level_metrics(before: Answered, after: Answered, target: float) -> dict[str,
         "num_passed_levels": float(len(passed)),
         "worst_passed_level_drop_high": max(drops),
     }
-
-
-def _first(questions: Mapping[int, Sequence[Question]], number: int) -> dict[int, Sequence[Question]]:
-    """The first `number` questions of every level.
-
-    Raises:
-        ValueError: when a level has fewer.
-    """
-    for level, there in questions.items():
-        if len(there) < number:
-            raise ValueError(
-                f"level {level} has {len(there)} held-out questions and measured_questions = {number}: lower it, or "
-                "materialize the question bank with a larger held_out_per_level"
-            )
-    return {level: there[:number] for level, there in questions.items()}
 
 
 def _standing(assessment: Assessment, config: CurriculumConfig) -> Standing:
