@@ -13,12 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from forge_resources.sandbox import open_sandbox
 from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
 from training_core.curriculum.bank import QuestionBank
+from training_core.curriculum.dreams import consolidate
 from training_core.curriculum.measurement import Answered, difference, mean_difference
 from training_core.curriculum.phase import level_metrics
+from training_core.curriculum.practice import Practice, Standing
+from training_core.curriculum.tools import ToolBox
+from training_core.data.batches import TrainingData
 from training_core.phases import Product
+from training_core.training.reporting import SilentReporter
 
 METRICS = (
     "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
@@ -59,6 +65,21 @@ def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> Non
 
     assert len(markdown("practice", shown).splitlines()) <= 30
     assert "dreams" in render("practice", shown)
+
+
+def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
+    small_data: dict[str, Path], bank: QuestionBank
+) -> None:
+    """Everything up to the last compared level is mastered at once: the next level is that last one."""
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    with open_sandbox("embedded") as sandbox:
+        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        result = practice.run(Standing({1: 0}, {1: 10}, 0.75))
+        mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
+        found = consolidate(practice, result, Standing({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
+    assert found.following == (4,)
+    assert found.earlier == (1, 2)
+    assert found.arms["dreams"].forgetting.value == 0.0
 
 
 def test_harm_to_text_hands_the_parent_on(small_data: dict[str, Path], bank: QuestionBank) -> None:

@@ -87,14 +87,15 @@ def consolidate(
     """Train and measure the three arms; `practice.model` is left as it is. `answer` asks validation questions, from
     which the edge is found again.
 
-    Earlier levels are those that were learned from in practice and are not beyond the edge; where nothing is within
-    the edge yet, all that were learned from.
+    The next levels are those beyond the edge among which `answer` asks. Earlier levels are those that were learned from
+    in practice and are not beyond the edge; where nothing is within the edge yet, all that were learned from.
     """
     base = practice.model
     before = answer(base)
     standing.update({level: (int(before.right(level).sum()), len(before.right(level))) for level in before.attempts})
-    made = practice.attempt_round(config.rounds + config.policy_rounds, standing)
-    following = sorted({attempt.question.level for attempt in made})
+    focus = standing.focus(config.focus_levels)
+    following = [level for level in focus if level in before.attempts] or [max(before.attempts)]
+    made = practice.attempt_round(config.rounds + config.policy_rounds, following)
     news = [attempt for attempt in made if attempt.right]
     learned = result.learned()
     levels = sorted({attempt.question.level for attempt in learned})

@@ -27,7 +27,7 @@ def practice_exhibit(
     target: float,
 ) -> dict[str, Any]:
     """Accuracy by level, questions, attempts, rounds, forgetting and spend."""
-    levels = sorted(before.attempts)
+    levels, compared = sorted(before.attempts), sorted(consolidation.before.attempts)
     return {
         "target": target,
         "edge_before": before.edge(target),
@@ -46,18 +46,18 @@ def practice_exhibit(
         "attempts": [_attempt(attempt) for attempt in _telling(result)],
         "rounds": [{"round": n, "levels": _round(record)} for n, record in enumerate(result.records, 1)],
         "forgetting": {
-            "levels": levels,
+            "levels": compared,
             "stages": [
-                {"name": "before consolidation", "accuracy": _accuracies(consolidation.before, levels)},
+                {"name": "before consolidation", "accuracy": _accuracies(consolidation.before, compared)},
                 *(
-                    {"name": f"next level, {arm.name}", "accuracy": _accuracies(arm.answered, levels)}
+                    {"name": f"next level, {arm.name}", "accuracy": _accuracies(arm.answered, compared)}
                     for arm in consolidation.arms.values()
                 ),
             ],
             "arms": [
                 {
                     "name": arm.name,
-                    "accuracy": _accuracies(arm.answered, levels),
+                    "accuracy": _accuracies(arm.answered, compared),
                     "forgetting": interval(arm.forgetting),
                     "tokens": arm.rehearsed_tokens,
                 }

@@ -54,8 +54,8 @@ def make_practised(
     """Practise with a straight-through ternary `parent` and measure what came of it.
 
     Of the model before the consolidation and its three arms the one with the highest accuracy on validation questions
-    is kept, among those whose bits per byte on validation text are at most 1.5 % above the parent's; where none is, the
-    parent is handed on (metric `handed_on` = 1).
+    (of the levels up to twice `focus_levels` beyond the edge) is kept, among those whose bits per byte on validation
+    text are at most 1.5 % above the parent's; where none is, the parent is handed on (metric `handed_on` = 1).
     """
     parent.to(best_device()).eval()
     practice = Practice(copy.deepcopy(parent), config, data, bank, tools, reporter, checkpoint)
@@ -66,8 +66,12 @@ def make_practised(
     standing = _standing(assessment, config)
     result = practice.run(standing)
 
+    within_reach = {
+        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.focus_levels
+    }
+
     def answer(model: Cognate) -> Answered:
-        return answer_all(model, chosen_on, practice.tokenizer, tools, config.max_tokens)
+        return answer_all(model, within_reach, practice.tokenizer, tools, config.max_tokens)
 
     consolidation = consolidate(practice, result, standing, config, answer)
     chosen, model = _choose(parent, practice.model, consolidation, suite, reporter)

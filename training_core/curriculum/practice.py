@@ -129,7 +129,7 @@ class Practice:
         config = self.config
         for number in range(config.rounds + config.policy_rounds):
             gradient = number >= config.rounds
-            made = self.attempt_round(number, standing, grouped=gradient)
+            made = self.attempt_round(number, standing.focus(config.focus_levels), grouped=gradient)
             record = RoundRecord()
             for attempt in made:
                 record.observe(attempt)
@@ -143,9 +143,9 @@ class Practice:
             training += [] if result is None else [result]
         return PracticeResult(tuple(attempts), tuple(records), standing.edge(), tuple(training))
 
-    def attempt_round(self, number: int, standing: Standing, *, grouped: bool = False) -> list[Attempt]:
-        """The attempts of round `number`, from disk where they were made before."""
-        questions = self._take(standing.focus(self.config.focus_levels))
+    def attempt_round(self, number: int, levels: Sequence[int], *, grouped: bool = False) -> list[Attempt]:
+        """The attempts of round `number` at questions of `levels`, from disk where they were made before."""
+        questions = self._take(levels)
         kept = None if self.checkpoint is None else self.checkpoint / f"attempts_{number}.json"
         identity = self._identity(questions, number)
         if kept is not None and (found := _read_attempts(kept, identity)) is not None:
