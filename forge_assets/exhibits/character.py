@@ -150,9 +150,10 @@ class Temperature(Document):
 
 
 class CharacterShown(Document):
-    """The whole exhibit."""
+    """The whole exhibit. `not_kept` says why the baked rules were not kept, empty where they were."""
 
     rules: list[Rule]
+    not_kept: str
     pairs: list[Pair]
     council: Council
     ooda: Ooda
@@ -162,7 +163,7 @@ class CharacterShown(Document):
 def html(shown: CharacterShown) -> str:
     """The exhibit as HTML: rules, scenario pairs, council, controller, temperature."""
     return (
-        f"<h4>Rules</h4>{_rules(shown.rules)}<h4>Scenario pairs</h4>{_pairs(shown.pairs)}"
+        f"<h4>Rules</h4>{_kept(shown.not_kept)}{_rules(shown.rules)}<h4>Scenario pairs</h4>{_pairs(shown.pairs)}"
         f"<h4>Council of archetypes</h4>{_council(shown.council)}"
         f"<h4>Observe, orient, decide, act</h4>{_ooda(shown.ooda)}"
         f"<h4>At which temperature was this drawn?</h4>{_temperature(shown.temperature)}"
@@ -177,6 +178,7 @@ def markdown(shown: CharacterShown) -> str:
     ]
     columns = ("rule", "base (95 %)", "prompted (95 %)", "baked (95 %)", "strength")
     lines = markdown_table(columns, rules, _MARKDOWN_RULES) if rules else ["No rule was baked."]
+    lines += ["", f"Not kept: {plain(shown.not_kept)}"] if shown.not_kept else []
     accuracies = [[name, measured_text(accuracy), f"{tokens:.0f}"] for name, accuracy, tokens in _answering(shown)]
     lines += ["", *markdown_table(("answered by", "accuracy (95 %)", "tokens"), accuracies, len(accuracies)), ""]
     knows = shown.temperature
@@ -200,6 +202,10 @@ def _answering(shown: CharacterShown) -> list[tuple[str, Accuracy, float]]:
 
 def _strength(rule: Rule) -> str:
     return "no effect of the prompt" if rule.strength is None else f"{rule.strength:+.2f}"
+
+
+def _kept(not_kept: str) -> str:
+    return f'<p class="note"><b>Not kept:</b> {visible(not_kept, spaces="none")}</p>' if not_kept else ""
 
 
 def _rules(rules: Sequence[Rule]) -> str:

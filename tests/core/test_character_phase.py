@@ -167,6 +167,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
     ):  # fmt: skip
         assert name in metrics
     EXHIBIT.schema.model_validate(product.exhibits["character"])
+    assert product.exhibits["character"]["not_kept"] == ""
     assert [rule["name"] for rule in product.exhibits["character"]["rules"]] == [rule.name for rule in RULES]
     assert len(product.exhibits["character"]["pairs"]) == 12
     bundle = write_bundle(
@@ -189,6 +190,7 @@ def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
     metrics, shown = product.metrics, product.exhibits["character"]
     assert metrics["handed_on"] == 1
     assert metrics["text_ratio_of_rules"] > phase.HARM
+    assert f"{metrics['text_ratio_of_rules']:.4f} of the parent's" in shown["not_kept"]
     assert not any(name.startswith(("baking_", "flipped")) for name in metrics), "of a model that is not stored"
     assert [metrics[f"preference_gain{end}"] for end in ("", "_low", "_high")] == [0.0] * 3
     assert metrics["level_accuracy_drop_high"] == metrics["worst_passed_level_drop_high"] == 0.0

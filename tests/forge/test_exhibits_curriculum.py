@@ -126,6 +126,7 @@ def practice(**changes: Any) -> dict[str, Any]:
 
 def character(**changes: Any) -> dict[str, Any]:
     return {
+        "not_kept": "the rules cost 4.5 points",
         "rules": [
             {
                 "name": "Honesty",
@@ -518,3 +519,11 @@ def test_styles_are_on_the_page_and_of_these_exhibits_alone() -> None:
     for selector in re.findall(r"(?m)^([^@{}]+)\{", exhibits.style()):
         assert all(part.strip().startswith(".exhibit-") for part in selector.split(",")), selector
     assert ".exhibit-practice .tracks" in exhibits.style()
+
+
+def test_rules_that_were_not_kept_are_told() -> None:
+    for shown in (exhibits.render("character", character()), exhibits.markdown("character", character())):
+        assert shown.count("Not kept") == 1
+    kept = character() | {"not_kept": ""}
+    for shown in (exhibits.render("character", kept), exhibits.markdown("character", kept)):
+        assert "Not kept" not in shown

@@ -126,6 +126,7 @@ def make_character(
         metrics |= part["metrics"]
     shown = {
         "rules": _rules_shown(measures, preferences["shown"]["rules"], handed_on),
+        "not_kept": _refusal(validated) if handed_on else "",
         "pairs": preferences["shown"]["pairs"],
         "council": council["shown"],
         "ooda": ooda["shown"],
@@ -268,6 +269,14 @@ def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) ->
     found = by_level(questions)
     turns = zip_longest(*(found[level] for level in levels))
     return [question for turn in turns for question in turn if question is not None][:number]
+
+
+def _refusal(validated: Mapping[str, float]) -> str:
+    return (
+        f"with the rules baked, bits per byte on validation text were {validated['text_ratio']:.4f} of the parent's "
+        f"(at most {HARM}), and accuracy at the worst passed level fell by up to {validated['worst_drop']:.3f} "
+        f"(at most {FORGOTTEN}). The model is the practised one, unchanged."
+    )
 
 
 def _baking_metrics(measures: Mapping[str, BakingMeasure]) -> dict[str, float]:
