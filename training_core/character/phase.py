@@ -97,7 +97,15 @@ def make_character(
     parent.to(best_device()).eval()
     round_to_half_(parent)
     run = _Run(
-        parent, config, data, bank, tools, suite, reporter, checkpoint, _fingerprint(parent, config, bank, suite)
+        parent,
+        config,
+        data,
+        bank,
+        tools,
+        suite,
+        reporter,
+        checkpoint,
+        _fingerprint(parent, config, bank, suite, data, tools),
     )
     baked, measures = run.virtues()
     validated = run.stages.keep("validation", lambda: run.validate(baked))
@@ -310,10 +318,12 @@ def _rules_shown(
     ]
 
 
-def _fingerprint(parent: Cognate, config: CharacterConfig, bank: QuestionBank, suite: Suite) -> str:
+def _fingerprint(
+    parent: Cognate, config: CharacterConfig, bank: QuestionBank, suite: Suite, data: TrainingData, tools: ToolBox
+) -> str:
     """A digest of whatever determines the results of the stages."""
     hasher = hashlib.sha256(canonical_json(config.model_dump(exclude={"checkpoint_interval_s"})))
-    hasher.update(suite.digest.encode())
+    hasher.update(canonical_json([suite.digest, data.tokenizer_json, tools.sandbox_name]))
     for split in (bank.train, bank.validation, bank.test):
         hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
     for name, tensor in sorted(parent.state_dict().items()):
