@@ -96,17 +96,8 @@ def make_character(
         first_questions(by_level(questions), config.questions_per_level)  # refused before anything is trained
     parent.to(best_device()).eval()
     round_to_half_(parent)
-    run = _Run(
-        parent,
-        config,
-        data,
-        bank,
-        tools,
-        suite,
-        reporter,
-        checkpoint,
-        _fingerprint(parent, config, bank, suite, data, tools),
-    )
+    fingerprint = _fingerprint(parent, config, bank, suite, data, tools)
+    run = _Run(parent, config, data, bank, tools, suite, reporter, checkpoint, fingerprint)
     baked, measures = run.virtues()
     validated = run.stages.keep("validation", lambda: run.validate(baked))
     handed_on = validated["text_ratio"] > HARM or validated["worst_drop"] > FORGOTTEN
