@@ -16,6 +16,8 @@ from training_core.reasoning.training import ReasoningConfig
     code=[
         "training_core.reasoning",
         "training_core.baking",
+        "training_core.sampling",
+        "training_core.generation",
         "training_core.models",
         "training_core.optim",
         "training_core.training",

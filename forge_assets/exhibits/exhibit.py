@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class ExhibitError(ValueError):
@@ -16,6 +16,19 @@ class Document(BaseModel):
     """The base of every exhibit's schema: no field more or less, no coerced type, no number that is not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Ordered(Document):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _low_to_high(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"the interval must run from low to high, got {self.low} to {self.high}")
+        return self
 
 
 D = TypeVar("D", bound=Document)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from forge_assets.exhibits.exhibit import Document
+from forge_assets.exhibits.exhibit import Ordered
 from forge_assets.exhibits.markup import number, visible
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,18 +17,10 @@ PERCENT = "{:.1%}"
 CSS = resources.files("forge_assets.exhibits").joinpath("measured.css").read_text()
 
 
-class Measured(Document):
+class Measured(Ordered):
     """A value and its 95 % interval."""
 
     value: float
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _low_to_high(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"the interval must run from low to high, got {self.low} to {self.high}")
-        return self
 
 
 class Accuracy(Measured):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from forge_assets.exhibits.exhibit import Document, Exhibit
+from forge_assets.exhibits.exhibit import Document, Exhibit, Ordered
 from forge_assets.exhibits.interval_chart import Interval, interval_chart
 from forge_assets.exhibits.markup import each, interval, markdown_table, number, plain, table, visible
 
@@ -55,18 +55,7 @@ class HeatMapToken(Document):
     thinks: bool
 
 
-class _Ordered(Document):
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _low_to_high(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"the interval must run from low to high, got {self.low} to {self.high}")
-        return self
-
-
-class ThoughtArm(_Ordered):
+class ThoughtArm(Ordered):
     """Bits per token that trained thoughts, or a control, gain on the hardest decile of positions."""
 
     name: str
@@ -74,7 +63,7 @@ class ThoughtArm(_Ordered):
     gain: float
 
 
-class ThoughtGating(_Ordered):
+class ThoughtGating(Ordered):
     """What one way to choose the positions that think gains, and what it costs."""
 
     name: str
@@ -125,11 +114,11 @@ def markdown(shown: Thoughts) -> str:
     return "\n".join(lines)
 
 
-def _ends(row: _Ordered) -> str:
+def _ends(row: Ordered) -> str:
     return f"{_BITS.format(row.low)} to {_BITS.format(row.high)}"
 
 
-def _gain(gain: float, row: _Ordered) -> str:
+def _gain(gain: float, row: Ordered) -> str:
     return f"{number(gain, _BITS)}<small>{interval(row.low, row.high, _BITS)}</small>"
 
 

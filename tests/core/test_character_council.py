@@ -49,7 +49,6 @@ class Planned:
         hints: Sequence[int] | None = None,
         preamble: str = "",
         temperature: float = 0.0,
-        top_p: float = 1.0,
     ) -> list[Attempt]:
         self.asked.append((preamble, temperature, len(questions)))
         draws = torch.rand(len(questions), generator=generator).tolist()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,26 @@ def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: Questio
     second = product.exhibits["practice"]["rounds"][1]["levels"]
     assert sum(row["attempts"] for row in second) == 8
     assert sum(row["shown"] for row in second) == 0
+
+
+def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: QuestionBank) -> None:
+    """The attempts of a question stand together; the reward counts against the others of the same question alone."""
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    config = CONFIG.model_copy(update={"group_size": 2})
+    with open_sandbox("embedded") as sandbox:
+        practice = Practice(small_ternary(320), config, data, bank, ToolBox(sandbox), SilentReporter())
+        made = practice.attempt_round(0, [1], grouped=True)
+        asked = [attempt.question.prompt for attempt in made]
+        assert len(asked) == 12
+        assert asked[::2] == asked[1::2]
+        assert len(set(asked)) == 6
+        told = [replace(attempt, right=place < 2) for place, attempt in enumerate(made)]  # one group right, five wrong
+        before = {name: tensor.clone() for name, tensor in practice.model.state_dict().items()}
+        assert practice._reinforce(0, told, True) is None
+        assert all(torch.equal(tensor, before[name]) for name, tensor in practice.model.state_dict().items())
+        told[1] = replace(told[1], right=False)
+        assert practice._reinforce(0, told, True) is not None
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in practice.model.state_dict().items())
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(

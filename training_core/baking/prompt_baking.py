@@ -37,6 +37,7 @@ from training_core.bundle import canonical_json
 from training_core.cognate.objective import HALT_WEIGHT
 from training_core.cognate.training import check_sequence
 from training_core.models.cognate import Carry, Cognate
+from training_core.training.checkpoint import weights_digest
 from training_core.training.loop import StepResult, TrainingConfig, step_generator, train
 from training_core.training.reporting import Reporter
 
@@ -320,7 +321,5 @@ def _identity(teacher: Cognate, student: Cognate, prompt_ids: Sequence[int], tra
     )
     for model in (teacher, student):
         hasher.update(canonical_json(model.config.model_dump()))
-        for name, tensor in model.state_dict().items():
-            hasher.update(name.encode())
-            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        hasher.update(weights_digest(model))
     return hasher.hexdigest()

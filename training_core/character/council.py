@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training_core.character.estimates import document, flat, paired_gain, share
+from training_core.character.estimates import paired_gain, share
 from training_core.curriculum.attempts import Attempt
 from training_core.curriculum.ladder import is_right
 from training_core.curriculum.questions import Question, normalise_answer
@@ -68,7 +68,6 @@ class Answers(Protocol):
         hints: Sequence[int] | None = None,
         preamble: str = "",
         temperature: float = 0.0,
-        top_p: float = 1.0,
     ) -> list[Attempt]: ...
 
 
@@ -194,7 +193,7 @@ def measure_council(
     if kappa is not None:
         metrics["council_agreement"] = kappa
     for name in ("self_consistency", "single"):
-        metrics |= flat(f"council_gain_over_{name}", paired_gain(right["council"], right[name]))
+        metrics |= paired_gain(right["council"], right[name]).metrics(f"council_gain_over_{name}")
     by_archetype = [[session.attempts[number].right for session in council] for number in range(len(ARCHETYPES))]
     shown: dict[str, Any] = {
         "archetypes": [
@@ -202,7 +201,7 @@ def measure_council(
             for archetype, hits in zip(ARCHETYPES, by_archetype, strict=True)
         ],
         "agreement": kappa,
-        **{name: document(estimate) for name, estimate in shares.items()},
+        **{name: estimate.document() for name, estimate in shares.items()},
         "tokens": {
             "single": sum(attempt.num_tokens for attempt in single) / len(questions),
             "self_consistency": sum(session.num_tokens for session in plain) / len(questions),

@@ -1,4 +1,4 @@
-"""Shares and paired differences of shares, as metrics and as parts of an exhibit."""
+"""Shares and paired differences of shares."""
 
 from __future__ import annotations
 
@@ -18,13 +18,3 @@ def paired_gain(right: Sequence[bool], other: Sequence[bool]) -> Estimate:
     """Difference of two shares on the same questions, 95 % bootstrap over questions."""
     ones = torch.ones(len(right), dtype=torch.float64)
     return difference_of_rates(torch.tensor(right).double(), torch.tensor(other).double(), ones)
-
-
-def flat(name: str, estimate: Estimate) -> dict[str, float]:
-    """As metrics: the value and the ends of its interval."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def document(estimate: Estimate) -> dict[str, float]:
-    """As part of an exhibit."""
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

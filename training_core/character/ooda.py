@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from training_core.character.config import DecisionConfig
 from training_core.character.council import ARCHETYPES, Answers
-from training_core.character.estimates import document, flat, paired_gain, share
+from training_core.character.estimates import paired_gain, share
 from training_core.curriculum.attempts import Attempt, question_text
 from training_core.curriculum.ladder import is_right
 from training_core.curriculum.questions import Question, normalise_answer
@@ -260,13 +260,13 @@ def measure_ooda(controller: Controller, questions: Sequence[Question]) -> dict[
     metrics = {
         "ooda_accuracy": accuracies["accuracy"].value,
         "ooda_direct_accuracy": accuracies["direct"].value,
-        **flat("ooda_gain_over_direct", paired_gain(right, direct)),
+        **paired_gain(right, direct).metrics("ooda_gain_over_direct"),
         "ooda_tokens": tokens / len(questions),
         "direct_tokens": direct_tokens / len(questions),
         **{f"ooda_{option}_actions": float(actions[option]) for option in OPTIONS},
     }
     shown = {
-        **{name: document(estimate) for name, estimate in accuracies.items()},
+        **{name: estimate.document() for name, estimate in accuracies.items()},
         "tokens": metrics["ooda_tokens"],
         "direct_tokens": metrics["direct_tokens"],
         "episodes": [

@@ -59,6 +59,7 @@ from training_core.phases import Product
 from training_core.quantization.packing import round_to_half_
 from training_core.quantization.ternary import inference_copy
 from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.training.checkpoint import weights_digest
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 from training_core.training.reporting import Reporter
@@ -317,6 +318,5 @@ def _fingerprint(
     hasher.update(canonical_json([suite.digest, data.tokenizer_json, tools.sandbox_name]))
     for split in (bank.train, bank.validation, bank.test):
         hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
-    for name, tensor in sorted(parent.state_dict().items()):
-        hasher.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    hasher.update(weights_digest(parent))
     return hasher.hexdigest()

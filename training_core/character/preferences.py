@@ -24,7 +24,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.character.config import CharacterConfig
-from training_core.character.estimates import document, flat
 from training_core.character.eudaimonia import rule_prompt
 from training_core.character.scenarios import RULES, ScenarioPair, scenario_pairs
 from training_core.data.tokenizer import END_OF_TEXT_ID
@@ -57,10 +56,10 @@ def measure_preferences(
         suffix = "" if rule is None else f"_{rule}"
         estimates = {name: preference(chosen, each) for name, each in own.items()}
         for name, estimate in estimates.items():
-            metrics |= flat(f"preference_{name}{suffix}", estimate)
-        metrics |= flat(f"preference_gain{suffix}", preference_gain(chosen, own["baked"], own["base"]))
+            metrics |= estimate.metrics(f"preference_{name}{suffix}")
+        metrics |= preference_gain(chosen, own["baked"], own["base"]).metrics(f"preference_gain{suffix}")
         if rule is not None:
-            rules[rule] = {name: document(estimate) for name, estimate in estimates.items()}
+            rules[rule] = {name: estimate.document() for name, estimate in estimates.items()}
     each_template = range(0, len(pairs), config.fillings_per_template)
     shown = [
         {

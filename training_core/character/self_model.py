@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_core.character.config import SelfModelConfig
-from training_core.character.estimates import document, flat, share
+from training_core.character.estimates import share
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.loading import SELF_MODEL
 from training_core.models.cognate import Cognate
@@ -156,7 +156,7 @@ def best_possible(log_likelihoods_NRG: Tensor) -> Tensor:
 
 
 def train_self_model(features_NSF: Tensor, ranges_N: Tensor, config: SelfModelConfig, seed: int) -> SelfModel:
-    """A head trained on all samples at once by AdamW with a linearly falling learning rate. Deterministic in `seed`."""
+    """A head trained on batches of samples by AdamW with a linearly falling learning rate. Deterministic in `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = SelfModel(config.self_hidden)
@@ -208,12 +208,12 @@ def measure_self_model(
         "temperature_over_chance_low": accuracies["accuracy"].low - 1 / RANGES,
     }
     for name, estimate in accuracies.items():
-        metrics |= flat(f"temperature_{name}", estimate)
+        metrics |= estimate.metrics(f"temperature_{name}")
     shown = {
         "edges": head.edges.tolist(),
         "confusion": confusion(samples.ranges, predicted["accuracy"]).tolist(),
-        "model": document(accuracies["accuracy"]),
-        "best_possible": document(accuracies["best_possible"]),
+        "model": accuracies["accuracy"].document(),
+        "best_possible": accuracies["best_possible"].document(),
         "within_one": within_one,
         "chance": 1 / RANGES,
     }

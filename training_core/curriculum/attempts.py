@@ -106,7 +106,6 @@ class Answerer:
         hints: Sequence[int] | None = None,
         preamble: str = "",
         temperature: float = 0.0,
-        top_p: float = 1.0,
     ) -> list[Attempt]:
         """One attempt at each question, in the order given. `hints` are those of each question, none by default.
 
@@ -119,10 +118,10 @@ class Answerer:
             for question, hint in zip(questions, hints if hints is not None else [0] * len(questions), strict=True)
         ]
         for group in _alike([start for start in starts if not start.complete]):
-            self._draw(group, generator, temperature, top_p)
+            self._draw(group, generator, temperature)
         return [self._finished(start) for start in starts]
 
-    def _draw(self, starts: Sequence[_Start], generator: torch.Generator, temperature: float, top_p: float) -> None:
+    def _draw(self, starts: Sequence[_Start], generator: torch.Generator, temperature: float) -> None:
         def interject(row: int, written: Sequence[int]) -> Sequence[int]:
             start = starts[row]
             if written[-1] not in self._closing or len(start.calls) >= MOST_CALLS:
@@ -140,7 +139,6 @@ class Answerer:
             self.max_tokens,
             generator,
             temperature=temperature,
-            top_p=top_p,
             interject=interject,
         )
         for start, row in zip(starts, drawn, strict=True):

@@ -75,9 +75,9 @@ class Consolidation:
         """As flat metrics of a bundle."""
         metrics: dict[str, float] = {}
         for name, arm in self.arms.items():
-            metrics |= estimate(f"forgetting_{name}", arm.forgetting) | estimate(f"next_level_gain_{name}", arm.gain)
+            metrics |= arm.forgetting.metrics(f"forgetting_{name}") | arm.gain.metrics(f"next_level_gain_{name}")
         for other in ("none", "replay"):
-            metrics |= estimate(f"dreams_over_{other}", self.saved_by_dreams(other))
+            metrics |= self.saved_by_dreams(other).metrics(f"dreams_over_{other}")
         return metrics | {"rehearsed_tokens": float(self.arms["dreams"].rehearsed_tokens)}
 
 
@@ -97,7 +97,7 @@ def consolidate(
     following = [level for level in focus if level in before.attempts] or [max(before.attempts)]
     made = practice.attempt_round(config.rounds + config.policy_rounds, following)
     news = [attempt for attempt in made if attempt.right]
-    learned = result.learned()
+    learned = result.right()
     levels = sorted({attempt.question.level for attempt in learned})
     earlier = [level for level in levels if level < following[0]] or levels
     past = _distinct([attempt for attempt in learned if attempt.question.level in earlier], config)
@@ -128,11 +128,6 @@ def consolidate(
             mean_difference(before, answered, following),
         )
     return Consolidation(before, arms, tuple(earlier), tuple(following))
-
-
-def estimate(name: str, value: Estimate) -> dict[str, float]:
-    """A metric and its interval's ends."""
-    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _dream(practice: Practice, past: Sequence[Attempt], config: CurriculumConfig) -> list[Example]:

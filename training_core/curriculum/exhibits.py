@@ -12,7 +12,6 @@ from training_core.curriculum.measurement import Answered
 from training_core.curriculum.practice import PracticeResult
 from training_core.curriculum.questions import Question
 from training_core.curriculum.threads import RoundRecord
-from training_core.evaluation.intervals import Estimate
 
 SHOWN_QUESTIONS, SHOWN_ATTEMPTS = 2, 24  # of each level; in all
 
@@ -36,8 +35,8 @@ def practice_exhibit(
             {
                 "level": level,
                 "families": sorted({attempt.question.family for attempt in before.attempts[level]}),
-                "before": interval(before.accuracy(level)),
-                "after": interval(after.accuracy(level)),
+                "before": before.accuracy(level).document(),
+                "after": after.accuracy(level).document(),
                 "asked": len(before.attempts[level]),
             }
             for level in levels
@@ -58,7 +57,7 @@ def practice_exhibit(
                 {
                     "name": arm.name,
                     "accuracy": _accuracies(arm.answered, compared),
-                    "forgetting": interval(arm.forgetting),
+                    "forgetting": arm.forgetting.document(),
                     "tokens": arm.rehearsed_tokens,
                 }
                 for arm in consolidation.arms.values()
@@ -72,11 +71,6 @@ def practice_exhibit(
             "note": bank.note,
         },
     }
-
-
-def interval(value: Estimate) -> dict[str, float]:
-    """A value with its interval."""
-    return {"value": value.value, "low": value.low, "high": value.high}
 
 
 def _accuracies(answered: Answered, levels: Sequence[int]) -> list[float]:

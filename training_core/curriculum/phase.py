@@ -12,7 +12,7 @@ from pathlib import Path
 
 from training_core.curriculum.assessment import Assessment
 from training_core.curriculum.bank import QuestionBank
-from training_core.curriculum.dreams import Consolidation, CurriculumConfig, consolidate, estimate
+from training_core.curriculum.dreams import Consolidation, CurriculumConfig, consolidate
 from training_core.curriculum.exhibits import practice_exhibit
 from training_core.curriculum.measurement import (
     Answered,
@@ -107,11 +107,11 @@ def level_metrics(before: Answered, after: Answered, target: float) -> dict[str,
     """
     metrics: dict[str, float] = {}
     for level in before.attempts:
-        metrics |= estimate(f"level_{level}_accuracy_before", before.accuracy(level))
-        metrics |= estimate(f"level_{level}_accuracy", after.accuracy(level))
+        metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
+        metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
     passed = [level for level in before.attempts if before.accuracy(level).value >= target]
     drops = [difference(after, before, level).high for level in passed or before.attempts]
-    metrics |= estimate("level_accuracy_gain", mean_difference(before, after, list(before.attempts)))
+    metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
     return metrics | {
         "level_accuracy_before": before.mean(),
         "level_accuracy": after.mean(),
@@ -156,7 +156,7 @@ def _practice_metrics(result: PracticeResult) -> dict[str, float]:
     return {
         "practice_attempts": float(len(attempts)),
         "practice_right_alone": float(sum(a.right and a.hint == 0 for a in attempts)),
-        "practice_learned_completions": float(len(result.learned())),
+        "practice_right_completions": float(len(result.right())),
         "practice_tool_calls": float(sum(len(a.calls) for a in attempts)),
         "practice_retired": float(sum(r.retired for record in result.records for r in record.levels.values())),
         "practice_train_seconds": sum(training.seconds for training in result.training),

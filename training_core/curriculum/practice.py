@@ -34,6 +34,7 @@ from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
+from training_core.training.checkpoint import weights_digest
 from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
 from training_core.training.reporting import Reporter
 
@@ -58,15 +59,14 @@ class PracticeConfig(AssessmentConfig, PolicyGradientConfig, TrainingConfig):
 
 @dataclass(frozen=True, slots=True)
 class PracticeResult:
-    """Every attempt and record of the rounds, the accuracy by level that the last round believed, and the training."""
+    """Every attempt and record of the rounds, and the training."""
 
     attempts: tuple[tuple[Attempt, ...], ...]
     records: tuple[RoundRecord, ...]
-    edge: int
     training: tuple[TrainingResult, ...]
 
-    def learned(self) -> list[Attempt]:
-        """Every completion that was learned from."""
+    def right(self) -> list[Attempt]:
+        """Every attempt that was right, with a hint or without."""
         return [attempt for attempts in self.attempts for attempt in attempts if attempt.right]
 
 
@@ -141,7 +141,7 @@ class Practice:
             last = number + 1 == config.rounds + config.policy_rounds
             result = self._reinforce(number, made, last) if gradient else self._imitate(number, right, last)
             training += [] if result is None else [result]
-        return PracticeResult(tuple(attempts), tuple(records), standing.edge(), tuple(training))
+        return PracticeResult(tuple(attempts), tuple(records), tuple(training))
 
     def attempt_round(self, number: int, levels: Sequence[int], *, grouped: bool = False) -> list[Attempt]:
         """The attempts of round `number` at questions of `levels`, from disk where they were made before."""
@@ -269,15 +269,6 @@ def examples_of(attempts: Sequence[Attempt]) -> list[Example]:
         Example(attempt.prompt_ids, attempt.completion_ids, tuple(role != "tool" for role in attempt.roles))
         for attempt in attempts
     ]
-
-
-def weights_digest(model: Cognate) -> bytes:
-    """SHA-256 of a model's weights."""
-    hasher = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.digest()
 
 
 def _round_metrics(record: RoundRecord, standing: Standing) -> Mapping[str, float]:

@@ -20,6 +20,14 @@ class Estimate:
     low: float
     high: float
 
+    def metrics(self, name: str) -> dict[str, float]:
+        """As flat metrics: the value under `name`, the ends under `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def document(self) -> dict[str, float]:
+        """As part of an exhibit."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def resample_weights(num_documents: int, seed: int = 0) -> Tensor:
     """How often each document is drawn in each of RESAMPLES bootstrap samples, (RESAMPLES, documents) float64."""

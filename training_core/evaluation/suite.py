@@ -98,9 +98,9 @@ def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
     baseline = min(suite.baselines, key=lambda name: float(suite.baselines[name].sum()))
     margin = difference_of_rates(suite.baselines[baseline] / LN2, counts.nats / LN2, counts.num_bytes)
     return {
-        **_flat("bits_per_byte", bits),
-        **_flat("next_token_accuracy", accuracy),
-        **_flat("margin_below_baseline", margin),
+        **bits.metrics("bits_per_byte"),
+        **accuracy.metrics("next_token_accuracy"),
+        **margin.metrics("margin_below_baseline"),
         "baseline_bits_per_byte": float(suite.baselines[baseline].sum() / counts.num_bytes.sum()) / LN2,
     }
 
@@ -127,14 +127,10 @@ def _compare(
     best = min(records, key=lambda name: float(records[name]["nats"].sum()))
     for name, other in records.items():
         for metric, estimate in compare_counts(record, other).items():
-            result |= _flat(f"{metric}_to_{name}", estimate)
+            result |= estimate.metrics(f"{metric}_to_{name}")
             if name == best:
-                result |= _flat(f"{metric}_to_best_parent", estimate)
+                result |= estimate.metrics(f"{metric}_to_best_parent")
     parent_params = parameter_count(parents[best])
     result["bytes_ratio"] = 4 * parent_params / metrics["bytes_on_disk"]
     result["bits_per_parameter"] = 8 * metrics["bytes_on_disk"] / parent_params
     return result
-
-
-def _flat(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

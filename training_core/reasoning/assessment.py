@@ -125,13 +125,13 @@ def assess(
     sample = choose_positions(parent, windows, batch_size, seed)
     own = measure_thoughts(thinker, windows, sample, batch_size, seed, progress=progress)
     arms, metrics = _arms(thinker, controls, windows, sample, own, batch_size, seed)
-    metrics |= _flat("thought_gain", gain_per_token(sample, own.gain()))
+    metrics |= gain_per_token(sample, own.gain()).metrics("thought_gain")
     gating = _gating(thinker, injector, windows, sample, own, batch_size, seed)
     for rule in gating:
         metrics[f"thought_bits_per_gflop_{rule.name}"] = rule.bits_per_gflop
         metrics[f"thought_share_{rule.name}"] = rule.share
         if rule.name != "everywhere":
-            metrics |= _flat(f"thought_gain_{rule.name}", rule.gain)
+            metrics |= rule.gain.metrics(f"thought_gain_{rule.name}")
     metrics |= _on_tasks(thinker, tasks, tokenizer, batch_size, seed)
     usefulness = (own.without[:, None] - own.alone) / LN2
     metrics["coherence_correlation"] = correlation(own.score, usefulness)
@@ -162,7 +162,7 @@ def _arms(
             gain_per_token(hard, mine.gain()),
         )
     ]
-    metrics = _flat("thought_gain_hard", arms[0].gain)
+    metrics = arms[0].gain.metrics("thought_gain_hard")
     others = {
         "shuffled": measure_thoughts(thinker, windows, hard, batch_size, seed, shuffled(mine.tokens, seed)),
         **{name: measure_thoughts(c, windows, hard, batch_size, seed) for name, c in controls.items()},
@@ -175,8 +175,8 @@ def _arms(
     for name, outcome in others.items():
         key = name.replace(" ", "_")
         arms.append(Arm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
-        metrics |= _flat(f"thought_gain_{key}_hard", arms[-1].gain)
-        metrics |= _flat(f"thought_over_{key}_hard", gain_per_token(hard, mine.gain() - outcome.gain()))
+        metrics |= arms[-1].gain.metrics(f"thought_gain_{key}_hard")
+        metrics |= gain_per_token(hard, mine.gain() - outcome.gain()).metrics(f"thought_over_{key}_hard")
     return arms, metrics
 
 
@@ -215,7 +215,7 @@ def _on_tasks(
     for name, chosen in (("task", [a for a, _ in reworded]), ("paraphrase", [b for _, b in reworded])):
         windows, sample = _questions(chosen, tokenizer, thinker.cognate.config.max_seq_len)
         outcome = measure_thoughts(thinker, windows, sample, batch_size, seed)
-        metrics |= _flat(f"{name}_thought_gain", gain_per_token(sample, outcome.gain()))
+        metrics |= gain_per_token(sample, outcome.gain()).metrics(f"{name}_thought_gain")
     return metrics
 
 
@@ -284,7 +284,3 @@ def leaks(thinker: Thinker, tokens_BS: Tensor, seed: int) -> int:
         for old, new in zip(original, everything(changed), strict=True):
             moved += int((old[:, before] != new[:, before]).sum())
     return moved
-
-
-def _flat(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

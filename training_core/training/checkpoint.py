@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
@@ -35,3 +37,12 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except SafetensorError:
         return None
+
+
+def weights_digest(model: nn.Module) -> bytes:
+    """SHA-256 of a model's state dict, names included."""
+    hasher = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.digest()
