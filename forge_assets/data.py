@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from forge_assets.factory import DataRun, data_asset
 from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
-from training_core.curriculum.bank import QuestionBankConfig, make_question_bank, without_frame
 from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
+from training_core.questions.bank import QuestionBankConfig, make_question_bank, without_frame
 
 Metadata = Mapping[str, float | str]
 
@@ -44,11 +44,11 @@ def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
 @data_asset(
     inputs=["task_bank"],
     code=[
-        "training_core.curriculum.bank",
-        "training_core.curriculum.gym_items",
-        "training_core.curriculum.ladder",
-        "training_core.curriculum.primitives",
-        "training_core.curriculum.questions",
+        "training_core.questions.bank",
+        "training_core.questions.gym_items",
+        "training_core.questions.ladder",
+        "training_core.questions.primitives",
+        "training_core.questions.question",
         "forge_assets.question_sources",
         "forge_resources.frontier.collection",
         "forge_resources.frontier.questions",

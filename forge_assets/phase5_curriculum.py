@@ -10,18 +10,19 @@ from forge_resources.sandbox import open_sandbox, probe
 from training_core.bundle import Bundle
 from training_core.character.config import CharacterConfig
 from training_core.character.phase import make_character
-from training_core.curriculum.bank import open_bank
 from training_core.curriculum.dreams import CurriculumConfig
 from training_core.curriculum.phase import make_practised
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.loading import load_latents, ternary_settings
 from training_core.phases import Product
+from training_core.questions.bank import open_bank
+from training_core.questions.tools import ToolBox
 
 DATA = ("tokens", "task_bank", "question_bank", "evaluation_suite")
 CODE = [
     "training_core.curriculum",
+    "training_core.questions",
     "training_core.baking",
     "training_core.quantization",
     "training_core.models",

@@ -7,8 +7,8 @@ from pathlib import Path
 from forge_resources.frontier import FrontierClient, FrontierConfig, FrontierStopError
 from forge_resources.frontier.collection import Collection, QuestionPlan, collect_questions
 from forge_resources.sandbox import open_sandbox
-from training_core.curriculum.bank import Collected, QuestionBankConfig
-from training_core.curriculum.questions import Question
+from training_core.questions.bank import Collected, QuestionBankConfig
+from training_core.questions.question import Question
 from training_core.sandbox import SandboxUnavailableError
 from training_core.training.reporting import Reporter
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from training_core.character.config import CharacterConfig
 from training_core.cognate.training import TrunkConfig, VariantConfig
 from training_core.compression.training import CompressionConfig
-from training_core.curriculum.bank import QuestionBankConfig
 from training_core.curriculum.dreams import CurriculumConfig
 from training_core.data.documents import CorpusConfig
 from training_core.data.packing import PackingConfig
@@ -23,6 +22,7 @@ from training_core.data.tokenizer import TokenizerConfig
 from training_core.evaluation.held_out import SuiteConfig
 from training_core.merging.evolution import EvolutionConfig
 from training_core.quantization.training import TernaryConfig
+from training_core.questions.bank import QuestionBankConfig
 from training_core.reasoning.training import ReasoningConfig
 
 Profile = Literal["nano", "mini", "forge_25m"]

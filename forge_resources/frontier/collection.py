@@ -24,7 +24,7 @@ from forge_resources.frontier.errors import (
 from forge_resources.frontier.protocol import Answer, ChatRequest
 from forge_resources.frontier.questions import FAMILIES, Candidate, ask_for_questions, parse_questions
 from forge_resources.frontier.verification import AgreementCheck, Checked, ProgramCheck, Unverified, Verified
-from training_core.curriculum.questions import LEVELS, Provenance, Question, deduplicate
+from training_core.questions.question import LEVELS, Provenance, Question, deduplicate
 from training_core.sandbox import Sandbox
 from training_core.training.reporting import Reporter
 

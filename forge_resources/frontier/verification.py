@@ -15,7 +15,7 @@ from typing import Literal
 from forge_resources.frontier.client import FrontierClient
 from forge_resources.frontier.errors import FrontierError, FrontierStopError, ModelUnavailableError
 from forge_resources.frontier.questions import Candidate, ask_for_answer, parse_answer
-from training_core.curriculum.questions import normalise_answer
+from training_core.questions.question import normalise_answer
 from training_core.sandbox import Limits, Program, Sandbox
 
 Checked = Literal["program", "agreement"]

@@ -11,16 +11,16 @@ import torch
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
-from training_core.curriculum.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
 from training_core.curriculum.dreams import CurriculumConfig
 from training_core.curriculum.phase import make_practised
-from training_core.curriculum.questions import LEVELS, Question
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.models.cognate import Cognate, CognateConfig
 from training_core.phases import Product
 from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.questions.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
+from training_core.questions.question import LEVELS, Question
+from training_core.questions.tools import ToolBox
 from training_core.training.reporting import SilentReporter
 
 CONFIG = CurriculumConfig(

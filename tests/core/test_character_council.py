@@ -18,8 +18,8 @@ from training_core.character.council import (
     measure_council,
     self_consistency,
 )
-from training_core.curriculum.attempts import Attempt
-from training_core.curriculum.questions import Provenance, Question
+from training_core.questions.attempts import Attempt
+from training_core.questions.question import Provenance, Question
 
 SOURCE = Provenance("generator", "made_up", 0, "0" * 64)
 

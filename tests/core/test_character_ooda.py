@@ -24,8 +24,8 @@ from training_core.character.ooda import (
     measure_ooda,
     observe,
 )
-from training_core.curriculum.questions import Question
 from training_core.models.cognate import Cognate, CognateConfig
+from training_core.questions.question import Question
 
 HERE = ("sums", True)
 

@@ -21,18 +21,15 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
 from training_core.baking.prompt_baking import measure_baking
+from training_core.baking.staying import staying_rows
 from training_core.bundle import write_bundle
 from training_core.character import phase
 from training_core.character.config import CharacterConfig
-from training_core.character.eudaimonia import flipped_codes, rule_prompt, sample_rule, staying_rows
-from training_core.character.phase import make_character, spread
+from training_core.character.eudaimonia import flipped_codes, rule_prompt, sample_rule
+from training_core.character.phase import make_character
 from training_core.character.preferences import log_likelihoods, margins, preference, preference_gain
 from training_core.character.scenarios import RULES, ScenarioPair, scenario_pairs
 from training_core.character.self_model import load_self_model
-from training_core.character.stages import Stages
-from training_core.curriculum.bank import QuestionBank
-from training_core.curriculum.questions import LEVELS, Question
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.loading import load_latents, load_model
@@ -41,7 +38,12 @@ from training_core.phases import Product
 from training_core.quantization.packing import round_to_half_
 from training_core.quantization.ternary import inference_copy, ternary_modules
 from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.questions.bank import QuestionBank
+from training_core.questions.measurement import spread
+from training_core.questions.question import LEVELS, Question
+from training_core.questions.tools import ToolBox
 from training_core.training.reporting import Reporter, SilentReporter
+from training_core.training.stages import Stages
 
 SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
@@ -308,10 +310,12 @@ def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path])
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     words = tokenizer(small_data)
     config = CharacterConfig(**(TINY | {"batch_size": 8, "question_share": 0.5}))  # type: ignore[arg-type]
-    rows = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config)(torch.Generator().manual_seed(0))
+    rows = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share)(
+        torch.Generator().manual_seed(0)
+    )
     assert rows.shape == (4, 33)
     assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
-    alone = staying_rows(data, [], config)(torch.Generator().manual_seed(0))
+    alone = staying_rows(data, [], config, config.question_share)(torch.Generator().manual_seed(0))
     assert alone.shape == (4, 33)
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from tests.core.test_baking import ids, make_model, texts
 from training_core.cognate.objective import HALT_WEIGHT
-from training_core.curriculum.lessons import BesideText, Example, LessonObjective, Memory, draw_memories, rows_of
 from training_core.models.cognate import Cognate
+from training_core.questions.lessons import BesideText, Example, LessonObjective, Memory, draw_memories, rows_of
 from training_core.training.loop import StepResult
 
 EXAMPLES = [

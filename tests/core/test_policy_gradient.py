@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from training_core.cognate.objective import HALT_WEIGHT
-from training_core.curriculum.attempts import Attempt, Role
 from training_core.curriculum.policy_gradient import (
     PolicyGradientConfig,
     PolicyGradientObjective,
     clipped_objective,
     group_advantages,
 )
-from training_core.curriculum.questions import Provenance, Question
 from training_core.models.cognate import Cognate, CognateConfig
+from training_core.questions.attempts import Attempt, Role
+from training_core.questions.question import Provenance, Question
 from training_core.training.loop import TrainingConfig, train
 from training_core.training.reporting import SilentReporter
 

@@ -17,14 +17,13 @@ import torch
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
-from training_core.curriculum.bank import QuestionBank
 from training_core.curriculum.dreams import consolidate
-from training_core.curriculum.measurement import Answered, difference, mean_difference
-from training_core.curriculum.phase import level_metrics
 from training_core.curriculum.practice import Practice, Standing
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.phases import Product
+from training_core.questions.bank import QuestionBank
+from training_core.questions.measurement import Answered, difference, level_metrics, mean_difference
+from training_core.questions.tools import ToolBox
 from training_core.training.reporting import SilentReporter
 
 METRICS = (

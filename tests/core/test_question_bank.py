@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training_core.curriculum import bank as bank_module
-from training_core.curriculum.bank import (
+from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
+from training_core.questions import bank as bank_module
+from training_core.questions.bank import (
     Collected,
     QuestionBank,
     QuestionBankConfig,
@@ -20,10 +21,9 @@ from training_core.curriculum.bank import (
     open_bank,
     without_frame,
 )
-from training_core.curriculum.ladder import cells, content_of, make, split_of, variant
-from training_core.curriculum.primitives import canonical
-from training_core.curriculum.questions import LEVELS, Provenance, Question, deduplicate, normalise_prompt
-from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
+from training_core.questions.ladder import cells, content_of, make, split_of, variant
+from training_core.questions.primitives import canonical
+from training_core.questions.question import LEVELS, Provenance, Question, deduplicate, normalise_prompt
 from training_core.training.reporting import SilentReporter
 
 SMALL = {"train_per_level": 40, "held_out_per_level": 20}

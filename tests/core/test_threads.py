@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from training_core.curriculum.attempts import SHOWN, Attempt
-from training_core.curriculum.ladder import cells, content_of, make, split_of
 from training_core.curriculum.practice import Standing
-from training_core.curriculum.questions import Question
 from training_core.curriculum.threads import RoundRecord, Thread, Used, advance, open_threads
+from training_core.questions.attempts import SHOWN, Attempt
+from training_core.questions.ladder import cells, content_of, make, split_of
+from training_core.questions.question import Question
 
 
 def train_question(level: int = 1) -> Question:

@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 
 from forge_resources.sandbox import open_sandbox
-from training_core.curriculum.tools import CalculationError, ToolBox, calculate, segments
+from training_core.questions.tools import CalculationError, ToolBox, calculate, segments
 from training_core.sandbox import Limits, Outcome, Program, SandboxUnavailableError, Verdict
 
 

@@ -271,7 +271,7 @@ def test_a_lost_answer_is_counted_and_not_asked_for_again(
             assert "1 requests whose answers never came" in spend.describe()
 
         use(settings, tmp_path, again)
-        assert sum(server.produced.values()) == 1
+        assert sum(server.produced.values()) <= 1  # 0: a busy machine had not read the request before the time was up
         server.answer = lambda request, times: completion("4")
         allowed = config(server.url, ask_again_uncertain=True)
         assert use(allowed, tmp_path, lambda c: c.ask(request_of())).text == "4"  # type: ignore[attr-defined]
@@ -372,7 +372,7 @@ def test_what_may_be_lost_counts_against_the_cap(tmp_path: Path, config: Configu
         found = use(settings, tmp_path, lambda client: each(client, [request_of(seed=seed) for seed in range(4)]))
         assert isinstance(found, list)
         assert [type(f) for f in found] == [UncertainRequestError] * 2 + [CostCapError] * 2
-        assert len(server.requests) == 2
+        assert len(server.requests) <= 2
 
 
 def test_redirections_are_not_followed(tmp_path: Path, config: Configure, request_of: Ask) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from training_core.baking.prompt_baking import BakingConfig
-from training_core.data.batches import MixConfig
+from training_core.baking.staying import StayingConfig
 from training_core.training.loop import TrainingConfig
 
 
@@ -53,7 +53,7 @@ class SelfModelConfig(BaseModel):
     self_batch: int = Field(64, ge=1, description="Samples in a step of training the head")
 
 
-class CharacterConfig(VirtueConfig, DecisionConfig, SelfModelConfig, TrainingConfig, MixConfig):
+class CharacterConfig(VirtueConfig, DecisionConfig, SelfModelConfig, StayingConfig):
     """Everything. `steps` is that of one rule's baking, `batch_size` its trajectories, `seq_len` its rows of text.
 
     Learning rates are low beside those of other phases: what is baked is a small shift, and the rest has to stay.

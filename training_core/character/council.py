@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from training_core.character.estimates import paired_gain, share
-from training_core.curriculum.attempts import Attempt
-from training_core.curriculum.ladder import is_right
-from training_core.curriculum.questions import Question, normalise_answer
+from training_core.questions.attempts import Attempt
+from training_core.questions.ladder import is_right
+from training_core.questions.question import Question, normalise_answer
 from training_core.training.loop import step_generator
 
 VOTES_SHOWN = 6
@@ -58,7 +58,7 @@ ARCHETYPES = (
 
 
 class Answers(Protocol):
-    """Whoever attempts questions: `training_core.curriculum.attempts.Answerer`."""
+    """Whoever attempts questions: `training_core.questions.attempts.Answerer`."""
 
     def attempt(
         self,

@@ -12,22 +12,15 @@ likelihoods of written continuations move when such a sentence is baked in.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from training_core.baking.prompt_baking import BakingMeasure, TextBatches, bake, measure_baking
 from training_core.baking.trajectories import Trajectory, sample_continuations
 from training_core.character.config import CharacterConfig
 from training_core.character.scenarios import RULES, Rule, situations
-from training_core.data.batches import TrainingData
-from training_core.data.packing import TokenStream, encode
-from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy, ternarize, ternary_modules
 from training_core.training.loop import step_generator
@@ -110,27 +103,6 @@ def bake_rule(
     return student
 
 
-def staying_rows(data: TrainingData, questions: Sequence[str], config: CharacterConfig) -> TextBatches:
-    """Rows on which the student must stay as it was: text and tasks by the mix's shares, and questions with answers.
-
-    Returns a function from a generator to (rows, seq_len + 1) token ids, half as many rows as a baking step has
-    trajectories, at least two.
-    """
-    rows = max(2, config.batch_size // 2)
-    asked = round(config.question_share * rows) if questions else 0
-    stream = _stream(Tokenizer.from_str(data.tokenizer_json), questions) if asked else None
-
-    def draw(generator: torch.Generator) -> Tensor:
-        parts = []
-        if rows > asked:
-            parts.append(data.batch(config, rows - asked, config.seq_len + 1, generator))
-        if stream is not None:
-            parts.append(stream.sample(asked, config.seq_len + 1, generator))
-        return torch.cat(parts)
-
-    return draw
-
-
 def flipped_codes(before: Cognate, after: Cognate) -> float:
     """Share of the ternary weights whose code in {-1, 0, +1} differs: latents may move without changing any.
 
@@ -146,10 +118,3 @@ def flipped_codes(before: Cognate, after: Cognate) -> float:
     if not total:
         raise ValueError("the model has no ternary weights, so that no code can flip: give it its ternary form")
     return changed / total
-
-
-def _stream(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenStream:
-    pieces = [np.concatenate([[END_OF_TEXT_ID], ids]) for ids, _ in encode(tokenizer, texts)]
-    starts = np.cumsum([0] + [len(piece) for piece in pieces[:-1]]).astype(np.int64)
-    num_bytes = np.array([len(text.encode()) for text in texts], np.int64)
-    return TokenStream((np.concatenate(pieces).astype(np.uint16),), starts, num_bytes)

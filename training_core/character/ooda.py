@@ -29,11 +29,11 @@ from tokenizers import Tokenizer
 from training_core.character.config import DecisionConfig
 from training_core.character.council import ARCHETYPES, Answers
 from training_core.character.estimates import paired_gain, share
-from training_core.curriculum.attempts import Attempt, question_text
-from training_core.curriculum.ladder import is_right
-from training_core.curriculum.questions import Question, normalise_answer
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Cognate
+from training_core.questions.attempts import Attempt, question_text
+from training_core.questions.ladder import is_right
+from training_core.questions.question import Question, normalise_answer
 from training_core.training.loop import step_generator
 
 Option = Literal["direct", "tools", "council"]

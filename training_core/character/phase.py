@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.baking.prompt_baking import NO_EFFECT_NATS, BakingMeasure
+from training_core.baking.staying import staying_rows
 from training_core.bundle import canonical_json
 from training_core.character.config import CharacterConfig
 from training_core.character.council import measure_council
-from training_core.character.eudaimonia import bake_rules, flipped_codes, staying_rows
+from training_core.character.eudaimonia import bake_rules, flipped_codes
 from training_core.character.ooda import Controller, Observation, measure_ooda, observe
 from training_core.character.preferences import measure_preferences
 from training_core.character.scenarios import RULES
@@ -42,13 +42,6 @@ from training_core.character.self_model import (
     shuffled,
     train_self_model,
 )
-from training_core.character.stages import Stages
-from training_core.curriculum.attempts import Answerer, completion_text, question_text
-from training_core.curriculum.bank import QuestionBank
-from training_core.curriculum.measurement import Answered, answer_both, difference, first_questions
-from training_core.curriculum.phase import by_level, level_metrics
-from training_core.curriculum.questions import LEVELS, Question
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import Suite
 from training_core.evaluation.intervals import rate
@@ -59,10 +52,24 @@ from training_core.phases import Product
 from training_core.quantization.packing import round_to_half_
 from training_core.quantization.ternary import inference_copy
 from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.questions.attempts import Answerer, completion_text, question_text
+from training_core.questions.bank import QuestionBank
+from training_core.questions.measurement import (
+    Answered,
+    answer_both,
+    by_level,
+    difference,
+    first_questions,
+    level_metrics,
+    spread,
+)
+from training_core.questions.question import LEVELS, Question
+from training_core.questions.tools import ToolBox
 from training_core.training.checkpoint import weights_digest
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 from training_core.training.reporting import Reporter
+from training_core.training.stages import Stages
 
 HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
 REACH = 0.1  # accuracy on validation questions at which a level is in reach
@@ -164,7 +171,7 @@ class _Run:
 
         def bake() -> dict[str, Tensor]:
             stay = [question_text(q) + completion_text(q) for q in spread(self.bank.train, STAYING_QUESTIONS, LEVELS)]
-            text = staying_rows(self.data, stay, self.config)
+            text = staying_rows(self.data, stay, self.config, self.config.question_share)
             model, measures = bake_rules(self.parent, self.config, self.tokenizer, text, self.reporter, self.checkpoint)
             round_to_half_(model)
             sums = {
@@ -262,13 +269,6 @@ class _Run:
 def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
     """`metrics` and the most that accuracy over all levels may have fallen: the gain's low end, turned around."""
     return {**metrics, "level_accuracy_drop_high": -metrics["level_accuracy_gain_low"]}
-
-
-def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
-    """The first `number` questions of some levels, one of each level in turn."""
-    found = by_level(questions)
-    turns = zip_longest(*(found[level] for level in levels))
-    return [question for turn in turns for question in turn if question is not None][:number]
 
 
 def _refusal(validated: Mapping[str, float]) -> str:

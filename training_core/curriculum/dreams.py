@@ -21,13 +21,13 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
-from training_core.curriculum.attempts import Answerer, Attempt
-from training_core.curriculum.lessons import Example, Memory
-from training_core.curriculum.measurement import Answered, mean_difference
 from training_core.curriculum.practice import Practice, PracticeConfig, PracticeResult, Standing, examples_of
 from training_core.evaluation.intervals import Estimate
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
+from training_core.questions.attempts import Answerer, Attempt
+from training_core.questions.lessons import Example, Memory
+from training_core.questions.measurement import Answered, mean_difference
 from training_core.training.loop import step_generator
 
 ARMS = ("none", "replay", "dreams")

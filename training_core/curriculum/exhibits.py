@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training_core.curriculum.attempts import SHOWN, Attempt
-from training_core.curriculum.bank import QuestionBank
 from training_core.curriculum.dreams import Consolidation
-from training_core.curriculum.measurement import Answered
 from training_core.curriculum.practice import PracticeResult
-from training_core.curriculum.questions import Question
 from training_core.curriculum.threads import RoundRecord
+from training_core.questions.attempts import SHOWN, Attempt
+from training_core.questions.bank import QuestionBank
+from training_core.questions.measurement import Answered
+from training_core.questions.question import Question
 
 SHOWN_QUESTIONS, SHOWN_ATTEMPTS = 2, 24  # of each level; in all
 

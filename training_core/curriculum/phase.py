@@ -7,25 +7,11 @@ was measured on test questions, which nothing before has seen.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 
-from training_core.curriculum.assessment import Assessment
-from training_core.curriculum.bank import QuestionBank
 from training_core.curriculum.dreams import Consolidation, CurriculumConfig, consolidate
 from training_core.curriculum.exhibits import practice_exhibit
-from training_core.curriculum.measurement import (
-    Answered,
-    answer_all,
-    answer_both,
-    assess_levels,
-    difference,
-    first_questions,
-    mean_difference,
-)
 from training_core.curriculum.practice import Practice, PracticeResult, Standing
-from training_core.curriculum.questions import LEVELS, Question
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import Suite
 from training_core.evaluation.intervals import rate
@@ -34,6 +20,18 @@ from training_core.models.cognate import Cognate
 from training_core.phases import Product
 from training_core.quantization.ternary import inference_copy
 from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.questions.assessment import Assessment
+from training_core.questions.bank import QuestionBank
+from training_core.questions.measurement import (
+    Answered,
+    answer_all,
+    answer_both,
+    assess_levels,
+    by_level,
+    first_questions,
+    level_metrics,
+)
+from training_core.questions.tools import ToolBox
 from training_core.training.device import best_device
 from training_core.training.reporting import Reporter
 
@@ -89,38 +87,6 @@ def make_practised(
     metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
     shown = practice_exhibit(before, after, bank, result, consolidation, chosen, config.target)
     return ternary_product(model.cpu(), settings, data.tokenizer_json, metrics=metrics, exhibits={"practice": shown})
-
-
-def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
-    """The questions of every level, in the order given."""
-    found: dict[int, list[Question]] = {level: [] for level in LEVELS}
-    for question in questions:
-        found[question.level].append(question)
-    return found
-
-
-def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
-    """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
-
-    `worst_passed_level_drop_high` is the highest end of the paired intervals of `before` minus `after`, over the levels
-    at which `before` reaches the target; over all levels where it reaches it at none (`num_passed_levels` = 0).
-    """
-    metrics: dict[str, float] = {}
-    for level in before.attempts:
-        metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
-        metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
-    passed = [level for level in before.attempts if before.accuracy(level).value >= target]
-    drops = [difference(after, before, level).high for level in passed or before.attempts]
-    metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
-    return metrics | {
-        "level_accuracy_before": before.mean(),
-        "level_accuracy": after.mean(),
-        "edge_before": float(before.edge(target)),
-        "edge": float(after.edge(target)),
-        "edge_gain": float(after.edge(target) - before.edge(target)),
-        "num_passed_levels": float(len(passed)),
-        "worst_passed_level_drop_high": max(drops),
-    }
 
 
 def _standing(assessment: Assessment, config: CurriculumConfig) -> Standing:

@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from training_core.cognate.objective import HALT_WEIGHT
-from training_core.curriculum.attempts import Attempt
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Carry, Cognate
+from training_core.questions.attempts import Attempt
 from training_core.training.loop import StepResult
 
 Scale = Literal["group", "none"]

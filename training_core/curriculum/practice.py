@@ -23,17 +23,17 @@ from pydantic import Field, TypeAdapter
 from tokenizers import Tokenizer
 
 from training_core.bundle import canonical_json
-from training_core.curriculum.assessment import AssessmentConfig, isotonic_decreasing
-from training_core.curriculum.attempts import Answerer, Attempt
-from training_core.curriculum.bank import QuestionBank
-from training_core.curriculum.lessons import BesideText, Example, LessonObjective, Memory
 from training_core.curriculum.policy_gradient import PolicyGradientConfig, PolicyGradientObjective, group_advantages
-from training_core.curriculum.questions import LEVELS, Question, normalise_prompt
 from training_core.curriculum.threads import RoundRecord, Used, advance, open_threads
-from training_core.curriculum.tools import ToolBox
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
+from training_core.questions.assessment import AssessmentConfig, isotonic_decreasing
+from training_core.questions.attempts import Answerer, Attempt
+from training_core.questions.bank import QuestionBank
+from training_core.questions.lessons import BesideText, Example, LessonObjective, Memory
+from training_core.questions.question import LEVELS, Question, normalise_prompt
+from training_core.questions.tools import ToolBox
 from training_core.training.checkpoint import weights_digest
 from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
 from training_core.training.reporting import Reporter

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
-from training_core.curriculum.attempts import SHOWN, Attempt
-from training_core.curriculum.ladder import variant
-from training_core.curriculum.questions import Question, normalise_prompt
+from training_core.questions.attempts import SHOWN, Attempt
+from training_core.questions.ladder import variant
+from training_core.questions.question import Question, normalise_prompt
 
 RETIRE_AFTER = 3
 HOPELESS_RATE, HOPELESS_AFTER = 0.1, 16

@@ -22,9 +22,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training_core.bundle import canonical_json
-from training_core.curriculum.ladder import cells, make_with_content, split_of_content
-from training_core.curriculum.primitives import canonical
-from training_core.curriculum.questions import (
+from training_core.data.documents import SPLITS
+from training_core.questions.ladder import cells, make_with_content, split_of_content
+from training_core.questions.primitives import canonical
+from training_core.questions.question import (
     LEVELS,
     Question,
     deduplicate,
@@ -32,7 +33,6 @@ from training_core.curriculum.questions import (
     read_questions,
     write_questions,
 )
-from training_core.data.documents import SPLITS
 from training_core.training.reporting import Reporter
 
 SUMMARY, AVOIDED = "bank.json", "avoided.json"

@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer
 
-from training_core.curriculum.ladder import is_right
-from training_core.curriculum.questions import Question
-from training_core.curriculum.tools import TRIGGERS, ToolBox, ToolCall, segments
 from training_core.data.tasks import ANSWER_CUE
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Cognate
+from training_core.questions.ladder import is_right
+from training_core.questions.question import Question
+from training_core.questions.tools import TRIGGERS, ToolBox, ToolCall, segments
 from training_core.sampling import continue_rows
 
 Role = Literal["own", "hint", "tool"]

@@ -29,10 +29,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from training_core.bundle import canonical_json
-from training_core.curriculum.gym_items import GENERATORS, UnclearItemError, gym_dataset
-from training_core.curriculum.primitives import PRIMITIVES, Item, Setting, canonical
-from training_core.curriculum.questions import LEVELS, Provenance, Question, normalise_answer
 from training_core.data.documents import SPLITS
+from training_core.questions.gym_items import GENERATORS, UnclearItemError, gym_dataset
+from training_core.questions.primitives import PRIMITIVES, Item, Setting, canonical
+from training_core.questions.question import LEVELS, Provenance, Question, normalise_answer
 
 _HELD_OUT_IN_20 = {"validation": range(0, 3), "test": range(3, 6)}
 _UNCLEAR_TRIES = 50

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.curriculum.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
-from training_core.curriculum.attempts import Answerer, Attempt
-from training_core.curriculum.questions import LEVELS, Question
-from training_core.curriculum.tools import ToolBox
 from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, wilson
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
+from training_core.questions.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
+from training_core.questions.attempts import Answerer, Attempt
+from training_core.questions.question import LEVELS, Question
+from training_core.questions.tools import ToolBox
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +148,42 @@ def assess_levels(
         return sum(known[level][start:end])
 
     return find_edge(ask, len(LEVELS), config)
+
+
+def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
+    """The questions of every level, in the order given."""
+    found: dict[int, list[Question]] = {level: [] for level in LEVELS}
+    for question in questions:
+        found[question.level].append(question)
+    return found
+
+
+def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
+    """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
+
+    `worst_passed_level_drop_high` is the highest end of the paired intervals of `before` minus `after`, over the levels
+    at which `before` reaches the target; over all levels where it reaches it at none (`num_passed_levels` = 0).
+    """
+    metrics: dict[str, float] = {}
+    for level in before.attempts:
+        metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
+        metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
+    passed = [level for level in before.attempts if before.accuracy(level).value >= target]
+    drops = [difference(after, before, level).high for level in passed or before.attempts]
+    metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
+    return metrics | {
+        "level_accuracy_before": before.mean(),
+        "level_accuracy": after.mean(),
+        "edge_before": float(before.edge(target)),
+        "edge": float(after.edge(target)),
+        "edge_gain": float(after.edge(target) - before.edge(target)),
+        "num_passed_levels": float(len(passed)),
+        "worst_passed_level_drop_high": max(drops),
+    }
+
+
+def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
+    """The first `number` questions of some levels, one of each level in turn."""
+    found = by_level(questions)
+    turns = zip_longest(*(found[level] for level in levels))
+    return [question for turn in turns for question in turn if question is not None][:number]

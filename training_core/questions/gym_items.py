@@ -19,8 +19,8 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from training_core.curriculum.primitives import Item, canonical
 from training_core.data.tasks import reasoning_gym
+from training_core.questions.primitives import Item, canonical
 
 Entry = Mapping[str, Any]
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"

@@ -1,0 +1,1 @@
+"""Questions of ten levels, how a model answers them with tools, and how right it is."""
