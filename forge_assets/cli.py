@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from forge_assets.cli_repair import app as repair_app
 from forge_assets.cli_sandbox import app as sandbox_app
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(sandbox_app)
+app.add_typer(repair_app)
 INTERRUPTED = 130
 _ROOT = Path(__file__).resolve().parents[1]
 Switch = Literal["auto", "on", "off"]

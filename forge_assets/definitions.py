@@ -12,6 +12,7 @@ from forge_assets import (
     phase3_quiet_star,
     phase4_bitnet,
     phase5_curriculum,
+    phase6_baking,
     phase8_compression,
 )
 from forge_assets.checks import asset_checks
@@ -25,6 +26,7 @@ PHASES = (
     phase3_quiet_star,
     phase4_bitnet,
     phase5_curriculum,
+    phase6_baking,
     phase8_compression,
 )
 

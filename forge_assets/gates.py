@@ -23,6 +23,7 @@ MODELS = (
     "ternary_model",
     "practised_model",
     "curriculum_model",
+    "baked_model",
     "compressed_model",
 )
 
@@ -58,18 +59,33 @@ def _thought_claim(name: str, metric: str, against: str) -> Gate:
     return Gate("reasoning_model", name, metric, "at_least", 1e-4, evidence, against=against, blocking=False)
 
 
+def _keeps_text(asset: str, parent: str) -> Gate:
+    return Gate(
+        asset,
+        "keeps_text",
+        "bits_per_byte_ratio_to_best_parent_high",
+        "at_most",
+        1.02,
+        "bits per byte on held-out documents, high end of the paired 95 % interval",
+        against=parent,
+    )
+
+
+def _sandbox_holds(asset: str) -> Gate:
+    return Gate(
+        asset,
+        "sandbox_holds",
+        "sandbox_breaches",
+        "at_most",
+        0,
+        "abuses that succeeded against the sandbox in the place where the phase ran",
+    )
+
+
 def _curriculum(asset: str, parent: str) -> tuple[Gate, ...]:
     """What phase 5 asks of both of its models."""
     return (
-        Gate(
-            asset,
-            "keeps_text",
-            "bits_per_byte_ratio_to_best_parent_high",
-            "at_most",
-            1.02,
-            "bits per byte on held-out documents, high end of the paired 95 % interval",
-            against=parent,
-        ),
+        _keeps_text(asset, parent),
         Gate(
             asset,
             "keeps_levels",
@@ -80,14 +96,7 @@ def _curriculum(asset: str, parent: str) -> tuple[Gate, ...]:
             "where none was), high end of the paired 95 % interval",
             against=parent,
         ),
-        Gate(
-            asset,
-            "sandbox_holds",
-            "sandbox_breaches",
-            "at_most",
-            0,
-            "abuses that succeeded against the sandbox in the place where the phase ran",
-        ),
+        _sandbox_holds(asset),
     )
 
 
@@ -260,6 +269,64 @@ GATES: tuple[Gate, ...] = (
         "accuracy over ten ranges above chance, low end of the 95 % interval",
         "chance",
     ),
+    _keeps_text("baked_model", "the curriculum model"),
+    Gate(
+        "baked_model",
+        "keeps_families",
+        "worst_family_drop_high",
+        "at_most",
+        0.034,
+        "fall of expected accuracy on test questions in the worst task family, high end of the paired 95 % interval",
+        against="the curriculum model",
+    ),
+    Gate(
+        "baked_model",
+        "effect_present",
+        "weakest_effect_low",
+        "at_least",
+        0.25,
+        "share of a prompt's effect (nats per token) that is there without the prompt, on fresh trajectories, of the "
+        "weakest prompt kept; low end of the 95 % interval, 0 where none was kept",
+        against="the model without the prompt",
+    ),
+    _sandbox_holds("baked_model"),
+    Gate(
+        "baked_model",
+        "as_good_as_prompted",
+        "prompted_over_baked_high",
+        "at_most",
+        0.014,
+        "accuracy that the prompted model has over the baked one on test repairs and questions, the worse of the two, "
+        "high end of the paired 95 % interval",
+        against="the prompted model",
+        blocking=False,
+    ),
+    _promise(
+        "baked_model",
+        "drifts_less",
+        "drift_difference_low",
+        1e-4,
+        "effect of the persona lost between the first turn and the last, less than with the prompt in the "
+        "conversation, low end of the paired 95 % interval",
+        "the prompted model",
+    ),
+    _promise(
+        "baked_model",
+        "outlasts_the_prompt",
+        "presence_advantage_low",
+        1e-4,
+        "share of the persona's effect that is there at the last turn, more than with the prompt in the conversation, "
+        "low end of the paired 95 % interval",
+        "the prompted model",
+    ),
+    _promise(
+        "baked_model",
+        "repairs_more",
+        "repairs_gain_low",
+        1e-4,
+        "gain in test micro-repositories resolved without a prompt, low end of the paired 95 % interval",
+        "the curriculum model",
+    ),
     Gate("compressed_model", "fits", "bytes_on_disk", "at_most", 64_000, "size of model.forge on disk"),
     Gate(
         "compressed_model",
@@ -268,7 +335,7 @@ GATES: tuple[Gate, ...] = (
         "at_least",
         0.84,
         "share of the next-token accuracy that is kept, low end of the 95 % interval",
-        against="the curriculum model",
+        against="the baked model",
     ),
     Gate(
         "compressed_model",

@@ -6,7 +6,7 @@ from training_core.data.batches import TrainingData
 from training_core.loading import load_model
 from training_core.phases import Product
 
-TEACHER = "curriculum_model"
+TEACHER = "baked_model"
 
 
 @phase_asset(

@@ -15,6 +15,7 @@ from training_core.character.config import CharacterConfig
 from training_core.cognate.training import TrunkConfig, VariantConfig
 from training_core.compression.training import CompressionConfig
 from training_core.curriculum.dreams import CurriculumConfig
+from training_core.cycles.config import CyclesConfig
 from training_core.data.documents import CorpusConfig
 from training_core.data.packing import PackingConfig
 from training_core.data.tasks import TaskBankConfig
@@ -44,6 +45,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "ternary_model": TernaryConfig,
     "practised_model": CurriculumConfig,
     "curriculum_model": CharacterConfig,
+    "baked_model": CyclesConfig,
     "compressed_model": CompressionConfig,
 }
 
@@ -124,6 +126,17 @@ NANO: dict[str, Values] = {
         "council_questions": 32,
         "ooda_practice_questions": 24,
         "ooda_questions": 32,
+    },
+    "baked_model": {
+        "repairs": 480,
+        "repair_lines": 2,
+        "repair_names": 6,
+        "lesson_steps": 100,
+        "lesson_muon_lr": 0.01,
+        "rehearsed_tokens": 96,
+        "batch_size": 8,
+        "max_iterations": 2,
+        "max_turn": 1,
     },
     "compressed_model": {
         "student_d_model": 128,

@@ -20,6 +20,7 @@ Status = Literal["ok", "error", "timeout", "memory", "output_limit", "unsupporte
 Judgement = Literal["passed", "wrong", "error", "timeout", "memory", "output_limit", "unsupported", "refused"]
 
 MAX_SOURCE_BYTES = 1 << 18
+MAX_STDIN_BYTES = 8 << 20  # what a program reads may hold a whole package and its tests
 
 
 class SandboxUnavailableError(ValueError):
@@ -135,13 +136,13 @@ class Sandbox(Protocol):
     ) -> None: ...
 
 
-def refusal(*sources: str) -> str:
+def refusal(*sources: str, stdin: str = "") -> str:
     """Why these sources are not even started, empty when they are: they must be text, and not too long."""
-    for source in sources:
+    for text, most in (*((source, MAX_SOURCE_BYTES) for source in sources), (stdin, MAX_STDIN_BYTES)):
         try:
-            size = len(source.encode())
+            size = len(text.encode())
         except UnicodeEncodeError:
             return "the source is not text: it holds half of a surrogate pair"
-        if size > MAX_SOURCE_BYTES:
-            return f"the source has {size} bytes, at most {MAX_SOURCE_BYTES} are run"
+        if size > most:
+            return f"the source has {size} bytes, at most {most} are run"
     return ""

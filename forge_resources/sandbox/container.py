@@ -76,7 +76,7 @@ class ContainerSandbox:
 
     def run(self, program: Program, limits: Limits) -> Outcome:
         """Run one program; see `training_core.sandbox.Sandbox`."""
-        if why := refusal(program.code, program.stdin):
+        if why := refusal(program.code, stdin=program.stdin):
             return Outcome("refused", "", why, 0.0)
         with ExitStack() as stack:
             held = Held(stack, self._client, self._image, "program", limits, limits.output_bytes)

@@ -77,7 +77,7 @@ class MontySandbox:
 
     def run(self, program: Program, limits: Limits) -> Outcome:
         """Run one program; see `training_core.sandbox.Sandbox`. `input` reads `program.stdin`."""
-        if why := refusal(program.code, program.stdin):
+        if why := refusal(program.code, stdin=program.stdin):
             return Outcome("refused", "", why, 0.0)
         printed = Printed(limits.output_bytes)
         lines = iter(program.stdin.splitlines())

@@ -1,9 +1,10 @@
-"""Prompt baking: divergences against explicit sums, sampling against the parallel form, the loss against a naive
-loop without padding, exactness where the prompt cannot be seen, learning, and resuming after kill -9."""
+"""Prompt baking: the loss against a naive loop without padding, exactness where the prompt cannot be seen, a table
+whose baked optimum is known, learning, and resuming after kill -9."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import signal
@@ -11,22 +12,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.core.small_data import SHAPE
+from tests.core.test_baking_divergences import KINDS, naive_divergence
+from tests.oracles.prompted_bigram import PROMPT_TOKEN, SIZE, PromptedBigram, baked_table
 from training_core.baking.divergences import Divergence, divergence
 from training_core.baking.prompt_baking import BakingConfig, BakingMeasure, BakingObjective, bake, measure_baking
-from training_core.baking.trajectories import SamplingConfig, Trajectory, align, sample_continuations
+from training_core.baking.trajectories import SamplingConfig, Trajectory, sample_continuations
 from training_core.models.cognate import Cognate, CognateConfig
 from training_core.quantization.ternary import set_hardness
 from training_core.quantization.training import TernarySettings, make_ternary
 from training_core.training.reporting import SilentReporter
 
 VOCABULARY = 300
-KINDS: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jensen_shannon")
 
 
 def make_model(seed: int = 0, **changes: object) -> Cognate:
@@ -56,197 +59,39 @@ def texts(generator: torch.Generator) -> Tensor:
     return torch.randint(1, VOCABULARY, (4, 13), generator=generator)
 
 
-# -- divergences -----------------------------------------------------------------------------------------------------
-
-
-def naive_kl(p: Sequence[float], q: Sequence[float]) -> float:
-    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
-
-
-def naive_softmax(logits: Tensor) -> list[float]:
-    exponentials = [math.exp(x) for x in logits.tolist()]
-    total = sum(exponentials)
-    return [e / total for e in exponentials]
-
-
-def naive_divergence(kind: str, student: Tensor, teacher: Tensor, beta: float) -> float:
-    """TRL's published formula, for logits (vocab,): beta 0 is KL(T || S), beta 1 is KL(S || T)."""
-    s, t = naive_softmax(student), naive_softmax(teacher)
-    if kind == "forward_kl" or (kind == "jensen_shannon" and beta == 0):
-        return naive_kl(t, s)
-    if kind == "reverse_kl" or (kind == "jensen_shannon" and beta == 1):
-        return naive_kl(s, t)
-    m = [(1 - beta) * a + beta * b for a, b in zip(s, t, strict=True)]
-    return beta * naive_kl(t, m) + (1 - beta) * naive_kl(s, m)
-
-
-def logits_pair() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    student, teacher = (torch.randn(2, 4, 6, dtype=torch.float64, generator=generator) for _ in range(2))
-    mask = torch.tensor([[True, True, False, True], [False, True, False, False]])
-    return student, teacher, mask
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_divergence_is_the_mean_of_explicit_sums(kind: Divergence, beta: float, temperature: float) -> None:
-    student, teacher, mask = logits_pair()
-    positions = [(0, 0), (0, 1), (0, 3), (1, 1)]
-    terms = [naive_divergence(kind, student[p] / temperature, teacher[p] / temperature, beta) for p in positions]
-    found = divergence(kind, student, teacher, mask, beta=beta, temperature=temperature)
-    assert found.item() == pytest.approx(temperature**2 * sum(terms) / 4, rel=1e-12)
-    assert divergence(kind, teacher, teacher, mask, beta=beta).item() == pytest.approx(0.0, abs=1e-15)
-
-
-def test_divergence_reproduces_trl() -> None:
-    """Values of TRL's generalized_jsd_loss (seed 0, student and teacher randn(2, 3, 7), batchmean over 2 rows)."""
-    torch.manual_seed(0)
-    student, teacher = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    found = [divergence("jensen_shannon", student, teacher, mask, beta=b).item() * 3 for b in (0, 0.1, 0.5, 0.9, 1)]
-    assert found == pytest.approx([2.755662, 0.218795, 0.523846, 0.198725, 2.366857], abs=1e-6)
-
-
-def test_jensen_shannon_is_symmetric_bounded_and_has_the_stated_limits() -> None:
-    student, teacher, mask = logits_pair()
-    half = divergence("jensen_shannon", student, teacher, mask).item()
-    assert half == pytest.approx(divergence("jensen_shannon", teacher, student, mask).item(), rel=1e-14)
-    assert 0 < half < divergence("jensen_shannon", 100 * student, 100 * teacher, mask).item() <= math.log(2)
-    small = 1e-5  # JSD / (beta (1 - beta)) has an error of order beta at the ends
-    for beta, limit in ((small, "forward_kl"), (1 - small, "reverse_kl")):
-        scaled = divergence("jensen_shannon", student, teacher, mask, beta=beta).item() / small
-        assert scaled == pytest.approx(divergence(limit, student, teacher, mask).item(), rel=1e-3)  # type: ignore[arg-type]
-
-
-def test_gradients() -> None:
-    """d forward KL / d s = (softmax(s) - softmax(t)) / N on the mask and zero off it; the others by differences."""
-    student, teacher, mask = logits_pair()
-    student.requires_grad_()
-    divergence("forward_kl", student, teacher, mask).backward()  # type: ignore[no-untyped-call]
-    expected = (student.softmax(-1) - teacher.softmax(-1)).detach() * mask[..., None] / 4
-    assert student.grad is not None
-    assert torch.allclose(student.grad, expected, atol=1e-15)
-    for kind in KINDS:
-        assert torch.autograd.gradcheck(
-            lambda s, kind=kind: divergence(kind, s, teacher, mask, beta=0.3, temperature=1.5), student
-        )
-
-
-def test_half_precision_is_computed_in_float32() -> None:
-    student, teacher, mask = logits_pair()
-    rounded = student.bfloat16(), teacher.bfloat16()
-    expected = divergence("forward_kl", rounded[0].double(), rounded[1].double(), mask)
-    assert divergence("forward_kl", *rounded, mask).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_divergence_refuses_bad_input() -> None:
-    student, teacher, mask = logits_pair()
-    with pytest.raises(ValueError, match="align the teacher"):
-        divergence("forward_kl", student[:, 1:], teacher, mask)
-    with pytest.raises(ValueError, match="must be boolean"):
-        divergence("forward_kl", student, teacher, mask.float())
-    with pytest.raises(ValueError, match="selects no position"):
-        divergence("forward_kl", student, teacher, mask & False)
-    with pytest.raises(ValueError, match="temperature = 0"):
-        divergence("forward_kl", student, teacher, mask, temperature=0)
-    with pytest.raises(ValueError, match="beta = 1.5"):
-        divergence("jensen_shannon", student, teacher, mask, beta=1.5)
-    with pytest.raises(ValueError, match="unknown divergence 'hellinger'"):
-        divergence("hellinger", student, teacher, mask)  # type: ignore[arg-type]
-
-
-# -- trajectories ----------------------------------------------------------------------------------------------------
-
-
-def test_rows_by_hand() -> None:
-    rows = align([7, 8], [Trajectory((1, 2), (3, 4, 0)), Trajectory((), (5,))])
-    assert rows.student_BS.tolist() == [[0, 1, 2, 3, 4], [0, 5, 0, 0, 0]]
-    assert rows.teacher_BT.tolist() == [[0, 7, 8, 1, 2, 3, 4], [0, 7, 8, 5, 0, 0, 0]]
-    assert rows.targets_BS.tolist() == [[1, 2, 3, 4, 0], [5, 0, 0, 0, 0]]
-    assert rows.mask_BS.int().tolist() == [[0, 0, 1, 1, 1], [1, 0, 0, 0, 0]]
-
-
-def test_greedy_sampling_in_lockstep_is_greedy_decoding_of_every_row_alone() -> None:
-    """Rows of unlike lengths, on a model that recurses and halts, against the parallel form row by row."""
-    model = make_model(cycles=2, latent_steps=1, num_supervision=3, halt_threshold=0.5).double()
-    prefixes = [ids(n, n) for n in (3, 0, 9, 1)]
-    config = SamplingConfig(max_tokens=6, sampling_temperature=0)
-    found = sample_continuations(model, PROMPT, prefixes, config, torch.Generator())
-    for prefix, trajectory in zip(prefixes, found, strict=True):
-        row = [0, *PROMPT, *prefix]
-        alone: list[int] = []
-        while len(alone) < 6 and alone[-1:] != [0]:
-            with torch.no_grad():
-                alone.append(int(model(torch.tensor([row + alone])).logits[0, -1].argmax()))
-        assert trajectory == Trajectory(tuple(prefix), tuple(alone))
-
-
-def test_sampling_has_the_teachers_distribution() -> None:
-    """600 draws from a 2-token nucleus at temperature 4: within 3 sigma of the renormalised probability."""
-    model = make_model()
-    with torch.no_grad():
-        p = (model(torch.tensor([[0, *PROMPT, 5]])).logits[0, -1].double() / 4).softmax(-1)
-    top = p.topk(2)
-    config = SamplingConfig(max_tokens=1, sampling_temperature=4, top_p=float(top.values[0]) + 1e-6)
-    found = sample_continuations(model, PROMPT, [[5]] * 600, config, torch.Generator().manual_seed(0))
-    firsts = [t.continuation[0] for t in found]
-    share = float(top.values[0] / top.values.sum())
-    assert 0.05 < share < 0.95
-    assert set(firsts) == set(top.indices.tolist())
-    assert abs(firsts.count(int(top.indices[0])) / 600 - share) < 3 * math.sqrt(share * (1 - share) / 600)
-
-
-def test_a_continuation_ends_with_end_of_text() -> None:
-    model = make_model()
-    with torch.no_grad():
-        model.embedding.weight[0] *= 8  # makes end-of-text likely
-    found = drawn(model, 40)
-    ended = [t for t in found if t.continuation[-1] == 0]
-    assert len(ended) > 5
-    assert all(0 not in t.continuation[:-1] and 1 <= len(t.continuation) <= 8 for t in found)
-    assert all(len(t.continuation) == 8 for t in found if t not in ended)
-    assert found == drawn(model, 40), "the generator alone decides"
-
-
-def test_trajectories_refuse_bad_input() -> None:
-    model, generator, config = make_model(), torch.Generator(), SamplingConfig(max_tokens=8)
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        sample_continuations(model, [], [[1]], config, generator)
-    with pytest.raises(ValueError, match="no prefixes"):
-        sample_continuations(model, PROMPT, [], config, generator)
-    with pytest.raises(ValueError, match=r"8 tokens of prompt \+ 49 of prefix \+ 8 of continuation = 65 exceed"):
-        sample_continuations(model, PROMPT, [ids(49, 0)], config, generator)
-    with pytest.raises(ValueError, match="the prompt holds the token id 300, outside 0 .. 299"):
-        sample_continuations(model, [300], [[1]], config, generator)
-    with pytest.raises(ValueError, match="a prefix holds the token id -1"):
-        sample_continuations(model, PROMPT, [[-1]], config, generator)
-    assert len(sample_continuations(model, PROMPT, [ids(48, 0)], config, generator)[0].prefix) == 48
-
-
 # -- the loss --------------------------------------------------------------------------------------------------------
 
 
-def rows_alone(teacher: Cognate, trajectories: Sequence[Trajectory]) -> list[tuple[list[int], Tensor]]:
-    """Of every trajectory: the student's tokens, and the prompted teacher's logits of its continuation tokens. One row
-    at a time, without padding."""
+def rows_alone(teacher: Cognate, trajectories: Sequence[Trajectory]) -> list[tuple[list[int], dict[int, Tensor]]]:
+    """Of every trajectory: the student's tokens, and by the student's position the prompted teacher's logits of the own
+    continuation tokens. One row at a time, without padding."""
     found = []
     for t in trajectories:
-        tokens = [0, *PROMPT, *t.prefix, *t.continuation]
-        with torch.no_grad():
-            logits = teacher(torch.tensor([tokens])).logits[0]
-        found.append(([0, *t.prefix, *t.continuation], logits[-len(t.continuation) - 1 : -1]))
+        given = [0, *t.history, *PROMPT, *t.prefix]
+        answers = {}
+        for place, token in enumerate(t.continuation):
+            if not t.own or t.own[place]:
+                with torch.no_grad():
+                    answers[t.num_given + place] = teacher(torch.tensor([given])).logits[0, -1]
+            given.append(token)
+        found.append(([0, *t.history, *t.prefix, *t.continuation], answers))
     return found
+
+
+FOREIGN = [
+    Trajectory((4,), (9, 8, 7, 6), (True, False, False, True)),
+    Trajectory((), (5, 5, 5), (False, True, True), (9, 2, 3)),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_equals_a_naive_loop_without_padding(kind: Divergence) -> None:
     """Two supervision steps, every term: divergence, anchor on text, halting of both."""
     teacher, student = (make_model(seed, num_supervision=2, latent_steps=1) for seed in (0, 1))
-    trajectories = [*drawn(teacher, 5), Trajectory((4,), (9,))]
+    trajectories = [*drawn(teacher, 5), Trajectory((4,), (9,)), *FOREIGN]
     config = BakingConfig(divergence=kind, beta=0.3, temperature=1.5, text_weight=0.7)
     objective = BakingObjective(teacher, PROMPT, trajectories, texts, config)
-    batch, seed = torch.tensor([2, 5, 0, 2]), torch.Generator().manual_seed(8)
+    batch, seed = torch.tensor([2, 5, 0, 2, 6, 7]), torch.Generator().manual_seed(8)
     results = [objective(student, batch, None, seed)]
     results.append(objective(student, batch, results[0].carry, seed))
     rows = rows_alone(teacher, [trajectories[i] for i in batch.tolist()])
@@ -255,8 +100,7 @@ def test_loss_equals_a_naive_loop_without_padding(kind: Divergence) -> None:
         left, halting, count = 0.0, 0.0, 0
         for tokens, answers in rows:
             y = attended(student, torch.tensor([tokens]), number + 1)
-            for index, answer in enumerate(answers):
-                position = len(tokens) - len(answers) - 1 + index
+            for position, answer in answers.items():
                 scores = student.logits(y)[0, position]
                 left += 1.5**2 * naive_divergence(kind, scores.double() / 1.5, answer.double() / 1.5, 0.3)
                 halting += halt_loss(student, y[0, position], scores, tokens[position + 1])
@@ -327,18 +171,19 @@ def test_a_prompt_out_of_sight_changes_nothing() -> None:
 
 def test_measure_equals_a_naive_loop() -> None:
     teacher, student = make_model(0), make_model(1)
-    trajectories = drawn(teacher, 18, 4)  # more than one batch of rows
+    trajectories = [*drawn(teacher, 16, 4), *FOREIGN]  # more than one batch of rows
     found = measure_baking(teacher, student, PROMPT, trajectories)
     sums = {"before": 0.0, "after": 0.0}
     for tokens, answers in rows_alone(teacher, trajectories):
         for name, model in (("before", teacher), ("after", student)):
             with torch.no_grad():
-                scores = model(torch.tensor([tokens])).logits[0, -len(answers) - 1 : -1]
+                scores = model(torch.tensor([tokens])).logits[0]
             sums[name] += sum(
-                naive_divergence("forward_kl", s.double(), a.double(), 0) for s, a in zip(scores, answers, strict=True)
+                naive_divergence("forward_kl", scores[position].double(), answer.double(), 0)
+                for position, answer in answers.items()
             )
-    count = sum(len(t.continuation) for t in trajectories)
-    assert found.tokens_N.tolist() == [len(t.continuation) for t in trajectories]
+    assert found.tokens_N.tolist() == [len(t.continuation) for t in trajectories[:16]] + [2, 2]
+    count = found.tokens_N.sum().item()
     assert found.kl_before == pytest.approx(sums["before"] / count, rel=1e-4)
     assert found.kl_after == pytest.approx(sums["after"] / count, rel=1e-4)
     assert found.strength == pytest.approx(1 - sums["after"] / sums["before"], rel=1e-4)
@@ -347,11 +192,61 @@ def test_measure_equals_a_naive_loop() -> None:
 def test_strength_by_hand() -> None:
     measure = BakingMeasure(torch.tensor([3.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([2.0, 6.0]))
     assert measure.metrics() == {"baking_kl_before": 0.5, "baking_kl_after": 0.125, "baking_strength": 0.75}
+    # of four equally likely resamples two are mixed; the others have 1 - 0.5 / 3 and 1 - 0.5 / 1
+    interval = measure.strength_estimate()
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.75, 0.5, 1 - 0.5 / 3))
+    nothing = BakingMeasure(torch.tensor([1e-6]), torch.tensor([0.0]), torch.tensor([1.0]))
+    with pytest.raises(ValueError, match="a baking strength is undefined"):
+        nothing.strength_estimate()
+
+
+def test_strength_counts_from_another_start() -> None:
+    teacher, start, student = (make_model(seed) for seed in (0, 1, 2))
+    trajectories = drawn(teacher, 6)
+    found = measure_baking(teacher, student, PROMPT, trajectories, start)
+    assert torch.equal(found.before_N, measure_baking(teacher, start, PROMPT, trajectories).after_N)
+    assert torch.equal(found.after_N, measure_baking(teacher, student, PROMPT, trajectories).after_N)
+    assert not torch.equal(found.before_N, measure_baking(teacher, student, PROMPT, trajectories).before_N)
 
 
 # -- baking ----------------------------------------------------------------------------------------------------------
 
 LEARNING = {"steps": 30, "batch_size": 8, "seq_len": 12, "muon_lr": 0.02, "adamw_lr": 0.005}
+TABLE = BakingConfig(
+    steps=200, batch_size=32, seq_len=4, adamw_lr=0.1, muon_lr=0.01, grokfast_lambda=0.0, text_weight=0.0,
+    warmup_fraction=0.0, decay_fraction=1.0,
+)  # fmt: skip
+
+
+def test_the_baked_optimum_of_a_table_is_the_table_and_the_prompts_bias() -> None:
+    """A bigram whose prompt adds b to all logits: where it was trained, softmax(W') = softmax(W + b) in the end."""
+    teacher, student = (cast(Cognate, PromptedBigram()) for _ in range(2))
+    config = SamplingConfig(max_tokens=1)
+    prefixes = [[1 + number % (SIZE - 2)] for number in range(200)]
+    trajectories = sample_continuations(teacher, [PROMPT_TOKEN], prefixes, config, torch.Generator().manual_seed(0))
+    bake(teacher, student, [PROMPT_TOKEN], trajectories, None, TABLE, SilentReporter())
+    expected = baked_table(cast(PromptedBigram, teacher)).softmax(-1)
+    found = student.embedding.weight.detach().softmax(-1)
+    assert torch.allclose(found[1 : SIZE - 1], expected[1 : SIZE - 1], atol=1e-3)
+    assert not torch.allclose(teacher.embedding.weight.softmax(-1)[1], expected[1], atol=0.1)
+    assert measure_baking(teacher, student, [PROMPT_TOKEN], trajectories).strength > 0.999
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_prompt_and_text_that_pull_at_one_context_meet_at_their_mixture(weight: float) -> None:
+    """min KL(P_u || S) + w KL(P || S) is S = (P_u + w P) / (1 + w): what anchoring costs where both see the same."""
+    teacher, student = (cast(Cognate, PromptedBigram()) for _ in range(2))
+    trajectories = [Trajectory((3,), (token,)) for token in range(1, 5)]
+    config = TABLE.model_copy(update={"text_weight": weight, "batch_size": 4})
+
+    def same(generator: torch.Generator) -> Tensor:
+        return torch.full((2, 5), 3)
+
+    bake(teacher, student, [PROMPT_TOKEN], trajectories, same, config, SilentReporter())
+    bare = teacher.embedding.weight.detach()[3].softmax(-1)
+    prompted = baked_table(cast(PromptedBigram, teacher))[3].softmax(-1)
+    found = student.embedding.weight.detach()[3].softmax(-1)
+    assert torch.allclose(found, (prompted + weight * bare) / (1 + weight), atol=1e-3)
 
 
 def test_baking_lowers_the_divergence_on_held_out_trajectories() -> None:
@@ -474,13 +369,21 @@ def test_killed_and_resumed_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_other_trajectories_is_not_resumed(tmp_path: Path) -> None:
-    teacher = make_model()
-    trajectories = drawn(teacher, 6)
-    config = BakingConfig(**LEARNING | {"steps": 3, "checkpoint_interval_s": 0})  # type: ignore[arg-type]
-    taken = []
-    for part in (trajectories, trajectories, trajectories[1:]):
+    teacher = cast(Cognate, PromptedBigram())
+    trajectories = [Trajectory((3,), (token, 2)) for token in range(1, 7)]
+    config = TABLE.model_copy(update={"steps": 3, "checkpoint_interval_s": 0.0})
+
+    def steps(part: Sequence[Trajectory], folder: str) -> list[int]:
         counter = Counter()
-        bake(teacher, copy.deepcopy(teacher), PROMPT, part, texts, config, counter, tmp_path)
-        taken.append(counter.steps)
-    assert (taken[0], taken[2]) == ([1, 2, 3], [1, 2, 3])
-    assert taken[1] in ([], [3]), "the same run again goes on from its last resume point"
+        bake(teacher, copy.deepcopy(teacher), [PROMPT_TOKEN], part, None, config, counter, tmp_path / folder)
+        return counter.steps
+
+    others = {
+        "fewer": trajectories[1:],
+        "not all own": [dataclasses.replace(t, own=(*[False] * (len(t.continuation) - 1), True)) for t in trajectories],
+        "behind something": [dataclasses.replace(t, history=(5,)) for t in trajectories],
+    }
+    for name, part in others.items():
+        assert steps(trajectories, name) == [1, 2, 3]
+        assert steps(trajectories, name) in ([], [3]), "the same run again goes on from its last resume point"
+        assert steps(part, name) == [1, 2, 3]

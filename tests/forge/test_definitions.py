@@ -32,7 +32,8 @@ PARENTS = {
     "question_bank": {"task_bank"},
     "practised_model": {"ternary_model", "question_bank"},
     "curriculum_model": {"practised_model", "question_bank"},
-    "compressed_model": {"curriculum_model"},
+    "baked_model": {"curriculum_model", "question_bank"},
+    "compressed_model": {"baked_model"},
 }
 DATA = {"question_bank", "tokens", "task_bank", "evaluation_suite", "tokenizer", "corpus"}
 

@@ -3,17 +3,17 @@
     theta_u = argmin_theta  E_{y ~ P_teacher(. | u, x)}  mean_t  D( P_teacher(. | u, x, y_<t), P_theta(. | x, y_<t) )
               + text_weight * E_{c ~ corpus}  mean_t  KL( P_teacher(. | c_<t) || P_theta(. | c_<t) )
 
-with u the prompt, x a prefix that both see, y a continuation sampled from the prompted teacher, D a divergence over the
-whole vocabulary. The mean runs over all continuation tokens of a batch.
+with u the prompt, x a prefix that both see (a history may precede both the prompt and the prefix), y a continuation
+sampled from the prompted teacher, D a divergence over the whole vocabulary. The mean runs over all continuation tokens
+of a batch.
 
-**Differs from the paper**: all weights of the student are trained, not a low-rank adapter, so that a copy of the
-teacher must be kept; and there is the second term. It holds the student to the *unprompted* teacher on corpus text,
-where the prompt has no business. A next-token loss there would go on training the student on the corpus, and what it
-gains or forgets by that could not be told from the baking; this term is zero for an unchanged student and has no
-gradient there.
+**Differs from the paper**: all weights of the student are trained unless `rank` asks for low-rank adapters, so that a
+copy of the teacher must be kept; and there is the second term. It holds the student to the *unprompted* teacher on
+corpus text, where the prompt has no business. A next-token loss there would go on training the student on the corpus,
+and what it gains or forgets by that could not be told from the baking; this term is zero for an unchanged student and
+has no gradient there.
 
-**Does not cover**: pursuit (a teacher that moves with the student) and baking by parts (stop early instead: `strength`
-of `measure_baking` says how far it went).
+**Does not cover**: pursuit (a teacher that moves with the student) and baking by parts (`baking.half_baking`).
 
 Shape legend: B rows, S positions, V vocabulary.
 """
@@ -32,10 +32,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training_core.baking.divergences import Divergence, divergence, per_position
+from training_core.baking.low_rank import low_rank
 from training_core.baking.trajectories import SamplingConfig, Trajectory, align, check_trajectories
 from training_core.bundle import canonical_json
 from training_core.cognate.objective import HALT_WEIGHT
 from training_core.cognate.training import check_sequence
+from training_core.evaluation.intervals import Estimate, difference_of_rates
 from training_core.models.cognate import Carry, Cognate
 from training_core.training.checkpoint import weights_digest
 from training_core.training.loop import StepResult, TrainingConfig, step_generator, train
@@ -44,6 +46,7 @@ from training_core.training.reporting import Reporter
 TextBatches = Callable[[torch.Generator], Tensor]
 ROWS_AT_ONCE = 16
 NO_EFFECT_NATS = 1e-5
+ADAPTER_SEED_STEP = -1  # the step of `step_generator` from which adapters are drawn; training has 0 and above
 
 
 class BakingConfig(SamplingConfig, TrainingConfig):
@@ -54,6 +57,8 @@ class BakingConfig(SamplingConfig, TrainingConfig):
     divergence: Divergence = Field("forward_kl", description="What is minimised on the continuations")
     beta: float = Field(0.5, ge=0, le=1, description="Teacher's weight in the Jensen-Shannon mixture")
     temperature: float = Field(1.0, gt=0, description="Temperature of both distributions in the divergence")
+    rank: int = Field(0, ge=0, description="Rank of the adapters that are trained; 0 trains all weights")
+    lora_alpha: float = Field(16.0, gt=0, description="Adapters add lora_alpha / rank times their product")
     text_weight: float = Field(1.0, ge=0, description="Weight of staying with the unprompted teacher on corpus text")
 
 
@@ -85,10 +90,10 @@ class BakingResult:
 class BakingMeasure:
     """Forward KL from the prompted teacher, in nats per continuation token, over given trajectories.
 
-    `kl_before` is that of the unprompted teacher (what the prompt does, a shift of all positions included: persistent
-    tokens have no rotary position, so that attention to them depends on it), `kl_after` that of the unprompted student
-    (what is left to bake). `before_N`, `after_N` and `tokens_N` are float64 sums and counts of each trajectory, for
-    intervals over trajectories (`evaluation.intervals.rate` and `difference_of_rates`).
+    `kl_before` is that of the unprompted teacher or another model to start from (what the prompt does, a shift of all
+    positions included: persistent tokens have no rotary position, so that attention to them depends on it), `kl_after`
+    that of the unprompted student (what is left to bake). `before_N`, `after_N` and `tokens_N` are float64 sums and
+    counts of each trajectory, for intervals over trajectories.
     """
 
     before_N: Tensor
@@ -112,12 +117,24 @@ class BakingMeasure:
         Raises:
             ValueError: when the prompt does not change the teacher, so that there is nothing to be baked.
         """
+        self._check_effect()
+        return 1 - self.kl_after / self.kl_before
+
+    def strength_estimate(self) -> Estimate:
+        """`strength` with a 95 % bootstrap over trajectories, numerator and denominator resampled together.
+
+        Raises:
+            ValueError: as `strength`.
+        """
+        self._check_effect()
+        return difference_of_rates(self.before_N, self.after_N, self.before_N)
+
+    def _check_effect(self) -> None:
         if self.kl_before < NO_EFFECT_NATS:
             raise ValueError(
                 f"the prompt changes the teacher by {self.kl_before:.2g} nats per token, less than {NO_EFFECT_NATS:g}: "
                 "a baking strength is undefined; choose a prompt that the teacher reacts to"
             )
-        return 1 - self.kl_after / self.kl_before
 
     def metrics(self) -> dict[str, float]:
         """As flat metrics of a bundle. Raises as `strength`."""
@@ -141,9 +158,10 @@ def bake(
 ) -> BakingResult:
     """Train `student` in place on `trajectories` that `sample_continuations` drew from the prompted `teacher`.
 
-    `student` may compute through quantised weights. `text_batches(generator)` gives corpus rows (rows, tokens + 1), as
-    `TrainingData.batch` does; it is not called when `text_weight` is 0. A run that was killed resumes from `checkpoint`
-    when it is called with the same models and trajectories again.
+    `student` may compute through quantised weights. With a `rank` only adapters are trained, and merged into its
+    weights at the end; a run that fails leaves these as they were. `text_batches(generator)` gives corpus rows (rows,
+    tokens + 1), as `TrainingData.batch` does; it is not called when `text_weight` is 0. A run that was killed resumes
+    from `checkpoint` when it is called with the same models and trajectories again.
 
     Raises:
         ValueError: as `check_trajectories`; when teacher and student share a parameter or differ in vocabulary; when
@@ -165,51 +183,84 @@ def bake(
     def batches(generator: torch.Generator) -> Tensor:
         return torch.randint(len(trajectories), (config.batch_size,), generator=generator)
 
-    result = train(
-        student,
-        BakingObjective(teacher, prompt_ids, trajectories, text_batches, config),
-        batches,
-        config,
-        reporter,
-        checkpoint=checkpoint,
-        label=label,
-        optimizer_steps_per_batch=student.config.num_supervision,
-        identity=_identity(teacher, student, prompt_ids, trajectories),
-    )
-    lengths = torch.tensor([len(t.continuation) for t in trajectories])
+    identity = _identity(teacher, student, prompt_ids, trajectories)
+    with low_rank(student, config.rank, config.lora_alpha, step_generator(config.seed, ADAPTER_SEED_STEP)):
+        result = train(
+            student,
+            BakingObjective(teacher, prompt_ids, trajectories, text_batches, config),
+            batches,
+            config,
+            reporter,
+            checkpoint=checkpoint,
+            label=label,
+            optimizer_steps_per_batch=student.config.num_supervision,
+            identity=identity,
+        )
+    lengths = torch.tensor([t.num_own for t in trajectories])
     tokens = sum(int(lengths[batches(step_generator(config.seed, step))].sum()) for step in range(config.steps))
     return BakingResult(
         result.final_loss, result.optimizer_steps, tokens, len(trajectories), result.seconds, result.history
     )
 
 
-@torch.no_grad()
+class PromptedTeacher:
+    """The next-token distributions of a teacher with the prompt over given trajectories, computed once and kept: as
+    many logits as there are own continuation tokens times the vocabulary.
+
+    Raises:
+        ValueError: as `check_trajectories`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> None:
+        check_trajectories(teacher, prompt_ids, trajectories)
+        self.teacher, self.prompt_ids, self.trajectories = teacher.eval(), tuple(prompt_ids), tuple(trajectories)
+        self.tokens_N = torch.tensor([t.num_own for t in trajectories], dtype=torch.float64)
+        device = next(teacher.parameters()).device
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(trajectories), ROWS_AT_ONCE):
+            rows = align(prompt_ids, trajectories[start : start + ROWS_AT_ONCE])
+            tokens_BS, mask_BS = rows.student_BS.to(device), rows.mask_BS.to(device)
+            prompted_BSV = teacher(rows.teacher_BT.to(device)).logits[:, len(prompt_ids) :]
+            self._rows.append((tokens_BS, mask_BS, prompted_BSV[mask_BS]))
+
+    @torch.no_grad()
+    def nats(self, model: Cognate) -> Tensor:
+        """KL(teacher with the prompt || `model` without it), summed over each trajectory's own tokens: (N,) float64.
+
+        Raises:
+            ValueError: when teacher and model differ in vocabulary, or a trajectory does not fit the model.
+        """
+        _check_vocabularies(self.teacher, model)
+        check_trajectories(model, self.prompt_ids, self.trajectories)
+        model.eval()
+        sums: list[Tensor] = []
+        for tokens_BS, mask_BS, prompted_MV in self._rows:
+            scores_MV = model.to(tokens_BS.device)(tokens_BS).logits[mask_BS]
+            kl_M = per_position("forward_kl", scores_MV.double(), prompted_MV.double())
+            sums.append(
+                torch.zeros(mask_BS.shape, dtype=torch.float64, device=kl_M.device).masked_scatter(mask_BS, kl_M).sum(1)
+            )
+        return torch.cat(sums).cpu()
+
+
 def measure_baking(
-    teacher: Cognate, student: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]
+    teacher: Cognate,
+    student: Cognate,
+    prompt_ids: Sequence[int],
+    trajectories: Sequence[Trajectory],
+    start: Cognate | None = None,
 ) -> BakingMeasure:
     """How far `student`, without the prompt, is from `teacher` with it, on (held-out) trajectories of the latter.
 
+    Strength counts from `start` without the prompt: by default the teacher itself.
+
     Raises:
-        ValueError: as `check_trajectories`, and when teacher and student differ in vocabulary.
+        ValueError: as `check_trajectories`, and when the models differ in vocabulary.
     """
-    _check_vocabularies(teacher, student)
-    for model in (teacher, student):
-        check_trajectories(model, prompt_ids, trajectories)
-    device = next(teacher.parameters()).device
-    student.to(device).eval()
-    teacher.eval()
-    sums: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(trajectories), ROWS_AT_ONCE):
-        rows = align(prompt_ids, trajectories[start : start + ROWS_AT_ONCE])
-        tokens_BS, mask_BS = rows.student_BS.to(device), rows.mask_BS.to(device)
-        prompted_BSV = teacher(rows.teacher_BT.to(device)).logits[:, len(prompt_ids) :].double()
-        kl_BS = [
-            per_position("forward_kl", model(tokens_BS).logits.double(), prompted_BSV) * mask_BS
-            for model in (teacher, student)
-        ]
-        sums.append((kl_BS[0].sum(1).cpu(), kl_BS[1].sum(1).cpu(), rows.mask_BS.sum(1).double()))
-    before_N, after_N, tokens_N = (torch.cat(parts) for parts in zip(*sums, strict=True))
-    return BakingMeasure(before_N, after_N, tokens_N)
+    prompted = PromptedTeacher(teacher, prompt_ids, trajectories)
+    before_N = prompted.nats(teacher if start is None else start)
+    return BakingMeasure(before_N, prompted.nats(student), prompted.tokens_N)
 
 
 @dataclass(slots=True)
@@ -316,9 +367,8 @@ def _check_separate(teacher: Cognate, student: Cognate) -> None:
 
 def _identity(teacher: Cognate, student: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> str:
     """Digest of what, besides the configuration, determines the result."""
-    hasher = hashlib.sha256(
-        canonical_json([list(prompt_ids), [[list(t.prefix), list(t.continuation)] for t in trajectories]])
-    )
+    parts = [[list(p) for p in (t.history, t.prefix, t.continuation, t.own)] for t in trajectories]
+    hasher = hashlib.sha256(canonical_json([list(prompt_ids), parts]))
     for model in (teacher, student):
         hasher.update(canonical_json(model.config.model_dump()))
         hasher.update(weights_digest(model))

@@ -1,10 +1,15 @@
 """Trajectories sampled from a prompted model, and the rows in which teacher and student read them.
 
-    teacher reads   END_OF_TEXT  prompt  prefix  continuation
-    student reads   END_OF_TEXT          prefix  continuation
+    teacher reads   END_OF_TEXT  history  prompt  prefix  continuation
+    student reads   END_OF_TEXT  history          prefix  continuation
 
-Student position j >= 1 and teacher position j + P hold the same token (P tokens of prompt), and both predict the token
-behind it. The student's position 0 corresponds to the last token of the prompt: `teacher_logits[:, P:]` is aligned.
+The history is most often empty; with one, a prompt is baked that counts in the middle of a conversation. Behind the
+prompt, student position j and teacher position j + P hold the same token (P tokens of prompt), and both predict the
+token behind it. The student's last position in front of the prefix corresponds to the last token of the prompt. Nothing
+in front of that is learned from: `teacher_logits[:, P:]` is aligned.
+
+A continuation may hold tokens that the teacher did not write, such as a tool's reply. Both models read them; nothing is
+learned from them.
 
 Shape legend: B trajectories, S student positions, T teacher positions (S + P), V vocabulary.
 """
@@ -20,7 +25,7 @@ from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Cognate
-from training_core.sampling import continue_rows
+from training_core.sampling import Interject, continue_rows
 
 
 class SamplingConfig(BaseModel):
@@ -35,10 +40,27 @@ class SamplingConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Token ids of what both models are given (`prefix`, may be empty) and of what the prompted teacher then wrote."""
+    """Token ids of what both models are given (`prefix`, may be empty) and of what the prompted teacher then wrote.
+
+    `history` stands in front of the teacher's prompt and of the student's prefix.
+    `own` says of each token of the continuation whether the teacher wrote it, or something else put it in; empty where
+    the teacher wrote all of them.
+    """
 
     prefix: tuple[int, ...]
     continuation: tuple[int, ...]
+    own: tuple[bool, ...] = ()
+    history: tuple[int, ...] = ()
+
+    @property
+    def num_given(self) -> int:
+        """Tokens in front of the continuation, END_OF_TEXT and the prompt aside."""
+        return len(self.history) + len(self.prefix)
+
+    @property
+    def num_own(self) -> int:
+        """Tokens of the continuation that the teacher wrote."""
+        return sum(self.own) if self.own else len(self.continuation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,7 @@ class AlignedRows:
     """Trajectories as input rows, padded on the right.
 
     `student_BS` and `teacher_BT` are token ids, `targets_BS` the token that each student position predicts, `mask_BS`
-    True where that token belongs to a continuation. T = S + prompt length.
+    True where that token belongs to a continuation and was written by the teacher. T = S + prompt length.
     """
 
     student_BS: Tensor
@@ -61,30 +83,43 @@ def sample_continuations(
     prefixes: Sequence[Sequence[int]],
     config: SamplingConfig,
     generator: torch.Generator,
+    interject: Interject | None = None,
+    histories: Sequence[Sequence[int]] | None = None,
 ) -> list[Trajectory]:
-    """Continue END_OF_TEXT + prompt + prefix from `model`, one trajectory a prefix, in the order given.
+    """Continue END_OF_TEXT + history + prompt + prefix from `model`, one trajectory a prefix, in the order given.
 
-    A continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `generator` must be on the CPU.
+    `histories` are as many as prefixes, or None where there is nothing in front of the prompt.
+
+    A continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `interject` may put tokens in, as
+    `sampling.continue_rows` says; they count. `generator` must be on the CPU.
 
     Raises:
-        ValueError: for an empty prompt, no prefixes, ids outside the vocabulary, or a sum of lengths above
-            max_seq_len.
+        ValueError: for an empty prompt, no prefixes, another number of histories, ids outside the vocabulary, or a sum
+            of lengths above max_seq_len.
     """
     check_prompt(model, prompt_ids)
     if not prefixes:
         raise ValueError("there are no prefixes to continue: give at least one (it may be empty)")
-    for prefix in prefixes:
-        check_length(model, len(prompt_ids), len(prefix), config.max_tokens)
-        _check_ids(model, prefix, "a prefix")
+    before = [()] * len(prefixes) if histories is None else histories
+    if len(before) != len(prefixes):
+        raise ValueError(f"there are {len(before)} histories for {len(prefixes)} prefixes: give one for each, or none")
+    for history, prefix in zip(before, prefixes, strict=True):
+        check_length(model, len(prompt_ids), len(history) + len(prefix), config.max_tokens)
+        check_ids(model, prefix, "a prefix")
+        check_ids(model, history, "a history")
     drawn = continue_rows(
         model,
-        [(*prompt_ids, *prefix) for prefix in prefixes],
+        [(*history, *prompt_ids, *prefix) for history, prefix in zip(before, prefixes, strict=True)],
         config.max_tokens,
         generator,
         temperature=config.sampling_temperature,
         top_p=config.top_p,
+        interject=interject,
     )
-    return [Trajectory(tuple(prefix), row.ids) for prefix, row in zip(prefixes, drawn, strict=True)]
+    return [
+        Trajectory(tuple(prefix), row.ids, () if all(row.own) else row.own, tuple(history))
+        for history, prefix, row in zip(before, prefixes, drawn, strict=True)
+    ]
 
 
 def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> AlignedRows:
@@ -93,16 +128,16 @@ def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> Alig
     The last token of a continuation is only a target. Padding is END_OF_TEXT on the right, where causal models do not
     see it from any position that counts.
     """
-    length = max(len(t.prefix) + len(t.continuation) for t in trajectories)
+    length = max(t.num_given + len(t.continuation) for t in trajectories)
     tokens = torch.full((len(trajectories), length + 1), END_OF_TEXT_ID)
     mask_BS = torch.zeros(len(trajectories), length, dtype=torch.bool)
+    prompt, prompted = torch.tensor(list(prompt_ids), dtype=torch.int64), []
     for row, t in enumerate(trajectories):
-        end = len(t.prefix) + len(t.continuation)
-        tokens[row, 1 : end + 1] = torch.tensor([*t.prefix, *t.continuation])
-        mask_BS[row, len(t.prefix) : end] = True
-    student_BS = tokens[:, :-1]
-    prompt_BP = torch.tensor(list(prompt_ids), dtype=torch.int64).expand(len(trajectories), -1)
-    teacher_BT = torch.cat([student_BS[:, :1], prompt_BP, student_BS[:, 1:]], dim=1)
+        end, start = t.num_given + len(t.continuation), 1 + len(t.history)
+        tokens[row, 1 : end + 1] = torch.tensor([*t.history, *t.prefix, *t.continuation])
+        mask_BS[row, t.num_given : end] = torch.tensor(t.own) if t.own else True
+        prompted.append(torch.cat([tokens[row, :start], prompt, tokens[row, start:-1]]))
+    student_BS, teacher_BT = tokens[:, :-1], torch.stack(prompted)
     return AlignedRows(student_BS, teacher_BT, tokens[:, 1:], mask_BS)
 
 
@@ -110,8 +145,8 @@ def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: 
     """Refuse trajectories from which nothing, or nothing right, can be learned.
 
     Raises:
-        ValueError: for an empty prompt or set, an empty continuation, ids outside the vocabulary, or a sum of lengths
-            above max_seq_len.
+        ValueError: for an empty prompt or set, an empty continuation, one in which the teacher wrote nothing or whose
+            `own` has another length, ids outside the vocabulary, or a sum of lengths above max_seq_len.
     """
     check_prompt(model, prompt_ids)
     if not trajectories:
@@ -119,8 +154,15 @@ def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: 
     for number, t in enumerate(trajectories):
         if not t.continuation:
             raise ValueError(f"the continuation of trajectory {number} is empty: leave it out, it teaches nothing")
-        check_length(model, len(prompt_ids), len(t.prefix), len(t.continuation))
-        _check_ids(model, [*t.prefix, *t.continuation], f"trajectory {number}")
+        if t.own and len(t.own) != len(t.continuation):
+            raise ValueError(
+                f"trajectory {number} says of {len(t.own)} tokens who wrote them, its continuation has "
+                f"{len(t.continuation)}: give `own` one entry a token, or none where the teacher wrote all"
+            )
+        if not t.num_own:
+            raise ValueError(f"the teacher wrote no token of trajectory {number}: leave it out, it teaches nothing")
+        check_length(model, len(prompt_ids), t.num_given, len(t.continuation))
+        check_ids(model, [*t.history, *t.prefix, *t.continuation], f"trajectory {number}")
 
 
 def check_prompt(model: Cognate, prompt_ids: Sequence[int]) -> None:
@@ -131,7 +173,7 @@ def check_prompt(model: Cognate, prompt_ids: Sequence[int]) -> None:
     """
     if not prompt_ids:
         raise ValueError("the prompt is empty, so that there is nothing to bake: give at least one token of prompt")
-    _check_ids(model, prompt_ids, "the prompt")
+    check_ids(model, prompt_ids, "the prompt")
 
 
 def check_length(model: Cognate, prompt: int, prefix: int, continuation: int) -> None:
@@ -151,7 +193,12 @@ def check_length(model: Cognate, prompt: int, prefix: int, continuation: int) ->
         )
 
 
-def _check_ids(model: Cognate, ids: Sequence[int], what: str) -> None:
+def check_ids(model: Cognate, ids: Sequence[int], what: str) -> None:
+    """Refuse token ids that are not of the model's vocabulary; `what` names their holder.
+
+    Raises:
+        ValueError: for any.
+    """
     outside = [i for i in ids if not 0 <= i < model.config.vocab_size]
     if outside:
         raise ValueError(

@@ -45,13 +45,13 @@ class ToolBox:
     """The calculator, and Python in `sandbox`."""
 
     def __init__(self, sandbox: Sandbox, limits: Limits | None = None) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
         self._limits = limits if limits is not None else Limits(seconds=2.0, memory_bytes=64 << 20, output_bytes=2000)
 
     @property
     def sandbox_name(self) -> str:
         """Which sandbox answers Python calls."""
-        return self._sandbox.name
+        return self.sandbox.name
 
     def answer(self, written: str) -> tuple[ToolCall, str] | None:
         """The call with which `written` ends, and the text to be put in behind it; None where it ends with none.
@@ -67,7 +67,7 @@ class ToolBox:
                 output, status = "error", str(error)
             return ToolCall("calculator", expression, output, status), f"{output}>>"
         if program := _OPEN_PROGRAM.search(written):
-            outcome = self._sandbox.run(Program(program[1]), self._limits)
+            outcome = self.sandbox.run(Program(program[1]), self._limits)
             output = outcome.stdout.strip() if outcome.status == "ok" else outcome.status
             output = output.replace("<", "").replace(">", "")[:MAX_OUTPUT_CHARS]  # it cannot close or open a call
             status = "ok" if outcome.status == "ok" else f"{outcome.status}: {outcome.error}"

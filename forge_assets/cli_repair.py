@@ -1,0 +1,143 @@
+"""The command line's `forge repair`: two releases of a package as a case of SWE-bench, and whether grading holds."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from forge_resources.release_trials import Trial
+    from forge_resources.releases import ReleaseRunner
+    from training_core.bundle import Bundle
+    from training_core.repair.instances import Instance
+
+app = typer.Typer(
+    name="repair", help="Repairs of real programs, graded as SWE-bench grades them.", no_args_is_help=True
+)
+LONGEST_REASON = 160  # characters
+
+
+@app.callback()
+def repair() -> None:
+    """Repairs of real programs, graded as SWE-bench grades them."""
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="The package, as its folder is called.")],
+    old_version: Annotated[str, typer.Argument(help="The older release; pip downloads its source.")] = "",
+    new_version: Annotated[str, typer.Argument(help="The newer release.")] = "",
+    old: Annotated[Path | None, typer.Option(help="Source of the older release (.tar.gz), instead.")] = None,
+    new: Annotated[Path | None, typer.Option(help="Source of the newer release (.tar.gz), instead.")] = None,
+    patch: Annotated[Path | None, typer.Option(help="A unified diff to be graded.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the graph that tries, or the folder of a bundle.")
+    ] = None,
+) -> None:
+    """Newer tests on the older source, in a container: what fails before the true repair and passes after it.
+
+    Then the harness is held against patches of which it is known what must come of them. pip reads the metadata of a
+    source release by running the build that it declares, as when it installs one; with --old and --new nothing of a
+    release runs outside of the sandbox.
+    """
+    console = Console(highlight=False)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            archives = _archives(name, (old_version, new_version), (old, new), Path(folder))
+            good = _run(console, name, archives, patch, model)
+    except (ValueError, OSError) as error:
+        message = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[red]forge:[/] {message}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+    if not good:
+        raise typer.Exit(1)
+
+
+def _archives(
+    name: str, versions: tuple[str, str], paths: tuple[Path | None, Path | None], folder: Path
+) -> tuple[Path, Path]:
+    from forge_resources.release_archives import download_release
+
+    found = []
+    for version, path, which in zip(versions, paths, ("older", "newer"), strict=True):
+        if not version and path is None:
+            raise ValueError(f"which is the {which} release of {name}? Give its version, or --{which[:3]} FILE")
+        found.append(path if path is not None else download_release(name, version, folder))
+    return found[0], found[1]
+
+
+def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path | None, model: str | None) -> bool:
+    """Make the case, print it and grade; whether the harness says what it must."""
+    from forge_resources.release_archives import read_archive
+    from forge_resources.release_trials import grade_patch, trials
+    from forge_resources.releases import release_instance
+    from forge_resources.sandbox import open_sandbox
+
+    old, new = (read_archive(path) for path in archives)
+    diff = None if patch is None else patch.read_text(encoding="utf-8")
+    bundle = None if model is None else _bundle(model)
+    with open_sandbox("container") as sandbox:
+        instance, runner = release_instance(name, old, new, sandbox)
+        console.print(f"[bold]{escape(name)}[/], in {escape(sandbox.name)}", soft_wrap=True)
+        console.print(f"FAIL_TO_PASS {len(instance.fail_to_pass)}, PASS_TO_PASS {len(instance.pass_to_pass)}")
+        console.print(f"[dim]{escape(instance.issue)}[/]", soft_wrap=True)
+        made = list(trials(instance, runner))
+        if diff is not None:
+            made.append(grade_patch(instance, runner, str(patch), diff))
+        if bundle is not None:
+            made.append(_attempt(console, instance, runner, bundle, str(model)))
+    console.print(_table(instance, made))
+    wrong = [trial.label for trial in made if not trial.as_expected]
+    for label in wrong:
+        console.print(f"[red]The harness does not hold: {escape(label)} must come to something else.[/]")
+    return not wrong
+
+
+def _bundle(model: str) -> "Bundle":
+    """A bundle by its folder, or the latest one of an asset."""
+    from forge_assets import cli
+    from training_core.bundle import open_bundle
+
+    return open_bundle(Path(model)) if Path(model).is_dir() else cli._latest(model)
+
+
+def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bundle: "Bundle", label: str) -> "Trial":
+    """What a stored model makes of the case."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from forge_resources.release_trials import Trial
+    from training_core.loading import load_model
+    from training_core.repair.excerpts import attempt_excerpt
+    from training_core.repair.grading import grade
+
+    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    attempt = attempt_excerpt(load_model(bundle), tokenizer, instance, torch.Generator().manual_seed(0))
+    console.print("The model was shown", f"[dim]{escape(attempt.prompt)}[/]", sep="\n", soft_wrap=True)
+    console.print(f"and wrote {escape(repr(attempt.text))}", soft_wrap=True)
+    return Trial(label, None, grade(instance, attempt.files, runner), attempt.why)
+
+
+def _table(instance: "Instance", made: "list[Trial]") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("patch", "status", "FAIL_TO_PASS", "PASS_TO_PASS", "what"):
+        table.add_column(column, overflow="fold")
+    failing, passing = len(instance.fail_to_pass), len(instance.pass_to_pass)
+    for trial in made:
+        grade = trial.grade
+        ran = grade.status != "does_not_apply"
+        missed = [*grade.still_failing, *grade.broken]
+        what = [trial.detail, f"{missed[0][0]}: {missed[0][1]}" if ran and missed else ""]
+        table.add_row(
+            escape(trial.label),
+            f"[{'green' if grade.resolved else 'yellow'}]{grade.status}[/]"
+            + ("" if trial.as_expected else " [red]![/]"),
+            f"{failing - len(grade.still_failing)}/{failing}" if ran else "not run",
+            f"{passing - len(grade.broken)}/{passing}" if ran else "not run",
+            escape("; ".join(part[:LONGEST_REASON] for part in what if part)),
+        )
+    return table

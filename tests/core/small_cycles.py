@@ -1,0 +1,96 @@
+"""Phase 6 on a small ternary model and the small data set; run as a program, it makes products and is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from forge_resources.sandbox import open_sandbox
+from tests.core.test_character_phase import bank
+from tests.core.small_data import SHAPE
+from training_core.cycles.config import CyclesConfig
+from training_core.cycles.material import Material
+from training_core.cycles.phase import make_baked
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import open_suite
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.phases import Product
+from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.questions.tools import ToolBox
+from training_core.sandbox import Sandbox
+from training_core.training.reporting import Reporter, SilentReporter
+
+SMALL = SHAPE | {"max_seq_len": 320, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
+TINY = {
+    "tool_prompt": "Fix.", "repairs": 4, "tool_questions": 2, "lesson_steps": 2, "lesson_batch": 2, "rehearsed_tokens": 4,
+    "repair_tokens": 20, "repair_lines": 2, "proposals": 3, "proposal_tokens": 8, "scored_questions": 4,
+    "persona_tokens": 4, "num_trajectories": 4, "held_out_trajectories": 3, "scored_repairs": 3,
+    "measured_repairs": 3, "stacked": 2, "questions_per_level": 2, "conversations": 2, "turns": 3, "reply_tokens": 2,
+    "style_texts": 3, "style_tokens": 8, "max_iterations": 2, "max_turn": 1, "steps": 2, "batch_size": 2,
+    "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4, "lesson_muon_lr": 1e-4,
+    "lesson_adamw_lr": 1e-4,
+}  # fmt: skip
+
+
+def parent() -> Cognate:
+    torch.manual_seed(0)
+    model = Cognate(CognateConfig(vocab_size=320, **SMALL))  # type: ignore[arg-type]
+    make_ternary(model, TernarySettings())
+    return model.eval()
+
+
+def config(**changes: object) -> CyclesConfig:
+    return CyclesConfig(**(TINY | changes))  # type: ignore[arg-type]
+
+
+def material(folders: dict[str, Path], sandbox: Sandbox, checkpoint: Path | None = None, **changes: object) -> Material:
+    return Material(
+        parent(), config(**changes), TrainingData.open(folders["tokens"], folders["task_bank"]), bank(),
+        ToolBox(sandbox), open_suite(folders["evaluation_suite"]), SilentReporter(), checkpoint, "fingerprint",
+    )  # fmt: skip
+
+
+def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, **changes: object) -> Product:
+    with open_sandbox("embedded") as sandbox:
+        return make_baked(
+            parent(), TernarySettings(), config(**changes), TrainingData.open(folders["tokens"], folders["task_bank"]),
+            bank(), ToolBox(sandbox), open_suite(folders["evaluation_suite"]), reporter, checkpoint,
+        )  # fmt: skip
+
+
+class _Deadly(SilentReporter):
+    """Says what happens, and kills its process at one of these things."""
+
+    def __init__(self, killed_at: str) -> None:
+        self.killed_at = killed_at
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        print(f"{label} {done}", flush=True)
+        if f"{label} {done}" == self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run(name: str, killed_at: str, folders: dict[str, Path], folder: Path) -> None:
+    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
+    product = made(folders, _Deadly(killed_at), folder / f"{name} checkpoint")
+    save_file(dict(product.tensors or {}), folder / name)
+    (folder / f"{name}.json").write_text(json.dumps([product.metrics, product.exhibits]))
+    (folder / f"{name}.ternary").write_bytes(product.payload or b"")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given, out = {name: Path(path) for name, path in json.loads(sys.argv[1]).items()}, Path(sys.argv[2])
+    for run, kill in (("whole", ""), *(("broken", at) for at in sys.argv[3:]), ("broken", "")):
+        print(f"start {run}", flush=True)
+        child = os.fork()
+        if not child:
+            _run(run, kill, given, out)
+            os._exit(0)
+        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

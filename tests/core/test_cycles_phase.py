@@ -1,0 +1,154 @@
+"""Phase 6 as a whole on a small ternary model: what is kept, what is rolled back, a kill in every part, bad input."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from forge_assets.exhibits.baked import EXHIBIT
+from forge_assets.gates import gates_for
+from tests.core.small_cycles import made, parent
+from training_core.bundle import write_bundle
+from training_core.cycles import material, phase
+from training_core.cycles.material import HARM_FAMILY, HARM_TEXT, harmful
+from training_core.evaluation.intervals import Estimate
+from training_core.loading import load_latents, load_model
+from training_core.quantization.packing import round_to_half_
+from training_core.quantization.ternary import inference_copy
+from training_core.training.reporting import SilentReporter
+
+
+def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(
+    small_data: dict[str, Path], tmp_path: Path
+) -> None:
+    kills = ["lesson 0 1", "trajectories 0 1", "baking 1 2", "judged 1 1", "stacking 2 1", "families 0"]
+    arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.core.small_cycles", *arguments],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
+    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * len(kills), "exit 0"]
+    assert [run[-2] for run in broken[: len(kills)]] == kills
+    # what was finished is not done again: in the run after the kill in the second iteration's bake, nothing of the first
+    assert not [line for line in broken[3] if line.startswith(("lesson 0", "trajectories", "proposals", "baking 0"))]
+    assert not [line for line in broken[-1] if line.startswith(("judged", "effects", "repairs", "persona"))]
+    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    for suffix in ("json", "ternary"):
+        assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"broken.{suffix}").read_bytes()
+
+
+def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dict[str, Path], tmp_path: Path) -> None:
+    product = made(small_data, SilentReporter(), None)
+    metrics, shown = product.metrics, product.exhibits["baked"]
+    assert [(step["cycle"], step["kept"], step["decision"]) for step in shown["timeline"]] == [
+        ("tools", True, "switch"),
+        ("persona", True, "stop"),
+    ]
+    assert metrics["handed_on"] == 0
+    assert metrics["prompts_kept"] == metrics["iterations_kept"] == 2
+    assert all(math.isfinite(value) for value in metrics.values())
+    measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
+    for gate in gates_for("baked_model", "nano"):
+        assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
+    assert metrics["weakest_effect_low"] == min(prompt["strength"]["low"] for prompt in shown["prompts"])
+    assert metrics["prompted_over_baked_high"] == max(
+        metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
+    )
+    EXHIBIT.schema.model_validate(shown)
+    assert shown["not_kept"] == ""
+    assert len(shown["generations"]) == 8
+    assert [row["times"] for row in shown["stacking"]] == [1, 2]
+    assert [row["expected"] for row in shown["stacking"]] == [0.5, 0.75]
+    bundle = write_bundle(
+        tmp_path / "bundle", kind=product.kind, model_config=product.model_config, tensors=product.tensors,
+        tokenizer_json=product.tokenizer_json, payload=product.payload,
+    )  # fmt: skip
+    latents, packed = load_latents(bundle), load_model(bundle)
+    tokens = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(inference_copy(latents)(tokens).logits, packed(tokens).logits)
+    before = parent().state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in latents.state_dict().items())
+
+
+def test_what_harms_is_rolled_back_and_the_parent_handed_on(
+    small_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit that nothing keeps: bits per byte a tenth lower than the parent's."""
+    monkeypatch.setattr(material, "HARM_TEXT", 0.9)
+    product = made(small_data, SilentReporter(), None)
+    metrics, shown = product.metrics, product.exhibits["baked"]
+    assert [step["kept"] for step in shown["timeline"]] == [False, False]
+    assert all("bits per byte on validation text" in step["why"] for step in shown["timeline"])
+    assert "No prompt was kept" in shown["not_kept"]
+    assert shown["timeline"][0]["why"] in shown["not_kept"]
+    assert metrics["handed_on"] == 1
+    assert metrics["weakest_effect_low"] == metrics["prompts_kept"] == 0
+    gate = next(gate for gate in gates_for("baked_model", "nano") if gate.name == "effect_present")
+    assert metrics[gate.metric] < gate.threshold, "a model without any prompt in it does not pass"
+    assert metrics["worst_family_drop_high"] == 0.0
+    EXHIBIT.schema.model_validate(shown)
+    expected = copy.deepcopy(parent())
+    round_to_half_(expected)
+    stored = product.tensors or {}
+    assert all(torch.equal(value, stored[name]) for name, value in expected.state_dict().items())
+
+
+def test_a_cycle_that_has_nothing_to_bake_has_plateaued_at_its_first_step(small_data: dict[str, Path]) -> None:
+    """One token is no proposal; tools then run alone."""
+    product = made(small_data, SilentReporter(), None, proposal_tokens=1, max_iterations=3, first="persona")
+    timeline = product.exhibits["baked"]["timeline"]
+    assert [(step["cycle"], step["prompt"] == "") for step in timeline][:2] == [("persona", True), ("tools", False)]
+    assert timeline[0]["why"] == "the model proposed no prompt that says anything"
+    assert timeline[0]["decision"] == "switch"
+    assert timeline[0]["score"] == product.exhibits["baked"]["baselines"]["persona"]
+    assert product.exhibits["baked"]["turns"] == []
+    EXHIBIT.schema.model_validate(product.exhibits["baked"])
+
+
+def test_the_limits_of_harm() -> None:
+    assert harmful({"text_ratio": HARM_TEXT, "family": "lists", "family_drop": HARM_FAMILY}) == ""
+    assert "1.0101 of the parent's" in harmful({"text_ratio": 1.0101, "family": "lists", "family_drop": 0.0})
+    assert "family lists fell by up to 0.031" in harmful({"text_ratio": 1.0, "family": "lists", "family_drop": HARM_FAMILY + 0.001})
+
+
+def test_worse_only_where_the_intervals_do_not_touch() -> None:
+    before = Estimate(0.5, 0.45, 0.55)
+    assert phase._worse(Estimate(0.4, 0.35, 0.45), before) == ""
+    assert "fell from 0.500 to 0.400" in phase._worse(Estimate(0.4, 0.36, 0.44), before)
+    assert phase._worse(Estimate(0.9, 0.8, 1.0), before) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tool_prompt": "long " * 80}, "of tool_prompt.*exceed max_seq_len = 320"),
+        ({"tool_prompt": "  "}, "tool_prompt is empty"),
+        ({"turns": 200}, "200 turns of .* tokens .* exceed max_seq_len = 320"),
+        ({"measured_repairs": 10**6}, "test has"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(
+    small_data: dict[str, Path], tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        made(small_data, SilentReporter(), tmp_path, **changes)
+    assert not list(tmp_path.glob("lesson*"))

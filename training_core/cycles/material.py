@@ -1,0 +1,202 @@
+"""What both cycles work with, and what they share: a prompt that is baked in by half, and the harm that it did."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from training_core.baking.half_baking import HalfBaking, half_bake
+from training_core.baking.prompt_baking import TextBatches, bake
+from training_core.baking.staying import staying_rows
+from training_core.baking.trajectories import Trajectory
+from training_core.cycles.config import CyclesConfig
+from training_core.data.batches import MixConfig, TrainingData
+from training_core.evaluation.held_out import Suite
+from training_core.evaluation.intervals import Estimate, rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.models.cognate import Cognate
+from training_core.quantization.ternary import inference_copy
+from training_core.questions.attempts import completion_text, question_text
+from training_core.questions.bank import QuestionBank
+from training_core.questions.likelihood import Likelihoods, family_drops, measure_likelihoods
+from training_core.questions.measurement import by_level, spread
+from training_core.questions.question import LEVELS, Question
+from training_core.questions.tools import ToolBox
+from training_core.training.reporting import Reporter
+from training_core.training.stages import Stages
+
+REACH = 0.1  # share of exact completions at which a level is in reach
+HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
+HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
+STAYING_QUESTIONS = 512
+SEPARATOR = "\n"  # between a prompt and what follows it
+TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
+
+
+class NothingToBakeError(ValueError):
+    """A cycle could not make anything that can be baked: no trajectories, or no prompt with an effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """What the prompted teacher wrote: to learn from, to set the strength by, and to measure it on at the end."""
+
+    teaching: tuple[Trajectory, ...]
+    setting: tuple[Trajectory, ...]
+    measuring: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """A prompt that was baked in: `teacher` answered with it, baking began with `start`, `full` is its full bake and
+    `half.model` the one by half."""
+
+    cycle: str
+    text: str
+    prompt_ids: tuple[int, ...]
+    teacher: Cognate
+    trajectories: Trajectories
+    start: Cognate
+    full: Cognate
+    half: HalfBaking
+    target: float
+
+
+class Material:
+    """The parent, the data, and measurements of the parent that everything is compared with.
+
+    Raises:
+        ValueError: when a level has no held-out questions.
+    """
+
+    def __init__(
+        self,
+        parent: Cognate,
+        config: CyclesConfig,
+        data: TrainingData,
+        bank: QuestionBank,
+        tools: ToolBox,
+        suite: Suite,
+        reporter: Reporter,
+        checkpoint: Path | None,
+        fingerprint: str,
+    ) -> None:
+        self.parent, self.config, self.data, self.bank = parent, config, data, bank
+        self.sandbox, self.suite = tools.sandbox, suite
+        self.reporter, self.checkpoint = reporter, checkpoint
+        self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
+        self.stages = Stages(checkpoint, fingerprint, reporter)
+        self.levels_in_reach: list[int] = self.stages.keep("reach", self._reach)["levels"]
+        self.harm_questions = self.questions(bank.validation)
+        self._before: tuple[Likelihoods, torch.Tensor] | None = None
+
+    def questions(self, held_out: Sequence[Question]) -> list[Question]:
+        """All questions of the families that have a level in reach, and of the others the first of each level."""
+        in_reach = {question.family for question in held_out if question.level in self.levels_in_reach}
+        found = [question for question in held_out if question.family in in_reach]
+        for there in by_level([question for question in held_out if question.family not in in_reach]).values():
+            found += there[:BEYOND_REACH]
+        return found
+
+    def staying(self, repairs: Sequence[str] = (), *, questions: bool = True) -> TextBatches:
+        """Rows on which a bake must not change anything: text, questions or not, and the given repairs."""
+        asked = spread(self.bank.train, STAYING_QUESTIONS if questions else 0, LEVELS)
+        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
+        return staying_rows(self.data, stay, self.config, self.config.question_share)
+
+    def bake(
+        self,
+        number: int,
+        cycle: str,
+        text: str,
+        prompt_ids: Sequence[int],
+        teacher: Cognate,
+        start: Cognate,
+        trajectories: Trajectories,
+        target: float,
+        staying: TextBatches,
+    ) -> Baked:
+        """Bake a prompt fully into a copy of `start`, then go back to the strength `target`.
+
+        Raises:
+            NothingToBakeError: when the prompt has no effect on the teacher.
+        """
+        full = copy.deepcopy(start)
+        bake(
+            teacher,
+            full,
+            prompt_ids,
+            trajectories.teaching,
+            staying,
+            self.config.baking(),
+            self.reporter,
+            self.checkpoint,
+            f"baking {number}",
+        )
+        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength_tolerance)
+        return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, start, full, half, target)
+
+    def harm(self, model: Cognate) -> dict[str, Any]:
+        """What `model` lost on validation data: bits per byte over the parent's, the worst fall of a family's expected
+        accuracy (high end of its paired interval) and which family that is."""
+        size = self.suite.config.batch_size
+        if self._before is None:
+            answers = measure_likelihoods(self.parent, self.tokenizer, self.harm_questions)
+            self._before = answers, measure_windows(inference_copy(self.parent), self.suite.validation, size).nats
+        answers, nats = self._before
+        after = measure_windows(inference_copy(model), self.suite.validation, size).nats
+        drops = family_drops(
+            self.harm_questions, answers, measure_likelihoods(model, self.tokenizer, self.harm_questions)
+        )
+        worst = max(drops, key=lambda family: drops[family].high)
+        return {"text_ratio": rate(after, nats).value, "family": worst, "family_drop": drops[worst].high}
+
+    def _reach(self) -> Mapping[str, Any]:
+        """Levels at which the parent writes a tenth of the worked completions; all where it does at none."""
+        found = by_level(self.bank.validation)
+        shares = {
+            level: measure_likelihoods(self.parent, self.tokenizer, there[: self.config.questions_per_level])
+            for level, there in found.items()
+        }
+        return {"levels": [level for level, told in shares.items() if told.exact().value >= REACH] or list(found)}
+
+
+def harmful(harm: Mapping[str, Any]) -> str:
+    """Why a model with this harm is not kept, empty where it is."""
+    if harm["text_ratio"] > HARM_TEXT:
+        return f"bits per byte on validation text were {harm['text_ratio']:.4f} of the parent's, at most {HARM_TEXT}"
+    if harm["family_drop"] > HARM_FAMILY:
+        return f"accuracy in the family {harm['family']} fell by up to {harm['family_drop']:.3f}, at most {HARM_FAMILY}"
+    return ""
+
+
+def standard_error(estimate: Estimate) -> float:
+    """Of a 95 % interval, as if it were normal."""
+    return (estimate.high - estimate.low) / (2 * 1.959963984540054)
+
+
+def as_json(trajectories: Trajectories) -> dict[str, Any]:
+    """Trajectories as a JSON document."""
+    return {
+        name: [
+            [list(t.prefix), list(t.continuation), list(t.own), list(t.history)] for t in getattr(trajectories, name)
+        ]
+        for name in Trajectories.__slots__
+    }
+
+
+def from_json(document: Mapping[str, Any]) -> Trajectories:
+    """The same back."""
+    return Trajectories(
+        *(
+            tuple(Trajectory(*(tuple(part) for part in parts)) for parts in document[name])
+            for name in Trajectories.__slots__
+        )
+    )

@@ -1,0 +1,189 @@
+"""The B-cycle: the model proposes prompts to itself, and the one under which it answers best is baked in by half.
+
+    propose    sampled from the model behind nothing but END_OF_TEXT: no template, no list of traits
+    score      mean probability of the right answers' tokens on validation questions, the proposal in front
+    bake       replies of the model prompted with the winner, to lines of text in conversations; and to questions, where
+               the prompt helps there: else questions have to stay as they are
+    score      the same mean without any prompt
+
+A persona is nothing but this: what a sentence in front does to accuracy, to style, and for how many turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from training_core.baking.prompt_baking import NO_EFFECT_NATS, measure_baking
+from training_core.baking.trajectories import sample_continuations
+from training_core.cycles.material import (
+    SEPARATOR,
+    TEXT_ONLY,
+    Baked,
+    Material,
+    NothingToBakeError,
+    Trajectories,
+    as_json,
+    from_json,
+)
+from training_core.cycles.tools import ToolCycle
+from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.evaluation.intervals import Estimate
+from training_core.models.cognate import Cognate
+from training_core.quantization.ternary import inference_copy
+from training_core.questions.attempts import question_text
+from training_core.questions.likelihood import measure_likelihoods
+from training_core.questions.measurement import spread
+from training_core.sampling import continue_rows
+from training_core.training.loop import step_generator
+
+REPLY_CUE = "\nAnswer:"
+HISTORY_TURNS = (0, 2, 4)
+LEAST_WORDS = 2  # of a proposal: less says nothing
+TRIES = 4  # times as many samples as proposals, at most: some say nothing
+
+
+class PersonaCycle:
+    """Iterations of the B-cycle. `proposals` collects what was proposed, with scores, for the exhibit."""
+
+    name: Literal["persona"] = "persona"
+
+    def __init__(self, material: Material, tools: ToolCycle) -> None:
+        self.material, self.tools = material, tools
+        self.winners: list[str] = []
+        self.proposals: list[dict[str, Any]] = []
+        config = material.config
+        self._check_length()
+        self.validation = spread(material.bank.validation, config.scored_questions, material.levels_in_reach)
+
+    def _check_length(self) -> None:
+        config, longest = self.material.config, self.material.parent.config.max_seq_len
+        cue = len(self.material.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
+        turn = config.line_tokens + cue + config.reply_tokens
+        if config.proposal_tokens + 1 + config.turns * turn > longest:
+            raise ValueError(
+                f"{config.turns} turns of {turn} tokens behind a prompt of up to {config.proposal_tokens + 1} exceed "
+                f"max_seq_len = {longest}: lower turns, line_tokens, reply_tokens or proposal_tokens"
+            )
+
+    def score(self, model: Cognate, prompt: str = "") -> Estimate:
+        """Mean probability of a right answer's token on validation questions, `prompt` in front."""
+        return measure_likelihoods(model, self.material.tokenizer, self.validation, prompt).mean_probability()
+
+    def iterate(self, number: int, model: Cognate, target: float) -> Baked:
+        """One iteration, from the current model.
+
+        Raises:
+            NothingToBakeError: when the model proposes nothing, or its best proposal has no effect on it.
+        """
+        material = self.material
+        teacher = inference_copy(model)
+        proposed = material.stages.keep(f"proposals {number}", lambda: self._propose(number, teacher))["proposals"]
+        self.proposals += [{"iteration": number, **proposal} for proposal in proposed]
+        if not proposed:
+            raise NothingToBakeError("the model proposed no prompt that says anything")
+        chosen = next(proposal for proposal in proposed if proposal["chosen"])
+        prompt = chosen["text"]
+        prompt_ids = tuple(material.tokenizer.encode(prompt).ids)
+        helps = chosen["score"]["value"] > self.score(teacher).value
+        trajectories = from_json(
+            material.stages.keep(
+                f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher, prompt_ids, helps))
+            )
+        )
+        effect = measure_baking(teacher, teacher, prompt_ids, trajectories.setting).kl_before
+        if effect < NO_EFFECT_NATS:
+            raise NothingToBakeError(f"the best proposal moves the model by {effect:.2g} nats per token")
+        self.winners.append(prompt)
+        staying = material.staying(self.tools.taught() if self.tools.examples else (), questions=not helps)
+        return material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
+
+    def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
+        """Sampled prompts and earlier winners, scored with each in front; the best is chosen."""
+        config, tokenizer = self.material.config, self.material.tokenizer
+        generator = step_generator(config.seed, -7_000_000 - number)
+        found = list(dict.fromkeys(self.winners))
+        for _ in range(TRIES):
+            drawn = continue_rows(
+                teacher,
+                [()] * config.proposals,
+                config.proposal_tokens,
+                generator,
+                temperature=config.proposal_temperature,
+            )
+            for row in drawn:
+                text = " ".join(tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]).split())
+                if len(text.split()) >= LEAST_WORDS and text + SEPARATOR not in found:
+                    found.append(text + SEPARATOR)
+            if len(found) >= config.proposals:
+                break
+        found = found[: config.proposals + len(self.winners)]
+        scores = [self.score(teacher, prompt) for prompt in found]
+        best = max(range(len(found)), key=lambda i: scores[i].value, default=-1)
+        return {
+            "proposals": [
+                {"text": text, "score": score.document(), "chosen": i == best}
+                for i, (text, score) in enumerate(zip(found, scores, strict=True))
+            ]
+        }
+
+    def _trajectories(
+        self, number: int, teacher: Cognate, prompt_ids: Sequence[int], on_questions: bool
+    ) -> Trajectories:
+        """Replies of the prompted model to lines of training text, and of validation text to set and measure the
+        strength by; every other one answers a question where the prompt helps there."""
+        config, material = self.material.config, self.material
+        generator = step_generator(config.seed, -8_000_000 - number)
+        count = config.num_trajectories + 2 * config.held_out_trajectories
+        split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
+        histories = self._histories(split, teacher, prompt_ids, generator)
+        prefixes = self._lines(split, generator)
+        if on_questions:
+            for place in range(0, count, 2):
+                bank = material.bank.train if split[place] == "train" else material.bank.validation
+                asked = spread(bank, count, material.levels_in_reach)
+                prefixes[place] = material.tokenizer.encode(question_text(asked[place % len(asked)])).ids
+                histories[place] = []
+        sampling = config.baking().model_copy(update={"max_tokens": config.persona_tokens})
+        drawn = sample_continuations(teacher, prompt_ids, prefixes, sampling, generator, histories=histories)
+        first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
+        return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))
+
+    def _histories(
+        self, split: Sequence[str], teacher: Cognate, prompt_ids: Sequence[int], generator: torch.Generator
+    ) -> list[list[int]]:
+        """Earlier turns, in front of the prompt: none, two or four in turn, each a line and the prompted reply to it.
+        Without them the effect would not be learned where a conversation has it, far from its beginning."""
+        sampling = self.material.config.baking().model_copy(update={"max_tokens": self.material.config.reply_tokens})
+        turns = [HISTORY_TURNS[place % len(HISTORY_TURNS)] for place in range(len(split))]
+        lines = self._lines([of for of, many in zip(split, turns, strict=True) for _ in range(many)], generator)
+        replies = sample_continuations(teacher, prompt_ids, lines, sampling, generator)
+        said = iter([[*reply.prefix, *(i for i in reply.continuation if i != END_OF_TEXT_ID)] for reply in replies])
+        return [[token for _ in range(many) for token in next(said)] for many in turns]
+
+    def _lines(self, split: list[str], generator: torch.Generator) -> list[list[int]]:
+        """A user's line for each place: a few tokens of text of that split, and the cue for a reply."""
+        before, behind = (self.material.tokenizer.encode(text).ids for text in (SEPARATOR, REPLY_CUE))
+        of_split = {
+            name: iter(
+                self.text(sum(each == name for each in split), name, self.material.config.line_tokens, generator)
+            )
+            for name in dict.fromkeys(split)
+        }
+        return [[*before, *next(of_split[name]), *behind] for name in split]
+
+    def conversations(self, count: int, turns: int, generator: torch.Generator) -> list[list[list[int]]]:
+        """User's lines of test text for each turn of `count` conversations."""
+        lines = self._lines(["test"] * (count * turns), generator)
+        return [lines[place::count] for place in range(count)]
+
+    def text(self, count: int, split: str, tokens: int, generator: torch.Generator) -> list[list[int]]:
+        """Beginnings of pieces of text, (count) lists of `tokens` ids; held-out ones are of the evaluation suite."""
+        if split == "train":
+            return [list(map(int, row)) for row in self.material.data.batch(TEXT_ONLY, count, tokens, generator)]
+        windows = (self.material.suite.validation if split == "validation" else self.material.suite.test).inputs
+        rows = torch.randint(len(windows), (count, 1), generator=generator)
+        places = torch.randint(windows.shape[1] - tokens, (count, 1), generator=generator)
+        return [list(map(int, row)) for row in windows[rows, places + torch.arange(tokens)]]

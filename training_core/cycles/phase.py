@@ -1,0 +1,230 @@
+"""Phase 6, from a curriculum model to what is stored: tools and personas in turn, half at a time, then measure.
+
+Iterations alternate between the A-cycle (`tools`) and the B-cycle (`personas`) as `alternation` decides. One that does
+harm on validation data (bits per byte, or a task family), or after which its own score is worse beyond chance, is
+rolled back. Where none is kept the parent is handed on, and the gate on the prompts' effect says so.
+
+**Does not cover**: a persona in any sense beyond what is measured: accuracy, style statistics, and a distribution that
+stays the same over turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training_core.baking.half_baking import strength_schedule
+from training_core.bundle import canonical_json
+from training_core.cycles.alternation import Alternation, Decision
+from training_core.cycles.config import CyclesConfig
+from training_core.cycles.material import Baked, Material, NothingToBakeError, harmful, standard_error
+from training_core.cycles.measurement import (
+    last_of_each,
+    measure_effects,
+    measure_families,
+    measure_persona,
+    measure_repairs,
+    measure_stacking,
+    side_by_side,
+)
+from training_core.cycles.personas import PersonaCycle
+from training_core.cycles.plateau import Score
+from training_core.cycles.tools import ToolCycle
+from training_core.data.batches import TrainingData
+from training_core.evaluation.held_out import Suite
+from training_core.evaluation.intervals import Estimate
+from training_core.models.cognate import Cognate
+from training_core.phases import Product
+from training_core.quantization.packing import round_to_half_
+from training_core.quantization.training import TernarySettings, ternary_product
+from training_core.questions.bank import QuestionBank
+from training_core.questions.tools import ToolBox
+from training_core.training.checkpoint import weights_digest
+from training_core.training.device import best_device
+from training_core.training.reporting import Reporter
+
+
+def make_baked(
+    parent: Cognate,
+    settings: TernarySettings,
+    config: CyclesConfig,
+    data: TrainingData,
+    bank: QuestionBank,
+    tools: ToolBox,
+    suite: Suite,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> Product:
+    """Bake tools and personas into a straight-through ternary `parent`, and measure what came of it.
+
+    A run that was killed goes on from `checkpoint` in the iteration that it had not finished: what was attempted,
+    sampled or judged is read again, and training goes on from its last resume point.
+
+    Raises:
+        ValueError: when the tool prompt does not fit the context beside a micro-repository and its repair, or a level
+            has no held-out questions.
+    """
+    parent.to(best_device()).eval()
+    round_to_half_(parent)
+    fingerprint = _fingerprint(parent, config, bank, suite, data, tools)
+    material = Material(parent, config, data, bank, tools, suite, reporter, checkpoint, fingerprint)
+    cycles = _Cycles(material)
+    model = cycles.run()
+    kept = last_of_each(cycles.kept)
+    last = {baked.cycle: baked for baked in kept}
+    stages = material.stages
+    effects = stages.keep("effects", lambda: measure_effects(model, kept))
+    repairs = stages.keep("repairs", lambda: measure_repairs(cycles.tools, model, last.get("tools")))
+    persona = stages.keep("persona", lambda: measure_persona(cycles.persona, model, last.get("persona")))
+    stacking = stages.keep("stacking", lambda: measure_stacking(material, last.get("persona", last.get("tools"))))
+    families = stages.keep("families", lambda: measure_families(material, model))
+    texts = stages.keep("generations", lambda: {"texts": side_by_side(cycles.tools, cycles.persona, kept)})
+    metrics = cycles.metrics()
+    for part in (effects, repairs, persona, stacking, families):
+        metrics |= part["metrics"]
+    metrics["prompted_over_baked_high"] = max(
+        metrics["repairs_prompted_over_baked_high"], metrics.get("answers_prompted_over_baked_high", 0.0)
+    )
+    shown = {
+        "timeline": cycles.timeline,
+        "baselines": {name: score.document() for name, score in cycles.baselines.items()},
+        "prompts": effects["shown"],
+        "stacking": stacking["shown"],
+        "stacking_note": stacking["note"],
+        "tools": repairs["shown"],
+        "proposals": cycles.persona.proposals,
+        "style": persona["style"],
+        "turns": persona["turns"],
+        "generations": texts["texts"],
+        "columns": _columns(kept),
+        "not_kept": "" if kept else cycles.refusal(),
+    }
+    return ternary_product(model.cpu(), settings, data.tokenizer_json, metrics=metrics, exhibits={"baked": shown})
+
+
+class _Cycles:
+    """The iterations, in the order that the alternation decides."""
+
+    def __init__(self, material: Material) -> None:
+        self.material = material
+        self.tools = ToolCycle(material)
+        self.persona = PersonaCycle(material, self.tools)
+        self.kept: list[Baked] = []
+        self.timeline: list[dict[str, Any]] = []
+        self.baselines: dict[str, Estimate] = {}
+        self._standing: dict[str, Estimate] = {}
+
+    def run(self) -> Cognate:
+        """All iterations; the model after the last one that was kept."""
+        config = self.material.config
+        model = self.material.parent
+        alternation = Alternation(config)
+        schedule = strength_schedule(
+            config.strength_schedule, config.strength, config.last_strength, config.max_iterations
+        )
+        tried = dict.fromkeys((self.tools.name, self.persona.name), 0)
+        while not alternation.stopped:
+            cycle = self.tools if alternation.cycle == "tools" else self.persona
+            if not alternation.begun:
+                self._standing[cycle.name] = self._baseline(cycle, model)
+                alternation.begin(cycle.name, _score(self._standing[cycle.name]))
+            target = schedule[tried[cycle.name]]
+            tried[cycle.name] += 1
+            try:
+                baked = cycle.iterate(len(self.timeline), model, target)
+            except NothingToBakeError as error:
+                self._record(cycle.name, None, None, str(error), alternation.fail(str(error)), target)
+                continue
+            score, why = self._judge(cycle, baked)
+            decision = alternation.observe(_score(score), kept=not why)
+            if not why:
+                model = baked.half.model
+                self.kept.append(baked)
+                self._standing[cycle.name] = score
+            self._record(cycle.name, baked, score, why, decision, target)
+        return model
+
+    def metrics(self) -> dict[str, float]:
+        """How many iterations there were and what became of them."""
+        switches = sum(step["decision"] == "switch" for step in self.timeline)
+        return {
+            "iterations": float(len(self.timeline)),
+            "iterations_kept": float(len(self.kept)),
+            "switches": float(switches),
+            "handed_on": float(not self.kept),
+        }
+
+    def refusal(self) -> str:
+        """Why no iteration was kept."""
+        reasons = "; ".join(f"iteration {step['number'] + 1}: {step['why']}" for step in self.timeline)
+        return f"No prompt was kept, and the model is its parent, unchanged. {reasons}"
+
+    def _baseline(self, cycle: ToolCycle | PersonaCycle, model: Cognate) -> Estimate:
+        """The score with which a turn of a cycle begins."""
+        name = f"baseline {len(self.timeline)} {cycle.name}"
+        score = Estimate(**self.material.stages.keep(name, lambda: cycle.score(model).document()))
+        self.baselines.setdefault(cycle.name, score)
+        return score
+
+    def _judge(self, cycle: ToolCycle | PersonaCycle, baked: Baked) -> tuple[Estimate, str]:
+        """The score of a half-baked model, and why it is rolled back, empty where it is kept."""
+        model = baked.half.model
+        round_to_half_(model)
+
+        def judge() -> Mapping[str, Any]:
+            return {"score": cycle.score(model).document(), "harm": self.material.harm(model)}
+
+        judged = self.material.stages.keep(f"judged {len(self.timeline)}", judge)
+        score = Estimate(**judged["score"])
+        return score, harmful(judged["harm"]) or _worse(score, self._standing[cycle.name])
+
+    def _record(
+        self, cycle: str, baked: Baked | None, score: Estimate | None, why: str, decision: Decision, target: float
+    ) -> None:
+        number = len(self.timeline)
+        shown = score if score is not None else self._standing[cycle]
+        self.timeline.append(
+            {
+                "number": number,
+                "cycle": cycle,
+                "prompt": "" if baked is None else baked.text,
+                "score": shown.document(),
+                "kept": not why,
+                "why": why,
+                "decision": decision.action,
+                "decision_why": decision.why,
+                "strength": None if baked is None else baked.half.strength,
+                "target": target,
+            }
+        )
+        self.material.reporter.metrics(number, {f"cycles/{cycle}_score": shown.value, "cycles/kept": float(not why)})
+
+
+def _score(estimate: Estimate) -> Score:
+    return Score(estimate.value, standard_error(estimate))
+
+
+def _worse(after: Estimate, before: Estimate) -> str:
+    """Why the score is worse beyond chance, empty where it is not: the intervals do not even touch."""
+    if after.high < before.low:
+        return f"the score fell from {before.value:.3f} to {after.value:.3f}, beyond their intervals"
+    return ""
+
+
+def _columns(kept: list[Baked]) -> dict[str, str]:
+    halves = ", ".join(f"{baked.cycle} {baked.half.strength:.2f}" for baked in kept) or "none"
+    return {"half_baked": f"half-baked (strength: {halves})", "baked": "fully baked"}
+
+
+def _fingerprint(
+    parent: Cognate, config: CyclesConfig, bank: QuestionBank, suite: Suite, data: TrainingData, tools: ToolBox
+) -> str:
+    """A digest of whatever determines the results of the iterations."""
+    hasher = hashlib.sha256(canonical_json(config.model_dump(exclude={"checkpoint_interval_s"})))
+    hasher.update(canonical_json([suite.digest, data.tokenizer_json, tools.sandbox_name]))
+    for split in (bank.train, bank.validation, bank.test):
+        hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
+    hasher.update(weights_digest(parent))
+    return hasher.hexdigest()

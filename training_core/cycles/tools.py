@@ -1,0 +1,188 @@
+"""The A-cycle: repair broken code with a tool, and do it without being told how.
+
+    attempt    fresh micro-repositories, the tool prompt in front; edits are applied and tested in the sandbox
+    learn      what resolved its issue, and the gold fix where the attempt did not, the prompt still in front
+    bake       the prompted model's own trajectories, by half, into the weights
+    score      share of validation micro-repositories resolved without the prompt
+
+Replies of the tool are the sandbox's, in lessons and in trajectories, and are never learned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from training_core.baking.trajectories import Trajectory
+from training_core.cycles.material import (
+    SEPARATOR,
+    TEXT_ONLY,
+    Baked,
+    Material,
+    NothingToBakeError,
+    Trajectories,
+    as_json,
+    from_json,
+)
+from training_core.evaluation.intervals import Estimate, wilson
+from training_core.models.cognate import Cognate
+from training_core.quantization.ternary import inference_copy
+from training_core.questions.lessons import BesideText, Example, LessonObjective, Memory
+from training_core.questions.likelihood import example_of
+from training_core.questions.measurement import spread
+from training_core.repair.attempts import RepairAttempt, attempt_repairs, demonstration
+from training_core.repair.instances import Instance
+from training_core.repair.micro_repositories import gold_text, instance_text, make_instances
+from training_core.training.loop import step_generator, train
+
+REHEARSED_QUESTIONS = 512
+
+
+class ToolCycle:
+    """Iterations of the A-cycle. `prompt` is the tool prompt with its line break, `prompt_ids` its tokens."""
+
+    name: Literal["tools"] = "tools"
+
+    def __init__(self, material: Material) -> None:
+        self.material = material
+        self.prompt = material.config.tool_prompt + SEPARATOR
+        self.prompt_ids = tuple(material.tokenizer.encode(self.prompt).ids)
+        self.examples: list[Example] = []
+        if not material.config.tool_prompt.strip():
+            raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
+        self.validation = self.instances("validation", material.config.scored_repairs, material.config.seed)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """The tool prompt must leave room for a repair: refused before anything is trained."""
+        config, longest = self.material.config, self.material.parent.config.max_seq_len
+        most = max(len(self.material.tokenizer.encode(instance_text(i)).ids) for i in self.validation)
+        if len(self.prompt_ids) + most + config.repair_tokens > longest:
+            raise ValueError(
+                f"{len(self.prompt_ids)} tokens of tool_prompt, {most} of a micro-repository and "
+                f"{config.repair_tokens} of its repair exceed max_seq_len = {longest}: shorten tool_prompt, or lower repair_tokens"
+            )
+
+    def instances(self, split: str, number: int, seed: int) -> list[Instance]:
+        """Micro-repositories of a split, as hard as is configured."""
+        config = self.material.config
+        return make_instances(split, number, seed, most_lines=config.repair_lines, num_names=config.repair_names)
+
+    def score(self, model: Cognate) -> Estimate:
+        """Share of validation micro-repositories that `model` resolves without the prompt, greedily."""
+        resolved = [attempt.resolved for attempt in self.repair(model, self.validation)]
+        return wilson(sum(resolved), len(resolved))
+
+    def repair(
+        self, model: Cognate, instances: Sequence[Instance], *, prompted: bool = False, temperature: float = 0.0
+    ) -> list[RepairAttempt]:
+        """One attempt at each instance; greedy ones do not depend on the seed."""
+        material = self.material
+        return attempt_repairs(
+            inference_copy(model),
+            material.tokenizer,
+            instances,
+            material.sandbox,
+            step_generator(material.config.seed, -6_000_000),
+            preamble=self.prompt if prompted else "",
+            temperature=temperature,
+            max_tokens=material.config.repair_tokens,
+        )
+
+    def iterate(self, number: int, model: Cognate, target: float) -> Baked:
+        """One iteration, from the current model.
+
+        Raises:
+            NothingToBakeError: when the prompted model writes nothing that could be learned from.
+        """
+        material = self.material
+        lesson = material.stages.keep(f"lesson {number}", lambda: self._lesson(number, model))
+        self.examples += [Example(*(tuple(part) for part in example)) for example in lesson["examples"]]
+        taught = self._learn(number, model)
+        teacher = inference_copy(taught)
+        trajectories = from_json(
+            material.stages.keep(f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher)))
+        )
+        return material.bake(
+            number, self.name, self.prompt, self.prompt_ids, teacher, taught, trajectories, target, material.staying()
+        )
+
+    def taught(self) -> list[str]:
+        """Repairs as text, without the prompt: what other bakes must leave as it is."""
+        instances = self.instances("train", self.material.config.repairs, self.material.config.seed + 1)
+        return [instance_text(instance) + gold_text(instance) for instance in instances]
+
+    def _lesson(self, number: int, model: Cognate) -> Mapping[str, Any]:
+        """Attempts at fresh instances; those that failed are shown instead, with what the sandbox says to the fix."""
+        config = self.material.config
+        instances = self.instances("train", config.repairs, config.seed + 1 + number)
+        examples: list[list[list[int] | list[bool]]] = []
+        for attempt in self.repair(model, instances, prompted=True):
+            if attempt.resolved:
+                prompt, completion, own = attempt.prompt_ids, attempt.completion_ids, attempt.own
+            else:
+                prompt, completion, own = demonstration(
+                    self.material.tokenizer, attempt.instance, self.material.sandbox, preamble=self.prompt
+                )
+            examples.append([list(prompt), list(completion), list(own)])
+        asked = [
+            question
+            for question in self.material.bank.train
+            if "<<" in question.solution or "<py>" in question.solution
+        ]
+        start = number * config.tool_questions
+        for question in asked[start : start + config.tool_questions]:
+            example = example_of(question, self.material.tokenizer)
+            examples.append([list(example.prompt), list(example.completion), list(example.learned)])
+        return {"examples": examples}
+
+    def _learn(self, number: int, model: Cognate) -> Cognate:
+        """A copy of `model` that learned from all lessons so far."""
+        material, config = self.material, self.material.config
+        taught = copy.deepcopy(model)
+        rehearsed = spread(material.bank.train, REHEARSED_QUESTIONS, material.levels_in_reach)
+        memory = Memory(
+            [example_of(question, material.tokenizer) for question in rehearsed],
+            config.rehearsed_tokens,
+            config.rehearsal_weight,
+            inference_copy(material.parent),
+        )
+
+        def text(generator: torch.Generator) -> torch.Tensor:
+            return material.data.batch(TEXT_ONLY, max(2, config.lesson_batch // 2), config.seq_len + 1, generator)
+
+        def batches(generator: torch.Generator) -> torch.Tensor:
+            return torch.randint(len(self.examples), (config.lesson_batch,), generator=generator)
+
+        train(
+            taught,
+            BesideText(LessonObjective(self.examples, memory), text, config.lesson_text_weight),
+            batches,
+            config.lessons(),
+            material.reporter,
+            checkpoint=material.checkpoint,
+            label=f"lesson {number}",
+            optimizer_steps_per_batch=taught.config.num_supervision,
+            identity=f"{material.stages.fingerprint}/{number}",
+        )
+        return taught
+
+    def _trajectories(self, number: int, teacher: Cognate) -> Trajectories:
+        """What the prompted teacher writes, with the sandbox's replies: training instances, then validation ones."""
+        config = self.material.config
+        held_out = 2 * config.held_out_trajectories
+        instances = [
+            *self.instances("train", config.num_trajectories, config.seed + 1001 + number),
+            *self.instances("validation", held_out, config.seed + 2001 + number),
+        ]
+        drawn = [
+            Trajectory(attempt.prompt_ids[len(self.prompt_ids) :], attempt.completion_ids, attempt.own)
+            for attempt in self.repair(teacher, instances, prompted=True, temperature=1.0)
+        ]
+        if not all(any(t.own) for t in drawn):
+            raise NothingToBakeError("the prompted model wrote nothing: raise repair_tokens")
+        first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
+        return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))

@@ -1,0 +1,69 @@
+"""A program to be repaired, in the form of SWE-bench (Jimenez et al., 2024, arXiv:2310.06770, section 2).
+
+SWE-bench's instance is a repository at a commit, an issue, and two sets of tests that are found by running: those that
+fail before the true repair and pass after it (FAIL_TO_PASS), and those that pass before and after (PASS_TO_PASS).
+
+**Differs from the paper**: an instance may have a visible test, which the tool runs for the model while it works; it
+is none of the hidden ones. Programs are files in memory, so that nothing of them touches the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class InstanceError(ValueError):
+    """An instance that cannot be what it claims; says which test or field, and what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A program with a fault, and the tests that tell when it is gone.
+
+    name: unique. files: path -> source, with the fault. issue: what is wanted, in words. visible_test: source that the
+    tool may run for the model, empty where there is none. fail_to_pass, pass_to_pass: name of a hidden test -> its
+    source. gold_files: path -> source of all files after the true repair. kind: what kind of fault it is.
+
+    Raises:
+        InstanceError: when a set of tests is empty, a test is in both, or the repair changes nothing.
+    """
+
+    name: str
+    files: Mapping[str, str]
+    issue: str
+    visible_test: str
+    fail_to_pass: Mapping[str, str]
+    pass_to_pass: Mapping[str, str]
+    gold_files: Mapping[str, str]
+    kind: str
+
+    def __post_init__(self) -> None:
+        for title, tests in (("FAIL_TO_PASS", self.fail_to_pass), ("PASS_TO_PASS", self.pass_to_pass)):
+            if not tests:
+                raise InstanceError(f"{self.name}: {title} is empty; an instance needs one test in each set")
+        if both := sorted(self.fail_to_pass.keys() & self.pass_to_pass.keys()):
+            raise InstanceError(f"{self.name}: {both[0]} is in FAIL_TO_PASS and in PASS_TO_PASS; leave it in one")
+        if dict(self.files) == dict(self.gold_files):
+            raise InstanceError(f"{self.name}: the true repair changes nothing; gold_files must differ from files")
+
+    @property
+    def hidden_tests(self) -> dict[str, str]:
+        """Both sets, FAIL_TO_PASS first."""
+        return {**self.fail_to_pass, **self.pass_to_pass}
+
+    @property
+    def path(self) -> str:
+        """The path of the only file.
+
+        Raises:
+            InstanceError: when there are several.
+        """
+        if len(self.files) != 1:
+            raise InstanceError(f"{self.name} has {len(self.files)} files; line edits are written for one file")
+        return next(iter(self.files))
+
+    @property
+    def source(self) -> str:
+        """The only file, with the fault. Raises InstanceError as `path`."""
+        return self.files[self.path]
