@@ -234,6 +234,10 @@ def test_an_excerpt_is_around_the_change_and_fits(tokenizer: Tokenizer) -> None:
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
         assert abs((40 - numbers[0]) - (numbers[-1] - 40)) <= 1 or 61 in numbers
     assert size > 350
+    wordy = excerpt(tokenizer, replace(instance, issue="value " * 500), "b.py", 40, 400)
+    issue = wordy.split("\n")[0].removeprefix("Issue: ")
+    assert 90 <= len(tokenizer.encode(issue).ids) <= 100  # a quarter of the room
+    assert len(tokenizer.encode(wordy).ids) <= 400
     with pytest.raises(ValueError, match="line 40 of b.py does not fit in 20 tokens"):
         excerpt(tokenizer, instance, "b.py", 40, 20)
 

@@ -1,8 +1,10 @@
 """Which of two cycles runs next: tools and persona take turns, each until it brings nothing more.
 
     begin(cycle, baseline) -> observe(score, kept) -> continue: observe the next iteration
-                                                   -> switch: begin the other cycle, from the model `best`
-                                                   -> stop: `best` is the result
+                                                   -> switch: begin the other cycle
+                                                   -> stop
+
+Whether an iteration is kept, the caller decides; the model after the last one that was kept stands, whatever follows.
 
 A turn of a cycle ends on a plateau (`plateau.judge` over the baseline and the scores of the iterations that were
 kept), on `patience` iterations in a row of which none was kept (the model stood still), or on its largest number of
@@ -11,25 +13,20 @@ iterations. A cycle that could not run at all has plateaued at its first step (`
 The alternation stops when a turn ends on a plateau without a significant improvement on its baseline while the other
 cycle's latest turn ended on a plateau too: then neither cycle has moved the model since both were last tried. It also
 stops after `max_iterations` in all. Between two failures lies an iteration or the end, so that it always ends.
-
-Everything is decided from what was observed, and the whole state is a JSON document (`state`, `restore`): a run that
-was killed goes on with the same decisions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training_core.cycles.plateau import PlateauConfig, Score, Verdict, above, judge
 
 Cycle = Literal["tools", "persona"]
 Action = Literal["continue", "switch", "stop"]
-Phase = Literal["between", "running", "stopped"]
 _OTHER: dict[Cycle, Cycle] = {"tools": "persona", "persona": "tools"}
-_Count = Annotated[int, Field(ge=0)]
 
 
 class AlternationConfig(BaseModel):
@@ -59,87 +56,31 @@ class AlternationConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do next. `cycle` is the one that runs next, or ran last; `best` the iteration whose model goes on.
-
-    `best` is 0 for the model that the alternation began with. It is the highest score that was kept in this turn, or
-    what the turn began with where none is higher; while the turn continues it is the last one kept.
-    """
+    """What to do next, and why. `cycle` is the one that runs next, or ran last."""
 
     action: Action
     cycle: Cycle
-    best: int
     why: str
 
 
-class _Kept(BaseModel):
-    """A score that counts, when it was measured, and which iteration made its model.
-
-    The two differ for a turn's baseline after iterations that were rolled back.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    iteration: _Count
-    model: _Count
-    value: float
-    standard_error: Annotated[float, Field(ge=0)]
-
-
-class _State(BaseModel):
-    """Everything that decisions rest on. `model` is the iteration that made the model which stands."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    config: AlternationConfig
-    phase: Phase
-    cycle: Cycle
-    iteration: _Count
-    model: _Count
-    turn_began: _Count
-    turn: list[_Kept]
-    plateaued: dict[Cycle, bool]
-
-
 class Alternation:
-    """The controller of two cycles. It decides, and runs nothing."""
+    """The controller of two cycles. It decides from what was observed, and runs nothing.
+
+    `cycle` runs, or is to begin, or ran last. `iteration` counts iterations, those that failed among them. `begun` says
+    whether a turn is under way, so that `observe` comes next and not `begin`; `stopped`, whether all is done.
+    """
 
     def __init__(self, config: AlternationConfig) -> None:
         """An alternation that has not begun."""
-        self._state = _State(
-            config=_own(config),
-            phase="between",
-            cycle=config.first,
-            iteration=0,
-            model=0,
-            turn_began=0,
-            turn=[],
-            plateaued={"tools": False, "persona": False},
-        )
-
-    @property
-    def cycle(self) -> Cycle:
-        """The cycle that runs, or is to begin, or ran last."""
-        return self._state.cycle
-
-    @property
-    def iteration(self) -> int:
-        """How many iterations there were, those that failed among them."""
-        return self._state.iteration
-
-    @property
-    def model(self) -> int:
-        """The iteration whose model stands; 0 for the one that the alternation began with."""
-        return self._state.model
-
-    @property
-    def begun(self) -> bool:
-        """Whether a turn is under way, so that `observe` comes next and not `begin`."""
-        return self._state.phase == "running"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing more is to run."""
-        return self._state.phase == "stopped"
+        self.config = config
+        self.cycle: Cycle = config.first
+        self.iteration = 0
+        self.begun = False
+        self.stopped = False
+        self._turn_began = 0
+        self._scores: list[Score] = []  # of the turn: its baseline, and those of iterations that were kept
+        self._at: list[int] = []  # after how many iterations each of them was measured
+        self._plateaued: dict[Cycle, bool] = {"tools": False, "persona": False}  # the latest turn of each
 
     def begin(self, cycle: Cycle, baseline: Score) -> None:
         """Starts a turn of `cycle`. `baseline` is the score of the model that stands, by the measure of that cycle.
@@ -147,11 +88,10 @@ class Alternation:
         Raises:
             ValueError: when that cycle is not the next, or a turn is under way, or the alternation has stopped.
         """
-        state = self._state
-        if state.phase != "between" or cycle != state.cycle:
+        if self.begun or self.stopped or cycle != self.cycle:
             raise ValueError(f"a turn of {cycle!r} cannot begin: {self._standing()}")
-        state.phase, state.turn_began = "running", state.iteration
-        state.turn = [_kept(state.iteration, state.model, baseline)]
+        self.begun, self._turn_began = True, self.iteration
+        self._scores, self._at = [baseline], [self.iteration]
 
     def observe(self, score: Score, kept: bool) -> Decision:
         """The decision after an iteration whose model scored `score` and was kept, or rolled back.
@@ -159,21 +99,20 @@ class Alternation:
         Raises:
             ValueError: when no turn is under way.
         """
-        state = self._state
-        if state.phase != "running":
+        if not self.begun:
             raise ValueError(f"an iteration outside a turn: {self._standing()}; call `begin` before `observe`")
-        state.iteration += 1
+        self.iteration += 1
         if kept:
-            state.turn.append(_kept(state.iteration, state.iteration, score))
-            state.model = state.iteration
+            self._scores.append(score)
+            self._at.append(self.iteration)
         plateau, why = self._plateau()
-        if state.iteration >= state.config.max_iterations:
-            return self._stop(f"{state.config.max_iterations} iterations are all there are; {why}")
+        if self.iteration >= self.config.max_iterations:
+            return self._stop(f"{self.config.max_iterations} iterations are all there are; {why}")
         if plateau:
             return self._turn_plateaued(why)
-        if state.iteration - state.turn_began >= state.config.max_turn:
-            return self._switch(f"{state.config.max_turn} iterations are all that a turn has; {why}", plateaued=False)
-        return Decision("continue", state.cycle, state.model, why)
+        if self.iteration - self._turn_began >= self.config.max_turn:
+            return self._switch(f"{self.config.max_turn} iterations are all that a turn has; {why}", plateaued=False)
+        return Decision("continue", self.cycle, why)
 
     def fail(self, why: str) -> Decision:
         """The decision when the cycle cannot run (no proposal has an effect, no trajectory): a plateau at once.
@@ -181,93 +120,44 @@ class Alternation:
         Raises:
             ValueError: when the alternation has stopped.
         """
-        state = self._state
-        if state.phase == "stopped":
+        if self.stopped:
             raise ValueError(f"a cycle failed after the end: {self._standing()}")
-        state.iteration += 1
-        why = f"{state.cycle} could not run: {why}"
-        if state.iteration >= state.config.max_iterations:
-            return self._stop(f"{state.config.max_iterations} iterations are all there are; {why}")
+        self.iteration += 1
+        why = f"{self.cycle} could not run: {why}"
+        if self.iteration >= self.config.max_iterations:
+            return self._stop(f"{self.config.max_iterations} iterations are all there are; {why}")
         return self._turn_plateaued(why)
 
-    def state(self) -> dict[str, Any]:
-        """The whole state as a JSON document."""
-        document: dict[str, Any] = self._state.model_dump(mode="json")
-        return document
-
-    @classmethod
-    def restore(cls, config: AlternationConfig, document: dict[str, Any]) -> Alternation:
-        """The alternation as `state` wrote it.
-
-        Raises:
-            ValueError: when the document is not such a state, or was written under another configuration.
-        """
-        try:
-            state = _State.model_validate(document)
-        except ValidationError as error:
-            raise ValueError(f"this is no state of an alternation: {error}") from error
-        if state.config != _own(config):
-            raise ValueError("the state was written under another configuration: restore with that, or begin anew")
-        if state.phase == "running" and not state.turn:
-            raise ValueError("a turn that is under way has a baseline, this state has none: begin anew")
-        restored = cls(config)
-        restored._state = state
-        return restored
-
     def _plateau(self) -> tuple[bool, str]:
-        state, config = self._state, self._state.config.plateau()
-        verdict: Verdict = judge([_score(kept) for kept in state.turn], config, [kept.iteration for kept in state.turn])
-        idle = state.iteration - state.turn[-1].iteration
+        config = self.config.plateau()
+        verdict: Verdict = judge(self._scores, config, self._at)
+        idle = self.iteration - self._at[-1]
         if idle >= config.patience:
             return True, f"none of the last {idle} iterations was kept"
         return verdict.plateau, verdict.why
 
     def _improved(self) -> bool:
-        """Whether the best score of the turn is significantly above its baseline."""
-        turn = self._state.turn
-        return bool(turn) and above(_score(self._best()), _score(turn[0]), self._state.config.plateau_confidence)
-
-    def _best(self) -> _Kept:
-        return max(self._state.turn, key=lambda kept: (kept.value, -kept.iteration))
+        """Whether the highest score that was kept in the turn is significantly above its baseline."""
+        if not self.begun:
+            return False
+        best = max(self._scores, key=lambda score: score.value)
+        return above(best, self._scores[0], self.config.plateau_confidence)
 
     def _turn_plateaued(self, why: str) -> Decision:
-        state = self._state
-        if state.plateaued[_OTHER[state.cycle]] and not self._improved():
-            return self._stop(f"{why}; {_OTHER[state.cycle]} had plateaued, and nothing has improved since")
+        if self._plateaued[_OTHER[self.cycle]] and not self._improved():
+            return self._stop(f"{why}; {_OTHER[self.cycle]} had plateaued, and nothing has improved since")
         return self._switch(why, plateaued=True)
 
     def _switch(self, why: str, plateaued: bool) -> Decision:
-        state = self._state
-        self._settle()
-        state.plateaued[state.cycle] = plateaued
-        state.phase, state.cycle, state.turn = "between", _OTHER[state.cycle], []
-        return Decision("switch", state.cycle, state.model, why)
+        self._plateaued[self.cycle] = plateaued
+        self.begun, self.cycle = False, _OTHER[self.cycle]
+        return Decision("switch", self.cycle, why)
 
     def _stop(self, why: str) -> Decision:
-        self._settle()
-        self._state.phase = "stopped"
-        return Decision("stop", self._state.cycle, self._state.model, why)
-
-    def _settle(self) -> None:
-        """At the end of a turn its best model stands; that of the baseline is the one that the turn began with."""
-        if self._state.turn:
-            self._state.model = self._best().model
+        self.begun, self.stopped = False, True
+        return Decision("stop", self.cycle, why)
 
     def _standing(self) -> str:
-        state = self._state
-        if state.phase == "stopped":
+        if self.stopped:
             return "the alternation has stopped"
-        return f"a turn of {state.cycle!r} is {'under way' if state.phase == 'running' else 'next'}"
-
-
-def _own(config: AlternationConfig) -> AlternationConfig:
-    """The fields of an alternation alone, where `config` has those of a whole phase."""
-    return AlternationConfig(**{name: getattr(config, name) for name in AlternationConfig.model_fields})
-
-
-def _kept(iteration: int, model: int, score: Score) -> _Kept:
-    return _Kept(iteration=iteration, model=model, value=score.value, standard_error=score.standard_error)
-
-
-def _score(kept: _Kept) -> Score:
-    return Score(kept.value, kept.standard_error)
+        return f"a turn of {self.cycle!r} is {'under way' if self.begun else 'next'}"

@@ -19,7 +19,8 @@ class LessonConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tool_prompt: str = Field("Repair the line. Write <fix>.", min_length=1, description="The prompt of the A-cycle")
-    repairs: int = Field(96, ge=1, description="Micro-repositories attempted and shown in an iteration")
+    repairs: int = Field(64, ge=1, description="Micro-repositories attempted in an iteration, shown where that fails")
+    shown_repairs: int = Field(1500, ge=0, description="Micro-repositories shown besides, with what the tool says")
     repair_lines: int = Field(6, ge=2, description="Most lines of a micro-repository")
     repair_names: int = Field(16, ge=2, le=16, description="Names that arguments of a micro-repository have")
     tool_questions: int = Field(0, ge=0, description="Questions with tool calls shown in an iteration")
@@ -28,8 +29,8 @@ class LessonConfig(BaseModel):
     lesson_muon_lr: float = Field(0.007, gt=0, description="Peak learning rate of hidden matrices in lessons")
     lesson_adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
     lesson_text_weight: float = Field(2.0, ge=0, description="Weight of corpus text beside the lessons")
-    rehearsed_tokens: int = Field(64, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
-    rehearsal_weight: float = Field(1.0, ge=0, description="Weight of answering questions as before")
+    rehearsed_tokens: int = Field(96, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
+    rehearsal_weight: float = Field(2.0, ge=0, description="Weight of answering questions as before")
     repair_tokens: int = Field(48, ge=1, description="Most tokens of an attempt, tool replies included")
 
 

@@ -34,7 +34,8 @@ from training_core.training.stages import Stages
 REACH = 0.1  # share of exact completions at which a level is in reach
 HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
 HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
-STAYING_QUESTIONS = 512
+STAYING_QUESTIONS = 256
+STAYING_REPAIRS = 128
 SEPARATOR = "\n"  # between a prompt and what follows it
 TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
@@ -107,8 +108,12 @@ class Material:
 
     def staying(self, repairs: Sequence[str] = (), *, questions: bool = True) -> TextBatches:
         """Rows on which a bake must not change anything: text, questions or not, and the given repairs."""
-        asked = spread(self.bank.train, STAYING_QUESTIONS if questions else 0, LEVELS)
-        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
+        number = STAYING_QUESTIONS if questions else 0
+        asked = [
+            *spread(self.bank.train, number, LEVELS),
+            *spread(self.bank.train, number, self.levels_in_reach),  # what can be forgotten
+        ]
+        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs[:STAYING_REPAIRS]]
         return staying_rows(self.data, stay, self.config, self.config.question_share)
 
     def bake(

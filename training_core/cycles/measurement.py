@@ -129,12 +129,10 @@ def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) ->
     if baked is None:
         return {"metrics": {}, "style": [], "turns": []}
     material, config = cycle.material, cycle.material.config
-    asked = material.questions(material.bank.test)
-    asked = [question for question in asked if question.level in material.levels_in_reach]
-    prompted = measure_likelihoods(baked.teacher, material.tokenizer, asked, baked.text)
-    stored = measure_likelihoods(model, material.tokenizer, asked)
+    prompted = measure_likelihoods(baked.teacher, material.tokenizer, cycle.test, baked.text)
+    stored = measure_likelihoods(model, material.tokenizer, cycle.test)
     metrics = prompted.expected().metrics("answers_prompted") | stored.expected().metrics("answers_baked")
-    ones = torch.ones(len(asked), dtype=torch.float64)
+    ones = torch.ones(len(cycle.test), dtype=torch.float64)
     metrics |= difference_of_rates(prompted.expected_Q(), stored.expected_Q(), ones).metrics(
         "answers_prompted_over_baked"
     )

@@ -34,7 +34,7 @@ from training_core.evaluation.intervals import Estimate
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
 from training_core.questions.attempts import question_text
-from training_core.questions.likelihood import measure_likelihoods
+from training_core.questions.likelihood import example_of, measure_likelihoods
 from training_core.questions.measurement import spread
 from training_core.sampling import continue_rows
 from training_core.training.loop import step_generator
@@ -55,11 +55,20 @@ class PersonaCycle:
         self.winners: list[str] = []
         self.proposals: list[dict[str, Any]] = []
         config = material.config
-        self._check_length()
         self.validation = spread(material.bank.validation, config.scored_questions, material.levels_in_reach)
+        self.test = [q for q in material.questions(material.bank.test) if q.level in material.levels_in_reach]
+        self._check_length()
 
     def _check_length(self) -> None:
+        """The longest prompt that may be proposed must fit everywhere: refused before anything is trained."""
         config, longest = self.material.config, self.material.parent.config.max_seq_len
+        examples = [example_of(question, self.material.tokenizer) for question in (*self.validation, *self.test)]
+        asked = max(len(example.prompt) + len(example.completion) for example in examples)
+        if config.proposal_tokens + 1 + asked > longest:
+            raise ValueError(
+                f"a prompt of up to {config.proposal_tokens + 1} tokens and {asked} of a question with its answer "
+                f"exceed max_seq_len = {longest}: lower proposal_tokens"
+            )
         cue = len(self.material.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
         turn = config.line_tokens + cue + config.reply_tokens
         if config.proposal_tokens + 1 + config.turns * turn > longest:
@@ -115,8 +124,10 @@ class PersonaCycle:
             )
             for row in drawn:
                 text = " ".join(tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]).split())
-                if len(text.split()) >= LEAST_WORDS and text + SEPARATOR not in found:
-                    found.append(text + SEPARATOR)
+                prompt = text + SEPARATOR
+                fits = len(tokenizer.encode(prompt).ids) <= config.proposal_tokens + 1
+                if len(text.split()) >= LEAST_WORDS and fits and prompt not in found:
+                    found.append(prompt)
             if len(found) >= config.proposals:
                 break
         found = found[: config.proposals + len(self.winners)]

@@ -63,7 +63,8 @@ class ToolCycle:
         if len(self.prompt_ids) + most + config.repair_tokens > longest:
             raise ValueError(
                 f"{len(self.prompt_ids)} tokens of tool_prompt, {most} of a micro-repository and "
-                f"{config.repair_tokens} of its repair exceed max_seq_len = {longest}: shorten tool_prompt, or lower repair_tokens"
+                f"{config.repair_tokens} of its repair exceed max_seq_len = {longest}: shorten tool_prompt, or "
+                "lower repair_tokens"
             )
 
     def instances(self, split: str, number: int, seed: int) -> list[Instance]:
