@@ -128,9 +128,7 @@ NANO: dict[str, Values] = {
         "ooda_questions": 32,
     },
     "baked_model": {
-        "repairs": 480,
         "repair_lines": 2,
-        "repair_names": 6,
         "lesson_steps": 100,
         "lesson_muon_lr": 0.01,
         "rehearsed_tokens": 96,

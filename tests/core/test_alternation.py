@@ -123,6 +123,17 @@ def test_the_longest_turn_switches_and_is_no_plateau() -> None:
     assert observe(alternation, 0.7, 0.7).action == "stop"
 
 
+def test_only_the_latest_turn_of_the_other_cycle_counts() -> None:
+    alternation = begun(CONFIG.model_copy(update={"max_turn": 3}))
+    assert observe(alternation, 0.5, 0.5).action == "switch"
+    alternation.begin("persona", score(0.3))
+    assert observe(alternation, 0.4, 0.4, 0.4).action == "switch"
+    alternation.begin("tools", score(0.5))
+    assert observe(alternation, 0.6, 0.7, 0.8).why.startswith("3 iterations are all that a turn has")
+    alternation.begin("persona", score(0.4))
+    assert observe(alternation, 0.4, 0.4).action == "switch", "tools plateaued in its first turn, but not in its second"
+
+
 def test_the_largest_number_of_iterations_stops() -> None:
     config = CONFIG.model_copy(update={"max_iterations": 3})
     decision = observe(begun(config), 0.7, 0.9, 0.8)

@@ -310,12 +310,14 @@ def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path])
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     words = tokenizer(small_data)
     config = CharacterConfig(**(TINY | {"batch_size": 8, "question_share": 0.5}))  # type: ignore[arg-type]
-    rows = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share)(
-        torch.Generator().manual_seed(0)
-    )
+    draw = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share, 4)
+    rows = draw(torch.Generator().manual_seed(0))
     assert rows.shape == (4, 33)
     assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
-    alone = staying_rows(data, [], config, config.question_share)(torch.Generator().manual_seed(0))
+    for row in rows[2:].tolist():
+        assert row[0] == 0
+        assert words.decode(row[1:]).startswith("Question: zzz?"), "asked at the beginning of a row"
+    alone = staying_rows(data, [], config, config.question_share, 4)(torch.Generator().manual_seed(0))
     assert alone.shape == (4, 33)
 
 

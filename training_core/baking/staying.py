@@ -21,14 +21,13 @@ class StayingConfig(TrainingConfig, MixConfig):
 
 
 def staying_rows(
-    data: TrainingData, questions: Sequence[str], config: StayingConfig, question_share: float
+    data: TrainingData, questions: Sequence[str], config: StayingConfig, question_share: float, rows: int
 ) -> TextBatches:
     """Rows on which the student must stay as it was: text and tasks by the mix's shares, and questions with answers.
 
-    Returns a function from a generator to (rows, seq_len + 1) token ids, half as many rows as a baking step has
-    trajectories, at least two.
+    Returns a function from a generator to (rows, seq_len + 1) token ids. A row of questions begins with one: at the
+    beginning of a row is where it is asked, and where it could be forgotten.
     """
-    rows = max(2, config.batch_size // 2)
     asked = round(question_share * rows) if questions else 0
     stream = _stream(Tokenizer.from_str(data.tokenizer_json), questions) if asked else None
 
@@ -37,10 +36,19 @@ def staying_rows(
         if rows > asked:
             parts.append(data.batch(config, rows - asked, config.seq_len + 1, generator))
         if stream is not None:
-            parts.append(stream.sample(asked, config.seq_len + 1, generator))
+            parts.append(_from_beginnings(stream, asked, config.seq_len + 1, generator))
         return torch.cat(parts)
 
     return draw
+
+
+def _from_beginnings(stream: TokenStream, rows: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Rows that begin where a text does, padded with END_OF_TEXT behind the last text."""
+    drawn = torch.full((rows, tokens), END_OF_TEXT_ID)
+    for row, place in enumerate(torch.randint(len(stream.starts), (rows,), generator=generator).tolist()):
+        piece = stream.window(int(stream.starts[place]), tokens)
+        drawn[row, : len(piece)] = torch.from_numpy(piece)
+    return drawn
 
 
 def _stream(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenStream:

@@ -171,7 +171,8 @@ class _Run:
 
         def bake() -> dict[str, Tensor]:
             stay = [question_text(q) + completion_text(q) for q in spread(self.bank.train, STAYING_QUESTIONS, LEVELS)]
-            text = staying_rows(self.data, stay, self.config, self.config.question_share)
+            rows = max(2, self.config.batch_size // 2)
+            text = staying_rows(self.data, stay, self.config, self.config.question_share, rows)
             model, measures = bake_rules(self.parent, self.config, self.tokenizer, text, self.reporter, self.checkpoint)
             round_to_half_(model)
             sums = {

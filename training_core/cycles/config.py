@@ -60,8 +60,9 @@ class StrengthConfig(BaseModel):
     rank: int = Field(0, ge=0, description="Rank of a low-rank adapter; 0 trains all weights")
     num_trajectories: int = Field(48, ge=1, description="Trajectories that a baking learns from")
     held_out_trajectories: int = Field(24, ge=2, description="Trajectories on which the strength is measured")
-    text_weight: float = Field(1.0, ge=0, description="Weight of staying as before on text and on questions")
-    question_share: float = Field(0.5, ge=0, le=1, description="Share of questions among the rows that must stay")
+    text_weight: float = Field(2.0, ge=0, description="Weight of staying as before on text and on questions")
+    staying_rows: int = Field(8, ge=2, description="Rows of text and questions in a bake's step that must stay")
+    question_share: float = Field(0.75, ge=0, le=1, description="Share of questions among them")
 
 
 class ShownConfig(BaseModel):

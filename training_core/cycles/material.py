@@ -113,8 +113,8 @@ class Material:
             *spread(self.bank.train, number, LEVELS),
             *spread(self.bank.train, number, self.levels_in_reach),  # what can be forgotten
         ]
-        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs[:STAYING_REPAIRS]]
-        return staying_rows(self.data, stay, self.config, self.config.question_share)
+        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
+        return staying_rows(self.data, stay, self.config, self.config.question_share, self.config.staying_rows)
 
     def bake(
         self,

@@ -19,6 +19,7 @@ import torch
 from training_core.baking.trajectories import Trajectory
 from training_core.cycles.material import (
     SEPARATOR,
+    STAYING_REPAIRS,
     TEXT_ONLY,
     Baked,
     Material,
@@ -33,6 +34,7 @@ from training_core.quantization.ternary import inference_copy
 from training_core.questions.lessons import BesideText, Example, LessonObjective, Memory
 from training_core.questions.likelihood import example_of
 from training_core.questions.measurement import spread
+from training_core.questions.tools import segments
 from training_core.repair.attempts import RepairAttempt, attempt_repairs, demonstration
 from training_core.repair.instances import Instance
 from training_core.repair.micro_repositories import gold_text, instance_text, make_instances
@@ -113,32 +115,23 @@ class ToolCycle:
 
     def taught(self) -> list[str]:
         """Repairs as text, without the prompt: what other bakes must leave as it is."""
-        instances = self.instances("train", self.material.config.repairs, self.material.config.seed + 1)
+        instances = self.instances("train", STAYING_REPAIRS, self.material.config.seed + 1)
         return [instance_text(instance) + gold_text(instance) for instance in instances]
 
     def _lesson(self, number: int, model: Cognate) -> Mapping[str, Any]:
-        """Attempts at fresh instances; those that failed are shown instead, with what the sandbox says to the fix."""
-        config = self.material.config
-        instances = self.instances("train", config.repairs, config.seed + 1 + number)
-        examples: list[list[list[int] | list[bool]]] = []
-        for attempt in self.repair(model, instances, prompted=True):
-            if attempt.resolved:
-                prompt, completion, own = attempt.prompt_ids, attempt.completion_ids, attempt.own
-            else:
-                prompt, completion, own = demonstration(
-                    self.material.tokenizer, attempt.instance, self.material.sandbox, preamble=self.prompt
-                )
-            examples.append([list(prompt), list(completion), list(own)])
-        asked = [
-            question
-            for question in self.material.bank.train
-            if "<<" in question.solution or "<py>" in question.solution
-        ]
+        """Attempts at fresh instances, and true repairs of those that failed and of more, with what the tool says."""
+        config, tokenizer, sandbox = self.material.config, self.material.tokenizer, self.material.sandbox
+        instances = self.instances("train", config.repairs + config.shown_repairs, config.seed + 1 + number)
+        attempts = self.repair(model, instances[: config.repairs], prompted=True)
+        shown = [a.instance for a in attempts if not a.resolved] + instances[config.repairs :]
+        found = [(a.prompt_ids, a.completion_ids, a.own) for a in attempts if a.resolved]
+        found += [demonstration(tokenizer, instance, sandbox, preamble=self.prompt) for instance in shown]
+        asked = [q for q in self.material.bank.train if any(put_in for _, put_in in segments(q.solution))]
         start = number * config.tool_questions
         for question in asked[start : start + config.tool_questions]:
-            example = example_of(question, self.material.tokenizer)
-            examples.append([list(example.prompt), list(example.completion), list(example.learned)])
-        return {"examples": examples}
+            example = example_of(question, tokenizer)
+            found.append((example.prompt, example.completion, example.learned))
+        return {"examples": [[list(part) for part in trajectory] for trajectory in found]}
 
     def _learn(self, number: int, model: Cognate) -> Cognate:
         """A copy of `model` that learned from all lessons so far."""
