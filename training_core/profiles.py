@@ -129,9 +129,10 @@ NANO: dict[str, Values] = {
     },
     "baked_model": {
         "repair_lines": 2,
+        "repair_names": 6,
+        "shown_repairs": 1200,
         "lesson_steps": 100,
         "lesson_muon_lr": 0.01,
-        "rehearsed_tokens": 96,
         "batch_size": 8,
         "max_iterations": 2,
         "max_turn": 1,

@@ -45,7 +45,7 @@ def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(
     whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
     assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * len(kills), "exit 0"]
     assert [run[-2] for run in broken[: len(kills)]] == kills
-    # what was finished is not done again: in the run after the kill in the second iteration's bake, nothing of the first
+    # what was finished is not done again: after the kill in the second iteration's bake, nothing of the first is
     assert not [line for line in broken[3] if line.startswith(("lesson 0", "trajectories", "proposals", "baking 0"))]
     assert not [line for line in broken[-1] if line.startswith(("judged", "effects", "repairs", "persona"))]
     first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")

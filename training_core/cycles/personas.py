@@ -2,8 +2,7 @@
 
     propose    sampled from the model behind nothing but END_OF_TEXT: no template, no list of traits
     score      mean probability of the right answers' tokens on validation questions, the proposal in front
-    bake       replies of the model prompted with the winner, to lines of text in conversations; and to questions, where
-               the prompt helps there: else questions have to stay as they are
+    bake       replies of the model prompted with the winner, to questions and to lines of text in conversations
     score      the same mean without any prompt
 
 A persona is nothing but this: what a sentence in front does to accuracy, to style, and for how many turns.
@@ -96,17 +95,16 @@ class PersonaCycle:
         chosen = next(proposal for proposal in proposed if proposal["chosen"])
         prompt = chosen["text"]
         prompt_ids = tuple(material.tokenizer.encode(prompt).ids)
-        helps = chosen["score"]["value"] > self.score(teacher).value
         trajectories = from_json(
             material.stages.keep(
-                f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher, prompt_ids, helps))
+                f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher, prompt_ids))
             )
         )
         effect = measure_baking(teacher, teacher, prompt_ids, trajectories.setting).kl_before
         if effect < NO_EFFECT_NATS:
             raise NothingToBakeError(f"the best proposal moves the model by {effect:.2g} nats per token")
         self.winners.append(prompt)
-        staying = material.staying(self.tools.taught() if self.tools.examples else (), questions=not helps)
+        staying = material.staying(self.tools.taught() if self.tools.examples else (), questions=False)
         return material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
 
     def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
@@ -140,23 +138,22 @@ class PersonaCycle:
             ]
         }
 
-    def _trajectories(
-        self, number: int, teacher: Cognate, prompt_ids: Sequence[int], on_questions: bool
-    ) -> Trajectories:
-        """Replies of the prompted model to lines of training text, and of validation text to set and measure the
-        strength by; every other one answers a question where the prompt helps there."""
+    def _trajectories(self, number: int, teacher: Cognate, prompt_ids: Sequence[int]) -> Trajectories:
+        """Replies of the prompted model, by turns to a question of a level in reach and to a line of text in a
+        conversation: of the training split, and of the validation split to set and measure the strength by."""
         config, material = self.material.config, self.material
         generator = step_generator(config.seed, -8_000_000 - number)
         count = config.num_trajectories + 2 * config.held_out_trajectories
         split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
         histories = self._histories(split, teacher, prompt_ids, generator)
         prefixes = self._lines(split, generator)
-        if on_questions:
-            for place in range(0, count, 2):
-                bank = material.bank.train if split[place] == "train" else material.bank.validation
-                asked = spread(bank, count, material.levels_in_reach)
-                prefixes[place] = material.tokenizer.encode(question_text(asked[place % len(asked)])).ids
-                histories[place] = []
+        for place in range(0, count, 2):
+            bank = material.bank.train if split[place] == "train" else material.bank.validation
+            asked = spread(bank, count, material.levels_in_reach)
+            prefixes[place], histories[place] = (
+                material.tokenizer.encode(question_text(asked[place % len(asked)])).ids,
+                [],
+            )
         sampling = config.baking().model_copy(update={"max_tokens": config.persona_tokens})
         drawn = sample_continuations(teacher, prompt_ids, prefixes, sampling, generator, histories=histories)
         first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
