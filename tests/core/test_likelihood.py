@@ -170,8 +170,8 @@ def test_means_by_hand() -> None:
 
 
 def likelihoods(probabilities: list[float]) -> Likelihoods:
-    ones = torch.ones(len(probabilities), dtype=torch.float64)
-    return Likelihoods(torch.tensor(probabilities, dtype=torch.float64).log(), ones, ones)
+    twos = torch.full((len(probabilities),), 2.0, dtype=torch.float64)
+    return Likelihoods(torch.tensor(probabilities, dtype=torch.float64).log(), twos, twos)
 
 
 def test_drops_of_families_by_hand() -> None:

@@ -26,6 +26,7 @@ class LessonConfig(BaseModel):
     tool_questions: int = Field(0, ge=0, description="Questions with tool calls shown in an iteration")
     lesson_steps: int = Field(40, ge=1, description="Steps of learning the tools in an iteration")
     lesson_batch: int = Field(16, ge=1, description="Examples in a lesson step; half as many rows of text")
+    lesson_text_tokens: int = Field(64, ge=2, description="Tokens in a row of text beside a lesson")
     lesson_muon_lr: float = Field(0.007, gt=0, description="Peak learning rate of hidden matrices in lessons")
     lesson_adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
     lesson_text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
@@ -39,8 +40,8 @@ class PersonaConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    proposals: int = Field(8, ge=1, description="Prompts sampled from the model in an iteration")
-    proposal_tokens: int = Field(16, ge=1, description="Most tokens of a proposed prompt")
+    proposals: int = Field(12, ge=1, description="Prompts sampled from the model in an iteration")
+    proposal_tokens: int = Field(10, ge=1, description="Most tokens of a proposed prompt")
     proposal_temperature: float = Field(1.0, gt=0, description="Temperature at which prompts are sampled")
     scored_questions: int = Field(96, ge=2, description="Validation questions on which a prompt is scored")
     given_tokens: int = Field(12, ge=1, description="Tokens of text that style is shown on from")
@@ -60,9 +61,9 @@ class StrengthConfig(BaseModel):
     rank: int = Field(0, ge=0, description="Rank of a low-rank adapter; 0 trains all weights")
     num_trajectories: int = Field(48, ge=1, description="Trajectories that a baking learns from")
     held_out_trajectories: int = Field(24, ge=2, description="Trajectories on which the strength is measured")
-    text_weight: float = Field(2.0, ge=0, description="Weight of staying as before on text and on questions")
-    staying_rows: int = Field(8, ge=2, description="Rows of text and questions in a bake's step that must stay")
-    question_share: float = Field(0.75, ge=0, le=1, description="Share of questions among them")
+    text_weight: float = Field(4.0, ge=0, description="Weight of staying as before on text and on questions")
+    staying_rows: int = Field(24, ge=2, description="Rows of text and questions in a bake's step that must stay")
+    question_share: float = Field(0.8, ge=0, le=1, description="Share of questions among them")
 
 
 class ShownConfig(BaseModel):
@@ -86,8 +87,8 @@ class CyclesConfig(LessonConfig, PersonaConfig, StrengthConfig, ShownConfig, Alt
     """Everything. `steps` is that of one full bake, `batch_size` its trajectories , `seq_len`
     the tokens in a row that must stay as before."""
 
-    steps: int = Field(12, ge=1, description="Steps of one full bake")
-    seq_len: int = Field(64, ge=2, description="Tokens in a row that must stay as before")
+    steps: int = Field(16, ge=1, description="Steps of one full bake")
+    seq_len: int = Field(32, ge=2, description="Tokens in a row that must stay as before")
     muon_lr: float = Field(0.003, gt=0, description="Peak learning rate of hidden matrices (Muon) in baking")
     adamw_lr: float = Field(0.006, gt=0, description="Peak learning rate of everything else (AdamW) in baking")
     decay_fraction: float = Field(1.0, ge=0, le=1, description="Share of the steps with falling learning rate")

@@ -106,12 +106,11 @@ class Material:
             found += there[:BEYOND_REACH]
         return found
 
-    def staying(self, repairs: Sequence[str] = (), *, questions: bool = True) -> TextBatches:
-        """Rows on which a bake must not change anything: text, questions or not, and the given repairs."""
-        number = STAYING_QUESTIONS if questions else 0
+    def staying(self, repairs: Sequence[str] = ()) -> TextBatches:
+        """Rows on which a bake must not change anything: text, questions, and the given repairs."""
         asked = [
-            *spread(self.bank.train, number, LEVELS),
-            *spread(self.bank.train, number, self.levels_in_reach),  # what can be forgotten
+            *spread(self.bank.train, STAYING_QUESTIONS, LEVELS),
+            *spread(self.bank.train, STAYING_QUESTIONS, self.levels_in_reach),  # what can be forgotten
         ]
         stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
         return staying_rows(self.data, stay, self.config, self.config.question_share, self.config.staying_rows)

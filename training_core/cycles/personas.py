@@ -2,7 +2,8 @@
 
     propose    sampled from the model behind nothing but END_OF_TEXT: no template, no list of traits
     score      mean probability of the right answers' tokens on validation questions, the proposal in front
-    bake       replies of the model prompted with the winner, to questions and to lines of text in conversations
+    bake       replies of the model prompted with the winner, to lines of text in conversations; questions and repairs
+               have to stay as they are
     score      the same mean without any prompt
 
 A persona is nothing but this: what a sentence in front does to accuracy, to style, and for how many turns.
@@ -32,7 +33,6 @@ from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.intervals import Estimate
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
-from training_core.questions.attempts import question_text
 from training_core.questions.likelihood import example_of, measure_likelihoods
 from training_core.questions.measurement import spread
 from training_core.sampling import continue_rows
@@ -104,7 +104,7 @@ class PersonaCycle:
         if effect < NO_EFFECT_NATS:
             raise NothingToBakeError(f"the best proposal moves the model by {effect:.2g} nats per token")
         self.winners.append(prompt)
-        staying = material.staying(self.tools.taught() if self.tools.examples else (), questions=False)
+        staying = material.staying(self.tools.taught() if self.tools.examples else ())
         return material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
 
     def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
@@ -139,21 +139,14 @@ class PersonaCycle:
         }
 
     def _trajectories(self, number: int, teacher: Cognate, prompt_ids: Sequence[int]) -> Trajectories:
-        """Replies of the prompted model, by turns to a question of a level in reach and to a line of text in a
-        conversation: of the training split, and of the validation split to set and measure the strength by."""
+        """Replies of the prompted model to lines of training text, and of validation text to set and measure the
+        strength by, in conversations."""
         config, material = self.material.config, self.material
         generator = step_generator(config.seed, -8_000_000 - number)
         count = config.num_trajectories + 2 * config.held_out_trajectories
         split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
         histories = self._histories(split, teacher, prompt_ids, generator)
         prefixes = self._lines(split, generator)
-        for place in range(0, count, 2):
-            bank = material.bank.train if split[place] == "train" else material.bank.validation
-            asked = spread(bank, count, material.levels_in_reach)
-            prefixes[place], histories[place] = (
-                material.tokenizer.encode(question_text(asked[place % len(asked)])).ids,
-                [],
-            )
         sampling = config.baking().model_copy(update={"max_tokens": config.persona_tokens})
         drawn = sample_continuations(teacher, prompt_ids, prefixes, sampling, generator, histories=histories)
         first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories

@@ -146,7 +146,9 @@ class ToolCycle:
         )
 
         def text(generator: torch.Generator) -> torch.Tensor:
-            return material.data.batch(TEXT_ONLY, max(2, config.lesson_batch // 2), config.seq_len + 1, generator)
+            return material.data.batch(
+                TEXT_ONLY, max(2, config.lesson_batch // 2), config.lesson_text_tokens + 1, generator
+            )
 
         def batches(generator: torch.Generator) -> torch.Tensor:
             return torch.randint(len(self.examples), (config.lesson_batch,), generator=generator)
