@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch import Tensor
 from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
-from training_core.cognate.objective import next_token_objective
 from training_core.baking.trajectories import Trajectory
+from training_core.cognate.objective import next_token_objective
 from training_core.cycles import personas
 from training_core.cycles.material import TEXT_ONLY, NothingToBakeError, Trajectories
 from training_core.cycles.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
@@ -276,18 +275,20 @@ def test_lines_are_of_training_text_to_learn_from_and_of_validation_text_to_meas
     assert not all(contains(teaching, cycle, validation))
     assert all(contains(held_out, cycle, validation))
     assert not all(contains(held_out, cycle, train))
-    for one, other in itertools.combinations((drawn.teaching, drawn.setting, drawn.measuring), 2):
-        assert not lines(*one) & lines(*other)
+    setting, measuring = ({(t.history, t.prefix) for t in part} for part in (drawn.setting, drawn.measuring))
+    assert not setting & measuring, "what sets the strength does not measure it"
 
 
-def test_trajectories_are_those_of_the_seed(small_data: dict[str, Path], sandbox: Sandbox) -> None:
+def test_trajectories_are_those_of_the_seed_and_of_the_prompted_model(
+    small_data: dict[str, Path], sandbox: Sandbox, model: Cognate
+) -> None:
     few = {"line_tokens": 2, "num_trajectories": 4, "held_out_trajectories": 2}
-    cycle, model = make_cycle(small_data, sandbox, **few), inference_copy(parent())
-    ids = tuple(cycle.material.tokenizer.encode("Be kind\n").ids)
+    cycle, model = make_cycle(small_data, sandbox, **few), inference_copy(model)
+    ids, others = (tuple(cycle.material.tokenizer.encode(text).ids) for text in ("The old empire\n", "1 1 1 1 1 1\n"))
     first = cycle._trajectories(0, model, ids)
     assert make_cycle(small_data, sandbox, **few)._trajectories(0, model, ids) == first
     assert cycle._trajectories(1, model, ids) != first
-    assert cycle._trajectories(0, model, ids[:2]) != first
+    assert cycle._trajectories(0, model, others) != first
 
 
 # --- conversations and texts

@@ -22,6 +22,7 @@ from training_core.cycles.tools import ToolCycle
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.intervals import wilson
 from training_core.models.cognate import Cognate
+from training_core.quantization.ternary import inference_copy
 from training_core.questions.attempts import completion_text, question_text
 from training_core.questions.bank import QuestionBank
 from training_core.repair.edits import Edit, apply_edit
@@ -278,6 +279,21 @@ def test_the_score_is_the_share_of_validation_instances_that_are_resolved(
     assert cycle.score(model_that_writes(cycle, prompted)) == wilson(0, 7)
     attempts = cycle.repair(model_that_writes(cycle, prompted), cycle.validation, prompted=True)
     assert [attempt.resolved for attempt in attempts] == [True, False, True, False, False, True, False]
+
+
+def test_attempts_are_greedy_unless_they_are_drawn(small_data: dict[str, Path], sandbox: Sandbox) -> None:
+    cycle, model = ToolCycle(material(small_data, sandbox, **SETTINGS)), parent()  # type: ignore[arg-type]
+    greedy, drawn = (
+        [attempt.completion_ids for attempt in cycle.repair(model, cycle.validation, temperature=temperature)]
+        for temperature in (0.0, 1.0)
+    )
+    for instance, completion in zip(cycle.validation, greedy, strict=True):
+        ids = [END_OF_TEXT_ID, *cycle.material.tokenizer.encode(instance_text(instance)).ids, *completion]
+        with torch.no_grad():
+            likeliest = inference_copy(model)(torch.tensor([ids[:-1]])).logits[0].argmax(-1)
+        assert completion == tuple(likeliest[-len(completion) :].tolist())
+        assert len(completion) == cycle.material.config.repair_tokens
+    assert greedy != drawn
 
 
 def test_what_other_bakes_leave_alone_are_training_repairs_without_the_prompt(cycle: ToolCycle) -> None:

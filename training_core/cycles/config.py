@@ -31,7 +31,7 @@ class LessonConfig(BaseModel):
     lesson_adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
     lesson_text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
     rehearsed_tokens: int = Field(96, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
-    rehearsal_weight: float = Field(1.5, ge=0, description="Weight of answering questions as before")
+    rehearsal_weight: float = Field(2.0, ge=0, description="Weight of answering questions as before")
     repair_tokens: int = Field(48, ge=1, description="Most tokens of an attempt, tool replies included")
 
 
@@ -60,7 +60,7 @@ class StrengthConfig(BaseModel):
     divergence: Divergence = Field("forward_kl", description="What baking minimises")
     rank: int = Field(0, ge=0, description="Rank of a low-rank adapter; 0 trains all weights")
     num_trajectories: int = Field(48, ge=1, description="Trajectories that a baking learns from")
-    held_out_trajectories: int = Field(24, ge=2, description="Trajectories on which the strength is measured")
+    held_out_trajectories: int = Field(40, ge=2, description="Trajectories on which the strength is measured")
     text_weight: float = Field(4.0, ge=0, description="Weight of staying as before on text and on questions")
     staying_rows: int = Field(24, ge=2, description="Rows of text and questions in a bake's step that must stay")
     question_share: float = Field(0.8, ge=0, le=1, description="Share of questions among them")
@@ -87,8 +87,8 @@ class CyclesConfig(LessonConfig, PersonaConfig, StrengthConfig, ShownConfig, Alt
     """Everything. `steps` is that of one full bake, `batch_size` its trajectories , `seq_len`
     the tokens in a row that must stay as before."""
 
-    steps: int = Field(16, ge=1, description="Steps of one full bake")
-    seq_len: int = Field(32, ge=2, description="Tokens in a row that must stay as before")
+    steps: int = Field(24, ge=1, description="Steps of one full bake")
+    seq_len: int = Field(48, ge=2, description="Tokens in a row that must stay as before")
     muon_lr: float = Field(0.003, gt=0, description="Peak learning rate of hidden matrices (Muon) in baking")
     adamw_lr: float = Field(0.006, gt=0, description="Peak learning rate of everything else (AdamW) in baking")
     decay_fraction: float = Field(1.0, ge=0, le=1, description="Share of the steps with falling learning rate")

@@ -35,7 +35,7 @@ REACH = 0.1  # share of exact completions at which a level is in reach
 HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
 HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
 STAYING_QUESTIONS = 256
-STAYING_REPAIRS = 128
+STAYING_REPAIRS = 160
 SEPARATOR = "\n"  # between a prompt and what follows it
 TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too

@@ -141,9 +141,8 @@ class PersonaCycle:
     def _trajectories(self, number: int, teacher: Cognate, prompt_ids: Sequence[int]) -> Trajectories:
         """Replies of the prompted model to lines of training text, and of validation text to set and measure the
         strength by, in conversations."""
-        config, material = self.material.config, self.material
+        config = self.material.config
         generator = step_generator(config.seed, -8_000_000 - number)
-        count = config.num_trajectories + 2 * config.held_out_trajectories
         split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
         histories = self._histories(split, teacher, prompt_ids, generator)
         prefixes = self._lines(split, generator)
