@@ -16,6 +16,7 @@ from torch import Tensor
 from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
+from tests.core.test_character_council import question
 from training_core.baking.trajectories import Trajectory
 from training_core.cognate.objective import next_token_objective
 from training_core.cycles import personas
@@ -28,8 +29,8 @@ from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Cognate
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.quantization.ternary import inference_copy
-from training_core.questions.attempts import question_text
-from training_core.questions.likelihood import measure_likelihoods
+from training_core.questions.bank import QuestionBank
+from training_core.questions.likelihood import example_of, measure_likelihoods
 from training_core.sandbox import Sandbox
 
 LINE = 20  # tokens of a line: long enough to tell which text it is from
@@ -210,11 +211,6 @@ def parsed(cycle: PersonaCycle, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
     return lines
 
 
-def is_line(trajectory: Trajectory) -> bool:
-    """Whether the prefix is a line with its cue, as far as its length tells; questions of the bank are shorter."""
-    return len(trajectory.prefix) > LINE
-
-
 def text_of(folders: dict[str, Path], split: str) -> str:
     return "".join(read_jsonl(folders["corpus"] / f"{split}.jsonl"))
 
@@ -224,23 +220,13 @@ def contains(pieces: set[tuple[int, ...]], cycle: PersonaCycle, text: str) -> li
 
 
 def test_conversations_of_no_two_and_four_earlier_turns_follow_each_other(cycle: PersonaCycle) -> None:
-    """A place that has a question instead has one of a level in reach and of its split, and nothing before it."""
-    cycle.material.levels_in_reach = [2, 3, 5]
     _, _, drawn = heard(cycle, "Be kind\n")
     assert (len(drawn.teaching), len(drawn.setting), len(drawn.measuring)) == (12, 6, 6)
-    bank, decode = cycle.material.bank, cycle.material.tokenizer.decode
-    turns = []
+    assert HISTORY_TURNS == (0, 2, 4)
     for place, trajectory in enumerate((*drawn.teaching, *drawn.setting, *drawn.measuring)):
         assert trajectory.continuation == (SAID,) * CONTINUATION
-        if is_line(trajectory):
-            turns.append(len(parsed(cycle, trajectory.history)))
-            assert turns[-1] == HISTORY_TURNS[place % 3] == (0, 2, 4)[place % 3]
-        else:
-            asked = {question_text(q): q.level for q in (bank.train if place < 12 else bank.validation)}
-            assert asked[decode(list(trajectory.prefix))] in (2, 3, 5)
-            assert trajectory.history == ()
-    assert len(turns) >= 12
-    assert set(turns) == {0, 2, 4}
+        assert len(parsed(cycle, trajectory.history)) == HISTORY_TURNS[place % 3]
+        assert len(parsed(cycle, (*trajectory.prefix, SAID, SAID))) == 1
 
 
 def test_the_prompt_is_heard_behind_the_history_and_kept_nowhere(cycle: PersonaCycle) -> None:
@@ -265,7 +251,7 @@ def test_lines_are_of_training_text_to_learn_from_and_of_validation_text_to_meas
     train, validation = text_of(small_data, "train"), text_of(small_data, "validation")
 
     def lines(*trajectories: Trajectory) -> set[tuple[int, ...]]:
-        rows = [(*t.history, *t.prefix, SAID, SAID) for t in trajectories if is_line(t)]
+        rows = [(*t.history, *t.prefix, SAID, SAID) for t in trajectories]
         return {line for row in rows for line in parsed(cycle, row)}
 
     teaching, held_out = lines(*drawn.teaching), lines(*drawn.setting, *drawn.measuring)
@@ -361,3 +347,16 @@ def test_turns_that_do_not_fit_are_refused_with_their_numbers(small_data: dict[s
     make_cycle(small_data, sandbox, line_tokens=2, turns=most, proposal_tokens=fits - 1)
     with pytest.raises(ValueError, match=f"behind a prompt of up to {fits + 1} exceed"):
         make_cycle(small_data, sandbox, line_tokens=2, turns=most, proposal_tokens=fits)
+
+
+def test_a_prompt_must_fit_in_front_of_every_question(small_data: dict[str, Path], sandbox: Sandbox) -> None:
+    """Tabs are a token each: the longest question leaves room for a prompt of 9 tokens, then for one of 8."""
+    made = material(small_data, sandbox, **SETTINGS)  # type: ignore[arg-type]
+    tools, short = ToolCycle(made), example_of(question("?"), made.tokenizer)
+    room = 320 - 9 - len(short.prompt) - len(short.completion)
+    made.bank = QuestionBank(made.bank.train, [question("?" + "\t" * room)] * 2, made.bank.test, spent_usd=0.0, note="")
+    PersonaCycle(made, tools)
+    longer = [question("?"), question("?" + "\t" * (room + 1))]
+    made.bank = QuestionBank(made.bank.train, longer, made.bank.test, spent_usd=0.0, note="")
+    with pytest.raises(ValueError, match="prompt of up to 9 tokens and 312 of a question .* exceed max_seq_len = 320"):
+        PersonaCycle(made, tools)

@@ -34,7 +34,8 @@ from training_core.training.stages import Stages
 REACH = 0.1  # share of exact completions at which a level is in reach
 HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
 HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
-STAYING_QUESTIONS = 256
+STAYING_QUESTIONS = 128  # of all levels
+STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
 STAYING_REPAIRS = 160
 SEPARATOR = "\n"  # between a prompt and what follows it
 TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
@@ -110,7 +111,7 @@ class Material:
         """Rows on which a bake must not change anything: text, questions, and the given repairs."""
         asked = [
             *spread(self.bank.train, STAYING_QUESTIONS, LEVELS),
-            *spread(self.bank.train, STAYING_QUESTIONS, self.levels_in_reach),  # what can be forgotten
+            *spread(self.bank.train, STAYING_IN_REACH, self.levels_in_reach),
         ]
         stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
         return staying_rows(self.data, stay, self.config, self.config.question_share, self.config.staying_rows)
