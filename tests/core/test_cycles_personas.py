@@ -20,7 +20,7 @@ from tests.core.test_character_council import question
 from training_core.baking.trajectories import Trajectory
 from training_core.cognate.objective import next_token_objective
 from training_core.cycles import personas
-from training_core.cycles.material import TEXT_ONLY, NothingToBakeError, Trajectories
+from training_core.cycles.material import TEXT_ONLY, Material, NothingToBakeError, Trajectories
 from training_core.cycles.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
 from training_core.cycles.tools import ToolCycle
 from training_core.data.batches import TrainingData
@@ -88,9 +88,15 @@ def make_cycle(folders: dict[str, Path], sandbox: Sandbox, **changes: object) ->
     return PersonaCycle(made, ToolCycle(made))
 
 
+@pytest.fixture(scope="module")
+def made(small_data: dict[str, Path], sandbox: Sandbox) -> Material:
+    return material(small_data, sandbox, **SETTINGS)  # type: ignore[arg-type]
+
+
 @pytest.fixture
-def cycle(small_data: dict[str, Path], sandbox: Sandbox) -> PersonaCycle:
-    return make_cycle(small_data, sandbox)
+def cycle(made: Material) -> PersonaCycle:
+    """A cycle that has not begun; nothing is kept of what others did."""
+    return PersonaCycle(made, ToolCycle(made))
 
 
 def writer(folders: dict[str, Path], seed: int) -> Cognate:
@@ -98,7 +104,7 @@ def writer(folders: dict[str, Path], seed: int) -> Cognate:
     model, data = parent().train(), TrainingData.open(folders["tokens"], folders["task_bank"])
     optimizer = MuGrokfast(model, OptimizerConfig(muon_lr=0.02, adamw_lr=0.02))
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(25):
+    for _ in range(15):
         batch = data.batch(TEXT_ONLY, 4, 33, generator)
         next_token_objective(model, batch, None, generator).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0)

@@ -89,7 +89,7 @@ def measure_families(material: Material, model: Cognate) -> Measured:
 def measure_repairs(cycle: ToolCycle, model: Cognate, baked: Baked | None) -> Measured:
     """Micro-repositories of the test split, resolved by the parent, the prompted teacher and the stored model."""
     material = cycle.material
-    instances = cycle.instances("test", material.config.measured_repairs, material.config.seed)
+    instances = cycle.test
     base = cycle.repair(material.parent, instances)
     stored = cycle.repair(model, instances)
     prompted = base if baked is None else cycle.repair(baked.teacher, instances, prompted=True)
@@ -202,7 +202,7 @@ def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked])
     generator = step_generator(material.config.seed, -9_500_000)
     for baked in last_of_each(kept):
         if baked.cycle == tools.name:
-            instances = tools.instances("test", SHOWN_TEXTS, material.config.seed)
+            instances = tools.test[:SHOWN_TEXTS]
             columns = {
                 "base": tools.repair(material.parent, instances),
                 "prompted": tools.repair(baked.teacher, instances, prompted=True),

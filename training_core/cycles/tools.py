@@ -55,7 +55,9 @@ class ToolCycle:
         self.examples: list[Example] = []
         if not material.config.tool_prompt.strip():
             raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
-        self.validation = self.instances("validation", material.config.scored_repairs, material.config.seed)
+        config = material.config
+        self.validation = self.instances("validation", config.scored_repairs, config.seed)
+        self.test = self.instances("test", config.measured_repairs, config.seed)
         self._check_length()
 
     def _check_length(self) -> None:
