@@ -19,6 +19,7 @@ from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
 from training_core.baking.trajectories import Trajectory
 from training_core.cognate.objective import next_token_objective
+from training_core.cycles import material as limits
 from training_core.cycles import personas
 from training_core.cycles.material import TEXT_ONLY, Material, NothingToBakeError, Trajectories
 from training_core.cycles.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
@@ -328,8 +329,8 @@ def test_a_prompt_without_an_effect_is_not_baked(
     cycle: PersonaCycle, model: Cognate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit that no prompt reaches."""
-    monkeypatch.setattr(personas, "NO_EFFECT_NATS", 1e3)
-    with pytest.raises(NothingToBakeError, match=r"moves the model by [0-9.e-]+ nats per token") as refused:
+    monkeypatch.setattr(limits, "NO_EFFECT_NATS", 1e3)
+    with pytest.raises(NothingToBakeError, match=r"differs by [0-9.e-]+ nats per token") as refused:
         cycle.iterate(0, model, 0.5)
     told = re.search(r"by (\S+) nats", str(refused.value))
     assert told

@@ -74,7 +74,8 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
     )
     EXHIBIT.schema.model_validate(shown)
     assert shown["not_kept"] == ""
-    assert len(shown["generations"]) == 8
+    assert [text["prompt"] for text in shown["generations"]].count("Fix.\n") == 3, "as many as are measured"
+    assert len(shown["generations"]) == 7
     assert [row["times"] for row in shown["stacking"]] == [1, 2]
     assert [row["expected"] for row in shown["stacking"]] == [0.5, 0.75]
     bundle = write_bundle(
@@ -144,8 +145,14 @@ def test_worse_only_where_the_intervals_do_not_touch() -> None:
     [
         ({"tool_prompt": "long " * 80}, "of tool_prompt.*exceed max_seq_len = 320"),
         ({"tool_prompt": "  "}, "tool_prompt is empty"),
-        ({"turns": 200}, "200 turns of .* tokens .* exceed max_seq_len = 320"),
+        ({"turns": 200}, "200 turns of line_tokens and reply_tokens exceed max_seq_len = 320"),
+        ({"persona_tokens": 300}, "a reply of persona_tokens exceed max_seq_len = 320"),
+        ({"style_tokens": 320}, "given_tokens and style_tokens exceed max_seq_len = 320"),
+        ({"proposal_tokens": 310}, "a question with its answer exceed max_seq_len = 320"),
+        ({"given_tokens": 70, "style_tokens": 1}, "given_tokens = 70 are taken from held-out windows of 64"),
         ({"measured_repairs": 10**6}, "test has"),
+        ({"shown_repairs": 10**6}, "train has"),
+        ({"held_out_trajectories": 10**6}, "validation has"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from training_core.baking.half_baking import HalfBaking, half_bake
-from training_core.baking.prompt_baking import TextBatches, bake
+from training_core.baking.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.baking.staying import staying_rows
 from training_core.baking.trajectories import Trajectory
 from training_core.cycles.config import CyclesConfig
@@ -133,6 +133,12 @@ class Material:
         Raises:
             NothingToBakeError: when the prompt has no effect on the teacher.
         """
+        effect = measure_baking(teacher, start, prompt_ids, trajectories.setting).kl_after
+        if effect < NO_EFFECT_NATS:
+            raise NothingToBakeError(
+                f"with the prompt the model differs by {effect:.2g} nats per token from what it is without: there is "
+                "nothing to bake"
+            )
         full = copy.deepcopy(start)
         bake(
             teacher,

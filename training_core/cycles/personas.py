@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 
-from training_core.baking.prompt_baking import NO_EFFECT_NATS, measure_baking
 from training_core.baking.trajectories import sample_continuations
 from training_core.cycles.material import (
     SEPARATOR,
@@ -59,21 +58,30 @@ class PersonaCycle:
         self._check_length()
 
     def _check_length(self) -> None:
-        """The longest prompt that may be proposed must fit everywhere: refused before anything is trained."""
-        config, longest = self.material.config, self.material.parent.config.max_seq_len
-        examples = [example_of(question, self.material.tokenizer) for question in (*self.validation, *self.test)]
-        asked = max(len(example.prompt) + len(example.completion) for example in examples)
-        if config.proposal_tokens + 1 + asked > longest:
+        """Whatever a prompt may stand in front of must fit: refused before anything is trained."""
+        config, material = self.material.config, self.material
+        longest, prompt = material.parent.config.max_seq_len, config.proposal_tokens + 1
+        examples = [example_of(question, material.tokenizer) for question in (*self.validation, *self.test)]
+        line = config.line_tokens + len(material.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
+        turn = line + config.reply_tokens
+        most_turns = max(HISTORY_TURNS)
+        lengths = {
+            "a question with its answer": max(len(e.prompt) + len(e.completion) for e in examples),
+            f"{most_turns} turns and a reply of persona_tokens": most_turns * turn + line + config.persona_tokens,
+            f"{config.turns} turns of line_tokens and reply_tokens": config.turns * turn,
+            "given_tokens and style_tokens": config.given_tokens + config.style_tokens,
+        }
+        for name, length in lengths.items():
+            if prompt + length > longest:
+                raise ValueError(
+                    f"a prompt of up to {prompt} tokens and {length} of {name} exceed max_seq_len = {longest}: lower "
+                    "what is named, or proposal_tokens"
+                )
+        window = material.suite.test.inputs.shape[1]
+        if max(config.line_tokens, config.given_tokens) > window:
             raise ValueError(
-                f"a prompt of up to {config.proposal_tokens + 1} tokens and {asked} of a question with its answer "
-                f"exceed max_seq_len = {longest}: lower proposal_tokens"
-            )
-        cue = len(self.material.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
-        turn = config.line_tokens + cue + config.reply_tokens
-        if config.proposal_tokens + 1 + config.turns * turn > longest:
-            raise ValueError(
-                f"{config.turns} turns of {turn} tokens behind a prompt of up to {config.proposal_tokens + 1} exceed "
-                f"max_seq_len = {longest}: lower turns, line_tokens, reply_tokens or proposal_tokens"
+                f"line_tokens = {config.line_tokens} and given_tokens = {config.given_tokens} are taken from held-out "
+                f"windows of {window} tokens: lower them"
             )
 
     def score(self, model: Cognate, prompt: str = "") -> Estimate:
@@ -100,18 +108,17 @@ class PersonaCycle:
                 f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher, prompt_ids))
             )
         )
-        effect = measure_baking(teacher, teacher, prompt_ids, trajectories.setting).kl_before
-        if effect < NO_EFFECT_NATS:
-            raise NothingToBakeError(f"the best proposal moves the model by {effect:.2g} nats per token")
-        self.winners.append(prompt)
         staying = material.staying(self.tools.taught() if self.tools.examples else ())
-        return material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
+        baked = material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
+        self.winners.append(prompt)
+        return baked
 
     def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
         """Sampled prompts and earlier winners, scored with each in front; the best is chosen."""
         config, tokenizer = self.material.config, self.material.tokenizer
         generator = step_generator(config.seed, -7_000_000 - number)
         found = list(dict.fromkeys(self.winners))
+        wanted = len(found) + config.proposals
         for _ in range(TRIES):
             drawn = continue_rows(
                 teacher,
@@ -126,9 +133,9 @@ class PersonaCycle:
                 fits = len(tokenizer.encode(prompt).ids) <= config.proposal_tokens + 1
                 if len(text.split()) >= LEAST_WORDS and fits and prompt not in found:
                     found.append(prompt)
-            if len(found) >= config.proposals:
+            if len(found) >= wanted:
                 break
-        found = found[: config.proposals + len(self.winners)]
+        found = found[:wanted]
         scores = [self.score(teacher, prompt) for prompt in found]
         best = max(range(len(found)), key=lambda i: scores[i].value, default=-1)
         return {
@@ -180,10 +187,10 @@ class PersonaCycle:
         return [lines[place::count] for place in range(count)]
 
     def text(self, count: int, split: str, tokens: int, generator: torch.Generator) -> list[list[int]]:
-        """Beginnings of pieces of text, (count) lists of `tokens` ids; held-out ones are of the evaluation suite."""
+        """Pieces of text from anywhere, (count) lists of `tokens` ids; held-out ones are of the evaluation suite."""
         if split == "train":
             return [list(map(int, row)) for row in self.material.data.batch(TEXT_ONLY, count, tokens, generator)]
         windows = (self.material.suite.validation if split == "validation" else self.material.suite.test).inputs
         rows = torch.randint(len(windows), (count, 1), generator=generator)
-        places = torch.randint(windows.shape[1] - tokens, (count, 1), generator=generator)
+        places = torch.randint(windows.shape[1] - tokens + 1, (count, 1), generator=generator)
         return [list(map(int, row)) for row in windows[rows, places + torch.arange(tokens)]]

@@ -114,7 +114,7 @@ class _Cycles:
         self.kept: list[Baked] = []
         self.timeline: list[dict[str, Any]] = []
         self.baselines: dict[str, Estimate] = {}
-        self._standing: dict[str, Estimate] = {}
+        self._standing: dict[str, Estimate] = {}  # the best score of a turn: many small falls add up against it
 
     def run(self) -> Cognate:
         """All iterations; the model after the last one that was kept."""
@@ -142,7 +142,7 @@ class _Cycles:
             if not why:
                 model = baked.half.model
                 self.kept.append(baked)
-                self._standing[cycle.name] = score
+                self._standing[cycle.name] = max(score, self._standing[cycle.name], key=lambda s: s.value)
             self._record(cycle.name, baked, score, why, decision, target)
         return model
 

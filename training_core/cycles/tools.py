@@ -23,7 +23,6 @@ from training_core.cycles.material import (
     TEXT_ONLY,
     Baked,
     Material,
-    NothingToBakeError,
     Trajectories,
     as_json,
     from_json,
@@ -55,15 +54,20 @@ class ToolCycle:
         self.examples: list[Example] = []
         if not material.config.tool_prompt.strip():
             raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
-        config = material.config
-        self.validation = self.instances("validation", config.scored_repairs, config.seed)
-        self.test = self.instances("test", config.measured_repairs, config.seed)
+        self.validation = self.instances("validation", material.config.scored_repairs, material.config.seed)
+        self.test = self.instances("test", material.config.measured_repairs, material.config.seed)
         self._check_length()
 
     def _check_length(self) -> None:
-        """The tool prompt must leave room for a repair: refused before anything is trained."""
+        """There must be as many programs as are asked for, and the tool prompt must leave room for a repair: refused
+        before anything is trained."""
         config, longest = self.material.config, self.material.parent.config.max_seq_len
-        most = max(len(self.material.tokenizer.encode(instance_text(i)).ids) for i in self.validation)
+        drawn = [
+            *self.instances("train", max(config.repairs + config.shown_repairs, config.num_trajectories), config.seed),
+            *self.instances("validation", max(config.scored_repairs, 2 * config.held_out_trajectories), config.seed),
+            *self.test,
+        ]
+        most = max(len(self.material.tokenizer.encode(instance_text(i)).ids) for i in drawn)
         if len(self.prompt_ids) + most + config.repair_tokens > longest:
             raise ValueError(
                 f"{len(self.prompt_ids)} tokens of tool_prompt, {most} of a micro-repository and "
@@ -101,7 +105,7 @@ class ToolCycle:
         """One iteration, from the current model.
 
         Raises:
-            NothingToBakeError: when the prompted model writes nothing that could be learned from.
+            NothingToBakeError: when the prompt has no effect on the model.
         """
         material = self.material
         lesson = material.stages.keep(f"lesson {number}", lambda: self._lesson(number, model))
@@ -180,7 +184,5 @@ class ToolCycle:
             Trajectory(attempt.prompt_ids[len(self.prompt_ids) :], attempt.completion_ids, attempt.own)
             for attempt in self.repair(teacher, instances, prompted=True, temperature=1.0)
         ]
-        if not all(any(t.own) for t in drawn):
-            raise NothingToBakeError("the prompted model wrote nothing: raise repair_tokens")
         first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
         return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))
