@@ -346,13 +346,14 @@ def test_turns_that_do_not_fit_are_refused_with_their_numbers(small_data: dict[s
     most, over = divmod(320 - 9, turn)
     make_cycle(small_data, sandbox, line_tokens=2, turns=most)
     with pytest.raises(
-        ValueError, match=rf"{most + 1} turns of {turn} tokens behind a prompt of up to 9 exceed max_seq_len = 320"
+        ValueError,
+        match=rf"up to 9 tokens and {(most + 1) * turn} of {most + 1} turns of line_tokens .* exceed max_seq_len = 320",
     ):
         make_cycle(small_data, sandbox, line_tokens=2, turns=most + 1)
     fits = 9 + over
     assert fits - 1 + most * turn == 320 - 1
     make_cycle(small_data, sandbox, line_tokens=2, turns=most, proposal_tokens=fits - 1)
-    with pytest.raises(ValueError, match=f"behind a prompt of up to {fits + 1} exceed"):
+    with pytest.raises(ValueError, match=rf"a prompt of up to {fits + 1} tokens and {most * turn} of .* exceed"):
         make_cycle(small_data, sandbox, line_tokens=2, turns=most, proposal_tokens=fits)
 
 

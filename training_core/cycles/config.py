@@ -30,8 +30,8 @@ class LessonConfig(BaseModel):
     lesson_muon_lr: float = Field(0.007, gt=0, description="Peak learning rate of hidden matrices in lessons")
     lesson_adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
     lesson_text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
-    rehearsed_tokens: int = Field(160, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
-    rehearsal_weight: float = Field(3.0, ge=0, description="Weight of answering questions as before")
+    rehearsed_tokens: int = Field(96, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
+    rehearsal_weight: float = Field(2.0, ge=0, description="Weight of answering questions as before")
     repair_tokens: int = Field(48, ge=1, description="Most tokens of an attempt, tool replies included")
 
 
