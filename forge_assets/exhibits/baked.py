@@ -17,6 +17,7 @@ from forge_assets.exhibits.baked_document import (
     Tools,
     Turn,
 )
+from forge_assets.exhibits.calls import list_items
 from forge_assets.exhibits.exhibit import Exhibit
 from forge_assets.exhibits.markup import each, markdown_table, number, plain, table, visible
 from forge_assets.exhibits.measured import (
@@ -214,13 +215,7 @@ def _tools(tools: Tools) -> str:
 
 
 def _attempt(shown: RepairShown) -> str:
-    calls = "".join(
-        f'<li><span class="tool">{visible(call.tool)}</span> <span class="text">{visible(call.input)}</span> → '
-        f'<span class="text">{visible(call.output)}</span>'
-        + ("" if call.status == "ok" else f' <span class="wrong">{visible(call.status)}</span>')
-        + "</li>"
-        for call in shown.calls
-    )
+    calls = list_items(shown.calls)
     return (
         f'<article><p class="top">{badge(shown.resolved)}<span>{visible(shown.status)}</span></p>{text(shown.issue)}'
         f'<div class="label">The source</div>{text(shown.source)}'

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from forge_assets.exhibits.calls import ShownCall
 from forge_assets.exhibits.exhibit import Document
 from forge_assets.exhibits.measured import Accuracy, Count, Measured, Share
 
@@ -47,22 +48,13 @@ class Stacked(Document):
     measured: Measured
 
 
-class Call(Document):
-    """A call of a tool, and what came back."""
-
-    tool: str
-    input: str
-    output: str
-    status: str
-
-
 class RepairShown(Document):
     """An attempt at a micro-repository: `text` is what was written, the tools' replies included."""
 
     issue: str
     source: str
     text: str
-    calls: list[Call]
+    calls: list[ShownCall]
     status: str
     resolved: bool
 

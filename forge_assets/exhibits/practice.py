@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from forge_assets.exhibits.calls import ShownCall, list_items
 from forge_assets.exhibits.exhibit import Document, Exhibit
 from forge_assets.exhibits.markup import each, markdown_table, number, plain, table, visible
 from forge_assets.exhibits.measured import (
@@ -52,15 +53,6 @@ class ShownQuestion(Document):
     solution: str
     check: str
     source: str
-
-
-class ShownCall(Document):
-    """A call of a tool, and what came back."""
-
-    tool: str
-    input: str
-    output: str
-    status: str
 
 
 class ShownAttempt(Document):
@@ -249,13 +241,7 @@ def _attempts(attempts: Sequence[ShownAttempt]) -> str:
 
 def _attempt(shown: ShownAttempt) -> str:
     given = f'<span class="given">{visible(shown.given, "none")}</span>' if shown.given else ""
-    calls = "".join(
-        f'<li><span class="tool">{visible(call.tool)}</span> <span class="text">{visible(call.input)}</span> → '
-        f'<span class="text">{visible(call.output)}</span>'
-        + ("" if call.status == "ok" else f' <span class="wrong">{visible(call.status)}</span>')
-        + "</li>"
-        for call in shown.calls
-    )
+    calls = list_items(shown.calls)
     return (
         f'<article><p class="top">{badge(shown.right)}<span>level {number(shown.level, "{}")}</span>'
         f"<span>{_HINTS[shown.hint]}</span></p>{text(shown.prompt)}"

@@ -106,6 +106,7 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
     gate = next(gate for gate in gates_for("baked_model", "nano") if gate.name == "effect_present")
     assert metrics[gate.metric] < gate.threshold, "a model without any prompt in it does not pass"
     assert metrics["worst_family_drop_high"] == 0.0
+    assert "prompted_over_baked_high" not in metrics, "nothing was baked: the claim is not measured, and stands in red"
     EXHIBIT.schema.model_validate(shown)
     expected = copy.deepcopy(parent())
     round_to_half_(expected)

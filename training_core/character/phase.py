@@ -13,7 +13,6 @@ a sample. A model of 1 to 25 million parameters has no more of them than that.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from training_core.baking.prompt_baking import NO_EFFECT_NATS, BakingMeasure
 from training_core.baking.staying import staying_rows
-from training_core.bundle import canonical_json
 from training_core.character.config import CharacterConfig
 from training_core.character.council import measure_council
 from training_core.character.eudaimonia import bake_rules, flipped_codes
@@ -54,6 +52,7 @@ from training_core.quantization.ternary import inference_copy
 from training_core.quantization.training import TernarySettings, ternary_product
 from training_core.questions.attempts import Answerer, completion_text, question_text
 from training_core.questions.bank import QuestionBank
+from training_core.questions.fingerprint import fingerprint_of
 from training_core.questions.measurement import (
     Answered,
     answer_both,
@@ -65,7 +64,6 @@ from training_core.questions.measurement import (
 )
 from training_core.questions.question import LEVELS, Question
 from training_core.questions.tools import ToolBox
-from training_core.training.checkpoint import weights_digest
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 from training_core.training.reporting import Reporter
@@ -104,7 +102,7 @@ def make_character(
         first_questions(by_level(questions), config.questions_per_level)  # refused before anything is trained
     parent.to(best_device()).eval()
     round_to_half_(parent)
-    fingerprint = _fingerprint(parent, config, bank, suite, data, tools)
+    fingerprint = fingerprint_of(parent, config, bank, suite, data, tools)
     run = _Run(parent, config, data, bank, tools, suite, reporter, checkpoint, fingerprint)
     baked, measures = run.virtues()
     validated = run.stages.keep("validation", lambda: run.validate(baked))
@@ -309,15 +307,3 @@ def _rules_shown(
         }
         for rule in RULES
     ]
-
-
-def _fingerprint(
-    parent: Cognate, config: CharacterConfig, bank: QuestionBank, suite: Suite, data: TrainingData, tools: ToolBox
-) -> str:
-    """A digest of whatever determines the results of the stages."""
-    hasher = hashlib.sha256(canonical_json(config.model_dump(exclude={"checkpoint_interval_s"})))
-    hasher.update(canonical_json([suite.digest, data.tokenizer_json, tools.sandbox_name]))
-    for split in (bank.train, bank.validation, bank.test):
-        hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
-    hasher.update(weights_digest(parent))
-    return hasher.hexdigest()

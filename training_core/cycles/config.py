@@ -74,7 +74,7 @@ class ShownConfig(BaseModel):
     scored_repairs: int = Field(64, ge=2, description="Validation micro-repositories that an iteration is scored on")
     measured_repairs: int = Field(100, ge=2, description="Test micro-repositories")
     stacked: int = Field(2, ge=0, description="Half-bakes stacked on one prompt for the curve; 0 measures none")
-    questions_per_level: int = Field(40, ge=1, description="Held-out questions a level; all of a level in reach")
+    questions_per_level: int = Field(40, ge=1, description="Questions that tell whether a level is in reach")
     conversations: int = Field(12, ge=2, description="Conversations in which the drift is measured")
     turns: int = Field(30, ge=2, description="Turns of a conversation")
     line_tokens: int = Field(2, ge=1, description="Tokens of text in a user's line")
@@ -84,8 +84,8 @@ class ShownConfig(BaseModel):
 
 
 class CyclesConfig(LessonConfig, PersonaConfig, StrengthConfig, ShownConfig, AlternationConfig, StayingConfig):
-    """Everything. `steps` is that of one full bake, `batch_size` its trajectories , `seq_len`
-    the tokens in a row that must stay as before."""
+    """Everything. `steps` is that of one full bake, `batch_size` its trajectories, `seq_len` the tokens in a row
+    that must stay as before."""
 
     steps: int = Field(24, ge=1, description="Steps of one full bake")
     seq_len: int = Field(48, ge=2, description="Tokens in a row that must stay as before")

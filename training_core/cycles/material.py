@@ -18,7 +18,7 @@ from training_core.baking.trajectories import Trajectory
 from training_core.cycles.config import CyclesConfig
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.evaluation.held_out import Suite
-from training_core.evaluation.intervals import Estimate, rate
+from training_core.evaluation.intervals import Z95, Estimate, rate
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
@@ -43,7 +43,7 @@ BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is
 
 
 class NothingToBakeError(ValueError):
-    """A cycle could not make anything that can be baked: no trajectories, or no prompt with an effect."""
+    """A cycle has nothing that can be baked: no proposal, or a prompt without an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def harmful(harm: Mapping[str, Any]) -> str:
 
 def standard_error(estimate: Estimate) -> float:
     """Of a 95 % interval, as if it were normal."""
-    return (estimate.high - estimate.low) / (2 * 1.959963984540054)
+    return (estimate.high - estimate.low) / (2 * Z95)
 
 
 def as_json(trajectories: Trajectories) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 effects     of every prompt that was kept, on fresh trajectories of its prompted teacher
 repairs     share of test micro-repositories resolved: parent, prompted, stored; and by a random patcher
 families    fall of expected accuracy on test questions, by family
-personas    answers of the parent with the prompt, and of the stored model without it; style; drift over turns
+personas    answers of the teacher with the prompt, and of the stored model without it; style; drift over turns
 """
 
 from __future__ import annotations
@@ -87,12 +87,13 @@ def measure_families(material: Material, model: Cognate) -> Measured:
 
 
 def measure_repairs(cycle: ToolCycle, model: Cognate, baked: Baked | None) -> Measured:
-    """Micro-repositories of the test split, resolved by the parent, the prompted teacher and the stored model."""
+    """Micro-repositories of the test split, resolved by the parent, by the teacher with the tool prompt (the parent
+    where none was kept), and by the stored model."""
     material = cycle.material
     instances = cycle.test
     base = cycle.repair(material.parent, instances)
     stored = cycle.repair(model, instances)
-    prompted = base if baked is None else cycle.repair(baked.teacher, instances, prompted=True)
+    prompted = cycle.repair(material.parent if baked is None else baked.teacher, instances, prompted=True)
     chance = chance_level(instances, material.sandbox)
     solved = {
         name: [a.resolved for a in made] for name, made in (("base", base), ("prompted", prompted), ("baked", stored))

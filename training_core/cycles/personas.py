@@ -174,9 +174,7 @@ class PersonaCycle:
         """A user's line for each place: a few tokens of text of that split, and the cue for a reply."""
         before, behind = (self.material.tokenizer.encode(text).ids for text in (SEPARATOR, REPLY_CUE))
         of_split = {
-            name: iter(
-                self.text(sum(each == name for each in split), name, self.material.config.line_tokens, generator)
-            )
+            name: iter(self.text(split.count(name), name, self.material.config.line_tokens, generator))
             for name in dict.fromkeys(split)
         }
         return [[*before, *next(of_split[name]), *behind] for name in split]

@@ -10,13 +10,11 @@ stays the same over turns.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training_core.baking.half_baking import strength_schedule
-from training_core.bundle import canonical_json
 from training_core.cycles.alternation import Alternation, Decision
 from training_core.cycles.config import CyclesConfig
 from training_core.cycles.material import Baked, Material, NothingToBakeError, harmful, standard_error
@@ -40,8 +38,8 @@ from training_core.phases import Product
 from training_core.quantization.packing import round_to_half_
 from training_core.quantization.training import TernarySettings, ternary_product
 from training_core.questions.bank import QuestionBank
+from training_core.questions.fingerprint import fingerprint_of
 from training_core.questions.tools import ToolBox
-from training_core.training.checkpoint import weights_digest
 from training_core.training.device import best_device
 from training_core.training.reporting import Reporter
 
@@ -68,7 +66,7 @@ def make_baked(
     """
     parent.to(best_device()).eval()
     round_to_half_(parent)
-    fingerprint = _fingerprint(parent, config, bank, suite, data, tools)
+    fingerprint = fingerprint_of(parent, config, bank, suite, data, tools)
     material = Material(parent, config, data, bank, tools, suite, reporter, checkpoint, fingerprint)
     cycles = _Cycles(material)
     model = cycles.run()
@@ -84,9 +82,7 @@ def make_baked(
     metrics = cycles.metrics()
     for part in (effects, repairs, persona, stacking, families):
         metrics |= part["metrics"]
-    metrics["prompted_over_baked_high"] = max(
-        metrics["repairs_prompted_over_baked_high"], metrics.get("answers_prompted_over_baked_high", 0.0)
-    )
+    metrics |= _over_baked(metrics, last)
     shown = {
         "timeline": cycles.timeline,
         "baselines": {name: score.document() for name, score in cycles.baselines.items()},
@@ -213,18 +209,14 @@ def _worse(after: Estimate, before: Estimate) -> str:
     return ""
 
 
+def _over_baked(metrics: Mapping[str, float], kept: Mapping[str, Baked]) -> dict[str, float]:
+    """What the prompted model has over the baked one, in the worse of the cycles that kept a prompt; nothing where none
+    did, as nothing was baked that could be compared."""
+    of_cycle = {"tools": "repairs_prompted_over_baked_high", "persona": "answers_prompted_over_baked_high"}
+    found = [metrics[of_cycle[name]] for name in kept]
+    return {"prompted_over_baked_high": max(found)} if found else {}
+
+
 def _columns(kept: list[Baked]) -> dict[str, str]:
     halves = ", ".join(f"{baked.cycle} {baked.half.strength:.2f}" for baked in kept) or "none"
     return {"half_baked": f"half-baked (strength: {halves})", "baked": "fully baked"}
-
-
-def _fingerprint(
-    parent: Cognate, config: CyclesConfig, bank: QuestionBank, suite: Suite, data: TrainingData, tools: ToolBox
-) -> str:
-    """A digest of whatever determines the results of the iterations."""
-    hasher = hashlib.sha256(canonical_json(config.model_dump(exclude={"checkpoint_interval_s"})))
-    hasher.update(canonical_json([suite.digest, data.tokenizer_json, tools.sandbox_name]))
-    for split in (bank.train, bank.validation, bank.test):
-        hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
-    hasher.update(weights_digest(parent))
-    return hasher.hexdigest()

@@ -77,7 +77,7 @@ class Question:
 
     level: difficulty, 1 (easiest) to 10. family: the kind of task, as in the task bank.
     program: the source that computes the answer; only, and always, when `check` is "program".
-    solution: worked steps that end at the answer, which may hold tool calls (`curriculum.tools`); may be empty.
+    solution: worked steps that end at the answer, which may hold tool calls (`questions.tools`); may be empty.
 
     Raises:
         ValueError: when a field is out of range, or the provenance does not bear out the check.
