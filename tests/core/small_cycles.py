@@ -28,11 +28,12 @@ from training_core.training.reporting import Reporter, SilentReporter
 
 SMALL = SHAPE | {"max_seq_len": 320, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
-    "tool_prompt": "Fix.", "repairs": 2, "shown_repairs": 2, "staying_rows": 2, "tool_questions": 2, "lesson_steps": 2,
+    "tool_prompt": "Fix.", "repairs": 2, "shown_repairs": 2, "unprompted_repairs": 2,
+    "staying_rows": 2, "tool_questions": 2, "lesson_steps": 2,
     "lesson_batch": 2, "lesson_text_tokens": 32, "rehearsed_tokens": 4,
     "repair_tokens": 20, "repair_lines": 2, "proposals": 3, "proposal_tokens": 8, "scored_questions": 4,
     "persona_tokens": 4, "num_trajectories": 4, "held_out_trajectories": 3, "scored_repairs": 3,
-    "measured_repairs": 3, "stacked": 2, "questions_per_level": 2, "conversations": 2, "turns": 3, "reply_tokens": 2,
+    "measured_repairs": 3, "questions_per_level": 2, "conversations": 2, "turns": 3, "reply_tokens": 2,
     "style_texts": 3, "style_tokens": 8, "max_iterations": 2, "max_turn": 1, "steps": 2, "batch_size": 2,
     "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4, "lesson_muon_lr": 1e-4,
     "lesson_adamw_lr": 1e-4,

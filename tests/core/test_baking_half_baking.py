@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -19,7 +19,7 @@ from training_core.baking.half_baking import (
     StackRow,
     between,
     half_bake,
-    stack,
+    measure_stacking,
     strength_schedule,
 )
 from training_core.baking.prompt_baking import BakingConfig, bake, measure_baking
@@ -219,75 +219,70 @@ STACK = BakingConfig(
 )  # fmt: skip
 
 
-def test_stack_trains_measures_and_follows() -> None:
+def stacked(
+    model: Cognate,
+    teaching: list[Trajectory],
+    setting: list[Trajectory],
+    config: BakingConfig,
+    targets: Sequence[float],
+) -> list[HalfBaking]:
+    """Half-bakings of the bias one upon the other, each trained anew."""
+    halves: list[HalfBaking] = []
+    for target in targets:
+        start = halves[-1].model if halves else model
+        full = copy.deepcopy(start)
+        bake(model, full, BIAS, teaching, None, config, SilentReporter())
+        halves.append(half_bake(model, start, full, BIAS, setting, target))
+    return halves
+
+
+def test_trained_half_bakings_follow_the_law_on_held_out_trajectories() -> None:
     model = bigram()
-    teaching, calibration, held_out = (written(model, 150, seed) for seed in range(3))
+    teaching, setting, held_out = (written(model, 150, seed) for seed in range(3))
     targets = strength_schedule("constant", 0.5, 0.5, 3)
-    found = stack(
-        model, model, BIAS, teaching, held_out, None, STACK, targets, SilentReporter(), calibration=calibration
-    )
+    halves = stacked(model, teaching, setting, STACK, targets)
+    found = measure_stacking(model, model, BIAS, held_out, halves, targets)
     assert [row.expected for row in found.rows] == [0.5, 0.75, 0.875]
-    for row in found.rows:
-        assert row.reached
-        assert abs(row.strength - 0.5) <= 0.02
+    for row, half in zip(found.rows, halves, strict=True):
+        assert half.reached
+        assert row.reason == ""
+        assert row.measured == measure_baking(model, half.model, BIAS, held_out).strength_estimate()
         assert abs(row.measured.value - row.expected) <= 0.04
         assert row.measured.low <= row.expected + 0.02
         assert row.measured.high >= row.expected - 0.02
-    assert found.rows[-1].measured == measure_baking(model, found.model, BIAS, held_out).strength_estimate()
     assert found.follows(0.04)
     assert found.reason(0.04) == ""
     assert model.embedding.weight.equal(bigram().embedding.weight), "the teacher stays"
 
 
-def test_a_step_is_set_on_the_calibrating_trajectories() -> None:
+def test_a_stack_counts_from_where_it_began_and_from_its_own_targets() -> None:
+    """The middle of a stack, measured from there: what came before is not counted."""
     model = bigram()
-    teaching, calibration, held_out = (written(model, 20, seed) for seed in range(3))
-    found = stack(
-        model, model, BIAS, teaching, held_out, None, STACK, (0.5,), SilentReporter(), calibration=calibration
-    )
-    strengths = [measure_baking(model, found.model, BIAS, part).strength for part in (teaching, calibration, held_out)]
-    assert found.rows[0].strength == pytest.approx(strengths[1], abs=1e-9)
-    assert found.rows[0].measured.value == pytest.approx(strengths[2], abs=1e-9)
-    assert len({round(s, 6) for s in strengths}) == 3
-    found = stack(model, model, BIAS, teaching, held_out, None, STACK, (0.5,), SilentReporter())
-    assert found.rows[0].strength == pytest.approx(
-        measure_baking(model, found.model, BIAS, teaching).strength, abs=1e-9
-    )
-
-
-def test_a_stack_is_bakings_and_half_bakings_by_hand(tmp_path: Path) -> None:
-    """Two targets, other batches at each step; a run that finds its resume points ends at the same weights."""
-    model, teaching, held_out = bigram(), written(bigram(), 20, 0), written(bigram(), 20, 1)
-    current, config = copy.deepcopy(model), STACK.model_copy(update={"steps": 10})
-    for seed, target in ((config.seed, 0.3), (config.seed + 1, 0.2)):
-        full = copy.deepcopy(current)
-        bake(model, full, BIAS, teaching, None, config.model_copy(update={"seed": seed}), SilentReporter())
-        current = half_bake(model, current, full, BIAS, held_out, target).model
-    for _ in range(2):
-        found = stack(
-            model, model, BIAS, teaching, held_out, None, config, (0.3, 0.2), SilentReporter(), tmp_path,
-            calibration=held_out,
-        )  # fmt: skip
-        assert torch.equal(found.model.embedding.weight, current.embedding.weight)
-    assert [row.expected for row in found.rows] == pytest.approx([0.3, 1 - 0.7 * 0.8])
+    trajectories = written(model, 40, 0)
+    first, second = stacked(model, trajectories, trajectories, STACK, (0.3, 0.2))
+    whole = measure_stacking(model, model, BIAS, trajectories, [first, second], [0.3, 0.2])
+    assert [row.expected for row in whole.rows] == pytest.approx([0.3, 1 - 0.7 * 0.8])
+    later = measure_stacking(model, first.model, BIAS, trajectories, [second], [0.2])
+    assert later.rows[0].expected == pytest.approx(0.2)
+    assert later.rows[0].measured.value == pytest.approx(second.strength, abs=1e-9)
+    with pytest.raises(ValueError, match="longer|shorter"):
+        measure_stacking(model, model, BIAS, trajectories, [first, second], [0.3])
 
 
 def test_a_stack_that_bakes_too_little_says_so() -> None:
     model = bigram()
     trajectories = written(model, 40, 0)
     little = STACK.model_copy(update={"steps": 2, "adamw_lr": 0.02})
-    found = stack(model, model, BIAS, trajectories, trajectories, None, little, (0.5, 0.9), SilentReporter())
+    halves = stacked(model, trajectories, trajectories, little, (0.5, 0.9))
+    found = measure_stacking(model, model, BIAS, trajectories, halves, (0.5, 0.9))
     assert [row.expected for row in found.rows] == [0.5, pytest.approx(0.95)]
     assert not found.follows(0.05)
     assert "after 1 half-bakings the strength is 0." in found.reason(0.05)
     assert "bake longer or at higher learning rates" in found.reason(0.05)
-    with pytest.raises(ValueError, match="at least one target"):
-        stack(model, model, BIAS, trajectories, trajectories, None, little, (), SilentReporter())
 
 
 def test_a_stack_that_does_not_carry_over_says_so() -> None:
-    row = StackRow(0.5, Estimate(0.38, 0.33, 0.42), 0.3, 0.5, True, "")
-    stacking = Stacking(bigram(), (row,))
+    stacking = Stacking((StackRow(0.5, Estimate(0.38, 0.33, 0.42), ""),))
     assert stacking.follows(0.13)
     assert not stacking.follows(0.11)
     assert "0.380 [0.330, 0.420] where 1 - (1 - s)^N expects 0.500: every step has its strength" in stacking.reason(

@@ -31,7 +31,7 @@ from training_core.training.reporting import SilentReporter
 def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(
     small_data: dict[str, Path], tmp_path: Path
 ) -> None:
-    kills = ["lesson 0 1", "trajectories 0 1", "baking 1 2", "judged 1 1", "stacking 2 1", "families 0"]
+    kills = ["lesson 0 1", "trajectories 0 1", "baking 1 2", "judged 1 1", "stacking 0", "families 0"]
     arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -76,8 +76,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
     assert shown["not_kept"] == ""
     assert [text["prompt"] for text in shown["generations"]].count("Fix.\n") == 3, "as many as are measured"
     assert len(shown["generations"]) == 7
-    assert [row["times"] for row in shown["stacking"]] == [1, 2]
-    assert [row["expected"] for row in shown["stacking"]] == [0.5, 0.75]
+    assert [(row["times"], row["expected"]) for row in shown["stacking"]] == [(1, 0.5)]
     bundle = write_bundle(
         tmp_path / "bundle", kind=product.kind, model_config=product.model_config, tensors=product.tensors,
         tokenizer_json=product.tokenizer_json, payload=product.payload,
@@ -88,6 +87,36 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
         assert torch.equal(inference_copy(latents)(tokens).logits, packed(tokens).logits)
     before = parent().state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in latents.state_dict().items())
+
+
+def test_a_turn_bakes_one_teacher_further_and_stacking_is_measured_on_it(small_data: dict[str, Path]) -> None:
+    reporter = _Heard()
+    product = made(small_data, reporter, None, max_iterations=3, max_turn=2, last_strength=0.9,
+                   strength_schedule="linear")  # fmt: skip
+    metrics, shown = product.metrics, product.exhibits["baked"]
+    first, second, third = shown["timeline"]
+    assert [(step["cycle"], step["kept"], step["target"]) for step in (first, second)] == [
+        ("tools", True, 0.5), ("tools", True, 0.7)
+    ]  # fmt: skip
+    assert (third["cycle"], third["target"]) == ("persona", 0.5)
+    assert {"lesson 0", "baking 0", "baking 1", "baking 2"} <= reporter.labels
+    assert "lesson 1" not in reporter.labels, "the second bake has the first one's teacher"
+    assert [(row["times"], row["expected"]) for row in shown["stacking"]] == [(1, 0.5), (2, pytest.approx(0.85))]
+    assert {metrics["stacked_1_expected"], metrics["stacked_2_expected"]} == {0.5, pytest.approx(0.85)}
+    assert [prompt["cycle"] for prompt in shown["prompts"]].count("tools") == 1, "of each cycle the last"
+    assert shown["prompts"][0]["target"] == pytest.approx(0.85)
+    assert metrics["prompts_kept"] == len(shown["prompts"])
+    EXHIBIT.schema.model_validate(shown)
+
+
+class _Heard(SilentReporter):
+    """Remembers what was under way."""
+
+    def __init__(self) -> None:
+        self.labels: set[str] = set()
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        self.labels.add(label)
 
 
 def test_what_harms_is_rolled_back_and_the_parent_handed_on(

@@ -20,24 +20,19 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from training_core.baking.prompt_baking import (
-    BakingConfig,
     BakingMeasure,
     PromptedTeacher,
-    TextBatches,
-    bake,
     measure_baking,
 )
 from training_core.baking.trajectories import Trajectory
 from training_core.evaluation.intervals import Estimate
 from training_core.models.cognate import Cognate
 from training_core.quantization.ternary import inference_copy
-from training_core.training.reporting import Reporter
 
 ScheduleKind = Literal["constant", "linear", "cosine"]
 
@@ -188,23 +183,18 @@ def strength_schedule(kind: ScheduleKind, first: float, last: float, iterations:
 
 @dataclass(frozen=True, slots=True)
 class StackRow:
-    """One half-baking of a stack: the cumulative strength that 1 - (1 - s)^N expects and the one that was measured on
-    held-out trajectories; of this step alone, the `scale` and the `strength` on the calibrating trajectories, whether
-    its target was reached, and why not."""
+    """One half-baking of a stack: the cumulative strength that 1 - prod (1 - s_i) expects and the one that was measured
+    on held-out trajectories; why this step alone did not reach its target, empty where it did."""
 
     expected: float
     measured: Estimate
-    scale: float
-    strength: float
-    reached: bool
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stacking:
-    """Half-bakings towards one prompted teacher, one upon the other, and the `model` at their end."""
+    """Half-bakings towards one prompted teacher, one upon the other."""
 
-    model: Cognate
     rows: tuple[StackRow, ...]
 
     def follows(self, tolerance: float) -> bool:
@@ -215,7 +205,7 @@ class Stacking:
         """Where and why the strengths leave the law; empty where they follow it."""
         for number, row in enumerate(self.rows, 1):
             if abs(row.measured.value - row.expected) > tolerance:
-                why = next((r.reason for r in self.rows[:number] if not r.reached), "")
+                why = next((r.reason for r in self.rows[:number] if r.reason), "")
                 held = f"[{row.measured.low:.3f}, {row.measured.high:.3f}]"
                 return (
                     f"after {number} half-bakings the strength is {row.measured.value:.3f} {held} where 1 - (1 - s)^N "
@@ -229,47 +219,23 @@ class Stacking:
         return ""
 
 
-def stack(
+def measure_stacking(
     teacher: Cognate,
     start: Cognate,
     prompt_ids: Sequence[int],
-    trajectories: Sequence[Trajectory],
     held_out: Sequence[Trajectory],
-    text_batches: TextBatches | None,
-    config: BakingConfig,
+    halves: Sequence[HalfBaking],
     targets: Sequence[float],
-    reporter: Reporter,
-    checkpoint: Path | None = None,
-    *,
-    calibration: Sequence[Trajectory] | None = None,
-    tolerance: float = 0.02,
-    max_evaluations: int = 12,
-    label: str = "stacking",
 ) -> Stacking:
-    """Half-bake the prompt `len(targets)` times, each time from the result before towards the same `teacher`.
-
-    Each step trains a full baking on `trajectories` with `config` (its seed moved on by one), and goes back to the
-    strength that `targets` (of `strength_schedule`) gives it, of what was left, as measured on `calibration`. That is
-    `trajectories` where it is None, and then falls short of the target on others: on what it learned from, a model
-    looks stronger than it is. With the targets s_i the law is 1 - prod (1 - s_i), measured on `held_out`.
+    """Strength after each of `halves`, that began one upon the other with `start` and had `targets`, on `held_out`.
 
     Raises:
-        ValueError: as `bake` and `half_bake`, and for no targets.
+        ValueError: as `measure_baking`, and for unlike numbers of halves and targets.
     """
-    if not targets:
-        raise ValueError("a stack needs at least one target strength: strength_schedule makes them")
-    current, left = copy.deepcopy(start), 1.0
-    rows: list[StackRow] = []
-    for number, target in enumerate(targets):
-        full = copy.deepcopy(current)
-        moved = config.model_copy(update={"seed": config.seed + number})
-        name = f"{label} {number + 1}"
-        bake(teacher, full, prompt_ids, trajectories, text_batches, moved, reporter, checkpoint, name)
-        half = half_bake(
-            teacher, current, full, prompt_ids, calibration or trajectories, target, tolerance, max_evaluations
-        )
-        current, left = half.model, left * (1 - target)
-        measure = measure_baking(teacher, inference_copy(current), prompt_ids, held_out, inference_copy(start))
-        row = StackRow(1 - left, measure.strength_estimate(), half.scale, half.strength, half.reached, half.reason)
-        rows.append(row)
-    return Stacking(current, tuple(rows))
+    rows, left = [], 1.0
+    before = inference_copy(start)
+    for half, target in zip(halves, targets, strict=True):
+        left *= 1 - target
+        measure = measure_baking(teacher, inference_copy(half.model), prompt_ids, held_out, before)
+        rows.append(StackRow(1 - left, measure.strength_estimate(), half.reason))
+    return Stacking(tuple(rows))

@@ -59,7 +59,7 @@ class BakingConfig(SamplingConfig, TrainingConfig):
     temperature: float = Field(1.0, gt=0, description="Temperature of both distributions in the divergence")
     rank: int = Field(0, ge=0, description="Rank of the adapters that are trained; 0 trains all weights")
     lora_alpha: float = Field(16.0, gt=0, description="Adapters add lora_alpha / rank times their product")
-    text_weight: float = Field(1.0, ge=0, description="Weight of staying with the unprompted teacher on corpus text")
+    text_weight: float = Field(1.0, ge=0, description="Weight of staying, without the prompt, as before on corpus text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +155,15 @@ def bake(
     reporter: Reporter,
     checkpoint: Path | None = None,
     label: str = "baking",
+    stays_as: Cognate | None = None,
 ) -> BakingResult:
     """Train `student` in place on `trajectories` that `sample_continuations` drew from the prompted `teacher`.
 
     `student` may compute through quantised weights. With a `rank` only adapters are trained, and merged into its
     weights at the end; a run that fails leaves these as they were. `text_batches(generator)` gives corpus rows (rows,
-    tokens + 1), as `TrainingData.batch` does; it is not called when `text_weight` is 0. A run that was killed resumes
-    from `checkpoint` when it is called with the same models and trajectories again.
+    tokens + 1), as `TrainingData.batch` does, on which the student stays as the model `stays_as` is (the teacher where
+    it is None) without a prompt; it is not called when `text_weight` is 0. A run that was killed resumes from
+    `checkpoint` when it is called with the same models and trajectories again.
 
     Raises:
         ValueError: as `check_trajectories`; when teacher and student share a parameter or differ in vocabulary; when
@@ -169,7 +171,9 @@ def bake(
         TrainingDivergedError: as `train`.
     """
     _check_vocabularies(teacher, student)
-    _check_separate(teacher, student)
+    stays_as = teacher if stays_as is None else stays_as
+    for model in (teacher, stays_as):
+        _check_separate(model, student)
     for model in (teacher, student):
         check_trajectories(model, prompt_ids, trajectories)
     if config.text_weight > 0:
@@ -183,11 +187,11 @@ def bake(
     def batches(generator: torch.Generator) -> Tensor:
         return torch.randint(len(trajectories), (config.batch_size,), generator=generator)
 
-    identity = _identity(teacher, student, prompt_ids, trajectories)
+    identity = _identity((teacher, student, stays_as), prompt_ids, trajectories)
     with low_rank(student, config.rank, config.lora_alpha, step_generator(config.seed, ADAPTER_SEED_STEP)):
         result = train(
             student,
-            BakingObjective(teacher, prompt_ids, trajectories, text_batches, config),
+            BakingObjective(teacher, prompt_ids, trajectories, text_batches, config, stays_as),
             batches,
             config,
             reporter,
@@ -299,7 +303,9 @@ class BakingObjective:
         trajectories: Sequence[Trajectory],
         text_batches: TextBatches | None,
         config: BakingConfig,
+        stays_as: Cognate | None = None,
     ) -> None:
+        self.stays_as = teacher if stays_as is None else stays_as
         self.teacher, self.prompt_ids, self.trajectories = teacher, tuple(prompt_ids), tuple(trajectories)
         self.text_batches = text_batches if config.text_weight > 0 else None
         self.config = config
@@ -343,7 +349,8 @@ class BakingObjective:
             text = self.text_batches(generator).to(device)
             inputs, targets = text[:, :-1], text[:, 1:]
             mask = torch.ones_like(inputs, dtype=torch.bool)
-            lessons.append(_Lesson(inputs, targets, mask, teacher(inputs).logits))
+            stays_as = self.stays_as.to(device).eval()
+            lessons.append(_Lesson(inputs, targets, mask, stays_as(inputs).logits))
         return lessons
 
 
@@ -365,11 +372,11 @@ def _check_separate(teacher: Cognate, student: Cognate) -> None:
         )
 
 
-def _identity(teacher: Cognate, student: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> str:
+def _identity(models: Sequence[Cognate], prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> str:
     """Digest of what, besides the configuration, determines the result."""
     parts = [[list(p) for p in (t.history, t.prefix, t.continuation, t.own)] for t in trajectories]
     hasher = hashlib.sha256(canonical_json([list(prompt_ids), parts]))
-    for model in (teacher, student):
+    for model in models:
         hasher.update(canonical_json(model.config.model_dump()))
         hasher.update(weights_digest(model))
     return hasher.hexdigest()

@@ -166,7 +166,7 @@ class Practice:
         Raises:
             ValueError: when there are none.
         """
-        objective = LessonObjective(examples_of(right), memory)
+        objective = LessonObjective(examples_of(right), *([] if memory is None else [memory]))
         rehearsed = [] if memory is None else list(memory.examples)
         return self._train(model, label, objective, right, training, rehearsed)
 

@@ -23,6 +23,9 @@ class LessonConfig(BaseModel):
     shown_repairs: int = Field(1500, ge=0, description="Micro-repositories shown besides, with what the tool says")
     repair_lines: int = Field(6, ge=2, description="Most lines of a micro-repository")
     repair_names: int = Field(16, ge=2, le=16, description="Names that arguments of a micro-repository have")
+    unprompted_repairs: int = Field(
+        12, ge=0, description="Micro-repositories at which the model stays, without the tool prompt, as it was"
+    )
     tool_questions: int = Field(0, ge=0, description="Questions with tool calls shown in an iteration")
     lesson_steps: int = Field(40, ge=1, description="Steps of learning the tools in an iteration")
     lesson_batch: int = Field(16, ge=1, description="Examples in a lesson step; half as many rows of text")
@@ -32,6 +35,8 @@ class LessonConfig(BaseModel):
     lesson_text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
     rehearsed_tokens: int = Field(96, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
     rehearsal_weight: float = Field(2.0, ge=0, description="Weight of answering questions as before")
+    unprompted_tokens: int = Field(32, ge=1, description="Tokens of repairs without the prompt in a lesson step")
+    unprompted_weight: float = Field(0.5, ge=0, description="Weight of writing there what was written before")
     repair_tokens: int = Field(48, ge=1, description="Most tokens of an attempt, tool replies included")
 
 
@@ -73,7 +78,6 @@ class ShownConfig(BaseModel):
 
     scored_repairs: int = Field(64, ge=2, description="Validation micro-repositories that an iteration is scored on")
     measured_repairs: int = Field(100, ge=2, description="Test micro-repositories")
-    stacked: int = Field(2, ge=0, description="Half-bakes stacked on one prompt for the curve; 0 measures none")
     questions_per_level: int = Field(40, ge=1, description="Questions that tell whether a level is in reach")
     conversations: int = Field(12, ge=2, description="Conversations in which the drift is measured")
     turns: int = Field(30, ge=2, description="Turns of a conversation")

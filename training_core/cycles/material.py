@@ -58,13 +58,14 @@ class Trajectories:
 @dataclass(frozen=True, slots=True)
 class Baked:
     """A prompt that was baked in: `teacher` answered with it, baking began with `start`, `full` is its full bake and
-    `half.model` the one by half."""
+    `half.model` the one by half. `origin` is where the first bake towards this teacher began."""
 
     cycle: str
     text: str
     prompt_ids: tuple[int, ...]
     teacher: Cognate
     trajectories: Trajectories
+    origin: Cognate
     start: Cognate
     full: Cognate
     half: HalfBaking
@@ -127,8 +128,11 @@ class Material:
         trajectories: Trajectories,
         target: float,
         staying: TextBatches,
+        stays_as: Cognate,
+        origin: Cognate,
     ) -> Baked:
-        """Bake a prompt fully into a copy of `start`, then go back to the strength `target`.
+        """Bake a prompt fully into a copy of `start`, then go back to the strength `target`. On rows of `staying` the
+        student becomes, or stays, as `stays_as` is.
 
         Raises:
             NothingToBakeError: when the prompt has no effect on the teacher.
@@ -150,9 +154,10 @@ class Material:
             self.reporter,
             self.checkpoint,
             f"baking {number}",
+            inference_copy(stays_as),
         )
         half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength_tolerance)
-        return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, start, full, half, target)
+        return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, origin, start, full, half, target)
 
     def harm(self, model: Cognate) -> dict[str, Any]:
         """What `model` lost on validation data: bits per byte over the parent's, the worst fall of a family's expected

@@ -8,12 +8,13 @@ personas    answers of the teacher with the prompt, and of the stored model with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from training_core.baking.half_baking import stack, strength_schedule
+from training_core.baking.half_baking import measure_stacking
 from training_core.baking.persistence import measure_persistence
 from training_core.baking.prompt_baking import measure_baking
 from training_core.baking.trajectories import SamplingConfig
@@ -41,12 +42,12 @@ Measured = dict[str, Any]  # {"metrics": {...}, "shown": ...}
 
 
 def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
-    """Strength of every prompt in the stored model, and the weakest; 0 where no prompt was kept."""
+    """Strength of every cycle's last prompt in the stored model, and the weakest; 0 where no prompt was kept."""
     shown: list[Measured] = []
     metrics: dict[str, float] = {}
     still = inference_copy(model)
     strengths = []
-    for number, baked in enumerate(kept):
+    for number, baked in enumerate(last_of_each(kept)):
         measure = measure_baking(baked.teacher, still, baked.prompt_ids, baked.trajectories.measuring)
         strength = measure.strength_estimate()
         strengths.append(strength)
@@ -60,13 +61,13 @@ def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
                 "kl_before": measure.kl_before,
                 "kl_after": measure.kl_after,
                 "strength": strength.document(),
-                "target": baked.target,
+                "target": 1 - math.prod(1 - one.target for one in _towards(baked, kept)),
                 "scale": baked.half.scale,
                 "why": baked.half.reason,
             }
         )
     weakest = min(strengths, key=lambda strength: strength.low, default=None)
-    metrics["prompts_kept"] = float(len(kept))
+    metrics["prompts_kept"] = float(len(strengths))
     metrics |= (
         {"weakest_effect": 0.0, "weakest_effect_low": 0.0} if weakest is None else weakest.metrics("weakest_effect")
     )
@@ -165,35 +166,32 @@ def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) ->
     return {"metrics": metrics, "style": statistics, "turns": curve}
 
 
-def measure_stacking(material: Material, baked: Baked | None) -> Measured:
-    """Half-bakes of one prompt on top of each other, against 1 - (1 - s)^N."""
-    times = material.config.stacked
-    if baked is None or times == 0:
-        return {"metrics": {}, "shown": [], "note": "no stacking was measured"}
-    config = material.config
-    stacking = stack(
+def stacking_of(kept: Sequence[Baked]) -> Measured:
+    """Half-bakes of one prompt on top of each other, against 1 - (1 - s)^N: the most that were kept of one teacher."""
+    baked = max(kept, key=lambda one: len(_towards(one, kept)), default=None)
+    if baked is None:
+        return {"metrics": {}, "shown": [], "note": "no prompt was kept, so that no stacking was measured"}
+    halves = _towards(baked, kept)
+    stacking = measure_stacking(
         baked.teacher,
-        baked.start,
+        baked.origin,
         baked.prompt_ids,
-        baked.trajectories.teaching,
         baked.trajectories.measuring,
-        material.staying(),
-        config.baking(),
-        strength_schedule(config.strength_schedule, config.strength, config.last_strength, config.stacked),
-        material.reporter,
-        material.checkpoint,
-        calibration=baked.trajectories.setting,
-        tolerance=config.strength_tolerance,
+        [one.half for one in halves],
+        [one.target for one in halves],
     )
-    metrics: dict[str, float] = {}
+    metrics = {"stacking_follows": float(stacking.follows(STACKING_TOLERANCE))}
+    shown = []
     for times, row in enumerate(stacking.rows, 1):
         metrics |= row.measured.metrics(f"stacked_{times}") | {f"stacked_{times}_expected": row.expected}
-    shown = [
-        {"times": times, "expected": row.expected, "measured": row.measured.document()}
-        for times, row in enumerate(stacking.rows, 1)
-    ]
-    metrics["stacking_follows"] = float(stacking.follows(STACKING_TOLERANCE))
+        shown.append({"times": times, "expected": row.expected, "measured": row.measured.document()})
     return {"metrics": metrics, "shown": shown, "note": stacking.reason(STACKING_TOLERANCE)}
+
+
+def _towards(baked: Baked, kept: Sequence[Baked]) -> list[Baked]:
+    """Half-bakes towards the same teacher up to this one, in their order."""
+    found = [one for one in kept if one.teacher is baked.teacher]
+    return found[: next(place for place, one in enumerate(found, 1) if one is baked)]
 
 
 def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked]) -> list[Measured]:

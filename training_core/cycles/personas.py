@@ -109,7 +109,9 @@ class PersonaCycle:
             )
         )
         staying = material.staying(self.tools.taught() if self.tools.examples else ())
-        baked = material.bake(number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying)
+        baked = material.bake(
+            number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying, model, model
+        )
         self.winners.append(prompt)
         return baked
 

@@ -24,8 +24,8 @@ from training_core.cycles.measurement import (
     measure_families,
     measure_persona,
     measure_repairs,
-    measure_stacking,
     side_by_side,
+    stacking_of,
 )
 from training_core.cycles.personas import PersonaCycle
 from training_core.cycles.plateau import Score
@@ -73,10 +73,10 @@ def make_baked(
     kept = last_of_each(cycles.kept)
     last = {baked.cycle: baked for baked in kept}
     stages = material.stages
-    effects = stages.keep("effects", lambda: measure_effects(model, kept))
+    effects = stages.keep("effects", lambda: measure_effects(model, cycles.kept))
     repairs = stages.keep("repairs", lambda: measure_repairs(cycles.tools, model, last.get("tools")))
     persona = stages.keep("persona", lambda: measure_persona(cycles.persona, model, last.get("persona")))
-    stacking = stages.keep("stacking", lambda: measure_stacking(material, last.get("persona", last.get("tools"))))
+    stacking = stages.keep("stacking", lambda: stacking_of(cycles.kept))
     families = stages.keep("families", lambda: measure_families(material, model))
     texts = stages.keep("generations", lambda: {"texts": side_by_side(cycles.tools, cycles.persona, kept)})
     metrics = cycles.metrics()

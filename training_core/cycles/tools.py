@@ -1,7 +1,8 @@
 """The A-cycle: repair broken code with a tool, and do it without being told how.
 
     attempt    fresh micro-repositories, the tool prompt in front; edits are applied and tested in the sandbox
-    learn      what resolved its issue, and the gold fix where the attempt did not, the prompt still in front
+    learn      what resolved its issue, and the gold fix where the attempt did not, the prompt still in front; without
+               the prompt the model stays as it was
     bake       the prompted model's own trajectories, by half, into the weights
     score      share of validation micro-repositories resolved without the prompt
 
@@ -52,6 +53,8 @@ class ToolCycle:
         self.prompt = material.config.tool_prompt + SEPARATOR
         self.prompt_ids = tuple(material.tokenizer.encode(self.prompt).ids)
         self.examples: list[Example] = []
+        self._last: Baked | None = None
+        self._untaught = material.parent  # what stood before the last lesson
         if not material.config.tool_prompt.strip():
             raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
         self.validation = self.instances("validation", material.config.scored_repairs, material.config.seed)
@@ -102,27 +105,48 @@ class ToolCycle:
         )
 
     def iterate(self, number: int, model: Cognate, target: float) -> Baked:
-        """One iteration, from the current model.
+        """One iteration, from the current model: where that is the last iteration's, baking goes on towards the same
+        teacher, else it begins with a lesson.
 
         Raises:
             NothingToBakeError: when the prompt has no effect on the model.
         """
-        material = self.material
-        lesson = material.stages.keep(f"lesson {number}", lambda: self._lesson(number, model))
-        self.examples += [Example(*(tuple(part) for part in example)) for example in lesson["examples"]]
-        taught = self._learn(number, model)
-        teacher = inference_copy(taught)
-        trajectories = from_json(
-            material.stages.keep(f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher)))
+        last = self._last
+        if last is not None and last.half.model is model:
+            teacher, origin, trajectories, start = last.teacher, last.origin, last.trajectories, model
+        else:
+            self._untaught = model
+            teacher, origin, trajectories = self._begin(number, model)
+            start = origin
+        self._last = self.material.bake(
+            number,
+            self.name,
+            self.prompt,
+            self.prompt_ids,
+            teacher,
+            start,
+            trajectories,
+            target,
+            self.material.staying(),
+            self._untaught,
+            origin,
         )
-        return material.bake(
-            number, self.name, self.prompt, self.prompt_ids, teacher, taught, trajectories, target, material.staying()
-        )
+        return self._last
 
     def taught(self) -> list[str]:
         """Repairs as text, without the prompt: what other bakes must leave as it is."""
         instances = self.instances("train", STAYING_REPAIRS, self.material.config.seed + 1)
         return [instance_text(instance) + gold_text(instance) for instance in instances]
+
+    def _begin(self, number: int, model: Cognate) -> tuple[Cognate, Cognate, Trajectories]:
+        """A lesson: who answers with the prompt, with what baking it in begins, and what that teacher writes."""
+        stages = self.material.stages
+        lesson = stages.keep(f"lesson {number}", lambda: self._lesson(number, model))
+        self.examples += [Example(*(tuple(part) for part in example)) for example in lesson["examples"]]
+        taught = self._learn(number, model)
+        teacher = inference_copy(taught)
+        drawn = stages.keep(f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher)))
+        return teacher, taught, from_json(drawn)
 
     def _lesson(self, number: int, model: Cognate) -> Mapping[str, Any]:
         """Attempts at fresh instances, and true repairs of those that failed and of more, with what the tool says."""
@@ -140,16 +164,24 @@ class ToolCycle:
         return {"examples": [[list(part) for part in trajectory] for trajectory in found]}
 
     def _learn(self, number: int, model: Cognate) -> Cognate:
-        """A copy of `model` that learned from all lessons so far."""
+        """A copy of `model` that learned from all lessons so far. Without the prompt it stays as it was at repairs as
+        well, so that the prompt is what makes the difference that is baked in."""
         material, config = self.material, self.material.config
         taught = copy.deepcopy(model)
         rehearsed = spread(material.bank.train, REHEARSED_QUESTIONS, material.levels_in_reach)
-        memory = Memory(
-            [example_of(question, material.tokenizer) for question in rehearsed],
-            config.rehearsed_tokens,
-            config.rehearsal_weight,
-            inference_copy(material.parent),
-        )
+        unprompted = self.instances("train", config.unprompted_repairs, config.seed + 1)
+        before = inference_copy(model)
+        memories = [
+            Memory(
+                [example_of(question, material.tokenizer) for question in rehearsed],
+                config.rehearsed_tokens,
+                config.rehearsal_weight,
+                before,
+            )
+        ]
+        if unprompted:
+            shown = [Example(*demonstration(material.tokenizer, each, material.sandbox)) for each in unprompted]
+            memories.append(Memory(shown, config.unprompted_tokens, config.unprompted_weight, before))
 
         def text(generator: torch.Generator) -> torch.Tensor:
             return material.data.batch(
@@ -161,7 +193,7 @@ class ToolCycle:
 
         train(
             taught,
-            BesideText(LessonObjective(self.examples, memory), text, config.lesson_text_weight),
+            BesideText(LessonObjective(self.examples, *memories), text, config.lesson_text_weight),
             batches,
             config.lessons(),
             material.reporter,

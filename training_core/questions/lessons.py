@@ -127,16 +127,17 @@ class _Lesson:
 
 
 class LessonObjective:
-    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,).
+    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,). Every memory makes
+    rows of its own, best of examples about as long.
 
     Raises:
         ValueError: when there are no examples, or no memories to be rehearsed.
     """
 
-    def __init__(self, examples: Sequence[Example], memory: Memory | None = None) -> None:
-        if not examples or (memory is not None and not memory.examples):
+    def __init__(self, examples: Sequence[Example], *memories: Memory) -> None:
+        if not examples or not all(memory.examples for memory in memories):
             raise ValueError("there is nothing to learn from: attempt some questions first, with hints")
-        self.examples, self.memory = examples, memory
+        self.examples, self.memories = examples, memories
         self._lessons: list[tuple[str, float, _Lesson]] = []
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
@@ -161,11 +162,11 @@ class LessonObjective:
         device = batch.device
         rows = rows_of([self.examples[i] for i in batch.tolist()])
         lessons = [("examples", 1.0, _Lesson(_moved(rows, device)))]
-        if self.memory is not None:
-            memories = _moved(draw_memories(self.memory, generator), device)
-            teacher = self.memory.teacher
+        for number, memory in enumerate(self.memories):
+            memories = _moved(draw_memories(memory, generator), device)
+            teacher = memory.teacher
             answers = None if teacher is None else teacher.to(device).eval()(memories.inputs_BS).logits
-            lessons.append(("memory", self.memory.weight, _Lesson(memories, answers)))
+            lessons.append((f"memory_{number}" if number else "memory", memory.weight, _Lesson(memories, answers)))
         return lessons
 
 
