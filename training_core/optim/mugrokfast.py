@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from training_core.optim.grokfast import GrokfastFilter
+from training_core.optim.muon import Muon
 
 
 class OptimizerConfig(BaseModel):
@@ -60,7 +61,7 @@ class MuGrokfast:
         hidden = {n: p for n, p in parameters.items() if is_hidden_matrix(n, p)}
         rest = {n: p for n, p in parameters.items() if n not in hidden}
         if hidden:
-            muon = torch.optim.Muon(
+            muon = Muon(
                 list(hidden.values()),
                 lr=config.muon_lr,
                 weight_decay=config.weight_decay,

@@ -127,8 +127,8 @@ class _Lesson:
 
 
 class LessonObjective:
-    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,). Every memory makes
-    rows of its own, best of examples about as long.
+    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,). Every memory
+    makes rows of its own, best of examples about as long.
 
     Raises:
         ValueError: when there are no examples, or no memories to be rehearsed.
