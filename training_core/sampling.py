@@ -18,8 +18,10 @@ import torch
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.generation import sample
 from training_core.models.cognate import Cognate
+from training_core.models.streaming import read_ahead, take_rows
 
 ROWS_AT_ONCE = 128
+KEPT_SHARE = 0.75  # of the rows that are still running: where it is no more, the others are left behind
 
 
 class Interject(Protocol):
@@ -114,21 +116,26 @@ def _advance(
     interject: Interject | None,
 ) -> None:
     device = next(model.parameters()).device
-    state = model.stream(len(rows))
     running = set(range(len(rows)))
-    position = 0
-    while running:
-        # rows that are over are fed END_OF_TEXT; no other row sees it
-        tokens_R = [row.ids[position] if position < len(row.ids) else END_OF_TEXT_ID for row in rows]
-        logits_RV = model.step(torch.tensor(tokens_R, device=device), state).cpu()
-        position += 1
+    position = min(len(row.ids) for row in rows)
+    logits_RV, state = read_ahead(model, torch.tensor([row.ids[:position] for row in rows], device=device))
+    while True:
         drawing = [index for index in sorted(running) if position == len(rows[index].ids)]
-        if not drawing:
-            continue
-        asked_RV = logits_RV[drawing]
-        tokens = sample(asked_RV, temperature, top_p, generator)
-        log_probs = asked_RV.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-        for index, token, log_prob in zip(drawing, tokens.tolist(), log_probs.tolist(), strict=True):
-            if not rows[index].take(token, log_prob, max_tokens, interject):
-                rows[index].cut(max_tokens)
-                running.remove(index)
+        if drawing:
+            asked_RV = logits_RV[drawing].cpu()
+            tokens = sample(asked_RV, temperature, top_p, generator)
+            log_probs = asked_RV.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            for index, token, log_prob in zip(drawing, tokens.tolist(), log_probs.tolist(), strict=True):
+                if not rows[index].take(token, log_prob, max_tokens, interject):
+                    rows[index].cut(max_tokens)
+                    running.remove(index)
+        if not running:
+            return
+        if len(running) <= KEPT_SHARE * len(rows):
+            kept = sorted(running)
+            rows, state = [rows[index] for index in kept], take_rows(state, torch.tensor(kept, device=device))
+            running = set(range(len(rows)))
+        # rows that are over are fed END_OF_TEXT until they are left behind; no other row sees it
+        tokens_R = [row.ids[position] if position < len(row.ids) else END_OF_TEXT_ID for row in rows]
+        logits_RV = model.step(torch.tensor(tokens_R, device=device), state)
+        position += 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.core.test_baking import ids, make_model
-from training_core.models.cognate import Cognate
+from training_core.models.cognate import Cognate, StreamState
 from training_core.sampling import ROWS_AT_ONCE, Drawn, continue_rows
 
 ROWS = [ids(n, n) for n in (3, 0, 9, 1)]
@@ -68,3 +68,26 @@ def test_bad_input_is_refused() -> None:
         greedy(make_model(), [], 4)
     with pytest.raises(ValueError, match="at least one token"):
         greedy(make_model(), [[1]], 0)
+
+
+def test_rows_that_are_over_are_left_behind_and_change_nothing() -> None:
+    """Texts with long prompts, many of which end early: each, drawn greedily in float64, is the one that it is alone,
+    and all that the model was fed are the rows that were running."""
+    model = make_model(memory_layers=[1], num_layers=4, cycles=2, latent_steps=1, num_supervision=2).double()
+    rows = [ids(n, n) for n in (12, 1, 1, 2, 30, 3, 1, 2)]
+    fed: list[int] = []
+    stepped = model.step
+
+    def step(tokens_B: torch.Tensor, state: StreamState) -> torch.Tensor:
+        fed.append(len(tokens_B))
+        return stepped(tokens_B, state)
+
+    model.step = step  # type: ignore[method-assign]
+    together = greedy(model, rows, 5)
+    assert fed[0] == 8
+    assert fed[-1] == 1
+    assert fed == sorted(fed, reverse=True)
+    for row, drawn in zip(rows, together, strict=True):
+        alone = greedy(model, [row], 5)[0]
+        assert drawn.ids == alone.ids
+        assert drawn.log_probs == pytest.approx(alone.log_probs, abs=1e-9)

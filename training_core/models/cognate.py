@@ -233,26 +233,28 @@ class Cognate(nn.Module):
 
     def forward(self, tokens_BS: Tensor) -> Prediction:
         """Predict the next token at every position, with halting as configured. For inference, not for training."""
-        y, steps = self._run(tokens_BS, None)
+        return self.predict(self.encode(tokens_BS))
+
+    def predict(self, h_BSD: Tensor) -> Prediction:
+        """`forward` from what `encode` gave."""
+        y, steps = self._run(h_BSD, None)
         return Prediction(self.logits(y), self.halt(y), steps)
 
     def trace(self, tokens_BS: Tensor) -> Trace:
         """`forward`, keeping what branches need to continue from every position (`training_core.models.branching`)."""
         trace = Trace(torch.zeros(0), torch.zeros(0), [], [])
-        trace.y, trace.steps = self._run(tokens_BS, trace)
+        trace.y, trace.steps = self._run(self.encode(tokens_BS, trace.prelude), trace)
         return trace
 
-    def _run(self, tokens_BS: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
-        config = self.config
-        h = self.encode(tokens_BS, None if trace is None else trace.prelude)
+    def _run(self, h: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
         carry = self.start(h)
-        active = torch.ones_like(tokens_BS, dtype=torch.bool)
-        steps = torch.zeros_like(tokens_BS)
+        active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device)
+        steps = torch.zeros_like(active, dtype=torch.long)
         previous: list[list[list[LayerRecord]]] | None = None
-        for _ in range(config.num_supervision):
+        for _ in range(self.config.num_supervision):
             mask = None if previous is None else active
             following, used = carry, []
-            for cycle in range(config.cycles):
+            for cycle in range(self.config.cycles):
                 following, passes = self._cycle(h, following, None if previous is None else previous[cycle], mask)
                 used.append(passes)
             keep = active[..., None]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -100,10 +101,12 @@ class ChunkWrites:
 
 @dataclass(slots=True)
 class MemoryRecord:
-    """The writes of a whole sequence, chunk by chunk; the queries before their convolution (batch, seq, d_model)."""
+    """The writes of a whole sequence, chunk by chunk; the queries before their convolution (batch, seq, d_model); and
+    the state `after` it, from which streaming goes on."""
 
     chunks: list[ChunkWrites]
     queries: Tensor
+    after: MemoryState
 
     def surprise(self) -> Tensor:
         """Momentary surprise of every token, (batch, seq)."""
@@ -148,7 +151,7 @@ class NeuralMemory(nn.Module):
         """Write and read the whole sequence from the initial state; returns y (batch, seq, d_model) and the record."""
         state = self.initial_state(x_BSD.shape[0])
         queries = self.query(x_BSD)
-        query, key, value, gates, _ = self._project(x_BSD, queries, state.tails)
+        query, key, value, gates, tails = self._project(x_BSD, queries, state.tails)
         weights = (state.weight1, state.weight2)
         momenta = (state.momentum1, state.momentum2)
         reads, chunks = [], []
@@ -161,7 +164,12 @@ class NeuralMemory(nn.Module):
             reads.append(writes.read(query[:, :, part]))
             chunks.append(writes)
             weights, momenta = after, momenta_after
-        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries)
+        length = x_BSD.shape[1]
+        begun = weights if length % self.chunk == 0 else chunks[-1].weights
+        newest = chunks[-1]
+        gradient = tuple(part[:, :, -1:] for part in (newest.key, newest.hidden, newest.back, newest.error))
+        state = MemoryState(*begun, *weights, *momenta, tails, length, cast("GradientFactors", gradient))
+        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries, state)
 
     def branch(self, x_BRD: Tensor, tail_BRTD: Tensor, read: Read) -> tuple[Tensor, Tensor]:
         """Read without writing, from R independent branches. `tail_BRTD` holds the queries before the convolution of

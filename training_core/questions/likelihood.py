@@ -13,7 +13,7 @@ Shape legend: Q questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,38 +69,64 @@ def example_of(question: Question, tokenizer: Tokenizer, preamble: str = "") -> 
     return Example(tuple(prompt), tuple(ids), tuple(role != "tool" for role in roles))
 
 
-@torch.no_grad()
+class AskedQuestions:
+    """Questions with their worked completions as rows of tokens, encoded once, for many measurements of them.
+
+    `batches` are the places of the questions in each batch of rows and the rows, short ones first.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], tokenizer: Tokenizer, max_seq_len: int, preamble: str = ""
+    ) -> None:
+        """Raises:
+        ValueError: for no questions, or one that is longer than max_seq_len with its completion.
+        """
+        if not questions:
+            raise ValueError("there are no questions to be measured: give at least one")
+        self.questions = tuple(questions)
+        examples = [example_of(question, tokenizer, preamble) for question in questions]
+        order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
+        longest = _length(examples[order[-1]])
+        if longest > max_seq_len:
+            raise ValueError(
+                f"a question and its completion take {longest} tokens, max_seq_len is {max_seq_len} "
+                f"({questions[order[-1]].prompt!r:.60}): shorten the preamble or leave out such questions"
+            )
+        parts = [order[start : start + ROWS_AT_ONCE] for start in range(0, len(order), ROWS_AT_ONCE)]
+        self.batches = [(places, rows_of([examples[i] for i in places])) for places in parts]
+
+    @torch.no_grad()
+    def likelihoods(self, predict: Callable[[Sequence[int], Tensor], Tensor]) -> Likelihoods:
+        """Likelihoods of the completions in the order of the questions, under logits (rows, positions, vocab) that
+        `predict(places, inputs)` gives for token ids (rows, positions) of the questions at those places."""
+        sums = torch.zeros(3, len(self.questions), dtype=torch.float64)
+        for places, rows in self.batches:
+            logits_BSV = predict(places, rows.inputs_BS)
+            mask_BS, targets_BS = rows.mask_BS.to(logits_BSV.device), rows.targets_BS.to(logits_BSV.device)
+            logits_NV, targets_N = logits_BSV[mask_BS], targets_BS[mask_BS]  # the completions' own tokens alone
+            log_probs_N = logits_NV.double().log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
+            told_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=logits_BSV.device)
+            likeliest_BS = ~mask_BS
+            sums[0, places] = told_BS.masked_scatter(mask_BS, log_probs_N).sum(1).cpu()
+            sums[1, places] = rows.mask_BS.sum(1).double()
+            sums[2, places] = (
+                likeliest_BS.masked_scatter(mask_BS, logits_NV.argmax(-1) == targets_N).all(1).double().cpu()
+            )
+        return Likelihoods(sums[0], sums[1], sums[2])
+
+
 def measure_likelihoods(
     model: Cognate, tokenizer: Tokenizer, questions: Sequence[Question], preamble: str = ""
 ) -> Likelihoods:
     """Likelihoods of the questions' worked completions, `preamble` in front of each, in the order given.
 
     Raises:
-        ValueError: for no questions, or one that is longer than max_seq_len with its completion.
+        ValueError: as `AskedQuestions`.
     """
-    if not questions:
-        raise ValueError("there are no questions to be measured: give at least one")
-    still = inference_copy(model).eval()
+    still = inference_copy(model)
     device = next(still.parameters()).device
-    examples = [example_of(question, tokenizer, preamble) for question in questions]
-    order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
-    longest, limit = _length(examples[order[-1]]), still.config.max_seq_len
-    if longest > limit:
-        raise ValueError(
-            f"a question and its completion take {longest} tokens, max_seq_len is {limit} "
-            f"({questions[order[-1]].prompt!r:.60}): shorten the preamble or leave out such questions"
-        )
-    sums = torch.zeros(3, len(examples), dtype=torch.float64)
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        places = order[start : start + ROWS_AT_ONCE]
-        rows = rows_of([examples[i] for i in places])
-        logits_BSV = still(rows.inputs_BS.to(device)).logits
-        log_probs_BS = logits_BSV.double().log_softmax(-1).gather(-1, rows.targets_BS.to(device)[..., None])[..., 0]
-        likeliest_BS = (logits_BSV.argmax(-1).cpu() == rows.targets_BS) | ~rows.mask_BS
-        sums[0, places] = (log_probs_BS.cpu() * rows.mask_BS).sum(1)
-        sums[1, places] = rows.mask_BS.sum(1).double()
-        sums[2, places] = likeliest_BS.all(1).double()
-    return Likelihoods(sums[0], sums[1], sums[2])
+    asked = AskedQuestions(questions, tokenizer, still.config.max_seq_len, preamble)
+    return asked.likelihoods(lambda _, inputs_BS: still(inputs_BS.to(device)).logits)
 
 
 def family_drops(questions: Sequence[Question], before: Likelihoods, after: Likelihoods) -> Mapping[str, Estimate]:
