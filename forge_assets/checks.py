@@ -30,7 +30,7 @@ def asset_checks(
     for asset in wanted:
         rows = [gate for gate in gates if gate.asset == asset]
         if not any(gate.blocking for gate in rows):
-            raise ValueError(f"{asset} has no blocking gate: add a row to GATES in forge_assets/gates.py")
+            raise ValueError(f"{asset} has no blocking gate: add a row to GATES in forge_assets/gate_table.py")
         checks.append(_check(asset, gates, by_profile, blocking=True))
         if not all(gate.blocking for gate in rows):
             checks.append(_check(asset, gates, by_profile, blocking=False))

@@ -1,6 +1,6 @@
 """The code location `forge`: every asset, its gates, schedules and resources.
 
-A further phase is one more module in `PHASES` and its rows in `forge_assets.gates`.
+A further phase is one more module in `PHASES` and its rows in `forge_assets.gate_table`.
 """
 
 import dagster as dg
@@ -13,6 +13,7 @@ from forge_assets import (
     phase4_bitnet,
     phase5_curriculum,
     phase6_baking,
+    phase7_experts,
     phase8_compression,
 )
 from forge_assets.checks import asset_checks
@@ -27,6 +28,7 @@ PHASES = (
     phase4_bitnet,
     phase5_curriculum,
     phase6_baking,
+    phase7_experts,
     phase8_compression,
 )
 

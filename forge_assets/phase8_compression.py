@@ -6,7 +6,7 @@ from training_core.data.batches import TrainingData
 from training_core.loading import load_model
 from training_core.phases import Product
 
-TEACHER = "baked_model"
+TEACHER = "expert_model"
 
 
 @phase_asset(

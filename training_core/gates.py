@@ -1,7 +1,7 @@
 """Quality gates and claims as data: which measured number must lie on which side of which threshold.
 
 A *gate* blocks what comes after it; a *claim* is reported (and stays red when it fails) but does not block.
-The thresholds themselves stand in `forge_assets.gates`, under version control, not in any run's configuration.
+The thresholds themselves stand in `forge_assets.gate_table`, under version control, not in any run's configuration.
 """
 
 from __future__ import annotations

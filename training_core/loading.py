@@ -10,11 +10,12 @@ from training_core.models.cognate import Cognate, CognateConfig, count_parameter
 from training_core.quantization.packing import load_packed, unpack_ternary
 from training_core.quantization.training import TernarySettings, make_ternary
 
-# Weights of a bundle that stand beside the model: what thinks before its tokens (`reasoning.bundles`), and what
-# predicts its temperature (`character.self_model`).
+# Weights of a bundle that stand beside the model: what thinks before its tokens (`reasoning.bundles`), what predicts
+# its temperature (`character.self_model`), and its experts (`experts.bundles`).
 THOUGHTS = "thoughts."
 SELF_MODEL = "self_model."
-BESIDE = (THOUGHTS, SELF_MODEL)
+EXPERTS = "experts."
+BESIDE = (THOUGHTS, SELF_MODEL, EXPERTS)
 
 
 def load_model(bundle: Bundle) -> Cognate:

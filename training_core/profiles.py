@@ -21,6 +21,7 @@ from training_core.data.packing import PackingConfig
 from training_core.data.tasks import TaskBankConfig
 from training_core.data.tokenizer import TokenizerConfig
 from training_core.evaluation.held_out import SuiteConfig
+from training_core.experts.config import ExpertsConfig
 from training_core.merging.evolution import EvolutionConfig
 from training_core.quantization.training import TernaryConfig
 from training_core.questions.bank import QuestionBankConfig
@@ -46,6 +47,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "practised_model": CurriculumConfig,
     "curriculum_model": CharacterConfig,
     "baked_model": CyclesConfig,
+    "expert_model": ExpertsConfig,
     "compressed_model": CompressionConfig,
 }
 
@@ -141,6 +143,20 @@ NANO: dict[str, Values] = {
         "strength_schedule": "linear",
         "max_iterations": 3,
         "max_turn": 2,
+    },
+    "expert_model": {
+        "supervised_steps": 15,
+        "supervised_batch": 16,
+        "reward_steps": 8,
+        "reward_batch": 24,
+        "reward_max_tokens": 8,
+        "few_shot_population": 16,
+        "few_shot_rounds": 4,
+        "search_population": 12,
+        "search_generations": 6,
+        "profile_questions": 16,
+        "chosen_questions": 16,
+        "measured_questions": 32,
     },
     "compressed_model": {
         "student_d_model": 128,

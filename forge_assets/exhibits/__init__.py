@@ -8,7 +8,7 @@ an `Exhibit`, and a line in `_KNOWN`. Every text in a document counts as untrust
 from collections.abc import Mapping
 from typing import Any
 
-from forge_assets.exhibits import baked, character, measured, practice, thoughts
+from forge_assets.exhibits import baked, character, experts, measured, practice, thoughts
 from forge_assets.exhibits.exhibit import Exhibit, ExhibitError
 
 __all__ = ["ExhibitError", "markdown", "render", "style", "title"]
@@ -18,6 +18,7 @@ _KNOWN: Mapping[str, Exhibit[Any]] = {
     "practice": practice.EXHIBIT,
     "character": character.EXHIBIT,
     "baked": baked.EXHIBIT,
+    "experts": experts.EXHIBIT,
 }
 
 

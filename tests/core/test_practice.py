@@ -110,11 +110,16 @@ def test_level_metrics_by_hand() -> None:
         answered({1: [True] * 4, 2: [False] * 40}), answered({1: [False] * 4, 2: [True] * 40}), [1, 2]
     )
     assert unequal.value == pytest.approx(0.0), "each level counts the same, whatever its number of questions"
-    none = level_metrics(
-        answered({1: [False] * 10, 2: [True] * 4 + [False] * 6}), answered({1: [True] * 10, 2: [False] * 10}), 0.75
-    )
+    four = [True] * 4 + [False] * 6
+    none = level_metrics(answered({1: four, 2: four}), answered({1: four, 2: [False] * 10}), 0.75)
     assert none["num_passed_levels"] == 0.0
-    assert none["worst_passed_level_drop_high"] > 0.4, "where no level was passed, all of them are held against"
+    fall = mean_difference(answered({1: four, 2: [False] * 10}), answered({1: four, 2: four}), [1, 2])
+    assert fall.value == pytest.approx(0.2)
+    assert none["worst_passed_level_drop_high"] == pytest.approx(fall.high), "the mean, where no level was passed"
+    lucky = level_metrics(
+        answered({1: [False] * 40, 2: [True] + [False] * 39}), answered({1: [True] * 40, 2: [False] * 40}), 0.75
+    )
+    assert lucky["worst_passed_level_drop_high"] < 0, "one lucky answer is not a level that was lost"
 
 
 def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: QuestionBank) -> None:

@@ -17,8 +17,9 @@ is no dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,18 @@ def hidden_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 @contextmanager
-def low_rank(model: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> Iterator[list[LowRank]]:
+def low_rank(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    generator: torch.Generator,
+    layers: Mapping[str, nn.Module] | None = None,
+) -> Iterator[list[LowRank]]:
     """Inside, only adapters of `rank` train; behind it they are merged, or dropped where an error came up.
 
-    `rank` 0 changes nothing. Names and identities of the parameters, and which of them train, are the same again
-    afterwards. Inside, do not freeze or copy the model for inference.
+    `layers` are those that are adapted, by name; None are all hidden linear layers. `rank` 0 changes nothing. Names and
+    identities of the parameters, and which of them train, are the same again afterwards. Inside, do not freeze or copy
+    the model for inference.
 
     Raises:
         ValueError: when an adapter's rank is above what its matrix can have, or the model has no layer to adapt.
@@ -66,31 +74,32 @@ def low_rank(model: nn.Module, rank: int, alpha: float, generator: torch.Generat
     if rank == 0:
         yield []
         return
-    layers = hidden_linears(model)
-    if not layers:
+    adapted = hidden_linears(model) if layers is None else layers
+    if not adapted:
         raise ValueError("the model has no hidden linear layer to adapt: set rank to 0")
-    name, narrowest = min(layers.items(), key=lambda item: min(item[1].weight.shape))
-    if rank > min(narrowest.weight.shape):
+    weights = {name: cast(Tensor, layer.weight) for name, layer in adapted.items()}
+    name, narrowest = min(weights.items(), key=lambda item: min(item[1].shape))
+    if rank > min(narrowest.shape):
         raise ValueError(
-            f"rank = {rank} exceeds what {name}.weight of shape {tuple(narrowest.weight.shape)} can have: lower it, or "
+            f"rank = {rank} exceeds what {name}.weight of shape {tuple(narrowest.shape)} can have: lower it, or "
             "set it to 0 to train all weights"
         )
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     for parameter in trained:
         parameter.requires_grad_(False)
-    adapters = [LowRank(layer.weight, rank, alpha, generator) for layer in layers.values()]
-    for layer, adapter in zip(layers.values(), adapters, strict=True):
+    adapters = [LowRank(weight, rank, alpha, generator) for weight in weights.values()]
+    for layer, adapter in zip(adapted.values(), adapters, strict=True):
         parametrize.register_parametrization(layer, "weight", adapter)
     finished = False
     try:
         yield adapters
         finished = True
     finally:
-        for layer in layers.values():
-            merged = layer.weight.detach().clone()
+        for layer in adapted.values():
+            merged = cast(Tensor, layer.weight).detach().clone()
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             if finished:
                 with torch.no_grad():
-                    layer.weight.copy_(merged)
+                    cast(Tensor, layer.weight).copy_(merged)
         for parameter, flag in trained.items():
             parameter.requires_grad_(flag)

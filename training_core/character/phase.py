@@ -57,10 +57,10 @@ from training_core.questions.measurement import (
     Answered,
     answer_both,
     by_level,
-    difference,
     first_questions,
     level_metrics,
     spread,
+    worst_fall,
 )
 from training_core.questions.question import LEVELS, Question
 from training_core.questions.tools import ToolBox
@@ -196,10 +196,12 @@ class _Run:
         nats = [measure_windows(inference_copy(m), self.suite.validation, size).nats for m in (baked, self.parent)]
         before, after = self._answers(baked, self.bank.validation)
         levels = list(before.attempts)
-        passed = [level for level in levels if before.accuracy(level).value >= self.config.target] or levels
-        drops = [difference(after, before, level).high for level in passed]
         in_reach = [level for level in levels if before.accuracy(level).value >= REACH] or levels
-        return {"text_ratio": rate(*nats).value, "worst_drop": max(drops), "in_reach": in_reach}
+        return {
+            "text_ratio": rate(*nats).value,
+            "worst_drop": worst_fall(before, after, self.config.target),
+            "in_reach": in_reach,
+        }
 
     def council(self, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
         """The council on test questions of the levels in reach."""

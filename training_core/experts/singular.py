@@ -21,7 +21,7 @@ K experts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_core.models.cognate import Cognate, effective_weight
-from training_core.quantization.ternary import inference_copy, quantize_activations
+from training_core.quantization.ternary import SMALLEST_HALF, inference_copy, quantize_activations
 
 SCALED = ("mlp.gate", "mlp.up", "mlp.down")
 P_START = 0.1  # of [2]; sigmoid(.1) = .525, and the factor makes it a 1
@@ -93,9 +93,10 @@ class Expert:
                     f"multipliers must be positive and finite, got {float(m_R.min())} to {float(m_R.max())} for "
                     f"{name}: the expert has diverged, lower its learning rate"
                 )
-            deviation_R = singular[name].normalised(m_R.detach()) - 1
+            its = singular[name]
+            deviation_R = its.normalised(m_R.detach().to(its.s_R.device)).cpu() - 1
             spreads[name] = deviation_R.abs().max().to(torch.float16)
-            unit = spreads[name].float().clamp(min=torch.finfo(torch.float16).tiny)
+            unit = spreads[name].float().clamp(min=SMALLEST_HALF)
             codes[name] = (deviation_R / unit * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE).to(torch.int8)
         return cls(codes, spreads)
 
@@ -163,6 +164,13 @@ class ScaledLinear(nn.Module):
         self.multipliers: Tensor | None = None
         self.p: nn.Parameter | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        its = self.singular  # no buffers of its own: they follow where the layer is moved
+        self.singular = Singular(fn(its.u_OR), fn(its.s_R), fn(its.v_IR))
+        self.multipliers = None if self.multipliers is None else fn(self.multipliers)
+        return self
+
     def forward(self, x_BSI: Tensor) -> Tensor:
         """(batch, ..., in) to (batch, ..., out)."""
         x_BSI = quantize_activations(x_BSI) if self.activation_bits == 8 else x_BSI
@@ -218,14 +226,19 @@ class Scalable:
     def scale(self, multipliers: Multipliers | None) -> None:
         """Set multipliers; matrices that are not named have none."""
         for name, layer in self.layers.items():
-            layer.multipliers = None if multipliers is None else multipliers.get(name)
+            m = None if multipliers is None else multipliers.get(name)
+            layer.multipliers = None if m is None else m.to(layer.weight.device)
+
+    def plain(self) -> Cognate:
+        """A copy of the model without multipliers."""
+        with self.using(None):
+            return copy.deepcopy(self.model)
 
     def trainable(self) -> Cognate:
         """A copy of the model in which the p of every matrix, all of them `P_START`, are all that trains."""
-        copied = copy.deepcopy(self.model)
+        copied = self.plain()
         for layer in copied.modules():
             if isinstance(layer, ScaledLinear):
-                layer.multipliers = None
                 layer.p = nn.Parameter(torch.full_like(layer.singular.s_R, P_START))
         return copied
 
@@ -236,9 +249,7 @@ class Scalable:
             ValueError: as `Expert.of`.
         """
         found = {name: layer.p for name, layer in trained.named_modules() if isinstance(layer, ScaledLinear)}
-        return Expert.of(
-            {name: p.detach().sigmoid().cpu() for name, p in found.items() if p is not None}, self.singular
-        )
+        return Expert.of({name: p.detach().sigmoid() for name, p in found.items() if p is not None}, self.singular)
 
 
 def _checked(name: str, weight: Tensor, singular: Mapping[str, Singular]) -> Singular:

@@ -161,15 +161,13 @@ def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
 def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
     """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
 
-    `worst_passed_level_drop_high` is the highest end of the paired intervals of `before` minus `after`, over the levels
-    at which `before` reaches the target; over all levels where it reaches it at none (`num_passed_levels` = 0).
+    `worst_passed_level_drop_high` is `worst_fall`.
     """
     metrics: dict[str, float] = {}
     for level in before.attempts:
         metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
         metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
     passed = [level for level in before.attempts if before.accuracy(level).value >= target]
-    drops = [difference(after, before, level).high for level in passed or before.attempts]
     metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
     return metrics | {
         "level_accuracy_before": before.mean(),
@@ -178,8 +176,18 @@ def level_metrics(before: Answered, after: Answered, target: float) -> dict[str,
         "edge": float(after.edge(target)),
         "edge_gain": float(after.edge(target) - before.edge(target)),
         "num_passed_levels": float(len(passed)),
-        "worst_passed_level_drop_high": max(drops),
+        "worst_passed_level_drop_high": worst_fall(before, after, target),
     }
+
+
+def worst_fall(before: Answered, after: Answered, target: float) -> float:
+    """Highest end of the paired intervals of `before` minus `after`, over the levels at which `before` reaches the
+    target. Where it reaches it at none there is no level to lose, and it is that of the mean over all levels: of single
+    ones an answer that was right by luck would decide."""
+    passed = [level for level in before.attempts if before.accuracy(level).value >= target]
+    if not passed:
+        return -mean_difference(before, after, list(before.attempts)).low
+    return max(difference(after, before, level).high for level in passed)
 
 
 def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:

@@ -1,0 +1,153 @@
+"""How fast compositions of experts are measured, and what a search of 5,000 of them would take.
+
+    python -m benchmarks.phase7_search [--profile mini] [--experts 4] [--questions 48] [--windows 2] [--tokens 128]
+                                       [--genomes 40] [--repeats 3] [--threads 1]
+
+Random models of the profile's shape with random experts, questions of the ladder, random text. The same random genomes
+are measured in turn in every repeat, medians over repeats:
+
+    nothing      every layer is computed, all questions are asked, nothing is looked up
+    kept         what lies below the first adapted layer is kept
+    raced        and bad ones are stopped on the first part of the questions
+    looked up    and a composition that came before is looked up (each genome comes `--again` times)
+
+The model's experts are random, so that the race stops what a trained one's might not: both are shown. Seconds are
+those of the clock; next to them the processor's, which a busy machine does not change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from training_core.cognate.training import SHAPE_FIELDS
+from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
+from training_core.evaluation.held_out import Windows
+from training_core.experts.evaluator import Evaluator, shared
+from training_core.experts.genome import Composition
+from training_core.experts.singular import Expert, Scalable
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.profiles import preset
+from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.questions.attempts import completion_text, question_text
+from training_core.questions.ladder import cells, make_with_content
+from training_core.questions.question import Question
+
+EVALUATIONS = 5000
+
+
+def ladder(number: int) -> list[Question]:
+    """Questions of levels 1 and 2, alike."""
+    return [
+        make_with_content(kinds[seed % len(kinds)], seed)[0] for kinds in map(cells, (1, 2)) for seed in range(number)
+    ]
+
+
+def random_model(profile: str) -> Cognate:
+    """A ternary model of the profile's shape."""
+    torch.manual_seed(0)
+    shape = {field: getattr(preset(profile, "trunk"), field) for field in SHAPE_FIELDS}
+    vocab = preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
+    model = Cognate(CognateConfig(vocab_size=vocab, **shape))
+    make_ternary(model, TernarySettings())
+    return model.eval()
+
+
+def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Evaluator]:
+    """The ways of measuring, on the same batches."""
+    draw = torch.Generator().manual_seed(0)
+    scalable = Scalable(random_model(arguments.profile))
+    vocab = scalable.model.config.vocab_size
+    experts = [
+        Expert.of(
+            {n: 1 + 0.2 * torch.rand(len(s.s_R), generator=draw) for n, s in scalable.singular.items()},
+            scalable.singular,
+        )
+        for _ in range(arguments.experts)
+    ]
+    tokens = torch.randint(0, vocab, (16, 257), generator=draw)
+    windows = Windows(tokens[:, :-1], tokens[:, 1:], torch.zeros(16, 256, dtype=torch.long), torch.tensor([16 * 768]))
+    found = {}
+    for name, share, keep in (("nothing", 1.0, False), ("kept", 1.0, True), ("raced", 0.5, True)):
+        given = shared(
+            ladder(150), windows, tokenizer, scalable.model.config.max_seq_len, num_questions=arguments.questions,
+            num_windows=arguments.windows, racing_share=share, window_tokens=arguments.tokens,
+        )  # fmt: skip
+        answers = [
+            torch.rand(rows, arguments.experts + 1, generator=torch.Generator().manual_seed(rows)).softmax(-1)
+            for rows in (len(given.questions), len(given.inputs_WS))
+        ]
+        found[name] = Evaluator(
+            scalable, experts, given, *answers, router_bytes=100, latency_bound=4.0, latency_questions=16,
+            latency_repeats=3, keep_activations=keep,
+        )  # fmt: skip
+    return found
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Of the clock and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def main() -> None:
+    """Print all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="mini", choices=["nano", "mini"])
+    for name, value in {
+        "experts": 4, "questions": 48, "windows": 2, "tokens": 128, "genomes": 40, "repeats": 3, "again": 2,
+        "threads": 1,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = preset(arguments.profile, "tokenizer")
+    assert isinstance(config, TokenizerConfig)
+    texts = [question_text(q) + completion_text(q) for q in ladder(150)]
+    ways = evaluators(arguments, train_tokenizer(config.model_copy(update={"vocab_size": 400}), iter(texts)))
+    space = ways["kept"].space
+    random = np.random.default_rng(0)
+    genomes = [space.decode(random.random(space.num_genes).tolist()) for _ in range(arguments.genomes)]
+    timed = seconds(lambda: [ways["kept"].latency(genome.structure) for genome in genomes])
+    print(f"{arguments.profile}: {space.num_layers} layers, {arguments.experts} experts, threads {arguments.threads}")
+    print(f"{len(ways['kept'].latencies)} structures timed once in {timed[0]:.2f} s, {timed[1]:.2f} s of the processor")
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "looked up")}
+    again: list[Composition] = genomes * arguments.again
+    for _ in range(arguments.repeats):
+        for name, way in ways.items():
+            way.latencies |= ways["kept"].latencies
+            way.evaluate(space.unadapted)
+            found[name].append(seconds(lambda way=way: [way.measure(genome) for genome in genomes]))  # type: ignore[misc]
+        ways["raced"].known.clear()
+        found["looked up"].append(seconds(lambda: [ways["raced"].evaluate(genome) for genome in again]))
+    outcomes = Counter(ways["raced"].evaluate(genome).status for genome in genomes)
+    print(f"of {len(genomes)} random genomes: {dict(outcomes)}")
+    for name, times in found.items():
+        asked = len(genomes) * (arguments.again if name == "looked up" else 1)
+        clock, processor = (statistics.median(t[i] for t in times) / asked for i in (0, 1))
+        print(
+            f"{name:10}{clock:8.4f} s an evaluation ({processor:.4f} s of the processor), {1 / clock:6.1f} a second; "
+            f"{EVALUATIONS} take {EVALUATIONS * clock / 60:5.1f} min ({EVALUATIONS * processor / 60:.1f})"
+        )
+    measured = [genome for genome in genomes if ways["kept"].measure(genome).objectives is not None]
+    if measured:
+        times = [
+            seconds(lambda: [ways["kept"].measure(genome) for genome in measured]) for _ in range(arguments.repeats)
+        ]
+        clock, processor = (statistics.median(t[i] for t in times) / len(measured) for i in (0, 1))
+        print(
+            f"kept, of the {len(measured)} that are not too slow: {clock:.4f} s ({processor:.4f}); if all were so, "
+            f"{EVALUATIONS} would take {EVALUATIONS * clock / 60:.1f} min ({EVALUATIONS * processor / 60:.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
