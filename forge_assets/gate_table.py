@@ -390,6 +390,14 @@ GATES: tuple[Gate, ...] = (
         "share of the next-token accuracy that is kept, low end of the 95 % interval",
         against="the expert model",
     ),
+    _promise(
+        "compressed_model",
+        "experts_survive",
+        "file_experts_gain_low",
+        "expected accuracy on test questions, families weighted alike, with the experts that the file carries, low end "
+        "of the paired 95 % interval",
+        "the file without its experts",
+    ),
     Gate(
         "compressed_model",
         "seed_ratio",

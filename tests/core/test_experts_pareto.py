@@ -56,6 +56,7 @@ def test_what_lies_outside_the_box_adds_nothing() -> None:
     outside = np.array([[0.1, 1.0], [1.7, 0.0]])
     assert hypervolume(np.vstack([inside, outside]), UNIT) == pytest.approx(0.25, abs=1e-12)
     assert hypervolume(outside, UNIT) == 0.0
+    assert hypervolume(np.zeros((0, 2)), UNIT) == 0.0
     assert hypervolume(np.array([[-3.0, 0.5]]), UNIT) == pytest.approx(0.5, abs=1e-12), "as on the low end"
 
 
@@ -65,9 +66,9 @@ def test_a_box_without_room_is_refused() -> None:
 
 
 def test_knee_by_hand() -> None:
-    """Over the four points the objectives become (0, 1), (.25, .4), (.5, .3), (1, 0): squared distances 1, .2225, .34
-    and 1. The third objective is the same everywhere and counts for nothing."""
-    points = np.array([[0.0, 10.0, 3.0], [1.0, 4.0, 3.0], [2.0, 3.0, 3.0], [4.0, 0.0, 3.0]])
+    """Over the four points the objectives become (0, 1), (.5, .5), (.05, .9), (1, 0): distances 1, .707, .901 and 1;
+    the sum of the third would be the least. The third objective is the same everywhere and counts for nothing."""
+    points = np.array([[0.0, 10.0, 3.0], [2.0, 5.0, 3.0], [0.2, 9.0, 3.0], [4.0, 0.0, 3.0]])
     assert knee(points, [True] * 4) == 1
     assert knee(points, [True, False, True, True]) == 2
     assert knee(points, [False, False, False, True]) == 3

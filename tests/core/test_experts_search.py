@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.test_experts_evaluator import evaluator
-from training_core.experts.evaluator import Evaluator, Latency
+from tests.core.test_experts_evaluator import evaluator, some
+from training_core.experts.evaluator import Evaluator, Latency, Measured
 from training_core.experts.genome import Composition, Structure
 from training_core.experts.nsga2 import Nsga2, RandomSearch
 from training_core.experts.pareto import Floats, non_dominated
-from training_core.experts.search import SearchConfig, SearchResult, search, starting_population
+from training_core.experts.search import SearchConfig, SearchResult, knee_of, search, starting_population
 from training_core.training.reporting import SilentReporter
 
 SEEDS = (1, 2, 3)
@@ -209,6 +209,25 @@ def test_the_front_holds_what_is_feasible_and_not_dominated(whole: tuple[SearchR
     assert point["loss"] == result.front[0][1].objectives[0]  # type: ignore[index]
     assert {"latency", "bytes", "bits_per_byte", "status"} < set(point)
     assert len(result.figure().series["random"][1]) == 3
+
+
+def test_the_composition_that_is_used_does_no_harm(small_data: dict[str, Path]) -> None:
+    """The nearest to the ideal is one that loses accuracy (.51 for .5), or text (2.03 is more than 1 % above 2): it is
+    not used. One at 2.019 is, and where nothing is left the model as it is."""
+    space = evaluator(small_data).space
+
+    def point(composition: Composition, *values: float) -> tuple[Composition, Measured]:
+        return composition, Measured("measured", values, (0.0, 0.0))
+
+    own = point(space.unadapted, 0.5, 1.0, 0.0, 2.0)
+    far = point(some(space, first_layer=2), 0.6, 1.1, 50.0, 1.9)
+    inaccurate = point(space.alone(0), 0.51, 0.5, 0.0, 1.9)
+    harmful = point(space.alone(1), 0.0, 1.0, 1.0, 2.03)
+    good = point(space.together(), 0.0, 1.0, 2.0, 2.019)
+    assert knee_of([inaccurate, far], own) == own
+    assert knee_of([harmful, far], own) == own
+    assert knee_of([harmful, far, good], own) == good
+    assert knee_of([own, far], own) == knee_of([], own) == own
 
 
 def test_the_first_population_is_known_ones_and_random_ones(small_data: dict[str, Path]) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from training_core.compression.container import Container, ContainerError, read_container, write_container
+from training_core.compression.experts import PREFIX, FileExperts, read_experts
 from training_core.compression.tensor_code import HalfCode, Int8Code, TensorCode, TernaryCode, TernaryRowsCode
+from training_core.experts.singular import scaled_matrices
 from training_core.models.cognate import Cognate, CognateConfig
 from training_core.quantization.packing import load_packed
 from training_core.quantization.ternary import Granularity, Ternary, apply_ternary, ternarize, ternary_modules
@@ -19,10 +21,11 @@ NOT_STORED = ("latent", "halt_head.weight", "halt_head.bias")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model read from a file, with the tokenizer that the file carries."""
+    """A model read from a file, with the tokenizer and, where there are any, the experts that the file carries."""
 
     model: Cognate
     tokenizer_json: str
+    experts: FileExperts | None
 
 
 def make_compressible(model: Cognate, threshold: float, granularity: Granularity) -> None:
@@ -34,7 +37,13 @@ def make_compressible(model: Cognate, threshold: float, granularity: Granularity
     apply_ternary(model, matrix, threshold=threshold, granularity=granularity, activation_bits=0)
 
 
-def write_artifact(model: Cognate, tokenizer_json: str, threshold: float, granularity: Granularity) -> bytes:
+def write_artifact(
+    model: Cognate,
+    tokenizer_json: str,
+    threshold: float,
+    granularity: Granularity,
+    experts: FileExperts | None = None,
+) -> bytes:
     """The file's bytes. Ternary codes are entropy coded; norms are stored in 8 bits, small tensors in 16.
 
     Raises:
@@ -53,6 +62,9 @@ def write_artifact(model: Cognate, tokenizer_json: str, threshold: float, granul
             array = value.float().numpy()
             tensors[name] = Int8Code.from_values(array) if "norm" in name else HalfCode.from_values(array)
     config = {"cognate": _differences(model.config), "threshold": threshold, "granularity": granularity}
+    if experts is not None:
+        config["experts"] = list(experts.names)
+        tensors |= experts.codes(list(scaled_matrices(model)))
     return write_container(config, tokenizer_json, tensors)
 
 
@@ -68,10 +80,12 @@ def read_artifact(data: bytes) -> Artifact:
         threshold, granularity = container.config["threshold"], container.config["granularity"]
         model = Cognate(config)
         make_compressible(model, threshold, granularity)
+        matrices = scaled_matrices(model)
         load_packed(model, _tensors(container, config))
+        experts = read_experts(container, matrices)
     except (KeyError, TypeError, ValueError) as error:
         raise ContainerError(f"the container does not hold a Cognate model: {error}") from error
-    return Artifact(model.eval(), container.tokenizer_json)
+    return Artifact(model.eval(), container.tokenizer_json, experts)
 
 
 def _tensors(container: Container, config: CognateConfig) -> dict[str, torch.Tensor | Ternary]:
@@ -82,6 +96,8 @@ def _tensors(container: Container, config: CognateConfig) -> dict[str, torch.Ten
             owner = f"prelude.{layer}" if layer < split else f"core.{layer - split}"
             tensors[f"{owner}.attention.persistent"] = torch.zeros(0, config.d_model)
     for name, code in container.tensors.items():
+        if name.startswith(PREFIX):
+            continue
         if isinstance(code, TernaryCode):
             tensors[name] = Ternary(torch.from_numpy(code.codes.copy()), torch.tensor(code.scale))
         elif isinstance(code, TernaryRowsCode):

@@ -8,6 +8,7 @@ rest is coded without loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,16 +16,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from training_core.compression.artifact import make_compressible, write_artifact
+from training_core.compression.artifact import make_compressible, read_artifact, write_artifact
+from training_core.compression.experts import StudentExpertsConfig, StudentTeaching, teach_student
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.models.cognate import Carry, Cognate, CognateConfig, effective_weight
 from training_core.quantization.ternary import Granularity, hardness, set_hardness
+from training_core.questions.bank import QuestionBank
 from training_core.training.distillation import distil
 from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
 from training_core.training.reporting import Reporter
 
 
-class CompressionConfig(TrainingConfig, MixConfig):
+class CompressionConfig(TrainingConfig, MixConfig, StudentExpertsConfig):
     """Shape of the student, its ternary form, and its distillation."""
 
     student_d_model: int = Field(96, ge=8, description="Width of the student")
@@ -41,6 +44,26 @@ class CompressionConfig(TrainingConfig, MixConfig):
     )
     distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")
     temperature: float = Field(1.0, gt=0, description="Distillation temperature")
+
+
+def carry_experts(
+    payload: bytes,
+    student: Cognate,
+    names: Sequence[str],
+    families: Sequence[Sequence[str]],
+    config: CompressionConfig,
+    data: TrainingData,
+    bank: QuestionBank,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> tuple[bytes, StudentTeaching]:
+    """The file with experts of its own, one for each of the teacher's that helps, and what they are worth."""
+    decoded = read_artifact(payload).model
+    taught = teach_student(decoded, names, families, data, bank, config, config.seed, reporter, checkpoint)
+    if taught.kept is None:
+        return payload, taught
+    written = write_artifact(student, data.tokenizer_json, config.threshold, config.granularity, taught.kept)
+    return written, taught
 
 
 def student_config(config: CompressionConfig, teacher: CognateConfig) -> CognateConfig:

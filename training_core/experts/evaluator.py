@@ -146,7 +146,7 @@ def recursing(model: Cognate, recursion: Mapping[str, float]) -> Iterator[Cognat
     try:
         yield model
     finally:
-        pass
+        model.config = before
 
 
 def from_layer(experts: Sequence[Expert], first_layer: int, num_prelude: int) -> list[Expert]:

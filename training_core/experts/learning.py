@@ -46,7 +46,7 @@ class ExpertLearningConfig(BaseModel):
 
     supervised_steps: int = Field(40, ge=1, description="Steps on worked completions")
     supervised_batch: int = Field(32, ge=1, description="Completions in each of them")
-    supervised_lr: float = Field(0.1, gt=0, description="Peak learning rate of p on worked completions")
+    supervised_lr: float = Field(0.2, gt=0, description="Peak learning rate of p on worked completions")
     supervised_kl_weight: float = Field(0.0, ge=0, description="Weight of staying as the model without the expert")
     reward_steps: int = Field(20, ge=1, description="Steps on rewarded attempts, each with new ones")
     reward_batch: int = Field(32, ge=1, description="Questions in each of them")
@@ -58,7 +58,7 @@ class ExpertLearningConfig(BaseModel):
         "none", description="What a reward is compared with: nothing, or the other attempts at the same question"
     )
     reward_max_tokens: int = Field(20, ge=1, description="Most tokens of an attempt")
-    low_rank_lr: float = Field(0.01, gt=0, description="Peak learning rate of the low-rank adapters")
+    low_rank_lr: float = Field(0.03, gt=0, description="Peak learning rate of the low-rank adapters")
     checkpoint_interval_s: float = Field(20.0, ge=0, description="Seconds between resume points")
     seed: int = Field(1337, ge=0, description="Seed of batches and attempts")
 

@@ -14,7 +14,7 @@ from training_core.training.reporting import Reporter
 
 
 def measure_expert_bundle(
-    bundle: Bundle, suite_folder: Path, parents: Mapping[str, Bundle], reporter: Reporter
+    bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter
 ) -> Measurement:
     """`measure_bundle` of the model without experts, and `expert_reproduction_error`.
 
@@ -22,7 +22,7 @@ def measure_expert_bundle(
         BundleError: when the bundle or a parent's record cannot be read.
         ValueError: when a parent was measured on another suite.
     """
-    measurement = measure_bundle(bundle, suite_folder, parents, reporter)
+    measurement = measure_bundle(bundle, suite, parents, reporter)
     return replace(
         measurement, metrics={**measurement.metrics, "expert_reproduction_error": reproduction_error(bundle)}
     )

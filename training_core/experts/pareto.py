@@ -60,9 +60,7 @@ def non_dominated(objectives_NM: Floats) -> list[int]:
 def hypervolume(objectives_NM: Floats, box: Box) -> float:
     """Share of the box, in [0, 1], that the points dominate [2]. A point outside the box contributes nothing."""
     hv = _hv()
-    unit_NM = box.unit(objectives_NM)
-    inside = unit_NM[(unit_NM < 1).all(1)]
-    return float(hv(ref_point=np.ones(len(box.low)))(inside)) if len(inside) else 0.0
+    return float(hv(ref_point=np.ones(len(box.low)))(box.unit(objectives_NM))) if len(objectives_NM) else 0.0
 
 
 def knee(objectives_NM: Floats, allowed: Sequence[bool], accuracy_loss: int = 0) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -182,6 +182,19 @@ def search(
     return _result(evaluator, tuple(progress.runs), unadapted, box)
 
 
+def knee_of(
+    front: Sequence[tuple[Composition, Measured]], unadapted: tuple[Composition, Measured]
+) -> tuple[Composition, Measured]:
+    """The `pareto.knee` of a front and the unadapted model, among those whose accuracy is not below that model's and
+    whose bits per byte are at most 1 % above it. The model is one of them, so that there always is one."""
+    candidates = [*front, *([] if unadapted in front else [unadapted])]
+    objectives = np.array([_objectives(measured) for _, measured in candidates])
+    own = _objectives(unadapted[1])
+    loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
+    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
+    return candidates[knee(objectives, allowed.tolist(), loss)]
+
+
 def starting_population(space: Space, population: int, seed: int) -> Floats:
     """Genomes (P, n) that all decode to something else: unadapted, every expert alone, all together, then random.
 
@@ -236,16 +249,8 @@ def _result(evaluator: Evaluator, runs: tuple[Run, ...], unadapted: Measured, bo
     found = list(dict.fromkeys(space.of_codes(codes) for run in runs for codes in run.front))
     first = non_dominated(np.array([_objectives(evaluator.known[c]) for c in found]))
     front = [(found[i], evaluator.known[found[i]]) for i in first]
-    candidates = dict(front) | {space.unadapted: unadapted}
-    objectives = np.array([_objectives(measured) for measured in candidates.values()])
-    own = _objectives(unadapted)
-    loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
-    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
-    chosen = list(candidates)[knee(objectives, allowed.tolist(), loss)]
-    return SearchResult(
-        runs, tuple(front), (chosen, candidates[chosen]), (space.unadapted, unadapted), box, evaluator.latencies,
-        len(evaluator.known),
-    )  # fmt: skip
+    own = (space.unadapted, unadapted)
+    return SearchResult(runs, tuple(front), knee_of(front, own), own, box, evaluator.latencies, len(evaluator.known))
 
 
 def _box(evaluator: Evaluator, unadapted: Measured) -> Box:

@@ -136,6 +136,11 @@ class Expert:
         )
 
 
+def scaled_matrices(model: Cognate) -> dict[str, int]:
+    """The matrices that experts scale, in the order of the model, and how many singular values each has."""
+    return {name: min(effective_weight(layer).shape) for name, layer in model.named_modules() if name.endswith(SCALED)}
+
+
 def mixture(experts: Sequence[Expert], weights_K: Tensor) -> dict[str, Tensor]:
     """m = 1 + sum_k w_k (m_k - 1) of each matrix: weights (..., experts) -> (..., r). What the weights leave to 1 is
     the model as it is; with weights that sum to 1 it is sum_k w_k m_k of [1], section 3.2."""
