@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,12 +20,12 @@ from rich.markup import escape
 
 from forge_assets.cli_repair import app as repair_app
 from forge_assets.cli_sandbox import app as sandbox_app
+from forge_assets.speaking import Switch, from_artifact, from_bundle, from_experts
 
 if TYPE_CHECKING:
     from forge_assets.freshness import Forge
     from forge_assets.ledger import Ledger
     from training_core.bundle import Bundle
-    from training_core.reasoning.injection import Rule
 
 app = typer.Typer(
     name="forge",
@@ -38,8 +38,6 @@ app.add_typer(sandbox_app)
 app.add_typer(repair_app)
 INTERRUPTED = 130
 _ROOT = Path(__file__).resolve().parents[1]
-Switch = Literal["auto", "on", "off"]
-Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and what was thought before it
 Profile = Annotated[str, typer.Option(help="nano, mini or forge_25m.", envvar="FORGE_PROFILE")]
 
 
@@ -105,18 +103,36 @@ def generate(
         str | None, typer.Option(help="Where to think: difficulty (the default), surprise, everywhere or never.")
     ] = None,
     show_thoughts: Annotated[bool, typer.Option("--show-thoughts", help="Print thoughts, in brackets.")] = False,
+    experts: Annotated[Switch, typer.Option(help="auto: answer with experts where there are any.")] = "auto",
+    point: Annotated[
+        int | None, typer.Option(help="Compose the experts as at this point of the search's front (forge report).")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 120,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Mass of the tokens drawn from.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
 ) -> None:
-    """Continue a text with a compressed model, or with any model of the graph; a reasoning_model can think."""
+    """Continue a text with a compressed model, or with any model of the graph.
+
+    A reasoning_model can think, an expert_model and a compressed file answer with the experts that they route to.
+    """
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with _errors():
         if artifact is not None and model is None:
-            pieces = _from_artifact(artifact, prompt, thoughts, rule, options)
+            if thoughts == "on" or rule is not None or point is not None:
+                raise ValueError(
+                    f"{artifact} is a compressed model, which cannot think: use --model reasoning_model for that; "
+                    "another --point has --model expert_model"
+                )
+            pieces = from_artifact(artifact, prompt, experts, options)
         elif model is not None and artifact is None:
-            pieces = _from_store(model, prompt, thoughts, rule, options, explain=show_thoughts)
+            bundle = _latest(model)
+            if experts == "on" or point is not None or (experts == "auto" and "experts" in bundle.model_config):
+                if thoughts == "on" or rule is not None:
+                    raise ValueError(f"{model} answers with experts or thinks, not both: leave one of the two out")
+                pieces = from_experts(bundle, prompt, point, options)
+            else:
+                pieces = from_bundle(bundle, model, prompt, thoughts, rule, options, explain=show_thoughts)
         else:
             raise ValueError("give either --artifact FILE or --model ASSET: it says which model goes on from the text")
         typer.echo(prompt, nl=False)
@@ -184,53 +200,6 @@ def up(
         console.print(f"Starting; logs in {home / 'logs'}", soft_wrap=True)
         serve(wanted, environment, ready)
         console.print("Stopped.")
-
-
-def _from_artifact(path: Path, prompt: str, thoughts: Switch, rule: str | None, options: dict[str, Any]) -> Pieces:
-    if thoughts == "on" or rule is not None:
-        raise ValueError(f"{path} is a compressed model, which cannot think: use --model reasoning_model for that")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; forge report names the file") from error
-    from tokenizers import Tokenizer
-
-    from training_core.compression.artifact import read_artifact
-    from training_core.generation import generate
-
-    read = read_artifact(data)
-    drawn = generate(read.model, Tokenizer.from_str(read.tokenizer_json), prompt, **options)
-    return ((piece, None) for piece in drawn)
-
-
-def _from_store(
-    asset: str, prompt: str, thoughts: Switch, rule: str | None, options: dict[str, Any], *, explain: bool
-) -> Pieces:
-    """With `explain` it is said why a model does not think."""
-    bundle = _latest(asset)
-    from tokenizers import Tokenizer
-
-    from training_core.generation import generate
-    from training_core.loading import load_model
-    from training_core.reasoning.bundles import load_reasoner
-    from training_core.reasoning.generation import think_and_generate
-
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
-    reason = "you said --thoughts off"
-    if thoughts == "auto":
-        reason = f"{asset} has no thoughts (a reasoning_model has)"
-    if thoughts == "on" or (thoughts == "auto" and "thoughts" in bundle.model_config):
-        reasoner = load_reasoner(bundle)
-        if thoughts == "on" or reasoner.enabled:
-            where = cast("Rule", rule or "difficulty")
-            spoken = think_and_generate(reasoner, tokenizer, prompt, rule=where, **options)
-            return ((piece.text, piece.thoughts) for piece in spoken)
-        reason = f"the thoughts of {asset} were not found to help; --thoughts on has it think all the same"
-    if rule is not None:
-        raise ValueError(f"--rule says where to think, but nothing is thought: {reason}")
-    if explain:
-        typer.echo(f"forge: nothing is thought: {reason}", err=True)
-    return ((piece, None) for piece in generate(load_model(bundle), tokenizer, prompt, **options))
 
 
 def _latest(asset: str) -> "Bundle":

@@ -81,7 +81,7 @@ class Nsga2:
         found = Population.empty() if found is None else found
         missing = (self._population - len(found), self._problem.n_var)
         if missing[0]:
-            found = Population.merge(found, Population.new(X=np.random.default_rng().random(missing)))
+            found = Population.merge(found, Population.new(X=self._algorithm.random_state.random(missing)))
         self._asked = found
         genomes: Floats = found.get("X").astype(np.float64)
         return genomes
