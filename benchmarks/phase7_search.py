@@ -85,7 +85,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
             for rows in (len(given.questions), len(given.inputs_WS))
         ]
         found[name] = Evaluator(
-            scalable, experts, given, *answers, router_bytes=100, latency_bound=4.0, latency_questions=16,
+            scalable, experts, given, *answers, router_bytes=100, latency_bound=4.0, latency_questions=4,
             latency_repeats=3, keep_activations=keep,
         )  # fmt: skip
     return found

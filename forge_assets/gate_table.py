@@ -50,25 +50,19 @@ def _thought_claim(name: str, metric: str, against: str) -> Gate:
 
 
 def _keeps_text(asset: str, parent: str) -> Gate:
-    return Gate(
+    return _at_most(
         asset,
         "keeps_text",
         "bits_per_byte_ratio_to_best_parent_high",
-        "at_most",
         1.02,
         "bits per byte on held-out documents, high end of the paired 95 % interval",
-        against=parent,
+        parent,
     )
 
 
 def _sandbox_holds(asset: str) -> Gate:
-    return Gate(
-        asset,
-        "sandbox_holds",
-        "sandbox_breaches",
-        "at_most",
-        0,
-        "abuses that succeeded against the sandbox in the place where the phase ran",
+    return _at_most(
+        asset, "sandbox_holds", "sandbox_breaches", 0, "abuses that succeeded against the sandbox where the phase ran"
     )
 
 
@@ -100,23 +94,21 @@ def _at_most(asset: str, name: str, metric: str, threshold: float, evidence: str
 GATES: tuple[Gate, ...] = (
     *(gate for asset in MODELS for gate in _validity(asset)),
     *(_learned(asset) for asset in ("trunk", "cognate_reasoning", "cognate_memory", "cognate_speed")),
-    Gate(
+    _at_most(
         "merged_model",
         "not_worse",
         "bits_per_byte_over_best_parent",
-        "at_most",
         0.0,
         "bits per byte on the validation documents that the merge was chosen by",
-        against="the best parent",
+        "the best parent",
     ),
-    Gate(
+    _at_most(
         "merged_model",
         "holds_out",
         "bits_per_byte_ratio_to_best_parent_high",
-        "at_most",
         1.02,
         "bits per byte on held-out documents, high end of the paired 95 % interval",
-        against="the best parent",
+        "the best parent",
     ),
     Gate(
         "merged_model",
@@ -128,20 +120,18 @@ GATES: tuple[Gate, ...] = (
         against="the best parent",
         blocking=False,
     ),
-    Gate(
+    _at_most(
         "reasoning_model",
         "not_worse",
         "bits_per_byte_ratio_to_best_parent_high",
-        "at_most",
         1.01,
         "bits per byte on held-out documents with thoughts off, high end of the paired 95 % interval",
-        against="the merged model",
+        "the merged model",
     ),
-    Gate(
+    _at_most(
         "reasoning_model",
         "thoughts_causal",
         "thought_leaks",
-        "at_most",
         0,
         "thought tokens and logits with thoughts that moved, in any bit, when a later token did",
     ),
@@ -150,14 +140,13 @@ GATES: tuple[Gate, ...] = (
     _thought_claim("content", "thought_over_shuffled_hard_low", "the thoughts of another position"),
     _thought_claim("beyond_compute", "thought_over_pause_hard_low", "equal compute without content"),
     _thought_claim("reward", "thought_over_random_reward_hard_low", "training with a random reward"),
-    Gate(
+    _at_most(
         "ternary_model",
         "retains",
         "bits_per_byte_ratio_to_best_parent_high",
-        "at_most",
         1.10,
         "bits per byte on held-out documents, high end of the paired 95 % interval",
-        against="the model before quantization",
+        "the model before quantization",
     ),
     Gate(
         "ternary_model",
@@ -190,7 +179,7 @@ GATES: tuple[Gate, ...] = (
         "edge_gain",
         "levels by which the hardest level at 75 % rose, on fresh questions",
         "the ternary model",
-        threshold=1,
+        1,
     ),
     _promise(
         "practised_model",
@@ -256,14 +245,13 @@ GATES: tuple[Gate, ...] = (
         "chance",
     ),
     _keeps_text("baked_model", "the curriculum model"),
-    Gate(
+    _at_most(
         "baked_model",
         "keeps_families",
         "worst_family_drop_high",
-        "at_most",
         0.034,
         "fall of expected accuracy on test questions in the worst task family, high end of the paired 95 % interval",
-        against="the curriculum model",
+        "the curriculum model",
     ),
     Gate(
         "baked_model",
@@ -311,39 +299,35 @@ GATES: tuple[Gate, ...] = (
         "the curriculum model",
     ),
     _keeps_text("expert_model", "the baked model"),
-    Gate(
+    _at_most(
         "expert_model",
         "routed_text",
         "routed_bits_per_byte_ratio_high",
-        "at_most",
         1.02,
         "bits per byte on held-out documents with routed experts, high end of the paired 95 % interval",
-        against="the baked model",
+        "the baked model",
     ),
-    Gate(
+    _at_most(
         "expert_model",
         "no_family_worse",
         "worst_family_drop_low",
-        "at_most",
         0.0,
         "fall of expected accuracy on test questions with routed experts in the worst task family, low end of the "
         "paired 95 % interval: above 0 a family is worse beyond chance",
-        against="the baked model",
+        "the baked model",
     ),
-    Gate(
+    _at_most(
         "expert_model",
         "fast_enough",
         "latency_over_one_pass",
-        "at_most",
         6.0,
         "seconds to answer a question in two passes over those of one pass",
-        against="the model without experts",
+        "the model without experts",
     ),
-    Gate(
+    _at_most(
         "expert_model",
         "reproduces",
         "expert_reproduction_error",
-        "at_most",
         1e-3,
         "largest difference of any logit between experts as they were measured and as they decode from the bundle, "
         "with the stored decomposition and with one that is worked out again",

@@ -15,7 +15,7 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CORE_MAY_IMPORT = {
     "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "reasoning_gym",
-    "pycosat", "training_core",
+    "pycosat", "pymoo", "training_core",
 }  # fmt: skip
 
 

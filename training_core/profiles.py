@@ -148,10 +148,14 @@ NANO: dict[str, Values] = {
         "max_turn": 2,
     },
     "expert_model": {
-        "supervised_steps": 15,
+        "most_experts": 4,
+        "hardest_level": 3,
+        "supervised_steps": 30,
         "supervised_batch": 16,
         "reward_steps": 8,
-        "reward_batch": 24,
+        "reward_batch": 16,
+        "reward_attempts": 2,
+        "reward_baseline": "group",
         "reward_max_tokens": 8,
         "few_shot_population": 16,
         "few_shot_rounds": 4,
@@ -159,7 +163,7 @@ NANO: dict[str, Values] = {
         "search_generations": 6,
         "profile_questions": 16,
         "chosen_questions": 16,
-        "measured_questions": 32,
+        "measured_questions": 40,
     },
     "compressed_model": {
         "student_d_model": 128,
@@ -176,6 +180,9 @@ NANO: dict[str, Values] = {
         "grokfast_lambda": 0.0,
         "decay_fraction": 0.6,
         "distillation_weight": 0.3,
+        "expert_steps": 30,
+        "expert_batch": 16,
+        "expert_lr": 0.2,
     },
 }
 

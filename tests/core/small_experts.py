@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from safetensors.torch import save_file
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_cycles import parent
-from tests.core.test_character_phase import bank
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.experts import evaluator
@@ -22,6 +22,8 @@ from training_core.experts.phase import make_experts
 from training_core.phases import Product
 from training_core.quantization.training import TernarySettings
 from training_core.questions.bank import QuestionBank
+from training_core.questions.ladder import cells, make
+from training_core.questions.question import Question
 from training_core.questions.tools import ToolBox
 from training_core.training.reporting import Reporter, SilentReporter
 
@@ -34,6 +36,21 @@ TINY = {
     "chosen_questions": 6, "measured_questions": 6, "routed_tokens": 8, "router_texts": 12, "router_questions": 6,
     "most_experts": 3, "checkpoint_interval_s": 0.0,
 }  # fmt: skip
+
+
+FAMILIES = ("copying", "counting", "lists", "ordering")
+
+
+def bank(families: Sequence[str] = FAMILIES) -> QuestionBank:
+    """Twelve questions for training and eight held out, twice, of each of four families of the easiest levels."""
+    parts: list[list[Question]] = [[], [], []]
+    for family in families:
+        kinds = [cell for level in (1, 2) for cell in cells(level) if cell.family == family]
+        made = list(dict.fromkeys(make(kinds[seed % len(kinds)], seed) for seed in range(90)))
+        distinct = list({question.prompt: question for question in made}.values())
+        for part, (start, end) in zip(parts, ((0, 12), (12, 20), (20, 28)), strict=True):
+            part += distinct[start:end]
+    return QuestionBank(*parts, spent_usd=0.0, note="")
 
 
 def config(**changes: object) -> ExpertsConfig:

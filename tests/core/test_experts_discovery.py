@@ -193,6 +193,20 @@ def test_planted_directions_are_found(k: int, per: int) -> None:
     assert min(result.pair_agreement or 0 for result in stable) >= 0.95
 
 
+def test_the_fewest_clusters_within_one_standard_error_of_the_best_are_taken() -> None:
+    """Every family has a little direction of its own, so that more clusters are sometimes best, by less than chance."""
+    results = []
+    for seed in range(6):
+        given, generator = planted(3, 3, seed), torch.Generator().manual_seed(1000 + seed)
+        own_FP = 0.7 * 120**-0.5 * torch.randn(9, 120, generator=generator)
+        own_QP = own_FP[[int(family[-2:]) for family in given.families]]
+        results.append(found(profile(list(given.families), given.gradients["m"] + own_QP), seed))
+    for result in results:
+        assert result.wanted == min(step.k for step in result.curve if step.behind <= step.standard_error)
+    assert [result.wanted for result in results] == [3] * 6
+    assert [min(result.curve, key=lambda step: step.behind).k for result in results] == [3, 4, 3, 3, 5, 3]
+
+
 def test_families_that_are_alike_get_the_fewest_experts_and_it_says_so() -> None:
     results = [found(planted(1, 6, seed), seed, resamples=5) for seed in range(10)]
     assert sum(result.wanted == 1 and result.num_experts == 3 for result in results) >= 9

@@ -64,14 +64,14 @@ class Experts:
 
     def tensors(self, probed_BS: Tensor) -> dict[str, Tensor]:
         """Everything but the composition, as tensors of a bundle."""
-        tensors = {f"{EXPERTS}probe.tokens": probed_BS.cpu(), f"{EXPERTS}probe.logits": self.probe(probed_BS)}
+        tensors = {f"{EXPERTS}probe.tokens": probed_BS, f"{EXPERTS}probe.logits": self.probe(probed_BS)}
         tensors |= self.head.tensors(f"{EXPERTS}head.")
         for number, expert in enumerate(self.experts):
             tensors |= expert.tensors(f"{EXPERTS}{number}.")
         for name, its in self.scalable.singular.items():
             parts = {"u": its.u_OR, "s": its.s_R, "v": its.v_IR}
-            tensors |= {f"{EXPERTS}svd.{name}.{part}": tensor.cpu() for part, tensor in parts.items()}
-        return tensors
+            tensors |= {f"{EXPERTS}svd.{name}.{part}": tensor for part, tensor in parts.items()}
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     def document(self, families: Sequence[Sequence[str]]) -> dict[str, Any]:
         """What stands in the bundle's configuration; `families` are those of each expert."""
@@ -98,19 +98,29 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
     try:
         names = tuple(document["names"])
         experts = tuple(Expert.from_tensors(tensors, f"{EXPERTS}{number}.") for number in range(len(names)))
-        singular = None if decompose_again else _decompositions(tensors)
-        return Experts(
-            Scalable(load_model(bundle), singular),
+        scalable = Scalable(load_model(bundle), None if decompose_again else _decompositions(tensors))
+        found = Experts(
+            scalable,
             experts,
             names,
             Head.from_tensors(tensors, f"{EXPERTS}head."),
             Composition.from_document(document["composition"]),
             int(document["routed_tokens"]),
         )
+        _check(found)
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"the experts of {bundle.folder} are damaged ({error}): materialize the asset again"
         ) from error
+
+
+def _check(found: Experts) -> None:
+    """Raises ValueError when names, experts, router and composition are not of as many, or not of these matrices."""
+    counts = {len(found.names), len(found.head.scales_C) - 1, len(found.composition.experts)}
+    widths = {name: its.s_R.shape for name, its in found.scalable.singular.items()}
+    if len(counts) != 1 or any({n: c.shape for n, c in its.codes.items()} != widths for its in found.experts):
+        raise ValueError(f"names, router and composition are of {sorted(counts)} experts, or of other matrices")
 
 
 def at_point(experts: Experts, exhibit: Mapping[str, Any], number: int) -> Experts:

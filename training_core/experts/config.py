@@ -15,6 +15,8 @@ class MeasuringConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    hardest_level: int = Field(10, ge=1, le=10, description="Hardest level whose questions count, of every family")
+    most_experts: int = Field(10, ge=1, le=10, description="Most experts, where the profile asks for more")
     profile_questions: int = Field(24, ge=4, description="Training questions of a family in the model's profile")
     profile_resamples: int = Field(100, ge=1, description="Resampled profiles that tell whether the number is stable")
     expert_questions: int = Field(400, ge=1, description="Training questions of a family that an expert learns from")

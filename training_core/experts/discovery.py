@@ -121,6 +121,8 @@ class Discovery:
                 f"{self.wanted} would do: N was raised to {self.num_experts}, the smallest allowed for "
                 f"{len(self.families)} families"
             )
+        if self.wanted > self.num_experts:
+            found.append(f"{self.wanted} are wanted: N was lowered to {self.num_experts}, the most that were allowed")
         if self.wanted == 1 and len(self.families) > 1:
             found.append("no structure was found: one direction serves all families as well as several do")
         if len(self.families) <= FEWEST_EXPERTS:
@@ -158,12 +160,17 @@ class Discovery:
         }
 
 
-def discover(profile: Profile, generator: torch.Generator, resamples: int = RESAMPLES) -> Discovery:
-    """Decide N and which families each expert has. `generator` divides the questions and draws the resamples.
+def discover(
+    profile: Profile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
+) -> Discovery:
+    """Decide N and which families each expert has. `generator` divides the questions and draws the resamples. There
+    are at most `most` experts, where fewer than 10 can be afforded.
 
     Raises:
-        ValueError: when no family has enough questions, or for no resamples.
+        ValueError: when no family has enough questions, for no resamples, or no expert.
     """
+    if not 1 <= most <= MOST_EXPERTS:
+        raise ValueError(f"there are 1 to {MOST_EXPERTS} experts, got {most} at most")
     if resamples < 1:
         raise ValueError(f"stability takes at least one resample, got {resamples}")
     counted = Counter(profile.families)
@@ -176,7 +183,7 @@ def discover(profile: Profile, generator: torch.Generator, resamples: int = RESA
     kept = torch.tensor([family in families for family in profile.families])
     u_QP = profile.directions()[kept]
     family_Q = torch.tensor([families.index(family) for family in profile.families if family in families])
-    problem = _Problem(u_QP @ u_QP.T, family_Q, _halves(family_Q, generator), len(families))
+    problem = _Problem(u_QP @ u_QP.T, family_Q, _halves(family_Q, generator), len(families), most)
     found = problem.solve(torch.ones(len(family_Q), dtype=torch.float64))
     again = [problem.solve(problem.resample(generator)) for _ in range(resamples)]
     together_FF = torch.stack([_together(other.clusters, len(families)) for other in again]).mean(0)
@@ -228,10 +235,10 @@ class _Solution:
 class _Problem:
     """The products of all questions' directions, their families and halves: all that clustering and gains depend on."""
 
-    def __init__(self, gram_QQ: Tensor, family_Q: Tensor, half_Q: Tensor, num_families: int) -> None:
+    def __init__(self, gram_QQ: Tensor, family_Q: Tensor, half_Q: Tensor, num_families: int, afforded: int) -> None:
         self.gram_QQ, self.half_Q, self.num_families = gram_QQ, half_Q, num_families
         self.member_FQ = torch.arange(num_families)[:, None] == family_Q
-        self.most = min(MOST_EXPERTS, num_families)
+        self.most, self.afforded = min(MOST_EXPERTS, num_families), afforded
 
     def means(self, u_QP: Tensor) -> Tensor:
         """mu of every family, (families, multipliers)."""
@@ -259,7 +266,7 @@ class _Problem:
         curve = [Step(k, gain, behind, error) for k, (gain, behind, error) in enumerate(told, 1)]
         wanted = next(step.k for step in curve if step.behind <= step.standard_error)
         similarity_FF, _ = self._similarity(counts_Q)
-        number = max(wanted, min(FEWEST_EXPERTS, self.num_families))
+        number = min(max(wanted, min(FEWEST_EXPERTS, self.num_families)), self.afforded)
         return _Solution(average_linkage(1 - similarity_FF)[-number], wanted, tuple(curve), similarity_FF)
 
     def _gains(self, counts_Q: Tensor) -> Tensor:

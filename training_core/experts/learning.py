@@ -6,8 +6,8 @@ P is the model with the expert, the reference the one without. Only p trains. P 
 and measured, every supervision step and halting as they are: not step by step with a loss for each, as the phases
 train that make the model.
 
-**Differs from the paper** [1 of `experts.singular`], in which reward alone trains experts (`experts.reinforce`) and
-this loss is an ablation, which comes out worse.
+**Differs from the paper** [1 of `experts.singular`], whose experts learn from reward (`experts.reinforce`); this
+loss is an ablation there and comes out worse. Which is better here is measured.
 
 Shape legend: B rows, S positions, V vocabulary, N learned tokens of all rows, R singular values.
 """
@@ -188,7 +188,7 @@ def divergence_of(scalable: Scalable, expert: Expert, examples: Sequence[Example
 
 
 def training_config(config: ExpertLearningConfig, steps: int, batch: int, lr: float, clip: float) -> TrainingConfig:
-    """AdamW in full precision, without decay and without the filter of slow gradients: of p, or of adapters."""
+    """Full precision, without decay and without the filter of slow gradients; AdamW moves p, Muon low-rank adapters."""
     return TrainingConfig(
         steps=steps,
         batch_size=batch,

@@ -73,8 +73,8 @@ def make_experts(
     generation of the search.
 
     Raises:
-        ValueError: when the questions of a family are too few for a race (`search_racing_share`), or the windows of
-            text are no longer than `routed_tokens`.
+        ValueError: when no questions are easy enough (`hardest_level`), those of a family are too few for a race
+            (`search_racing_share`), or the windows of text are no longer than `routed_tokens`.
     """
     parent.to(best_device()).eval()
     round_to_half_(parent)
@@ -122,7 +122,8 @@ class _Run:
         checkpoint: Path | None,
         fingerprint: str,
     ) -> None:
-        self.config, self.data, self.bank, self.suite = config, data, bank, suite
+        self.config, self.data, self.suite = config, data, suite
+        self.bank = bank = _up_to(bank, config.hardest_level)
         self.reporter, self.checkpoint, self.fingerprint = reporter, checkpoint, fingerprint
         self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
         self.stages = Stages(checkpoint, fingerprint, reporter)
@@ -136,7 +137,7 @@ class _Run:
         self.reporter.progress(0, 1, "the model's own profile")
         profile = measure_profile(self.scalable, self.asked(self.bank.train, self.config.profile_questions))
         generator = step_generator(self.config.seed, PROFILE_STEP)
-        found = discover(profile, generator, self.config.profile_resamples)
+        found = discover(profile, generator, self.config.profile_resamples, self.config.most_experts)
         self.reporter.progress(1, 1, f"the model's own profile: {found.num_experts} experts")
         return found
 
@@ -248,6 +249,16 @@ class _Run:
                 "are routed: lower routed_tokens, or raise search_window_tokens"
             )
         return replace(found, targets_WS=targets_WS)
+
+
+def _up_to(bank: QuestionBank, level: int) -> QuestionBank:
+    """The questions up to a level: of harder ones a small model has nothing to tell its experts apart by."""
+    train, validation, test = (
+        [question for question in part if question.level <= level] for part in (bank.train, bank.validation, bank.test)
+    )
+    if not train or not validation or not test:
+        raise ValueError(f"there are no questions up to level {level} in every split: raise hardest_level")
+    return replace(bank, train=train, validation=validation, test=test)
 
 
 def _metrics(

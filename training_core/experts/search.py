@@ -61,7 +61,7 @@ class SearchConfig(BaseModel):
     search_latency_bound: float = Field(
         4.0, ge=1, description="Most seconds for a question, in those of the unadapted model"
     )
-    search_latency_questions: int = Field(16, ge=1, description="Questions that are timed, at once")
+    search_latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
     search_latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
 
 

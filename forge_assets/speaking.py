@@ -1,0 +1,117 @@
+"""Text from a stored model, for `forge generate`: as it is, with thoughts, or with the experts that it routes to.
+
+Heavy libraries are imported where they are needed: a compressed file is read without Dagster and MLflow.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from training_core.bundle import Bundle
+    from training_core.reasoning.injection import Rule
+
+Switch = Literal["auto", "on", "off"]
+Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and what was thought before it
+
+
+def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, Any]) -> Pieces:
+    """From the file alone, with the expert that its router names; says which on standard error.
+
+    Raises:
+        ValueError: when the file cannot be read, or has no experts and they are asked for.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; forge report names the file") from error
+    from tokenizers import Tokenizer
+
+    from training_core.compression.artifact import read_artifact
+    from training_core.experts.singular import Scalable
+    from training_core.generation import generate
+
+    read = read_artifact(data)
+    tokenizer = Tokenizer.from_str(read.tokenizer_json)
+    if experts == "off" or read.experts is None:
+        if experts == "on":
+            raise ValueError(f"{path} carries no experts: none of them helped when it was made; leave --experts on out")
+        return ((piece, None) for piece in generate(read.model, tokenizer, prompt, **options))
+    stack = ExitStack()
+    answering = read.experts.answering(Scalable(read.model), tokenizer.encode(prompt).ids, tokenizer)
+    model, name = stack.enter_context(answering)
+    _say([name] if name else [])
+    return _within(stack, generate(model, tokenizer, prompt, **options))
+
+
+def from_experts(bundle: "Bundle", prompt: str, point: int | None, options: dict[str, Any]) -> Pieces:
+    """From a model with experts, composed for the prompt as its search chose, or as at another point of the front.
+
+    Raises:
+        BundleError: when the model has none. ValueError: when the front has no such point.
+    """
+    from tokenizers import Tokenizer
+
+    from training_core.experts.bundles import at_point, load_experts
+    from training_core.generation import generate
+
+    loaded, tokenizer = load_experts(bundle), Tokenizer.from_str(bundle.tokenizer_json())
+    if point is not None:
+        loaded = at_point(loaded, bundle.exhibits()["experts"], point)
+    stack = ExitStack()
+    model, weights = stack.enter_context(loaded.answering(tokenizer.encode(prompt).ids, tokenizer))
+    _say([f"{name} x {weight:.2f}" for name, weight in weights.items() if weight > 0])
+    return _within(stack, generate(model, tokenizer, prompt, **options))
+
+
+def from_bundle(
+    bundle: "Bundle",
+    asset: str,
+    prompt: str,
+    thoughts: Switch,
+    rule: str | None,
+    options: dict[str, Any],
+    *,
+    explain: bool,
+) -> Pieces:
+    """From the model of an asset, with thoughts where it has any and they help. With `explain` it is said why not.
+
+    Raises:
+        ValueError: when a rule says where to think and nothing is thought.
+    """
+    from tokenizers import Tokenizer
+
+    from training_core.generation import generate
+    from training_core.loading import load_model
+    from training_core.reasoning.bundles import load_reasoner
+    from training_core.reasoning.generation import think_and_generate
+
+    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    reason = "you said --thoughts off"
+    if thoughts == "auto":
+        reason = f"{asset} has no thoughts (a reasoning_model has)"
+    if thoughts == "on" or (thoughts == "auto" and "thoughts" in bundle.model_config):
+        reasoner = load_reasoner(bundle)
+        if thoughts == "on" or reasoner.enabled:
+            where = cast("Rule", rule or "difficulty")
+            spoken = think_and_generate(reasoner, tokenizer, prompt, rule=where, **options)
+            return ((piece.text, piece.thoughts) for piece in spoken)
+        reason = f"the thoughts of {asset} were not found to help; --thoughts on has it think all the same"
+    if rule is not None:
+        raise ValueError(f"--rule says where to think, but nothing is thought: {reason}")
+    if explain:
+        typer.echo(f"forge: nothing is thought: {reason}", err=True)
+    return ((piece, None) for piece in generate(load_model(bundle), tokenizer, prompt, **options))
+
+
+def _within(stack: ExitStack, pieces: Iterator[str]) -> Pieces:
+    """The pieces, drawn while the model is composed."""
+    with stack:
+        yield from ((piece, None) for piece in pieces)
+
+
+def _say(experts: list[str]) -> None:
+    typer.echo(f"forge: answers with {', '.join(experts) or 'no expert'}", err=True)
