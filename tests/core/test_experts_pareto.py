@@ -66,18 +66,28 @@ def test_a_box_without_room_is_refused() -> None:
 
 
 def test_knee_by_hand() -> None:
-    """Over the four points the objectives become (0, 1), (.5, .5), (.05, .9), (1, 0): distances 1, .707, .901 and 1;
-    the sum of the third would be the least. The third objective is the same everywhere and counts for nothing."""
-    points = np.array([[0.0, 10.0, 3.0], [2.0, 5.0, 3.0], [0.2, 9.0, 3.0], [4.0, 0.0, 3.0]])
-    assert knee(points, [True] * 4) == 1
-    assert knee(points, [True, False, True, True]) == 2
-    assert knee(points, [False, False, False, True]) == 3
+    """Gains over the last point are .4, .37, .35 and 0; nine tenths of the largest are .36. Costs are .9 + .5, .5 + .6
+    and .1 + .1: the third would be the cheapest and gains too little. The last objective counts for nothing."""
+    points = np.array(
+        [
+            [0.5, 9.0, 50.0, 3.0],
+            [0.53, 5.0, 60.0, 3.0],
+            [0.55, 1.0, 10.0, 3.0],
+            [0.9, 0.0, 0.0, 3.0],
+            [0.2, 10.0, 100.0, 3.0],
+        ]
+    )
+    assert knee(points, [True, True, True, True, False], 3) == 1
+    assert knee(points, [True, False, True, True, False], 3) == 0
+    assert knee(points, [False, False, True, True, False], 3) == 2
+    assert knee(points, [False, False, False, True, False], 3) == 3
     with pytest.raises(ValueError, match="no point is allowed"):
-        knee(points, [False] * 4)
+        knee(points, [False] * 5, 3)
 
 
-def test_of_points_equally_near_the_more_accurate_is_the_knee() -> None:
-    points = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert knee(points, [True, True]) == 1
-    assert knee(points, [True, True], accuracy_loss=1) == 0
-    assert knee(points[:1], [True]) == 0, "a point alone, without a span"
+def test_of_points_that_cost_alike_the_better_is_the_knee_and_without_a_gain_the_cheapest() -> None:
+    points = np.array([[0.50, 1.0, 0.0], [0.49, 0.0, 1.0], [0.9, 0.0, 0.0]])
+    assert knee(points, [True] * 3, 2) == 1
+    assert knee(points[2:], [True], 0) == 0, "a point alone, without a span"
+    worse = np.array([[0.6, 0.0, 0.0], [0.5, 1.0, 0.0]])
+    assert knee(worse, [False, True], 1) == 1

@@ -212,8 +212,8 @@ def test_the_front_holds_what_is_feasible_and_not_dominated(whole: tuple[SearchR
 
 
 def test_the_composition_that_is_used_does_no_harm(small_data: dict[str, Path]) -> None:
-    """The nearest to the ideal is one that loses accuracy (.51 for .5), or text (2.03 is more than 1 % above 2): it is
-    not used. One at 2.019 is, and where nothing is left the model as it is."""
+    """What loses accuracy (.51 for .5), or text (2.03 is more than 1 % above 2), is not used, however cheap it is. One
+    at 2.019 is, and where nothing is left the model as it is."""
     space = evaluator(small_data).space
 
     def point(composition: Composition, *values: float) -> tuple[Composition, Measured]:

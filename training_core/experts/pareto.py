@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+KEPT_GAIN = 0.9  # of the largest gain in accuracy, that the point in use has
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,13 @@ def hypervolume(objectives_NM: Floats, box: Box) -> float:
     return float(hv(ref_point=np.ones(len(box.low)))(box.unit(objectives_NM))) if len(objectives_NM) else 0.0
 
 
-def knee(objectives_NM: Floats, allowed: Sequence[bool], accuracy_loss: int = 0) -> int:
-    """The allowed point that is nearest to the ideal one.
+def knee(objectives_NM: Floats, allowed: Sequence[bool], reference: int) -> int:
+    """The cheapest allowed point that keeps nine tenths of the largest gain.
 
-    Every objective is brought to [0, 1] over all points, one that is the same everywhere to 0; the ideal point is 0
-    and the distance Euclidean. Of points equally near the one of least accuracy loss (objective `accuracy_loss`), of
-    those the first.
+    Gain is how far the first objective lies below that of the point `reference`, the largest that of any allowed point.
+    What a point costs are its other objectives, each brought to [0, 1] over all points, added up; one that is the same
+    everywhere counts for nothing. Of points that cost alike the one with the larger gain, of those the first. Beyond
+    nine tenths of what there is to gain, more of it is bought dearly: where the curve bends.
 
     Raises:
         ValueError: when no point is allowed.
@@ -77,9 +79,11 @@ def knee(objectives_NM: Floats, allowed: Sequence[bool], accuracy_loss: int = 0)
         raise ValueError("no point is allowed to be the knee: give the unadapted model's as well")
     low, span = objectives_NM.min(0), np.ptp(objectives_NM, axis=0)
     unit_NM = (objectives_NM - low) / np.where(span > 0, span, 1.0)
-    distances = np.sqrt((unit_NM**2).sum(1))
-    order = sorted((float(distances[i]), float(objectives_NM[i, accuracy_loss]), i) for i in np.flatnonzero(allowed))
-    return int(order[0][2])
+    costs = unit_NM[:, 1:].sum(1)
+    gains = objectives_NM[reference, 0] - objectives_NM[:, 0]
+    there = np.flatnonzero(allowed)
+    enough = [i for i in there if gains[i] >= KEPT_GAIN * gains[there].max()]
+    return int(min(enough, key=lambda i: (float(costs[i]), -float(gains[i]), i)))
 
 
 def _hv() -> Any:

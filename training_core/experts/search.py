@@ -192,7 +192,7 @@ def knee_of(
     own = _objectives(unadapted[1])
     loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
     allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
-    return candidates[knee(objectives, allowed.tolist(), loss)]
+    return candidates[knee(objectives, allowed.tolist(), candidates.index(unadapted))]
 
 
 def starting_population(space: Space, population: int, seed: int) -> Floats:

@@ -20,8 +20,8 @@ CRITERION = (
     "of the best; it is raised to 3, or to the number of families, or lowered to 10."
 )
 RULE = (
-    "Chosen is the knee: the point nearest to the best of every objective, each scaled to its range on the front, "
-    "among those at least as accurate as the model without experts and within 1 % of its bits per byte."
+    "Chosen is the knee: of all points that keep nine tenths of the largest gain in accuracy the one that costs least "
+    "in time, bytes and bits per byte, each scaled to its range on the front; at most 1 % bits per byte are given away."
 )
 NAMES = {
     "none": ("no expert", "none"),
