@@ -5,8 +5,8 @@
     experts.head.*     the router, as `experts.routing.Head`: int8 codes, float16 scales and biases
 
 The teacher says how many experts there are and for which families. Each learns from the same completions, on the
-student as it decodes from its file; one that does not help on validation questions stays out of the file. What is
-decomposed is the decoded ternary weight, in float64, so that no decomposition is stored.
+student as it decodes from its file; one that does not help beyond chance on validation questions stays out of the file.
+What is decomposed is the decoded ternary weight, in float64, so that no decomposition is stored.
 
 **Does not cover** a search over compositions: the likeliest expert of a text has all the weight.
 """
@@ -200,12 +200,12 @@ def read_experts(container: Container, matrices: Mapping[str, int]) -> FileExper
 
 
 def _helpful(chosen_on: Alone, families: Sequence[Sequence[str]]) -> list[int]:
-    """The experts, from 0, whose families are answered better with them, on validation questions."""
+    """The experts, from 0, with which their families are answered better beyond chance, on validation questions."""
     kept = []
     for number, its in enumerate(families):
-        there = torch.tensor([question.family in its for question in chosen_on.questions])
-        with_Q, without_Q = chosen_on.expected_KQ[number + 1][there], chosen_on.none_Q[there]
-        if bool(there.any()) and bool(with_Q.mean() > without_Q.mean()):
+        places = [place for place, question in enumerate(chosen_on.questions) if question.family in its]
+        with_Q, without_Q = chosen_on.expected_KQ[number + 1][places], chosen_on.none_Q[places]
+        if places and gain(with_Q, without_Q, [chosen_on.questions[place] for place in places]).low > 0:
             kept.append(number)
     return kept
 
