@@ -33,7 +33,8 @@ PARENTS = {
     "practised_model": {"ternary_model", "question_bank"},
     "curriculum_model": {"practised_model", "question_bank"},
     "baked_model": {"curriculum_model", "question_bank"},
-    "compressed_model": {"baked_model"},
+    "expert_model": {"baked_model", "question_bank"},
+    "compressed_model": {"expert_model", "question_bank"},
 }
 DATA = {"question_bank", "tokens", "task_bank", "evaluation_suite", "tokenizer", "corpus"}
 
