@@ -29,7 +29,8 @@ def render(name: str, document: Any) -> str:
         ExhibitError: for a name without a renderer, or a document that breaks its schema.
     """
     exhibit = _exhibit(name)
-    return f'<div class="exhibit-{name}">{exhibit.html(exhibit.read(document))}</div>'
+    kind = f"exhibit-{name} exhibit-measures" if exhibit.measures else f"exhibit-{name}"
+    return f'<div class="{kind}">{exhibit.html(exhibit.read(document))}</div>'
 
 
 def markdown(name: str, document: Any) -> str:

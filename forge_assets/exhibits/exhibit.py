@@ -39,7 +39,8 @@ class Exhibit(Generic[D]):
     """How documents of the schema `D` are shown.
 
     `html` gives the section's content without its title, `markdown` at most 30 lines, `css` the rules that `html`
-    needs besides the page's own; their selectors start with a class of the exhibit.
+    needs besides the page's own; their selectors start with a class of the exhibit. `measures` says whether the rules
+    of `measured.css` hold for it too.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Exhibit(Generic[D]):
     html: Callable[[D], str]
     markdown: Callable[[D], str]
     css: str
+    measures: bool = True
 
     def read(self, document: Any) -> D:
         """The document as its schema, read as JSON as the bundle keeps it.

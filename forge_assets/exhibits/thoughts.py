@@ -227,4 +227,4 @@ def _spans(tokens: Sequence[HeatMapToken], kind: str) -> str:
 
 
 _CSS = resources.files("forge_assets.exhibits").joinpath("thoughts.css").read_text()
-EXHIBIT = Exhibit("Thoughts", Thoughts, html, markdown, _CSS)
+EXHIBIT = Exhibit("Thoughts", Thoughts, html, markdown, _CSS, measures=False)

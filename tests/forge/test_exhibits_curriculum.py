@@ -518,7 +518,7 @@ def test_heat_map_escapes_its_names() -> None:
 def test_styles_are_on_the_page_and_of_these_exhibits_alone() -> None:
     for selector in re.findall(r"(?m)^([^@{}]+)\{", exhibits.style()):
         assert all(part.strip().startswith(".exhibit-") for part in selector.split(",")), selector
-    assert ".exhibit-practice .tracks" in exhibits.style()
+    assert ".exhibit-measures .tracks" in exhibits.style()
 
 
 def test_rules_that_were_not_kept_are_told() -> None:
