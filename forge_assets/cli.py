@@ -37,6 +37,7 @@ app = typer.Typer(
 app.add_typer(sandbox_app)
 app.add_typer(repair_app)
 INTERRUPTED = 130
+WAITING_SPINS = "1000"  # of a thread that waits for another; by default .3 million, which a busy core makes endless
 _ROOT = Path(__file__).resolve().parents[1]
 Profile = Annotated[str, typer.Option(help="nano, mini or forge_25m.", envvar="FORGE_PROFILE")]
 
@@ -279,6 +280,7 @@ def _environment(profile: str) -> None:
     os.environ["FORGE_PROFILE"] = profile
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)  # read by libgomp when torch is imported
     warnings.simplefilter("ignore")
     for name in ("dagster", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -163,8 +163,9 @@ NANO: dict[str, Values] = {
         "search_questions": 48,
         "search_windows": 2,
         "search_latency_repeats": 3,
-        "profile_questions": 16,
-        "chosen_questions": 16,
+        "profile_questions": 40,
+        "router_questions": 200,
+        "chosen_questions": 24,
         "measured_questions": 40,
     },
     "compressed_model": {

@@ -3,9 +3,9 @@
     profile -> N experts and their families -> an expert each -> a router -> a front of compositions -> the knee of it
 
 The model itself stays as it is, bit for bit: experts and router stand beside it. Choices are made on validation data:
-the better way to learn each expert, the best single expert, the composition. Where the chosen composition makes a
-family worse beyond chance on more validation questions than it was found on, the model answers without experts and the
-report says so. What is printed was measured on test questions and test text.
+the better way to learn each expert, the best single expert, the composition. One that makes a family worse beyond
+chance on validation questions is not used; where none is left the model answers without experts, and the report says
+why. What is printed was measured on test questions and test text.
 
 **Does not cover**: experts of text. Text is routed as questions are, by its first tokens, so that what an expert would
 do to it is measured and can be refused.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from training_core.experts.genome import Composition
 from training_core.experts.measurement import Answers, expected_by, measure_answers, measure_text
 from training_core.experts.profile import measure_profile
 from training_core.experts.routing import ClassifierRouter, PromptRouter
-from training_core.experts.search import SearchResult, search
+from training_core.experts.search import SearchResult, knee_of, search
 from training_core.experts.shown import exhibit
 from training_core.experts.singular import Scalable
 from training_core.experts.teaching import Taught, Teacher
@@ -84,8 +85,7 @@ def make_experts(
     taught = [run.teacher.teach(profile) for profile in discovery.experts]
     router = run.fit_router(discovery)
     found = run.search(taught, router)
-    why = run.harm(found.knee[0], taught, router)
-    composition = found.unadapted[0] if why else found.knee[0]
+    composition, why = run.choose(found, taught, router)
     answers = run.measure(discovery, taught, router, found, composition)
     experts = Experts(
         run.scalable,
@@ -168,25 +168,27 @@ class _Run:
         self.reporter.figure("search", found.figure())
         return found
 
-    def harm(self, composition: Composition, taught: list[Taught], router: ClassifierRouter) -> str:
-        """Why a composition is not used: the family that it makes worse beyond chance on validation questions; empty
-        where there is none."""
-        if not composition.adapts:
-            return "no composition of the front has a better balance than the model without experts"
+    def choose(self, found: SearchResult, taught: list[Taught], router: ClassifierRouter) -> tuple[Composition, str]:
+        """The knee of the points that make no family worse beyond chance on validation questions; why it is the model
+        without experts, empty where it is not."""
+        left, refused = list(found.front), ""
+        while (point := knee_of(left, found.unadapted))[0].adapts:
+            harm = self.stages.keep(f"harm {len(left)}", partial(self._harm, point[0], taught, router))
+            if harm["low"] <= 0:
+                return point[0], ""
+            left.remove(point)
+            refused = refused or f"the family {harm['family']} would be worse by at least {harm['low']:.4f} at the knee"
+        reason = refused or "none of the front gains in accuracy"
+        return found.unadapted[0], f"no composition is better and does no harm on validation questions: {reason}"
 
-        def compare() -> Mapping[str, Any]:
-            asked = self.asked(self.bank.validation, self.config.chosen_questions)
-            experts = [its.expert for its in taught]
-            none_Q = Alone.measure(self.scalable, [], asked).none_Q
-            after_Q = expected_by(self.scalable, experts, composition, router, asked)
-            drops = family_drops(none_Q, after_Q, asked.questions)
-            worst = max(drops, key=lambda family: drops[family].low)
-            return {"family": worst, "low": drops[worst].low}
-
-        found = self.stages.keep("harm", compare)
-        if found["low"] <= 0:
-            return ""
-        return f"the family {found['family']} would be worse by at least {found['low']:.4f} on validation questions"
+    def _harm(self, composition: Composition, taught: list[Taught], router: ClassifierRouter) -> Mapping[str, Any]:
+        """The family that loses most on validation questions, at the low end of its paired interval."""
+        asked = self.asked(self.bank.validation, self.config.chosen_questions)
+        none_Q = Alone.measure(self.scalable, [], asked).none_Q
+        after_Q = expected_by(self.scalable, [its.expert for its in taught], composition, router, asked)
+        drops = family_drops(none_Q, after_Q, asked.questions)
+        worst = max(drops, key=lambda family: drops[family].low)
+        return {"family": worst, "low": drops[worst].low}
 
     def measure(
         self,
