@@ -21,8 +21,8 @@ CRITERION = (
 )
 RULE = (
     "Chosen is the knee: of all points that keep nine tenths of the largest gain in accuracy the one that costs least "
-    "in time, bytes and bits per byte, each scaled to its range on the front; at most 1 % bits per byte are given away, "
-    "and no family may get worse beyond chance."
+    "in time, bytes and bits per byte, each scaled to its range on the front; at most 1 % bits per byte are given "
+    "away, and no family may get worse beyond chance."
 )
 NAMES = {
     "none": ("no expert", "none"),
