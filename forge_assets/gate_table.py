@@ -312,8 +312,8 @@ GATES: tuple[Gate, ...] = (
         "no_family_worse",
         "worst_family_drop_low",
         0.0,
-        "fall of expected accuracy on test questions with routed experts in the worst task family, low end of the "
-        "paired 95 % interval: above 0 a family is worse beyond chance",
+        "fall of expected accuracy on test questions with routed experts in the worst task family, low end of paired "
+        "intervals that hold together at 95 %: above 0 a family is worse beyond chance",
         "the baked model",
     ),
     _at_most(

@@ -165,7 +165,7 @@ NANO: dict[str, Values] = {
         "search_latency_repeats": 3,
         "profile_questions": 40,
         "router_questions": 200,
-        "chosen_questions": 24,
+        "chosen_questions": 40,
         "measured_questions": 40,
     },
     "compressed_model": {

@@ -54,6 +54,7 @@ from training_core.training.reporting import Reporter
 from training_core.training.stages import Stages
 
 TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+MOST_FALL = 0.01  # of a family's expected accuracy on validation questions; a composition beyond is not used
 PROFILE_STEP, ROUTER_STEP, FEW_SHOT_STEP = -1_000_001, -1_000_002, -1_000_100  # of `step_generator`
 
 
@@ -169,26 +170,28 @@ class _Run:
         return found
 
     def choose(self, found: SearchResult, taught: list[Taught], router: ClassifierRouter) -> tuple[Composition, str]:
-        """The knee of the points that make no family worse beyond chance on validation questions; why it is the model
-        without experts, empty where it is not."""
+        """The knee of the points that make no family worse on validation questions, beyond chance or by more than a
+        point; why it is the model without experts, empty where it is not."""
         left, refused = list(found.front), ""
         while (point := knee_of(left, found.unadapted))[0].adapts:
             harm = self.stages.keep(f"harm {len(left)}", partial(self._harm, point[0], taught, router))
-            if harm["low"] <= 0:
+            if harm["low"] <= 0 and harm["fall"] <= MOST_FALL:
                 return point[0], ""
             left.remove(point)
-            refused = refused or f"the family {harm['family']} would be worse by at least {harm['low']:.4f} at the knee"
+            fall = f"would fall by {harm['fall']:.4f}, and one family by {harm['low']:.4f} at least"
+            refused = refused or f"at the knee the family {harm['family']} {fall}"
         reason = refused or "none of the front gains in accuracy"
         return found.unadapted[0], f"no composition is better and does no harm on validation questions: {reason}"
 
     def _harm(self, composition: Composition, taught: list[Taught], router: ClassifierRouter) -> Mapping[str, Any]:
-        """The family that loses most on validation questions, at the low end of its paired interval."""
+        """The largest fall of a family on validation questions, and the highest low end of any."""
         asked = self.asked(self.bank.validation, self.config.chosen_questions)
         none_Q = Alone.measure(self.scalable, [], asked).none_Q
         after_Q = expected_by(self.scalable, [its.expert for its in taught], composition, router, asked)
         drops = family_drops(none_Q, after_Q, asked.questions)
-        worst = max(drops, key=lambda family: drops[family].low)
-        return {"family": worst, "low": drops[worst].low}
+        worst = max(drops, key=lambda family: drops[family].value)
+        low = max(drop.low for drop in drops.values())
+        return {"family": worst, "fall": drops[worst].value, "low": low}
 
     def measure(
         self,
