@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 TASKS := --no-deps "reasoning-gym==0.1.25"
 
-.PHONY: run test check ui install install-dev clean
+.PHONY: run test check audit ui install install-dev clean
 
 run: install
 	$(BIN)/forge run --profile nano
@@ -18,6 +18,9 @@ check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house_rules.py
+
+audit:
+	@bash .ci/audit $(PYTHON)
 
 ui: install
 	$(BIN)/forge up

@@ -258,7 +258,11 @@ def measurements_digest(folder: Path) -> str:
 
 
 def _digest(folder: Path, content: Content) -> str:
-    return open_bundle(folder).digest() if content == "bundle" else digest_folder(folder)
+    if content == "data":
+        return digest_folder(folder)
+    if foreign := [path.name for path in folder.iterdir() if path.is_symlink() or not path.is_file()]:
+        raise StoreError(f"{folder} holds {', '.join(sorted(foreign))}: a bundle holds files, no links and folders")
+    return open_bundle(folder).digest()
 
 
 def _measured_at(folder: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 from filelock import FileLock
@@ -63,11 +64,15 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
     enabled: bool = Field(default=True, description="Record runs and models in MLflow.")
     tracking_uri: str = Field(
         default="",
-        description="MLflow server or database; empty: SQLite in the forge home. No credentials here.",
+        description="MLflow server or database, without a password; empty: FORGE_MLFLOW_URI, else SQLite in the home.",
     )
     experiment: str = Field(default="agent-forge", description="Name of the MLflow experiment.")
-    mlflow_url: str = Field(default="http://127.0.0.1:5000", description="Address of the MLflow pages, for links.")
-    dagster_url: str = Field(default="http://127.0.0.1:3000", description="Address of the Dagster UI, for links.")
+    mlflow_url: str = Field(
+        default="", description="Address of the MLflow pages, for links; empty: FORGE_MLFLOW_URL, else this machine."
+    )
+    dagster_url: str = Field(
+        default="", description="Address of the Dagster UI, for links; empty: FORGE_DAGSTER_URL, else this machine."
+    )
 
     @contextmanager
     def run(
@@ -87,7 +92,7 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         tags = {"mlflow.parentRunId": parent, "dagster.asset_key": asset}
         mlflow_run = self._find_or_create(client, experiment, tags, asset)
         client.set_tag(mlflow_run, "dagster.run_id", run_id)
-        client.set_tag(mlflow_run, "dagster.run_url", f"{self.dagster_url}/runs/{run_id}")
+        client.set_tag(mlflow_run, "dagster.run_url", f"{_address(self.dagster_url, 'DAGSTER', 3000)}/runs/{run_id}")
         for run in (parent, mlflow_run):
             client.update_run(run, status="RUNNING")
         _log_parameters(client, mlflow_run, parameters)
@@ -140,7 +145,8 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
     def _connect(self) -> tuple["MlflowClient", str]:
         import mlflow
 
-        uri = self.tracking_uri or f"sqlite:///{self._home() / 'mlflow.db'}"
+        _refuse_credentials(self.tracking_uri)
+        uri = self.tracking_uri or os.environ.get("FORGE_MLFLOW_URI") or f"sqlite:///{self._home() / 'mlflow.db'}"
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         with self._lock():  # two processes that meet a new database would both migrate it
@@ -160,7 +166,8 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             return str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
 
     def _url(self, experiment: str, run_id: str) -> str:
-        return f"{self.mlflow_url}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+        pages = _address(self.mlflow_url, "MLFLOW", 5000)
+        return f"{pages}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
     def _home(self) -> Path:
         home = forge_home()
@@ -169,6 +176,25 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
 
     def _lock(self) -> FileLock:
         return FileLock(self._home() / "mlflow.lock", timeout=120)
+
+
+def _address(configured: str, service: str, port: int) -> str:
+    """Where a service's pages are, for links: as configured, else as the environment says, else on this machine."""
+    return configured or os.environ.get(f"FORGE_{service}_URL") or f"http://127.0.0.1:{port}"
+
+
+def _refuse_credentials(tracking_uri: str) -> None:
+    """A resource's configuration is shown and recorded: no password may stand in it.
+
+    Raises:
+        ValueError: when there is one; the message does not repeat it.
+    """
+    parts = urlsplit(tracking_uri)
+    if parts.password is not None or "password" in parts.query:
+        raise ValueError(
+            "tracking_uri must hold no password, because Dagster shows and records it: remove it there and set "
+            "the environment variable FORGE_MLFLOW_URI (or PGPASSWORD for Postgres) instead"
+        )
 
 
 def _log_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str, Any]) -> None:

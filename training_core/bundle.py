@@ -10,7 +10,11 @@
     lineage.json         parents' digests, phase configuration, code version, corpus digest, metrics
 
 A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, not what was measured on it or is
-shown of it. Nothing here is ever unpickled, so a bundle from a stranger cannot execute code.
+shown of it.
+
+A bundle may come from a stranger. Nothing is ever unpickled, and other files in the folder are not read. A part must be
+a file of its own: a link could name any file of this machine. JSON is bounded, and a tokenizer must be one that cannot
+make a long text of a short one.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ FORMAT = 1
 KINDS = ("cognate", "ternary", "compressed")
 PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
 EXHIBITS = "exhibits.json"
+MAX_TEXT_BYTES = 1 << 26
+# What a byte-level BPE tokenizer has none of, and what it has; the names are those of the `tokenizers` library.
+_NO_TOKENIZER_PARTS = ("padding", "truncation", "normalizer", "post_processor")
+_TOKENIZER_PARTS = {"model": "BPE", "pre_tokenizer": "ByteLevel", "decoder": "ByteLevel"}
 
 
 class BundleError(ValueError):
@@ -70,7 +78,7 @@ class Bundle:
 
     def payload(self) -> Path:
         """The packed file of a ternary or compressed bundle."""
-        return self.folder / PAYLOADS[self.kind]
+        return _own_file(self.folder / PAYLOADS[self.kind])
 
     def model_bytes(self) -> int:
         """Size on disk, in bytes, of the file that a user would ship: the payload where there is one."""
@@ -78,8 +86,15 @@ class Bundle:
         return (self.folder / name).stat().st_size
 
     def tokenizer_json(self) -> str:
-        """The tokenizer, as JSON text."""
-        return _read_text(self.folder / "tokenizer.json")
+        """The tokenizer, as JSON text.
+
+        Raises:
+            BundleError: when it is missing, damaged or not a plain byte-level BPE.
+        """
+        path = self.folder / "tokenizer.json"
+        text = _read_text(path)
+        _require_plain_tokenizer(path, _parsed(path, text))
+        return text
 
     def lineage(self) -> Lineage:
         """What was recorded when the bundle was made.
@@ -87,10 +102,12 @@ class Bundle:
         Raises:
             BundleError: when `lineage.json` is missing or damaged.
         """
+        path = self.folder / "lineage.json"
+        document = _parsed(path, _read_text(path))
         try:
-            return Lineage(**json.loads(_read_text(self.folder / "lineage.json")))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise BundleError(f"{self.folder / 'lineage.json'} is damaged ({error}); re-make the bundle") from error
+            return Lineage(**document)
+        except TypeError as error:
+            raise BundleError(f"{path} is damaged ({error}); re-make the bundle") from error
 
     def evaluation_counts(self) -> dict[str, torch.Tensor]:
         """Per-document counts written by the evaluation suite."""
@@ -105,10 +122,7 @@ class Bundle:
         path = self.folder / EXHIBITS
         if not path.exists():
             return {}
-        try:
-            documents = json.loads(_read_text(path))
-        except json.JSONDecodeError as error:
-            raise BundleError(f"{path} is damaged ({error}); materialize the asset again") from error
+        documents = _parsed(path, _read_text(path))
         if not isinstance(documents, dict):
             raise BundleError(f"{path} is damaged (it does not map names to documents); materialize the asset again")
         return documents
@@ -117,7 +131,7 @@ class Bundle:
         """The SHA-256 hex digest of kind, configuration, tensors, tokenizer and payload, computed from disk."""
         hasher = hashlib.sha256()
         _feed(hasher, b"config", canonical_json({"kind": self.kind, "model": dict(self.model_config)}))
-        _feed(hasher, b"tokenizer", self.tokenizer_json().encode())
+        _feed(hasher, b"tokenizer", _read_text(self.folder / "tokenizer.json").encode())
         if self.kind != "compressed":
             for name, tensor in sorted(self.tensors().items()):
                 array = tensor.contiguous().reshape(-1)
@@ -189,12 +203,12 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
     Raises:
         BundleError: when a part is missing or damaged, or the digest differs.
     """
-    try:
-        document = json.loads(_read_text(folder / "config.json"))
-    except json.JSONDecodeError as error:
-        raise BundleError(f"{folder / 'config.json'} is not valid JSON ({error})") from error
+    path = folder / "config.json"
+    document = _parsed(path, _read_text(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("kind") not in KINDS:
-        raise BundleError(f"{folder / 'config.json'} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}")
+        raise BundleError(f"{path} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}")
+    if not isinstance(document.get("model"), dict):
+        raise BundleError(f"{path} describes no model: 'model' must be an object; materialize the asset again")
     bundle = Bundle(folder, document["kind"], document["model"])
     if expected_digest is not None and (found := bundle.digest()) != expected_digest:
         raise BundleError(
@@ -221,23 +235,52 @@ def _feed(hasher: hashlib._Hash, header: bytes, content: bytes) -> None:
     hasher.update(content)
 
 
+def _own_file(path: Path) -> Path:
+    """`path`, unless a link, a pipe or a device stands there; whether there is a file is found out by reading it."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BundleError(f"{path} must be a file of its own, not a link or a device: put the file itself in its place")
+    return path
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return _own_file(path).read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_text(path: Path) -> str:
+    if path.is_file() and (size := path.stat().st_size) > MAX_TEXT_BYTES:
+        raise BundleError(f"{path} must have at most {MAX_TEXT_BYTES} bytes, got {size}: it is not a bundle's")
     try:
         return _read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not text: it is damaged") from error
 
 
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged (not valid JSON: {error}); materialize the asset again") from error
+
+
+def _require_plain_tokenizer(path: Path, document: Any) -> None:
+    """Padding, a normalizer or a template could make gigabytes of a short text."""
+    if not isinstance(document, dict):
+        raise BundleError(f"{path} is not a tokenizer: it must be a JSON object; materialize the asset again")
+    wrong = [part for part in _NO_TOKENIZER_PARTS if document.get(part) is not None]
+    for part, kind in _TOKENIZER_PARTS.items():
+        found = document.get(part)
+        if found is not None and (not isinstance(found, dict) or found.get("type", kind) != kind):
+            wrong.append(part)
+    if wrong:
+        raise BundleError(f"{path} must be a plain byte-level BPE tokenizer: remove or replace its {', '.join(wrong)}")
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(_own_file(path), framework="pt"):
             pass
         return load_file(path)
     except FileNotFoundError as error:

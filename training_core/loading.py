@@ -7,6 +7,7 @@ import torch
 from training_core.bundle import Bundle, BundleError
 from training_core.compression.artifact import read_artifact
 from training_core.models.cognate import Cognate, CognateConfig, count_parameters
+from training_core.models.stored import require_stored
 from training_core.quantization.packing import load_packed, unpack_ternary
 from training_core.quantization.training import TernarySettings, make_ternary
 
@@ -29,12 +30,18 @@ def load_model(bundle: Bundle) -> Cognate:
         return read_artifact(_payload(bundle)).model
     if bundle.kind == "ternary":
         config, tensors = unpack_ternary(_payload(bundle))
-        model = Cognate(CognateConfig.model_validate(config["cognate"]))
-        make_ternary(model, TernarySettings.model_validate(config["ternary"]))
+        try:
+            shape = CognateConfig.model_validate(config["cognate"])
+            settings = TernarySettings.model_validate(config["ternary"])
+        except KeyError as error:
+            raise BundleError(f"{bundle.payload()} does not describe a ternary model: it has no {error}") from error
+        require_stored(shape, sum((t if isinstance(t, torch.Tensor) else t.codes).numel() for t in tensors.values()))
+        model = Cognate(shape)
+        make_ternary(model, settings)
         load_packed(model, tensors)
         return model.eval()
-    model = Cognate(cognate_config(bundle))
-    _load_weights(model, bundle)
+    model, weights = untrained(bundle)
+    _load_weights(model, bundle, weights)
     return model.eval()
 
 
@@ -46,11 +53,25 @@ def load_latents(bundle: Bundle) -> Cognate:
     """
     if bundle.kind == "compressed":
         raise BundleError("a compressed model cannot be trained further; start from its parent")
-    model = Cognate(cognate_config(bundle))
+    model, weights = untrained(bundle)
     if bundle.kind == "ternary":
         make_ternary(model, ternary_settings(bundle))
-    _load_weights(model, bundle)
+    _load_weights(model, bundle, weights)
     return model.eval()
+
+
+def untrained(bundle: Bundle) -> tuple[Cognate, dict[str, torch.Tensor]]:
+    """A model of the bundle's shape as it is constructed, and the tensors that lie in the bundle.
+
+    Raises:
+        BundleError: when the shape asks for more weights than there are, before memory is taken for it.
+    """
+    config, tensors = cognate_config(bundle), bundle.tensors()
+    try:
+        require_stored(config, sum(tensor.numel() for tensor in tensors.values()))
+    except ValueError as error:
+        raise BundleError(f"{bundle.folder}: {error}") from error
+    return Cognate(config), tensors
 
 
 def ternary_settings(bundle: Bundle) -> TernarySettings:
@@ -90,8 +111,8 @@ def _payload(bundle: Bundle) -> bytes:
         raise BundleError(f"{bundle.payload()} cannot be read: {error.strerror}") from error
 
 
-def _load_weights(model: Cognate, bundle: Bundle) -> None:
-    tensors = {name: t for name, t in bundle.tensors().items() if not name.startswith(BESIDE)}
+def _load_weights(model: Cognate, bundle: Bundle, weights: dict[str, torch.Tensor]) -> None:
+    tensors = {name: t for name, t in weights.items() if not name.startswith(BESIDE)}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -270,3 +270,14 @@ def test_versions_are_listed_oldest_first(store: ModelStore) -> None:
         names.append(put(store, value)[1].name)
         time.sleep(0.01)
     assert [folder.name for folder in store.versions("model")] == names
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_bundle_with_a_link_or_a_folder_in_it_is_not_committed(store: ModelStore, tmp_path: Path, kind: str) -> None:
+    digest, folder = put(store, 1.0)
+    with store.stage("model") as staged:
+        shutil.copytree(folder, staged)
+        (staged / "notes").mkdir() if kind == "folder" else (staged / "notes").symlink_to("/etc/passwd")
+        with pytest.raises(StoreError, match=r"holds notes: a bundle holds files, no links and folders"):
+            store.commit("other", staged, digest)
+    assert store.versions("other") == []

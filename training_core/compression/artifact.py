@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from training_core.compression.experts import PREFIX, FileExperts, read_experts
 from training_core.compression.tensor_code import HalfCode, Int8Code, TensorCode, TernaryCode, TernaryRowsCode
 from training_core.experts.singular import scaled_matrices
 from training_core.models.cognate import Cognate, CognateConfig
+from training_core.models.stored import require_stored
 from training_core.quantization.packing import load_packed
 from training_core.quantization.ternary import Granularity, Ternary, apply_ternary, ternarize, ternary_modules
 
@@ -78,6 +80,8 @@ def read_artifact(data: bytes) -> Artifact:
     try:
         config = CognateConfig.model_validate(container.config["cognate"])
         threshold, granularity = container.config["threshold"], container.config["granularity"]
+        left_out = 2 * config.d_model + 1  # `_left_out`
+        require_stored(config, left_out + sum(math.prod(code.shape) for code in container.tensors.values()))
         model = Cognate(config)
         make_compressible(model, threshold, granularity)
         matrices = scaled_matrices(model)

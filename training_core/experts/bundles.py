@@ -24,7 +24,7 @@ from training_core.experts.genome import Composition
 from training_core.experts.routing import ClassifierRouter, Head
 from training_core.experts.singular import Expert, Scalable, Singular
 from training_core.loading import EXPERTS, load_model
-from training_core.models.cognate import Cognate
+from training_core.models.cognate import Cognate, CognateConfig
 
 PROBED_ROWS, PROBED_TOKENS = 4, 16
 
@@ -116,7 +116,9 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
 
 
 def _check(found: Experts) -> None:
-    """Raises ValueError when names, experts, router and composition are not of as many, or not of these matrices."""
+    """Raises ValueError when names, experts, router and composition are not of as many, or not of these matrices, or
+    when the composition's recursion is not one that a model can have."""
+    CognateConfig.model_validate(found.scalable.model.config.model_dump() | found.composition.recursion())
     counts = {len(found.names), len(found.head.scales_C) - 1, len(found.composition.experts)}
     widths = {name: its.s_R.shape for name, its in found.scalable.singular.items()}
     if len(counts) != 1 or any({n: c.shape for n, c in its.codes.items()} != widths for its in found.experts):
@@ -132,7 +134,9 @@ def at_point(experts: Experts, exhibit: Mapping[str, Any], number: int) -> Exper
     points = {point["number"]: point for point in exhibit["search"]["front"]}
     if number not in points:
         raise ValueError(f"the front has the points {', '.join(map(str, sorted(points)))}, not {number}: choose one")
-    return replace(experts, composition=Composition.from_document(points[number]["composition"]))
+    found = replace(experts, composition=Composition.from_document(points[number]["composition"]))
+    _check(found)
+    return found
 
 
 def probed_tokens(bundle: Bundle) -> tuple[Tensor, Tensor]:

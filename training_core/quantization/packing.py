@@ -29,6 +29,7 @@ from training_core.quantization.ternary import Ternary, freeze_ternary, ternariz
 
 FORMAT_VERSION = 1
 TRITS_PER_BYTE = 5
+MAX_DIMENSIONS, MAX_SIZE = 8, 1 << 31
 _POWERS = (1, 3, 9, 27, 81)
 _METADATA_KEY = "forge.ternary"
 _NO_DIGEST = "0" * 64
@@ -268,9 +269,15 @@ def _verified_document(data: bytes) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(shapes, dict):
         raise PackedModelError("the packed model's header must hold an object as config and as shapes")
     for name, shape in shapes.items():
-        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise PackedModelError(f"{name} must have a shape of non-negative integers, got {shape!r}")
+        if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(size) for size in shape):
+            raise PackedModelError(
+                f"{name} must have a shape of up to {MAX_DIMENSIONS} non-negative integers, got {shape!r:.100}"
+            )
     return {"config": config, "shapes": shapes}
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIZE
 
 
 def _decode_ternary(name: str, shape: list[int], trits: Tensor | None, scale: Tensor | None) -> Ternary:

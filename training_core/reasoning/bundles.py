@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from training_core.bundle import Bundle, BundleError
-from training_core.loading import THOUGHTS, cognate_config
-from training_core.models.cognate import Cognate
+from training_core.loading import THOUGHTS, untrained
 from training_core.reasoning.injection import InjectionConfig, ThoughtInjector
 from training_core.reasoning.thoughts import Thinker, ThoughtConfig
 
@@ -60,8 +59,7 @@ def load_reasoner(bundle: Bundle) -> Reasoner:
         raise BundleError(
             f"{bundle.folder} holds a {bundle.kind} model without thoughts: only a reasoning_model can think"
         )
-    model = Cognate(cognate_config(bundle))
-    tensors = bundle.tensors()
+    model, tensors = untrained(bundle)
     own = {name: value for name, value in tensors.items() if not name.startswith(THOUGHTS)}
     rest = {name.removeprefix(THOUGHTS): v for name, v in tensors.items() if name.startswith(THOUGHTS)}
     table = {n.removeprefix("injector."): v for n, v in rest.items() if n.startswith("injector.")}

@@ -1,0 +1,50 @@
+"""Opens every bundle below a folder as a user would, with little memory to spare, and says what came of each.
+
+A process of its own: it may take `SPARE_BYTES` of address space beyond what it has after its imports.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from training_core.bundle import Bundle, open_bundle
+from training_core.compression.artifact import read_artifact
+from training_core.loading import load_latents, load_model
+
+SPARE_BYTES = 300 << 20
+
+
+def use(bundle: Bundle) -> str:
+    """Everything that is done with a bundle: a sentence is encoded, a model answers, and its lineage is read."""
+    bundle.digest()
+    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    ids = tokenizer.encode("the cat sat").ids
+    model = load_model(bundle)
+    if bundle.kind != "compressed":
+        load_latents(bundle)
+        bundle.lineage()
+        bundle.exhibits()
+    return f"logits {tuple(model(torch.tensor([ids])).logits.shape)}"
+
+
+def outcome(folder: Path) -> list[str]:
+    try:
+        if (folder / "alone.forge").is_file():
+            return ["", type(read_artifact((folder / "alone.forge").read_bytes()).model).__name__]
+        return ["", use(open_bundle(folder))]
+    except ValueError as error:
+        return [type(error).__name__, str(error)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folders = sorted(Path(sys.argv[1]).iterdir())
+    outcome(next(folder for folder in folders if folder.name == "good"))  # what is imported late is imported now
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    limit = int(status["VmSize"].split()[0]) * 1024 + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(json.dumps({folder.name: outcome(folder) for folder in folders}))

@@ -1,0 +1,15 @@
+"""The tiny forge as the deployment runs it: with tracking on. A code location of its own, like `tiny_forge`."""
+
+import dagster as dg
+import tiny_forge
+
+from forge_resources.model_store import ModelStore
+from forge_resources.tracking import MlflowTracking
+
+gate_checks = tiny_forge.gate_checks
+defs = dg.Definitions(
+    assets=tiny_forge.ASSETS,
+    asset_checks=tiny_forge.CHECKS,
+    resources={"store": ModelStore(), "tracking": MlflowTracking()},
+    executor=dg.in_process_executor,
+)
