@@ -75,7 +75,10 @@ def changed_phases(
         above = [parent for parent in parents.get(key, ()) if parent in changing]
         if above or key in busy:
             changing.add(key)
-        if record is None or key in busy:
+        if key in busy:
+            wanted.waiting.append(f"{key.to_user_string()} is being made by run {busy[key][:8]}")
+            continue
+        if record is None:
             continue
         changed = _changed_inputs(instance, record, parents.get(key, ()))
         if not changed:
@@ -139,7 +142,8 @@ def _text(record: dg.EventLogRecord, name: str) -> str | None:
     return None if value is None else str(value.value)
 
 
-def _busy(instance: dg.DagsterInstance, known: Mapping[dg.AssetKey, Any]) -> set[dg.AssetKey]:
-    """The assets that a run makes or is about to make; every one when a run does not say which."""
+def _busy(instance: dg.DagsterInstance, known: Mapping[dg.AssetKey, Any]) -> dict[dg.AssetKey, str]:
+    """The assets that a run makes or is about to make, and the run; every one when a run does not say which."""
     runs = instance.get_runs(dg.RunsFilter(statuses=_ACTIVE))
-    return {key for run in runs for key in (known if run.asset_selection is None else run.asset_selection)}
+    whole = {run.run_id for run in runs if run.asset_selection is None and run.asset_check_selection is None}
+    return {key: r.run_id for r in runs for key in (known if r.run_id in whole else r.asset_selection or ())}

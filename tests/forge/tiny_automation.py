@@ -1,8 +1,8 @@
 """The tiny forge with a third sibling, a report and the sensors; a code location of its own.
 
-    trunk -> left -> left_child            -> forge_report
-          -> right -> right_child
-          -> middle -> middle_child
+trunk -> left -> left_child            -> forge_report
+      -> right -> right_child
+      -> middle -> middle_child
 """
 
 from collections.abc import Mapping
