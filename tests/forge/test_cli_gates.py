@@ -36,7 +36,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with dg.DagsterInstance.get() as instance:
         record = latest_materialization(instance, dg.AssetKey("trunk"))
         assert record is not None
-        target = AssetCheckEvaluationTargetMaterializationData(record.storage_id, record.run_id, record.timestamp)
+        target = AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
         evaluation = dg.AssetCheckEvaluation(
             asset_key=dg.AssetKey("trunk"),
             check_name="gate",
