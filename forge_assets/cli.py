@@ -1,4 +1,4 @@
-"""The command line: `forge run`, `report`, `generate`, `doctor`, `up`.
+"""The command line: `forge run`, `report`, `gate`, `generate`, `doctor`, `up`.
 
 Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate --artifact`
 loads neither Dagster nor MLflow.

@@ -66,7 +66,6 @@ def report_asset(
         code_version=code_digest(CODE, extra={"config": ReportConfig.model_json_schema()}),
         metadata={CONFIG_CLASS: f"{ReportConfig.__module__}:{ReportConfig.__qualname__}"},
         tags={REPORTS: "true"},
-        op_tags={"dagster/priority": "-1"},  # after the claims of the last model
         config_schema=launchpad_fields(ReportConfig),
         required_resource_keys=set(RESOURCES),
     )

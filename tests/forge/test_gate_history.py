@@ -60,24 +60,25 @@ def test_history_over_runs(forge: Forge) -> None:
     failed = run(forge, "trunk", trunk=BAD)
     record = override(forge, "trunk")
     run(forge, "left", left={"value": -1.0})  # dies before its check: a planned row and no verdict
-    repaired = run(forge, "trunk", trunk={"value": 0.6})
+    later = run(forge, "trunk", trunk={"value": 1.2})  # fails too, and nobody overrode that
     (trunk, left, *_) = collect_gates(forge)
     assert (trunk.asset, left.asset, left.entries) == ("trunk", "left", ())
     assert list(trunk.histories()) == [("finite", True), ("small", True)]
     small = trunk.histories()["small", True]
-    assert [e.value for e in small] == pytest.approx([0.25, 4.0, 0.36])  # squares of the weights
-    assert [e.margin for e in small] == pytest.approx([0.75, -3.0, 0.64])
+    assert [e.value for e in small] == pytest.approx([0.25, 4.0, 1.44])  # squares of the weights
+    assert [e.margin for e in small] == pytest.approx([0.75, -3.0, -0.44])
     assert [e.threshold for e in small] == [1.0, 1.0, 1.0]
-    assert [e.passed for e in small] == [True, False, True]
-    assert [e.run_id for e in small] == [first.run_id, failed.run_id, repaired.run_id]
+    assert [e.passed for e in small] == [True, False, False]
+    assert [e.run_id for e in small] == [first.run_id, failed.run_id, later.run_id]
     assert [e.override for e in small] == [None, record, None]
     assert [e.profile for e in small] == ["nano"] * 3
     assert [e.stored for e in small] == [True] * 3
     assert len({e.digest for e in small}) == 3
     assert small[0].at < small[1].at < record.at < small[2].at
     assert [e.override for e in trunk.histories()["finite", True]] == [None] * 3
-    assert [(e.gate, e.value) for e in trunk.latest()] == [("finite", 0.0), ("small", pytest.approx(0.36))]
-    assert (trunk.overrides, trunk.override, trunk.closed, state(trunk)) == ((record,), None, (), "open")
+    assert [(e.gate, e.value) for e in trunk.latest()] == [("finite", 0.0), ("small", pytest.approx(1.44))]
+    assert (trunk.overrides, trunk.override, state(trunk)) == ((record,), None, "CLOSED")
+    assert trunk.closed[0].startswith("trunk:gate: FAILED, small FAILED: mean_square = 1.44, required <= 1")
     assert state(left) == "not made"
 
     document = json.loads(json.dumps(history_json((trunk, left)), allow_nan=False))
