@@ -1,4 +1,4 @@
-"""The command line: `forge run`, `report`, `generate`, `doctor`, `up`.
+"""The command line: `forge run`, `report`, `gate`, `generate`, `doctor`, `up`.
 
 Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate --artifact`
 loads neither Dagster nor MLflow.
@@ -18,6 +18,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from forge_assets.cli_gates import app as gate_app
+from forge_assets.cli_gates import report_gates
 from forge_assets.cli_repair import app as repair_app
 from forge_assets.cli_sandbox import app as sandbox_app
 from forge_assets.speaking import Switch, from_artifact, from_bundle, from_experts
@@ -36,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(sandbox_app)
 app.add_typer(repair_app)
+app.add_typer(gate_app)
 INTERRUPTED = 130
 WAITING_SPINS = "1000"  # of a thread that waits for another; by default .3 million, which a busy core makes endless
 _ROOT = Path(__file__).resolve().parents[1]
@@ -74,10 +77,15 @@ def run(
 def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the ledger as one HTML page.")] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="The history of every gate and claim over runs.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the latest verdicts as JUnit XML.")] = None,
     profile: Profile = "nano",
 ) -> None:
     """Show what was measured, and every gate and claim."""
     with _errors(), _forge(profile) as forge:
+        if gates or junit is not None:
+            report_gates(forge, Console(highlight=False), html=html, junit=junit, as_json=as_json)
+            return
         from forge_assets.ledger import collect
         from forge_assets.report import html_page, missing_lines, print_ledger
 

@@ -154,7 +154,7 @@ def phase_asset(
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            with _not_retried():
+            with not_retried():
                 return _run_phase(context, spec)
 
         return materialize
@@ -189,7 +189,7 @@ def data_asset(
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            with _not_retried():
+            with not_retried():
                 return _run_data(context, name, inputs, compute, config, version)
 
         return materialize
@@ -201,7 +201,7 @@ def _run_phase(context: dg.AssetExecutionContext, spec: _Phase) -> dg.Materializ
     store: ModelStore = context.resources.store
     tracking: MlflowTracking = context.resources.tracking
     config = spec.config(**context.op_execution_context.op_config)
-    parents, digests = _judged_parents(context, store, spec)
+    parents, digests, overridden = _judged_parents(context, store, spec)
     data, data_digests = _data_folders(context, store, spec.data)
     digests |= data_digests
     root_run_id = context.run.root_run_id or context.run.run_id
@@ -223,6 +223,7 @@ def _run_phase(context: dg.AssetExecutionContext, spec: _Phase) -> dg.Materializ
         shutil.rmtree(checkpoint)
     metadata = _phase_metadata(folder, lineage, curves, tracked)
     metadata["forge/inputs"] = inputs
+    metadata |= overridden
     metadata |= {f"exhibit/{name}": dg.MetadataValue.md(text) for name, text in shown.items()}
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(lineage.digest))
 
@@ -267,8 +268,11 @@ def _store(
 
 def _judged_parents(
     context: dg.AssetExecutionContext, store: ModelStore, spec: _Phase
-) -> tuple[dict[str, Bundle], dict[str, str]]:
-    """The guard: open the parents' bundles, exactly those that passed their gates, or refuse."""
+) -> tuple[dict[str, Bundle], dict[str, str], dict[str, Any]]:
+    """The guard: open the parents' bundles, exactly those that passed their gates, or refuse.
+
+    The last value says, as metadata, which parents' gates failed and were overridden.
+    """
     judged = {
         name: judge_latest(context.instance, key, spec.checks.get(key, ()))
         for name in spec.parents
@@ -282,7 +286,10 @@ def _judged_parents(
         )
     bundles = {name: store.open_materialized(name, parent.record) for name, parent in judged.items()}
     digests = {name: recorded_text(name, parent.record, "digest") for name, parent in judged.items()}
-    return bundles, digests
+    used = {name: parent.override for name, parent in judged.items() if parent.override is not None}
+    for name, override in used.items():
+        context.log.warning(f"the gate of {name} FAILED and was {override.describe()}")
+    return bundles, digests, {f"overridden/{name}": dg.MetadataValue.text(o.describe()) for name, o in used.items()}
 
 
 def _data_folders(
@@ -355,7 +362,7 @@ def _reporter(
 
 
 @contextmanager
-def _not_retried() -> Iterator[None]:
+def not_retried() -> Iterator[None]:
     """Turn what another attempt cannot change into a failure that is not retried.
 
     An interrupt is among them: under a retry policy Dagster's in-process executor would take a cancelled step

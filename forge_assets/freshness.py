@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from forge_assets.factory import CONFIG_CLASS
 from forge_assets.gates import BY_PROFILE, GATES, gates_for
 from forge_assets.launchpad import inputs_digest
-from forge_resources.gatekeeping import completed_verdict, judge_latest, latest_materialization
+from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
 from forge_resources.model_store import ModelStore, recorded_text
 from training_core.gates import Gate, judge
 
@@ -131,6 +131,9 @@ def plan(
 
 def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
     parents = forge.inputs_of(asset)
+    node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
+    if REPORTS in node.tags:
+        return _report_step(forge, asset, config, steps, forced)
     if closed := [p for p in parents if p in steps and steps[p].action == "closed"]:
         return Step(asset, "closed", f"{', '.join(closed)} cannot be built upon")
     if changing := [p for p in parents if p in steps and steps[p].action == "make"]:
@@ -141,14 +144,28 @@ def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step]
         if judged.record is None or (gate and judged.closed):
             return Step(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
     digests = {p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents}
-    graph = forge.definitions.resolve_asset_graph()
-    inputs = inputs_digest(str(graph.get(dg.AssetKey(asset)).code_version), config, digests)
+    inputs = inputs_digest(str(node.code_version), config, digests)
     if (reason := "asked for by --force" if forced else _stale(forge, asset, inputs)) is not None:
         return Step(asset, "make", reason, inputs)
     return _judged(forge, asset, inputs)
 
 
-def _stale(forge: Forge, asset: str, inputs: str) -> str | None:
+def _report_step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
+    """A report can always be made; it is fresh until something was made, judged or overridden since."""
+    if any(step.action in ("make", "judge") for step in steps.values()):
+        return Step(asset, "make", "reports what is made or judged first")
+    from forge_assets.forge_report import report_inputs  # it reads the ledger, which is made of what stands here
+
+    inputs = report_inputs(forge, config)
+    reason = (
+        "asked for by --force" if forced else _stale(forge, asset, inputs, "something was made, judged or overridden")
+    )
+    return Step(asset, "keep", "fresh", inputs) if reason is None else Step(asset, "make", reason, inputs)
+
+
+def _stale(
+    forge: Forge, asset: str, inputs: str, changed: str = "its code, configuration or inputs changed"
+) -> str | None:
     """Why the latest materialization of `asset` does not stand for `inputs`; None when it does."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     if record is None:
@@ -158,7 +175,7 @@ def _stale(forge: Forge, asset: str, inputs: str) -> str | None:
     except ValueError:
         return "made before inputs were recorded"
     if recorded != inputs:
-        return "its code, configuration or inputs changed"
+        return changed
     try:
         if forge.checks_of(asset):
             forge.store.open_materialized(asset, record)
@@ -176,7 +193,7 @@ def _judged(forge: Forge, asset: str, inputs: str) -> Step:
     if record is None or not checks:
         return Step(asset, "keep", "fresh", inputs)
     lineage = forge.store.open_materialized(asset, record).lineage()
-    closed = ""
+    closed, kept = "", "fresh, gate passed"
     for check in checks:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
         if verdict is None:
@@ -187,8 +204,10 @@ def _judged(forge: Forge, asset: str, inputs: str) -> Step:
         if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
             return Step(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:
-            closed = verdict.description or "its gate failed"
-    return Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", "fresh, gate passed", inputs)
+            override = judge_latest(forge.instance, dg.AssetKey(asset), [check]).override
+            closed = "" if override is not None else verdict.description or "its gate failed"
+            kept = kept if override is None else f"fresh, gate {override.describe()}"
+    return Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", kept, inputs)
 
 
 def _number(verdict: Any, name: str) -> float | None:

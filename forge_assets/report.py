@@ -117,8 +117,8 @@ def margin_of(row: GateRow) -> float | None:
     return row.value - row.threshold if row.gate.direction == "at_least" else row.threshold - row.value
 
 
-def html_page(ledger: Ledger) -> str:
-    """The whole ledger as one page with its charts inside."""
+def html_page(ledger: Ledger, more: Sequence[tuple[str, str]] = ()) -> str:
+    """The whole ledger as one page with its charts inside, and `more` sections (title and content, as HTML)."""
     sections = [
         (
             "Ledger",
@@ -133,11 +133,13 @@ def html_page(ledger: Ledger) -> str:
         *((escape(row.lineage.asset), _exhibits_html(row)) for row in ledger.models),
         ("Gates and claims", _gates_html(ledger)),
         ("The file", _artifact_html(ledger)),
+        *more,
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     if not ledger.models:
         command = f"forge run --profile {escape(ledger.profile)}"
-        body = f"<section><p>Nothing was measured yet: <code>{command}</code></p></section>"
+        missing = f"<section><p>Nothing was measured yet: <code>{command}</code></p></section>"
+        body = missing + "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in more)
     page = Template(resources.files("forge_assets").joinpath("report_page.html").read_text())
     return page.substitute(
         profile=escape(ledger.profile), summary=escape(summary(ledger)), body=body, style=exhibits.style()

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._serdes import ConfigurableClassData
 
-from forge_resources.gatekeeping import closed_gates
+from forge_resources.gatekeeping import REPORTS, closed_gates
 
 
 class GatedRunCoordinator(QueuedRunCoordinator):
@@ -51,7 +51,10 @@ class GatedRunCoordinator(QueuedRunCoordinator):
         return super().submit_run(context)
 
     def _gated_parents(self, context: SubmitRunContext) -> list[dg.AssetKey]:
-        """The parents, with gates, of the assets that the run makes, without those that it makes itself."""
+        """The parents, with gates, of the assets that the run makes, without those that it makes itself.
+
+        What only reports may be made though a gate above it is closed.
+        """
         graph, run = context.workspace.asset_graph, context.dagster_run
         selected = set(run.asset_selection or ())
         if not run.asset_selection and run.remote_job_origin is not None:  # a job launched as a whole
@@ -59,5 +62,6 @@ class GatedRunCoordinator(QueuedRunCoordinator):
             location = context.workspace.get_code_location(origin.code_location_origin.location_name)
             repository = location.get_repository(origin.repository_name)
             selected = set(repository.get_asset_keys_in_job(run.job_name))
-        parents = {parent for key in selected if graph.has(key) for parent in graph.get(key).parent_keys}
+        nodes = [graph.get(key) for key in selected if graph.has(key)]
+        parents = {parent for node in nodes if REPORTS not in node.tags for parent in node.parent_keys}
         return sorted((parents & self._checks.keys()) - selected)

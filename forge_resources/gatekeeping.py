@@ -1,28 +1,43 @@
 """The law of the quality gates: whether the current version of an asset passed what blocks its children.
 
-One lookup answers for everyone who asks: the guard inside each phase, the run coordinator and the
-schedules. It fails closed. A gate is open only if a *completed* verdict exists that was given on the asset's
-*latest* materialization and that did not fail with severity ERROR. A verdict on an older version, a check
-that was planned but never ran, and a version that nobody judged all leave the gate closed.
+One lookup answers for everyone who asks: the guard inside each phase, the run coordinator, the schedules and the
+sensors. It fails closed. A gate is open only if a *completed* verdict exists that was given on the asset's *latest*
+materialization and that did not fail with severity ERROR, or if a person overrode that failure for exactly this
+materialization. A verdict on an older version, a check that was planned but never ran, and a version that nobody
+judged all leave the gate closed.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
 
+from forge_resources.overrides import Override, overrides_of, record_override
+
+SHORTEST_REASON = 12  # characters
+REPORTS = "forge/reports"  # tag of an asset that only reports: closed gates above it do not refuse it
 _COMPLETED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 _HISTORY = 100  # completed verdicts looked through for the one on the latest materialization
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The latest materialization of an asset, if any, and why its gates are closed, if they are."""
+    """The latest materialization of an asset, if any, and why its gates are closed, if they are.
+
+    `override` is the one by which a failed gate is open.
+    """
 
     record: dg.EventLogRecord | None
     closed: tuple[str, ...]
+    override: Override | None = None
 
 
 def closed_gates(
@@ -38,30 +53,31 @@ def closed_gates(
 
 
 def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey]) -> Judged:
-    """Look up the verdicts that `checks` gave on the latest materialization of `key`."""
+    """Look up the verdicts that `checks` gave on the latest materialization of `key`, and what overrides them."""
     name = key.to_user_string()
     record = latest_materialization(instance, key)
     if record is None:
         return Judged(None, (f"{name} was never materialized",))
     if not checks:
         return Judged(record, (f"{name} has no quality gate in the table",))
-    reasons = (_closed(instance, check, record.storage_id) for check in checks)
-    return Judged(record, tuple(reason for reason in reasons if reason is not None))
+    reasons: list[str] = []
+    used: Override | None = None
+    for check in checks:
+        evaluation = completed_verdict(instance, check, record.storage_id)
+        if evaluation is None:
+            reasons.append(f"{check.to_user_string()}: the current version has no completed verdict; run the check")
+        elif _blocks(evaluation):
+            override = _override_of(instance, key, record.storage_id, failed_gates(evaluation))
+            if override is None:
+                reasons.append(f"{check.to_user_string()}: FAILED, {evaluation.description or 'no reason given'}")
+            used = override or used
+    return Judged(record, tuple(reasons), used)
 
 
 def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.EventLogRecord | None:
     """The newest materialization of `key`, or None when it was never made."""
     records = instance.fetch_materializations(key, limit=1).records
     return records[0] if records else None
-
-
-def _closed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, storage_id: int) -> str | None:
-    evaluation = completed_verdict(instance, check, storage_id)
-    if evaluation is None:
-        return f"{check.to_user_string()}: the current version has no completed verdict; run the check"
-    if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
-        return f"{check.to_user_string()}: FAILED, {evaluation.description or 'no reason given'}"
-    return None
 
 
 def completed_verdict(
@@ -77,3 +93,105 @@ def completed_verdict(
         if evaluation is not None and target is not None and target.storage_id == storage_id:
             return evaluation
     return None
+
+
+def completed_verdicts(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Iterator[AssetCheckExecutionRecord]:
+    """Every completed verdict that `check` ever gave, newest first."""
+    cursor: int | None = None
+    storage = instance.event_log_storage
+    while rows := storage.get_asset_check_execution_history(check, limit=_HISTORY, cursor=cursor, status=_COMPLETED):
+        yield from rows
+        cursor = rows[-1].id
+
+
+def verdict_rows(evaluation: AssetCheckEvaluation) -> list[Mapping[str, Any]]:
+    """What `evaluation` said of each gate; nothing where the model could not be judged (missing or damaged)."""
+    table = evaluation.metadata.get("verdicts")
+    return [entry.data for entry in table.records] if isinstance(table, dg.TableMetadataValue) else []
+
+
+def failed_gates(evaluation: AssetCheckEvaluation) -> tuple[str, ...]:
+    """The names of the gates that `evaluation` found failed."""
+    return tuple(str(row["gate"]) for row in verdict_rows(evaluation) if not row["passed"])
+
+
+def override_gate(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    checks: Sequence[dg.AssetCheckKey],
+    *,
+    reason: str,
+    who: str,
+) -> Override:
+    """Open the failed gate of the latest materialization of `key`, until the next one. The verdict stays as it is.
+
+    Raises:
+        ValueError: when the reason is too short, or there is no failed verdict on the latest materialization: the asset
+            was never made, was not judged, could not be read, or its gate is open.
+    """
+    name = key.to_user_string()
+    said = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    if len(said) < SHORTEST_REASON:
+        raise ValueError(
+            f"the reason of an override must have at least {SHORTEST_REASON} characters, got {said!r}: say why the "
+            "gate may be passed all the same; it stands in the report for ever"
+        )
+    judged = judge_latest(instance, key, checks)
+    if judged.record is None or not checks:
+        raise ValueError(f"{judged.closed[0]}: there is no failed gate to override")
+    if judged.override is not None:
+        raise ValueError(f"the gate of {name} is open already: it was {judged.override.describe()}")
+    if not judged.closed:
+        raise ValueError(f"the gate of {name} is open: there is nothing to override")
+    version = judged.record.storage_id
+    failed: list[str] = []
+    for check in checks:
+        evaluation = completed_verdict(instance, check, version)
+        if evaluation is None:
+            raise ValueError(
+                f"{check.to_user_string()} gave no verdict on the current version: only a failed gate can be "
+                f"overridden, not one that did not judge; run the check first (forge run --select {name})"
+            )
+        if _blocks(evaluation) and not failed_gates(evaluation):
+            raise ValueError(
+                f"{name} could not be judged ({evaluation.description}): only a failed gate can be overridden; make it "
+                f"again (forge run --select {name} --force {name})"
+            )
+        failed += failed_gates(evaluation) if _blocks(evaluation) else ()
+    materialization = judged.record.asset_materialization
+    digest = materialization.metadata.get("digest") if materialization is not None else None
+    recorded = "" if digest is None else str(digest.value)
+    override = Override(name, version, recorded, tuple(failed), "; ".join(judged.closed), said, who, time.time())
+    record_override(instance, override)
+    return override
+
+
+def judgements_digest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> str:
+    """A digest that changes with every materialization, completed verdict and override of what `checks` judge."""
+    hasher = hashlib.sha256()
+    for check in sorted(checks, key=lambda check: check.to_user_string()):
+        record = latest_materialization(instance, check.asset_key)
+        # by run and time, for a planned row keeps its place when it is completed
+        newest = max(((row.event.timestamp, row.run_id) for row in _recent(instance, check) if row.event), default=None)
+        overrides = [override.at for override in overrides_of(instance, check.asset_key)]
+        version = None if record is None else record.storage_id
+        hasher.update(repr((check.to_user_string(), version, newest, overrides)).encode())
+    return hasher.hexdigest()
+
+
+def _recent(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Sequence[AssetCheckExecutionRecord]:
+    return instance.event_log_storage.get_asset_check_execution_history(check, limit=_HISTORY, status=_COMPLETED)
+
+
+def _blocks(evaluation: AssetCheckEvaluation) -> bool:
+    return not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
+
+
+def _override_of(
+    instance: dg.DagsterInstance, key: dg.AssetKey, version: int, failed: Sequence[str]
+) -> Override | None:
+    """The override of this version that covers every gate in `failed`."""
+    if not failed:
+        return None
+    found = overrides_of(instance, key, after=version)
+    return next((o for o in found if o.version == version and set(failed) <= set(o.failed)), None)

@@ -190,17 +190,17 @@ def test_ui_launch_and_schedule_tick(
     assert both["status"] == "QUEUED"
     assert launch(workspace, "__ASSET_JOB", "right")["status"] == "QUEUED"
 
-    tick = _tick(workspace, instance, "left_child_schedule")
-    assert tick.skip_message.startswith("quality gate closed: left:gate: FAILED")
-    assert tick.run_requests == []
+    asked = tick(workspace, instance, "left_child_schedule")
+    assert asked.skip_message.startswith("quality gate closed: left:gate: FAILED")
+    assert asked.run_requests == []
     make("left")
-    tick = _tick(workspace, instance, "left_child_schedule")
-    assert tick.skip_message is None
-    assert len(tick.run_requests) == 1
+    asked = tick(workspace, instance, "left_child_schedule")
+    assert asked.skip_message is None
+    assert len(asked.run_requests) == 1
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "QUEUED"
 
 
-def _tick(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, schedule: str) -> Any:
+def tick(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, schedule: str) -> Any:
     """Evaluate a schedule in the code location's process, as the daemon does."""
     location = workspace.create_request_context().get_code_location("tiny")
     repository = location.get_repository("__repository__")

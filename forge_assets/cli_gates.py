@@ -1,0 +1,89 @@
+"""The command line's `forge gate` (which gates are open, the override of a failed one) and `forge report --gates`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import psutil
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from forge_assets.freshness import Forge
+
+app = typer.Typer(
+    name="gate", help="Quality gates: which are open, and the override of one that failed.", no_args_is_help=True
+)
+
+
+@app.command("list")
+def list_gates(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Say for every model whether its gate is open, closed (and why) or overridden (by whom and why)."""
+    from forge_assets.cli import _errors, _forge
+
+    with _errors(), _forge("nano") as forge:
+        from forge_assets.gate_history import collect_gates
+        from forge_assets.gate_report import state, states_table
+
+        models = collect_gates(forge)
+        if as_json:
+            rows = [
+                {
+                    "asset": gates.asset,
+                    "state": state(gates),
+                    "closed": list(gates.closed),
+                    "override": None if gates.override is None else gates.override.as_json(),
+                }
+                for gates in models
+            ]
+            typer.echo(json.dumps(rows, indent=2, allow_nan=False))
+        else:
+            Console(highlight=False).print(states_table(models))
+
+
+@app.command()
+def override(
+    asset: Annotated[str, typer.Argument(help="The model whose gate failed.")],
+    reason: Annotated[str, typer.Option(help="Why it may be passed all the same. It stands in the report for ever.")],
+) -> None:
+    """Open a failed gate for the version that failed it, and only for that: the next one is judged anew."""
+    from forge_assets.cli import _errors, _forge
+
+    with _errors(), _forge("nano") as forge:
+        import dagster as dg
+
+        from forge_resources.gatekeeping import override_gate
+
+        checks = [check for check in forge.checks_of(asset) if check.name == "gate"] if asset in forge.assets() else []
+        if not checks:
+            models = [name for name in forge.assets() if forge.checks_of(name)]
+            raise ValueError(f"there is no model {asset!r}: choose {', '.join(models)}")
+        who = psutil.Process().username()
+        made = override_gate(forge.instance, dg.AssetKey(asset), checks, reason=reason, who=who)
+        typer.echo(f"{asset} {made.digest[:8]}: {', '.join(made.failed)} {made.describe()}")
+        typer.echo(f"The verdict stays red. The next materialization of {asset} closes the gate again.")
+
+
+def report_gates(forge: "Forge", console: Console, *, html: Path | None, junit: Path | None, as_json: bool) -> None:
+    """What `forge report --gates` and `--junit` write and print."""
+    from forge_assets.forge_report import ReportConfig
+    from forge_assets.gate_history import collect_gates
+    from forge_assets.gate_report import history_json, history_sections, print_history
+    from forge_assets.junit import junit_xml
+    from forge_assets.ledger import collect
+    from forge_assets.report import html_page
+
+    models = collect_gates(forge)
+    limit = ReportConfig().verdicts
+    if html is not None:
+        html.write_text(html_page(collect(forge), history_sections(models, limit)), encoding="utf-8")
+    if junit is not None:
+        junit.write_text(junit_xml(models), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(history_json(models), indent=2, allow_nan=False))
+        return
+    written = [path for path in (html, junit) if path is not None]
+    for path in written:
+        typer.echo(f"wrote {path.resolve()}")
+    if not written:
+        print_history(models, console, limit)

@@ -1,0 +1,116 @@
+"""`forge_report`: the ledger and the history of every gate as one page, and the latest verdicts as JUnit XML.
+
+It stands below the last model, so that a run of everything ends with it. It is not a phase: nothing is built from it,
+and it is wanted most when a gate failed. So neither its inputs' gates nor the run coordinator refuse it (`REPORTS`
+tells them), it reads whatever exists, and it is fresh until anything was made, judged or overridden since. What
+Dagster itself decides stays: in the run in which a gate closes, nothing below that gate is reached, the report among
+it. The next run makes it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict, Field
+
+from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
+from forge_assets.freshness import Forge
+from forge_assets.gate_history import AssetGates, collect_gates
+from forge_assets.gate_report import history_sections
+from forge_assets.gates import BY_PROFILE, GATES
+from forge_assets.junit import junit_xml
+from forge_assets.launchpad import code_digest, launchpad_fields
+from forge_assets.ledger import collect
+from forge_assets.report import html_page
+from forge_resources.gatekeeping import REPORTS, judgements_digest
+from forge_resources.model_store import ModelStore, digest_folder
+from training_core.gates import Gate
+
+PAGE, JUNIT = "report.html", "gates.xml"
+CODE = (
+    "forge_assets.charts",
+    "forge_assets.exhibits",
+    "forge_assets.forge_report",
+    "forge_assets.gate_history",
+    "forge_assets.gate_report",
+    "forge_assets.junit",
+    "forge_assets.ledger",
+    "forge_assets.report",
+)
+
+
+class ReportConfig(BaseModel):
+    """What the report shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdicts: int = Field(default=50, ge=1, description="How many verdicts of each gate the page shows, the newest.")
+
+
+def report_asset(
+    definitions: Callable[[], dg.Definitions],
+    after: Sequence[str],
+    *,
+    gates: Sequence[Gate] = GATES,
+    by_profile: Mapping[tuple[str, str], Mapping[str, float]] = BY_PROFILE,
+) -> dg.AssetsDefinition:
+    """The asset `forge_report` below the assets `after`; it reports on every model in `definitions()`."""
+
+    @dg.asset(
+        name="forge_report",
+        deps=list(after),
+        description=f"The ledger and every gate's history ({PAGE}), and the latest verdicts ({JUNIT}).",
+        group_name="forge",
+        owners=["team:agent-forge"],
+        kinds={"python"},
+        code_version=code_digest(CODE, extra={"config": ReportConfig.model_json_schema()}),
+        metadata={CONFIG_CLASS: f"{ReportConfig.__module__}:{ReportConfig.__qualname__}"},
+        tags={REPORTS: "true"},
+        config_schema=launchpad_fields(ReportConfig),
+        required_resource_keys=set(RESOURCES),
+    )
+    def forge_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        with not_retried():
+            config = ReportConfig(**context.op_execution_context.op_config)
+            forge = Forge(definitions(), context.instance, context.resources.store, gates, by_profile)
+            inputs = report_inputs(forge, config)
+            return _write(forge, config, inputs)
+
+    return forge_report
+
+
+def report_inputs(forge: Forge, config: BaseModel) -> str:
+    """What the report is made from, as a digest: code, configuration, and all that was made, judged and overridden."""
+    checks = [check for asset in forge.assets() for check in forge.checks_of(asset)]
+    return f"{code_digest(CODE, extra=config.model_dump(mode='json'))}-{judgements_digest(forge.instance, checks)}"
+
+
+def _write(forge: Forge, config: ReportConfig, inputs: str) -> dg.MaterializeResult[Any]:
+    models = collect_gates(forge)
+    store: ModelStore = forge.store
+    with store.stage("forge_report") as staged:
+        staged.mkdir()
+        page = html_page(collect(forge), history_sections(models, config.verdicts))
+        (staged / PAGE).write_text(page, encoding="utf-8")
+        (staged / JUNIT).write_text(junit_xml(models), encoding="utf-8")
+        digest = digest_folder(staged)
+        folder = store.commit("forge_report", staged, digest, "data")
+    metadata: dict[str, Any] = {
+        "digest": digest,
+        "forge/inputs": inputs,
+        "page": dg.MetadataValue.path(str(folder / PAGE)),
+        "junit": dg.MetadataValue.path(str(folder / JUNIT)),
+        **_counts(models),
+    }
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
+
+
+def _counts(models: Sequence[AssetGates]) -> dict[str, int]:
+    latest = [entry for gates in models for entry in gates.latest()]
+    return {
+        "gates_passed": sum(e.passed for e in latest if e.blocking),
+        "gates_failed": sum(not e.passed for e in latest if e.blocking),
+        "gates_overridden": sum(e.override is not None for e in latest),
+        "claims_held": sum(e.passed for e in latest if not e.blocking),
+        "claims_failed": sum(not e.passed for e in latest if not e.blocking),
+    }

@@ -1,0 +1,149 @@
+"""A sensor, off until turned on, that makes a phase again when its inputs changed and their gates are open.
+
+It makes what was made before, with the configuration of that run, and nothing that was never made. An input changed
+when its content did (Dagster's data versions): a parent that was made again with the same weights changes nothing.
+Phases are made one level at a time: what stands below something that changes waits until that is made and judged. A
+phase that fails is not tried again on the same inputs. Gates are asked as everywhere, overrides included. Data assets
+are never made by it (a question bank may cost money); a phase whose data is out of date waits for a person.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import extract_data_provenance_from_entry
+
+from forge_assets.gates import gate_checks
+from forge_assets.launchpad import selected_profile
+from forge_resources.gatekeeping import closed_gates, latest_materialization
+
+Checks = Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]]
+_ACTIVE = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a tick asks for, and why it leaves alone what would otherwise be made again."""
+
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+
+
+def rerun_sensor(
+    assets: Sequence[dg.AssetsDefinition], *, checks: Checks | None = None, interval_s: int = 60
+) -> dg.SensorDefinition:
+    """The sensor `rerun_changed_phases` over those of `assets` that the gate table knows."""
+    table = gate_checks() if checks is None else checks
+    parents = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in assets}
+
+    @dg.sensor(
+        name="rerun_changed_phases",
+        target=dg.AssetSelection.assets(*(key for key in parents if key in table)),
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=interval_s,
+        description="Makes a phase again when its inputs changed and their quality gates are open.",
+    )
+    def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        wanted = changed_phases(context.instance, parents, table)
+        for line in wanted.waiting:
+            context.log.info(line)
+        if wanted.requests:
+            return dg.SensorResult(run_requests=wanted.requests)
+        return dg.SensorResult(skip_reason="; ".join(wanted.waiting) or "no phase has inputs that changed")
+
+    return tick
+
+
+def changed_phases(
+    instance: dg.DagsterInstance, parents: Mapping[dg.AssetKey, Sequence[dg.AssetKey]], checks: Checks
+) -> Wanted:
+    """The runs to ask for now. `parents` maps every asset to its inputs; phases are those in `checks`."""
+    wanted = Wanted()
+    busy = _busy(instance, parents)
+    changing: set[dg.AssetKey] = set()
+    for key in TopologicalSorter(parents).static_order():
+        record = latest_materialization(instance, key)
+        above = [parent for parent in parents.get(key, ()) if parent in changing]
+        if above or key in busy:
+            changing.add(key)
+        if key in busy:
+            wanted.waiting.append(f"{key.to_user_string()} is being made by run {busy[key][:8]}")
+            continue
+        if record is None:
+            continue
+        changed = _changed_inputs(instance, record, parents.get(key, ()))
+        if not changed:
+            continue
+        changing.add(key)
+        name, what = key.to_user_string(), ", ".join(parent.to_user_string() for parent in changed)
+        if key not in checks:
+            wanted.waiting.append(f"{name} was made from an earlier {what}: make it again")
+        elif above:
+            names = ", ".join(parent.to_user_string() for parent in above)
+            wanted.waiting.append(f"{name} waits for {names}, which is about to change")
+        elif (profile := _text(record, "profile")) != selected_profile():
+            wanted.waiting.append(f"{name} was made at profile {profile}, and here it would be {selected_profile()}")
+        elif closed := closed_gates(instance, [p for p in parents[key] if p in checks], checks):
+            wanted.waiting.append(f"{name} waits, quality gate closed: {'; '.join(closed)}")
+        else:
+            wanted.requests.append(_request(instance, key, record, parents[key], what))
+    return wanted
+
+
+def _request(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    record: dg.EventLogRecord,
+    parents: Sequence[dg.AssetKey],
+    what: str,
+) -> dg.RunRequest:
+    """A run of one phase. Dagster runs no key twice, so a failure on the same inputs is not repeated."""
+    content = repr([(str(parent), _version(instance, parent)) for parent in parents])
+    made_by = instance.get_run_by_id(record.run_id)
+    ops: Any = {} if made_by is None else made_by.run_config.get("ops", {})
+    name = key.to_python_identifier()
+    return dg.RunRequest(
+        run_key=f"{name}:{record.storage_id}:{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        asset_selection=[key],
+        run_config={"ops": {name: ops[name]}} if name in ops else {},
+        tags={"forge/changed_inputs": what},
+    )
+
+
+def _changed_inputs(
+    instance: dg.DagsterInstance, record: dg.EventLogRecord, parents: Sequence[dg.AssetKey]
+) -> list[dg.AssetKey]:
+    """The inputs whose content is another one now; none where the inputs were not recorded, as in an imported model."""
+    provenance = extract_data_provenance_from_entry(record.event_log_entry)
+    if provenance is None or not provenance.input_data_versions:
+        return []
+    recorded = {key: version.value for key, version in provenance.input_data_versions.items()}
+    now = {parent: _version(instance, parent) for parent in parents}
+    return [parent for parent, version in now.items() if version is not None and recorded.get(parent) != version]
+
+
+def _version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    record = latest_materialization(instance, key)
+    return None if record is None else _text(record, "digest")
+
+
+def _text(record: dg.EventLogRecord, name: str) -> str | None:
+    materialization = record.asset_materialization
+    value = materialization.metadata.get(name) if materialization is not None else None
+    return None if value is None else str(value.value)
+
+
+def _busy(instance: dg.DagsterInstance, known: Mapping[dg.AssetKey, Any]) -> dict[dg.AssetKey, str]:
+    """The assets that a run makes or is about to make, and the run; every one when a run does not say which."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=_ACTIVE))
+    whole = {run.run_id for run in runs if run.asset_selection is None and run.asset_check_selection is None}
+    return {key: r.run_id for r in runs for key in (known if r.run_id in whole else r.asset_selection or ())}

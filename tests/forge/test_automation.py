@@ -1,0 +1,331 @@
+"""Schedules, the rerun sensor and the report of flips, on real instances."""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import tiny_automation
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
+from dagster._daemon.sensor import execute_sensor_iteration
+from forge_instance import launch, made, verdict
+
+from forge_assets.gate_flips import FILE, flip_sensor, new_flips
+from forge_assets.reruns import Wanted, changed_phases
+from forge_assets.schedules import NIGHTLY, phase_schedules
+from forge_resources import forge_home
+from forge_resources.gatekeeping import override_gate
+
+BAD = {"value": 2.0}
+CHECKS = tiny_automation.gate_checks()
+ALL_CHECKS = [key for check in tiny_automation.CHECKS for key in check.check_keys]
+PARENTS = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in tiny_automation.PHASES}
+CHAIN = ("trunk", "left", "left_child")
+
+
+def make(instance: dg.DagsterInstance, *assets: str, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
+    return tiny_automation.materialize(instance, *assets, config=config)
+
+
+def wanted(instance: dg.DagsterInstance) -> Wanted:
+    return changed_phases(instance, PARENTS, CHECKS)
+
+
+def asked(instance: dg.DagsterInstance) -> list[str]:
+    return [key.to_user_string() for request in wanted(instance).requests for key in request.asset_selection or ()]
+
+
+@pytest.fixture
+def served(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    """The forge with sensors, served by a process of its own."""
+    folder = str(Path(tiny_automation.__file__).parent)
+    target = ModuleTarget("tiny_automation", attribute="defs", working_directory=folder, location_name="tiny")
+    with WorkspaceProcessContext(instance, target) as context:
+        yield context
+    context._grpc_server_registry.wait_for_processes()
+
+
+def test_cron_comes_from_the_environment() -> None:
+    def schedules(**environment: str) -> dict[str, dg.ScheduleDefinition]:
+        made = phase_schedules(tiny_automation.PHASES, checks=CHECKS, environment=environment)
+        return {schedule.name: schedule for schedule in made}
+
+    plain = schedules()
+    assert len(plain) == len(CHECKS) == 7
+    assert {s.cron_schedule for s in plain.values()} == {NIGHTLY}
+    assert {s.default_status for s in plain.values()} == {dg.DefaultScheduleStatus.STOPPED}
+    edited = schedules(FORGE_CRON="5 4 * * 0", FORGE_CRON_LEFT_CHILD=" 0 6 * * * ", FORGE_TIMEZONE="Europe/Berlin")
+    assert edited["left_child_schedule"].cron_schedule == "0 6 * * *"
+    assert edited["left_schedule"].cron_schedule == "5 4 * * 0"
+    assert edited["left_schedule"].execution_timezone == "Europe/Berlin"
+    for variable, value in (("FORGE_CRON_TRUNK", "hourly"), ("FORGE_CRON", "0 0 30 2 *"), ("FORGE_TIMEZONE", "Mars")):
+        with pytest.raises(ValueError, match=f"{variable} must be a .*{value[:2]}"):
+            schedules(**{variable: value})
+
+
+def test_everything_is_off_until_turned_on() -> None:
+    from forge_assets.definitions import defs
+    from forge_assets.gates import MODELS
+
+    assert {schedule.name for schedule in defs.schedules or ()} == {f"{name}_schedule" for name in MODELS}
+    for name in ("rerun_changed_phases", "gate_flips"):
+        assert defs.resolve_sensor_def(name).default_status == dg.DefaultSensorStatus.STOPPED
+    graph = defs.resolve_asset_graph()
+    assert {k.to_user_string() for k in graph.get(dg.AssetKey("forge_report")).parent_keys} == {"compressed_model"}
+
+
+def test_changed_input_asks_for_the_next_level_only(instance: dg.DagsterInstance) -> None:
+    assert make(instance, *CHAIN, left={"step_s": 0.001}).success
+    assert wanted(instance) == Wanted()
+    make(instance, "trunk", trunk={"step_s": 0.001})  # made again, the same weights
+    assert wanted(instance) == Wanted()
+    make(instance, "trunk", trunk={"value": 0.25})
+    (request,) = wanted(instance).requests
+    assert [key.to_user_string() for key in request.asset_selection or ()] == ["left"]
+    assert request.run_config == {"ops": {"left": {"config": {"step_s": 0.001}}}}  # as it was made before
+    assert request.tags["forge/changed_inputs"] == "trunk"
+    make(instance, "left", left={"value": 0.75})
+    assert asked(instance) == ["left_child"]
+    make(instance, "trunk", trunk={"value": 0.3})
+    assert asked(instance) == ["left"]
+    assert wanted(instance).waiting == ["left_child waits for left, which is about to change"]
+
+
+def test_closed_gate_holds_the_rerun_and_an_override_lets_it_go(instance: dg.DagsterInstance) -> None:
+    make(instance, *CHAIN)
+    make(instance, "trunk", trunk=BAD)
+    found = wanted(instance)
+    assert found.requests == []
+    assert found.waiting[0].startswith("left waits, quality gate closed: trunk:gate: FAILED, small FAILED")
+    key = dg.AssetKey("trunk")
+    override_gate(instance, key, CHECKS[key], reason="known and accepted by me", who="ada")
+    assert asked(instance) == ["left"]
+    make(instance, "trunk", trunk={"value": 2.5})
+    assert asked(instance) == []
+
+
+def test_failing_phase_is_asked_for_once(instance: dg.DagsterInstance) -> None:
+    make(instance, "trunk", "left")
+    make(instance, "trunk", trunk={"value": 0.25})
+    (first,) = wanted(instance).requests
+    assert not make(instance, "left", left={"value": -1.0}).success
+    (second,) = wanted(instance).requests
+    assert second.run_key == first.run_key  # which Dagster runs once
+    make(instance, "trunk", trunk={"value": 0.3})
+    (other,) = wanted(instance).requests
+    assert other.run_key != first.run_key
+
+
+def test_stale_data_another_profile_and_a_run_in_progress_wait(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(instance, "trunk", "left")
+    with monkeypatch.context() as patch:
+        patch.setenv("FORGE_PROFILE", "mini")
+        make(instance, "trunk")
+    assert wanted(instance) == Wanted()
+    make(instance, "trunk", trunk={"value": 0.25})
+    with monkeypatch.context() as patch:
+        patch.setenv("FORGE_PROFILE", "mini")
+        assert wanted(instance).waiting == ["left was made at profile nano, and here it would be mini"]
+        assert asked(instance) == []
+    for making in ("trunk", "left"):
+        with instance_run(instance, making):
+            assert asked(instance) == []
+            assert re.match(f"{making} is being made by run [0-9a-f]{{8}}$", wanted(instance).waiting[0])
+    assert asked(instance) == ["left"]
+    make(instance, "tokens", tokens={"count": 9})
+    found = wanted(instance)
+    assert found.requests == []
+    assert found.waiting[0] == "evaluation_suite was made from an earlier tokens: make it again"
+    assert "trunk waits for evaluation_suite, which is about to change" in found.waiting
+
+
+class instance_run:
+    """A run that makes `asset` while the block lasts."""
+
+    def __init__(self, instance: dg.DagsterInstance, asset: str) -> None:
+        self._instance, self._asset = instance, asset
+
+    def __enter__(self) -> None:
+        chosen = frozenset({dg.AssetKey(self._asset)})
+        job = tiny_automation.everything().get_subset(asset_selection=chosen)
+        self._run = self._instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, asset_selection=chosen)
+
+    def __exit__(self, *_: object) -> None:
+        self._instance.delete_run(self._run.run_id)
+
+
+def test_daemon_queues_the_run_of_one_phase_with_its_checks_once(
+    instance: dg.DagsterInstance, served: WorkspaceProcessContext
+) -> None:
+    make(instance, "trunk", "left")
+    make(instance, "trunk", trunk={"value": 0.25})
+    location = served.create_request_context().get_code_location("tiny")
+    sensor = location.get_repository("__repository__").get_sensor("rerun_changed_phases")
+    instance.start_sensor(sensor)
+
+    def tick() -> Any:
+        list(execute_sensor_iteration(served, logging.getLogger("test"), None, None))
+        return instance.get_ticks(sensor.get_remote_origin_id(), sensor.selector_id, limit=1)[0]
+
+    first = tick()
+    assert first.status.value == "SUCCESS", first.error
+    (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
+    assert run.asset_selection == {dg.AssetKey("left")}
+    assert run.asset_check_selection in (None, {dg.AssetCheckKey(dg.AssetKey("left"), "gate")})
+    plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id or "")
+    assert set(plan.step_keys_to_execute) == {"left", "left_gate"}
+    instance.report_run_failed(run)
+    state = instance.get_instigator_state(sensor.get_remote_origin_id(), sensor.selector_id)
+    data = state.instigator_data.with_sensor_start_timestamp(1.0)._replace(
+        last_tick_start_timestamp=1.0, last_tick_timestamp=1.0
+    )
+    instance.update_instigator_state(state.with_data(data))
+    tick()
+    assert instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])) == []
+
+    make(instance, "trunk", trunk=BAD)  # a report may be made below a closed gate, a phase may not
+    assert launch(served, "__ASSET_JOB", "left", "forge_report")["status"] == "FAILURE"
+    make(instance, *CHAIN, left_child=BAD)
+    assert launch(served, "__ASSET_JOB", "forge_report")["status"] == "QUEUED"
+
+
+def test_one_failing_sibling_of_three_blocks_only_its_own_child(instance: dg.DagsterInstance) -> None:
+    siblings = ("left", "middle", "right")
+    result = make(instance, "trunk", *siblings, *(f"{name}_child" for name in siblings), middle=BAD)
+    assert not result.success
+    assert not verdict(result, "middle").passed
+    assert made(result) == ["left", "left_child", "middle", "right", "right_child", "trunk"]
+    assert made(make(instance, "middle_child")) == []
+
+
+def test_reexecution_from_failure_judges_again_and_trains_nothing_twice(instance: dg.DagsterInstance) -> None:
+    job = dg.reconstructable(tiny_automation.everything)
+    selection = [dg.AssetKey(name) for name in ("trunk", "left")]
+    config = {"ops": {"trunk": {"config": BAD}}}
+    with dg.execute_job(job, instance, run_config=config, asset_selection=selection) as failed:
+        assert not failed.success
+        assert [e.asset_key for e in failed.filter_events(lambda e: e.is_step_materialization)] == [selection[0]]
+    options = dg.ReexecutionOptions.from_failure(failed.run_id, instance)
+    with dg.execute_job(
+        job, instance, run_config=config, asset_selection=selection, reexecution_options=options
+    ) as again:
+        assert not again.success
+        assert {e.step_key for e in again.all_events if e.is_step_start} == {"trunk_gate"}
+        assert not list(again.filter_events(lambda e: e.is_step_materialization))
+
+
+def flips(instance: dg.DagsterInstance, seen: dict[str, float] | None) -> tuple[list[str], dict[str, float]]:
+    found, newest = new_flips(instance, ALL_CHECKS, seen)
+    return [f"{now.asset}.{now.gate}" for _, now in found], newest
+
+
+def test_flips_are_reported_once_and_not_those_of_before(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(instance, "trunk", trunk=BAD)
+    make(instance, "trunk")
+    make(instance, "trunk", trunk=BAD)
+    found, seen = flips(instance, None)
+    assert found == []
+    assert flips(instance, seen) == ([], seen)
+    make(instance, "trunk", trunk={"value": 3.0})  # failed before, fails again
+    found, seen = flips(instance, seen)
+    assert found == []
+    monkeypatch.setenv("FORGE_PROFILE", "mini")
+    make(instance, "trunk")
+    monkeypatch.setenv("FORGE_PROFILE", "nano")
+    make(instance, "trunk", trunk={"value": 3.5})  # passed before, at another profile
+    found, seen = flips(instance, seen)
+    assert found == []
+    passed = make(instance, "trunk", trunk={"value": 0.5})
+    failed = make(instance, "trunk", trunk=BAD)
+    ((before, now),), _ = new_flips(instance, ALL_CHECKS, seen)
+    assert (now.asset, now.gate, now.value, now.threshold) == ("trunk", "small", 4.0, 1.0)
+    assert (before.value, before.run_id, now.run_id) == (0.25, passed.run_id, failed.run_id)
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that keeps what is posted to it."""
+    received: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/secret", received
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_flip_sensor_logs_writes_and_posts(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, received = webhook
+    sensor = flip_sensor(ALL_CHECKS)
+
+    def tick(cursor: str | None) -> tuple[str, str]:
+        with dg.build_sensor_context(instance, cursor=cursor) as context:
+            answer = sensor.evaluate_tick(context)
+        assert answer.skip_message is not None
+        assert answer.cursor is not None
+        return answer.skip_message, answer.cursor
+
+    make(instance, "trunk")
+    said, cursor = tick(None)
+    assert said == "no gate flipped from pass to fail"
+    failed = make(instance, "trunk", trunk=BAD)
+    monkeypatch.setenv("FORGE_ALERT_WEBHOOK", address)
+    said, cursor = tick(cursor)
+    assert said.startswith(
+        "gate trunk.small flipped from pass to FAIL: mean_square = 4 (before: 0.25), required <= 1; "
+        f"run {failed.run_id}, passed last in run "
+    )
+    (line,) = (forge_home() / FILE).read_text().splitlines()
+    assert [json.loads(line)] == received
+    assert (received[0]["value"], received[0]["threshold"], received[0]["text"]) == (4.0, 1.0, said)
+    assert tick(cursor)[0] == "no gate flipped from pass to fail"
+    for unreachable in ("http://127.0.0.1:9/secret", "ftp://127.0.0.1/secret"):
+        make(instance, "trunk")
+        make(instance, "trunk", trunk=BAD)
+        monkeypatch.setenv("FORGE_ALERT_WEBHOOK", unreachable)
+        said, cursor = tick(cursor)
+        assert said.startswith("gate trunk.small flipped")
+        assert "secret" not in said
+    assert len((forge_home() / FILE).read_text().splitlines()) == 3
+    assert len(received) == 1
+
+
+def test_damaged_model_flips_its_gate(instance: dg.DagsterInstance) -> None:
+    result = make(instance, "trunk")
+    _, seen = flips(instance, None)
+    path = result.get_asset_materialization_events()[0].materialization.metadata["path"].value
+    (Path(str(path)) / "tokenizer.json").write_text("{}")
+    dg.materialize(
+        [*tiny_automation.ASSETS, *tiny_automation.CHECKS],
+        selection=dg.AssetSelection.checks_for_assets(dg.AssetKey("trunk")),
+        instance=instance,
+        resources=dict(tiny_automation.defs.resources or {}),
+        raise_on_error=False,
+    )
+    assert flips(instance, seen)[0] == ["trunk.gate"]

@@ -1,0 +1,91 @@
+"""The tiny forge with a third sibling, a report and the sensors; a code location of its own.
+
+trunk -> left -> left_child            -> forge_report
+      -> right -> right_child
+      -> middle -> middle_child
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import tiny_forge
+
+from forge_assets.checks import asset_checks
+from forge_assets.factory import PhaseRun, phase_asset
+from forge_assets.forge_report import report_asset
+from forge_assets.gate_flips import flip_sensor
+from forge_assets.gates import gate_checks as checks_of
+from forge_assets.reruns import rerun_sensor
+from forge_assets.schedules import phase_schedules
+from forge_resources.model_store import ModelStore
+from forge_resources.tracking import MlflowTracking
+from training_core.gates import Gate
+from training_core.phases import Product
+
+GATES = (
+    *tiny_forge.GATES,
+    *(Gate(name, "small", "mean_square", "at_most", 1.0, "mean of squares") for name in ("middle", "middle_child")),
+    Gate("left_child", "modest", "mean_square", "at_most", 0.1, "mean of squares", blocking=False),
+)
+
+
+def gate_checks() -> dict[dg.AssetKey, list[dg.AssetCheckKey]]:
+    return checks_of(GATES)
+
+
+def _model(name: str, parent: str) -> dg.AssetsDefinition:
+    def compute(run: PhaseRun, config: tiny_forge.StepsConfig) -> Product:
+        return tiny_forge.train(run, config)
+
+    compute.__name__ = name
+    return phase_asset(
+        phase=1,
+        parents=(parent,),
+        data=tiny_forge.DATA,
+        code=tiny_forge.CODE,
+        description=name,
+        measure=tiny_forge.measure,
+        preset=tiny_forge.no_preset,
+        checks=gate_checks(),
+    )(compute)
+
+
+middle = _model("middle", "trunk")
+middle_child = _model("middle_child", "middle")
+PHASES = [*tiny_forge.ASSETS, middle, middle_child]
+CHECKS = asset_checks(GATES, {})
+forge_report = report_asset(lambda: defs, after=["left_child"], gates=GATES, by_profile={})
+ASSETS = [*PHASES, forge_report]
+
+defs = dg.Definitions(
+    assets=ASSETS,
+    asset_checks=CHECKS,
+    schedules=phase_schedules(PHASES, checks=gate_checks()),
+    sensors=[
+        rerun_sensor(PHASES, checks=gate_checks()),
+        flip_sensor([key for check in CHECKS for key in check.check_keys]),
+    ],
+    jobs=[dg.define_asset_job("everything", selection=dg.AssetSelection.all())],
+    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+    executor=dg.in_process_executor,
+)
+
+
+def everything() -> dg.JobDefinition:
+    """The job of all assets, for processes that rebuild it."""
+    return defs.resolve_job_def("everything")
+
+
+def materialize(
+    instance: dg.DagsterInstance, *selection: str, config: Mapping[str, Mapping[str, Any]] | None = None
+) -> dg.ExecuteInProcessResult:
+    """Materialize some assets of this forge, with their checks."""
+    return dg.materialize(
+        [*ASSETS, *CHECKS],
+        selection=dg.AssetSelection.assets(*selection),
+        instance=instance,
+        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+        run_config={"ops": {name: {"config": dict(values)} for name, values in (config or {}).items()}},
+        raise_on_error=False,
+    )
