@@ -1,12 +1,13 @@
 # One image for the code server, the web server, the daemon and MLflow. Nothing secret is needed to build it.
 FROM python:3.11.14-slim-bookworm
 
-# torch for CPUs; for a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The default build of torch runs on GPUs and is large. Its project has indexes of smaller builds, for CPUs alone or for
+# another CUDA: --build-arg TORCH_INDEX=ADDRESS, in .env for docker compose.
+ARG TORCH_INDEX=
 
 WORKDIR /forge/source
 COPY constraints.txt ./
-RUN pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY dagster_home/dagster.yaml dagster_home/dagster.yaml
 COPY training_core training_core
