@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.generation import sample
-from training_core.models.cognate import Cognate
+from training_core.models.cognate import Cognate, StreamState
 from training_core.models.streaming import read_ahead, take_rows
 
 ROWS_AT_ONCE = 128
@@ -118,7 +119,8 @@ def _advance(
     device = next(model.parameters()).device
     running = set(range(len(rows)))
     position = min(len(row.ids) for row in rows)
-    logits_RV, state = read_ahead(model, torch.tensor([row.ids[:position] for row in rows], device=device))
+    at_once = isinstance(model, Cognate)  # what only streams is fed token by token, every row to the end
+    logits_RV, state = _begin(model, torch.tensor([row.ids[:position] for row in rows], device=device), at_once)
     while True:
         drawing = [index for index in sorted(running) if position == len(rows[index].ids)]
         if drawing:
@@ -131,7 +133,7 @@ def _advance(
                     running.remove(index)
         if not running:
             return
-        if len(running) <= KEPT_SHARE * len(rows):
+        if at_once and len(running) <= KEPT_SHARE * len(rows):
             kept = sorted(running)
             rows, state = [rows[index] for index in kept], take_rows(state, torch.tensor(kept, device=device))
             running = set(range(len(rows)))
@@ -139,3 +141,14 @@ def _advance(
         tokens_R = [row.ids[position] if position < len(row.ids) else END_OF_TEXT_ID for row in rows]
         logits_RV = model.step(torch.tensor(tokens_R, device=device), state)
         position += 1
+
+
+def _begin(model: Cognate, tokens_RP: Tensor, at_once: bool) -> tuple[Tensor, StreamState]:
+    """Logits behind the beginning (rows, positions) that all rows have, and the state there."""
+    if at_once:
+        return read_ahead(model, tokens_RP)
+    state = model.stream(len(tokens_RP))
+    logits_RV = torch.zeros(0)
+    for tokens_R in tokens_RP.T:
+        logits_RV = model.step(tokens_R, state)
+    return logits_RV, state
