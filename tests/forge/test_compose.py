@@ -19,7 +19,7 @@ from forge_instance import REPOSITORY
 EXAMPLE = settings_file(REPOSITORY / ".env.example")
 FILLED = EXAMPLE | {"FORGE_POSTGRES_PASSWORD": "abc"}
 SERVICES = compose()["services"]
-OPTIONAL = {"OPENROUTER_API_KEY"}
+OPTIONAL = {"OPENROUTER_API_KEY", "TORCH_INDEX"}
 each_service = pytest.mark.parametrize("name", list(SERVICES))
 
 
