@@ -135,8 +135,8 @@ def test_proposals_come_from_the_model_and_the_seed(
     assert len(first) == len(set(first)) == 4
     assert proposed(make_cycle(small_data, sandbox), model) == first
     for others in (
-        proposed(cycle, writer(small_data, 1)),
-        proposed(cycle, model, number=1),
+        proposed(cycle, writer(small_data, 3)),
+        proposed(cycle, model, number=3),
         proposed(make_cycle(small_data, sandbox, seed=18), model),
     ):
         assert len(others) == 4
