@@ -124,11 +124,12 @@ class CurveReporter:
         self.figures[name] = figure
 
     def all_figures(self) -> dict[str, Figure]:
-        """The figures a phase reported, and one for each metric's curve of two points or more."""
+        """The figures a phase reported, and one for each metric's curve of two points or more. The metrics
+        `<figure>/...` of a figure that was reported are left to MLflow: a page of forty plots is read by nobody."""
         curves = {
             name: Figure(title=name, x_label="step", y_label=name, series={name: curve})
             for name, curve in self.curves.items()
-            if len(curve[0]) > 1
+            if len(curve[0]) > 1 and name.rpartition("/")[0] not in self.figures
         }
         return {**curves, **self.figures}
 
@@ -206,15 +207,15 @@ def draw(figure: Figure) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(6.0, 3.2), layout="constrained")
+    canvas = Canvas(figsize=(6.0, 3.2))  # a layout engine would draw everything twice
     FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
+    axes = canvas.add_axes((0.12, 0.17, 0.84, 0.72))
     for label, (x, y) in figure.series.items():
         axes.plot(x, y, label=label, linewidth=1.2)
     axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
     axes.grid(visible=True, alpha=0.3)
     if len(figure.series) > 1:
-        axes.legend()
+        axes.legend(loc="upper right")  # the best place would be searched for
     return canvas
 
 

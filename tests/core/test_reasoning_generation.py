@@ -14,7 +14,7 @@ from tests.core.small_data import sentences
 from tests.core.test_models import small
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.generation import continuation, generate
-from training_core.models.attention import SlidingWindowAttention, append
+from training_core.models.attention import SlidingWindowAttention
 from training_core.models.cognate import Cognate
 from training_core.reasoning.bundles import Reasoner
 from training_core.reasoning.generation import Spoken, ThinkingSpeaker, think_and_generate
@@ -149,10 +149,10 @@ def test_dispersion_is_the_mean_relative_entropy_of_the_heads(window: int, prefi
     x = torch.randn(2, 9, 16, dtype=torch.float64)
     query, key, value = attention._project(x, torch.arange(9))
     prefix_key, _ = attention._persistent(2, x.dtype)
-    parallel, cache = attention.dispersion(x), None
+    parallel = attention.dispersion(x)
     for t in range(9):
-        streamed = attention.dispersion_at(x[:, t : t + 1], cache, t)
-        cache = append(cache, (key[:, :, t : t + 1], value[:, :, t : t + 1]), window - 1)
+        before = slice(max(0, t - window + 1), t)
+        streamed = attention.dispersion_at(x[:, t : t + 1], (key[:, :, before], value[:, :, before]), t)
         for b in range(2):
             expected = 0.0
             for h in range(2):

@@ -178,6 +178,14 @@ def test_curves_are_thinned_evenly() -> None:
     assert set(curves.all_figures()) == {"loss"}
 
 
+def test_metrics_of_a_figure_that_was_reported_have_no_plot_of_their_own() -> None:
+    curves = CurveReporter()
+    for step in range(3):
+        curves.metrics(step, {"practice 0/loss": 1.0, "practice 0/text/loss": 1.0, "practice/edge": 2.0})
+    curves.figure("practice 0", Figure("t", "x", "y", {}))
+    assert set(curves.all_figures()) == {"practice 0", "practice 0/text/loss", "practice/edge"}
+
+
 def test_figure_markdown_is_a_png() -> None:
     figure = Figure("t", "x", "y", {"a": ([0, 1], [1, math.nan]), "b": ([0, 1], [2, 3])})
     match = re.fullmatch(r"!\[t\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", figure_markdown(figure))

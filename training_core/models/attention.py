@@ -18,6 +18,43 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(slots=True)
+class WindowCache:
+    """What a stream's attention sees: keys and values (batch, heads, persistent + window, width), written in place.
+
+    The first `num_persistent` slots are the persistent tokens; position p lies in the slot p % window behind them.
+    """
+
+    keys: Tensor
+    values: Tensor
+    num_persistent: int
+
+    @property
+    def window(self) -> int:
+        """The number of positions that there is room for."""
+        return self.keys.shape[2] - self.num_persistent
+
+    def write(self, pair: KeyValue, first: int) -> None:
+        """Put in the positions `first`, `first` + 1, ..., of which the last `window` stay."""
+        end = first + pair[0].shape[2]
+        slots = self._slots(max(first, end - self.window), end)
+        for stored, new in zip((self.keys, self.values), pair, strict=True):
+            stored[:, :, slots] = new[:, :, new.shape[2] - len(slots) :]
+
+    def visible(self, position: int) -> KeyValue:
+        """What `position` sees once it is written: views, in the order of the slots."""
+        filled = self.num_persistent + min(position + 1, self.window)
+        return self.keys[:, :, :filled], self.values[:, :, :filled]
+
+    def before(self, position: int) -> KeyValue:
+        """The last `window` - 1 positions before `position`, in their order, copied."""
+        slots = self._slots(max(0, position - self.window + 1), position)
+        return self.keys[:, :, slots], self.values[:, :, slots]
+
+    def _slots(self, first: int, end: int) -> list[int]:
+        return [self.num_persistent + position % self.window for position in range(first, end)]
+
+
+@dataclass(slots=True)
 class BranchKeys:
     """What branches fed before: keys and values, each (batch, heads, branches, width), and whether they count.
 
@@ -78,12 +115,17 @@ class SlidingWindowAttention(nn.Module):
             mixed = self._attend_banded(query, key, value)
         return join_heads(mixed), (key, value)
 
-    def step(self, x_B1D: Tensor, cache: KeyValue | None, position: int) -> tuple[Tensor, KeyValue]:
-        """Attend from one new position, given the last `window - 1` keys and values; returns the longer cache."""
+    @torch.no_grad()
+    def cache(self, batch: int) -> WindowCache:
+        """The cache before position 0."""
+        keys, values = (F.pad(t, (0, 0, 0, self.window)) for t in self._persistent(batch, self.persistent.dtype))
+        return WindowCache(keys, values, self.persistent.shape[0])
+
+    def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue]:
+        """Attend from one new position, whose key and value are written to `cache` and returned."""
         query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
-        window_cache = append(cache, (key, value), self.window)
-        mask = torch.ones(1, window_cache[0].shape[2], dtype=torch.bool, device=x_B1D.device)
-        return join_heads(self._attend(query, *window_cache, mask)), (key, value)
+        cache.write((key, value), position)
+        return join_heads(F.scaled_dot_product_attention(query, *cache.visible(position))), (key, value)
 
     def branch(
         self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
@@ -118,10 +160,10 @@ class SlidingWindowAttention(nn.Module):
         query, key, _ = self._project(x_BSD, i)
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
-    def dispersion_at(self, x_B1D: Tensor, cache: KeyValue | None, position: int) -> Tensor:
-        """`dispersion` of one new position, given the cache that `step` was given there: (batch, 1)."""
-        query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
-        keys, _ = append(cache, (key, value), self.window)
+    def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
+        """`dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
+        query, key, _ = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+        keys = torch.cat([before[0], key], dim=2)
         return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
 
     def _evenness(self, query: Tensor, key: Tensor, visible_SK: Tensor) -> Tensor:
@@ -184,15 +226,6 @@ class SlidingWindowAttention(nn.Module):
         )
         mixed = mixed.reshape(batch, num, heads, window, width).transpose(1, 2)
         return mixed.reshape(batch, heads, num * window, width)[:, :, :seq]
-
-
-def append(cache: KeyValue | None, new: KeyValue, limit: int) -> KeyValue:
-    """`cache` with `new` behind it, cut to the last `limit` positions."""
-    key, value = new
-    if cache is not None:
-        key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
-    first = max(0, key.shape[2] - limit)
-    return key[:, :, first:], value[:, :, first:]
 
 
 def _causal_mask(seq: int, device: torch.device) -> Tensor:

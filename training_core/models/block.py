@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training_core.models.attention import BranchKeys, KeyValue, SlidingWindowAttention, append
+from training_core.models.attention import BranchKeys, KeyValue, SlidingWindowAttention, WindowCache
 from training_core.models.layers import RMSNorm, SwiGLU
 from training_core.models.memory import MemoryRecord, MemoryState, NeuralMemory, Read
 
 
 @dataclass(slots=True)
 class BlockState:
-    """Streaming state of one block: the window of keys and values and, where there is one, the memory."""
+    """Streaming state of one block: the window of keys and values, advanced in place, and, where there is one, the
+    memory."""
 
-    attention: KeyValue | None = None
+    attention: WindowCache
     memory: MemoryState | None = None
 
 
@@ -88,8 +89,7 @@ class TitansBlock(nn.Module):
         if self.memory is not None:
             read, memory_state = self.memory.step(inputs, memory_state or self.memory.initial_state(x_B1D.shape[0]))
             heads = self._gate(heads, read)
-        following = BlockState(append(state.attention, key_value, self.attention.window - 1), memory_state)
-        return self._finish(x_B1D, heads), following, key_value
+        return self._finish(x_B1D, heads), BlockState(state.attention, memory_state), key_value
 
     def branch(
         self, x_BRD: Tensor, layer: BranchLayer, visible_BRS: Tensor, positions_BR: Tensor

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from training_core.models.attention import BranchKeys, KeyValue
+from training_core.models.attention import BranchKeys, KeyValue, WindowCache
 from training_core.models.block import BranchLayer, LayerRecord, TitansBlock
 from training_core.models.cognate import Cognate, Place, StreamState, Trace
 from training_core.models.memory import MemoryRecord, MemoryState, NeuralMemory, Read, read_state
@@ -97,9 +97,8 @@ class Branches:
         if state.position == 0:
             raise ValueError("branches continue from a token: feed at least END_OF_TEXT to the stream first")
 
-        def layer(pair: KeyValue | None, memory: MemoryState | None) -> BranchLayer:
-            assert pair is not None
-            branch = BranchLayer(pair, BranchKeys())
+        def layer(cache: WindowCache, memory: MemoryState | None) -> BranchLayer:
+            branch = BranchLayer(cache.before(state.position), BranchKeys())
             if memory is not None:
                 weight1, weight2, tail = memory.weight1, memory.weight2, memory.tails[0]
                 assert tail is not None
@@ -108,12 +107,10 @@ class Branches:
             return branch
 
         prelude = [layer(s.attention, s.memory) for s in state.prelude]
-        core = [[[layer(pair, None) for pair in layers] for layers in passes] for passes in state.core]
-        pair = state.prelude[0].attention if state.prelude else state.core[0][0][0]
-        assert pair is not None
-        batch, seen = pair[0].shape[0], pair[0].shape[2]
-        visible = torch.ones(batch, count, seen, dtype=torch.bool, device=pair[0].device)
-        following = torch.full((batch, count), state.position, device=pair[0].device)
+        core = [[[layer(cache, None) for cache in layers] for layers in passes] for passes in state.core]
+        keys = core[0][0][0].prefix[0]
+        visible = torch.ones(keys.shape[0], count, keys.shape[2], dtype=torch.bool, device=keys.device)
+        following = torch.full((keys.shape[0], count), state.position, device=keys.device)
         return cls(model, prelude, core, visible, following)
 
     def feed(self, x_BRD: Tensor, valid_BR: Tensor | None = None) -> Tensor:

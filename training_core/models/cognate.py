@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Self, cast
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from training_core.models.attention import KeyValue, SlidingWindowAttention, append
+from training_core.models.attention import KeyValue, SlidingWindowAttention, WindowCache
 from training_core.models.block import BlockState, LayerRecord, TitansBlock
 from training_core.models.layers import RMSNorm
 from training_core.models.memory import NeuralMemory
@@ -124,7 +125,7 @@ class StreamState:
     """
 
     prelude: list[BlockState]
-    core: list[list[list[KeyValue | None]]]
+    core: list[list[list[WindowCache]]]
     position: int = 0
     steps_used: list[int] = field(default_factory=list)
     answer: Tensor | None = None
@@ -298,12 +299,13 @@ class Cognate(nn.Module):
 
     def stream(self, batch: int = 1) -> StreamState:
         """The state before the first token."""
-        config = self.config
-        passes = config.cycles * (config.latent_steps + 1)
-        core: list[list[list[KeyValue | None]]] = [
-            [[None] * config.num_core_layers for _ in range(passes)] for _ in range(config.num_supervision)
-        ]
-        return StreamState([BlockState() for _ in self.prelude], core)
+
+        def caches(blocks: nn.ModuleList) -> list[WindowCache]:
+            return [cast(TitansBlock, block).attention.cache(batch) for block in blocks]
+
+        config, passes = self.config, self.config.cycles * (self.config.latent_steps + 1)
+        core = [[caches(self.core) for _ in range(passes)] for _ in range(config.num_supervision)]
+        return StreamState([BlockState(cache) for cache in caches(self.prelude)], core)
 
     def step(self, tokens_B: Tensor, state: StreamState) -> Tensor:
         """Feed one token (batch,), advance `state` in place, return next-token logits (batch, vocab).
@@ -326,9 +328,8 @@ class Cognate(nn.Module):
 
         y, pairs, steps = self.recur(h, attend)
         for caches, fresh in zip(state.core, pairs, strict=True):
-            for cached, layers in zip(caches, fresh, strict=True):
-                for layer, pair in enumerate(layers):
-                    cached[layer] = append(cached[layer], pair, self.config.window - 1)
+            for cache, pair in zip(chain.from_iterable(caches), chain.from_iterable(fresh), strict=True):
+                cache.write(pair, state.position)
         state.position += 1
         state.steps_used.append(len(given))
         state.answer, state.given = y, torch.stack(given)[steps[:, 0] - 1, torch.arange(len(steps), device=h.device)]

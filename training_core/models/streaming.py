@@ -7,32 +7,29 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from training_core.models.attention import append
-from training_core.models.block import BlockState, LayerRecord
 from training_core.models.cognate import Cognate, StreamState
 
 StateT = TypeVar("StateT")
+EntryT = TypeVar("EntryT")
 
 
 def read_ahead(model: Cognate, tokens_BS: Tensor) -> tuple[Tensor, StreamState]:
     """Feed tokens (batch, seq) in parallel: what `Cognate.step` would give after each of them in turn, the next token's
     logits (batch, vocab) and the state behind them. `answer` and `given` of the state come with the next step."""
-    trace = model.trace(tokens_BS)
-    limit = model.config.window - 1
-
-    def cache(record: LayerRecord) -> BlockState:
-        return BlockState(append(None, record.pair, limit), None if record.memory is None else record.memory.after)
-
-    core = [[[cache(record).attention for record in layers] for layers in passes] for passes in trace.core]
-    core += [core[-1]] * (model.config.num_supervision - len(core))
-    used = trace.steps.amax(0).tolist()
-    state = StreamState([cache(record) for record in trace.prelude], [_copied(part) for part in core], len(used), used)
+    trace, state = model.trace(tokens_BS), model.stream(len(tokens_BS))
+    for block, record in zip(state.prelude, trace.prelude, strict=True):
+        block.attention.write(record.pair, 0)
+        block.memory = None if record.memory is None else record.memory.after
+    computed = trace.core + [trace.core[-1]] * (model.config.num_supervision - len(trace.core))
+    for caches, records in zip(_flat(state.core), _flat(computed), strict=True):
+        caches.write(records.pair, 0)
+    state.steps_used = trace.steps.amax(0).tolist()
+    state.position = len(state.steps_used)
     return model.logits(trace.y[:, -1]), state
 
 
-def _copied(passes: list[list[Any]]) -> list[list[Any]]:
-    """Lists of their own: streaming writes into them."""
-    return [list(layers) for layers in passes]
+def _flat(core: list[list[list[EntryT]]]) -> list[EntryT]:
+    return [entry for passes in core for layers in passes for entry in layers]
 
 
 def take_rows(state: StateT, rows: Tensor) -> StateT:

@@ -68,7 +68,7 @@ class ThinkingSpeaker:
         """Advance by one token and decide whether to think after it."""
         model, tokens_B = self._thinker.cognate, torch.tensor([token], device=self._device)
         predicted = self._logits if self._state.position else None
-        seen = self._state.core[-1][-1][-1]
+        seen = self._state.core[-1][-1][-1].before(self._state.position)
         self._logits = model.step(tokens_B, self._state)
         self.signals = stream_signals(model, self._state, seen, predicted, self._logits, tokens_B)
         wanted = bool(self._injector.decide(self._rule, self._injector.percentiles(self.signals)))
@@ -91,15 +91,15 @@ class ThinkingSpeaker:
 def stream_signals(
     model: Cognate,
     state: StreamState,
-    seen: KeyValue | None,
+    seen: KeyValue,
     predicted_BV: Tensor | None,
     logits_BV: Tensor,
     tokens_B: Tensor,
 ) -> dict[str, Tensor]:
     """`injection.read_signals` of the newest position of a stream, each (batch, 1) float32.
 
-    `state` is the one after `tokens_B` was fed and `logits_BV` what that returned; `seen` is the cache of the last core
-    block, `state.core[-1][-1][-1]`, and `predicted_BV` the logits, both as they were before (None at the start).
+    `state` is the one after `tokens_B` was fed and `logits_BV` what that returned; `seen` is what the cache of the last
+    core block, `state.core[-1][-1][-1]`, held `before` it, and `predicted_BV` the logits then (None at the start).
     """
     assert state.given is not None
     log_p = logits_BV.float().log_softmax(-1)
