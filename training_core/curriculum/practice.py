@@ -138,8 +138,7 @@ class Practice:
             attempts.append(tuple(made))
             records.append(record)
             right = [attempt for earlier in attempts for attempt in earlier if attempt.right]
-            last = number + 1 == config.rounds + config.policy_rounds
-            result = self._reinforce(number, made, last) if gradient else self._imitate(number, right, last)
+            result = self._reinforce(number, made) if gradient else self._imitate(number, right)
             training += [] if result is None else [result]
         return PracticeResult(tuple(attempts), tuple(records), tuple(training))
 
@@ -159,16 +158,22 @@ class Practice:
         return made
 
     def learn_beside(
-        self, model: Cognate, label: str, right: Sequence[Attempt], memory: Memory | None, training: TrainingConfig
+        self,
+        model: Cognate,
+        label: str,
+        right: Sequence[Attempt],
+        memory: Memory | None,
+        training: TrainingConfig,
+        part: tuple[int, int] | None = None,
     ) -> TrainingResult:
-        """Train `model` on completions that were right, beside what `memory` rehearses.
+        """Train `model` on completions that were right, beside what `memory` rehearses; `part` as in `train`.
 
         Raises:
             ValueError: when there are none.
         """
         objective = LessonObjective(examples_of(right), *([] if memory is None else [memory]))
         rehearsed = [] if memory is None else list(memory.examples)
-        return self._train(model, label, objective, right, training, rehearsed)
+        return self._train(model, label, objective, right, training, rehearsed, part)
 
     def text(self, generator: torch.Generator) -> torch.Tensor:
         """Rows of the corpus (rows, seq_len + 1)."""
@@ -200,11 +205,11 @@ class Practice:
         repeated = [question for question in questions for _ in range(self.config.group_size)]
         return answerer.attempt(repeated, generator, temperature=1.0)
 
-    def _imitate(self, number: int, right: Sequence[Attempt], last: bool) -> TrainingResult:
+    def _imitate(self, number: int, right: Sequence[Attempt]) -> TrainingResult:
         """One round of expert iteration."""
-        return self.learn_beside(self.model, f"practice {number}", right, None, self._schedule(last))
+        return self.learn_beside(self.model, f"practice {number}", right, None, self.config, self._part(number))
 
-    def _reinforce(self, number: int, attempts: Sequence[Attempt], last: bool) -> TrainingResult | None:
+    def _reinforce(self, number: int, attempts: Sequence[Attempt]) -> TrainingResult | None:
         """One round of policy gradient; None where every group was all right or all wrong, which teaches nothing."""
         rewards = torch.tensor([float(attempt.right) for attempt in attempts])
         advantages = group_advantages(rewards.view(-1, self.config.group_size)).flatten()
@@ -214,11 +219,12 @@ class Practice:
             return None
         taught = [attempts[i] for i in kept]
         objective = PolicyGradientObjective(taught, advantages[kept], self.config)
-        return self._train(self.model, f"policy {number}", objective, taught, self._schedule(last))
+        return self._train(self.model, f"policy {number}", objective, taught, self.config, part=self._part(number))
 
-    def _schedule(self, last: bool) -> TrainingConfig:
-        """The learning rate falls in the last round alone: one schedule over all rounds."""
-        return self.config if last else self.config.model_copy(update={"decay_fraction": 0.0})
+    def _part(self, number: int) -> tuple[int, int]:
+        """The place of a round in the one schedule over all of them."""
+        config = self.config
+        return number * config.steps, (config.rounds + config.policy_rounds) * config.steps
 
     def _train(
         self,
@@ -228,6 +234,7 @@ class Practice:
         attempts: Sequence[Attempt],
         training: TrainingConfig,
         rehearsed: Sequence[Example] = (),
+        part: tuple[int, int] | None = None,
     ) -> TrainingResult:
         def batches(generator: torch.Generator) -> torch.Tensor:
             return torch.randint(len(attempts), (training.batch_size,), generator=generator)
@@ -242,6 +249,7 @@ class Practice:
             label=label,
             optimizer_steps_per_batch=model.config.num_supervision,
             identity=hashlib.sha256(_TAUGHT.dump_json((list(attempts), list(rehearsed)))).hexdigest(),
+            part=part,
         )
 
     def _take(self, levels: Sequence[int]) -> list[Question]:

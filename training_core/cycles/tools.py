@@ -169,7 +169,6 @@ class ToolCycle:
         material, config = self.material, self.material.config
         taught = copy.deepcopy(model)
         rehearsed = spread(material.bank.train, REHEARSED_QUESTIONS, material.levels_in_reach)
-        unprompted = self.instances("train", config.unprompted_repairs, config.seed + 1)
         before = inference_copy(model)
         memories = [
             Memory(
@@ -179,7 +178,8 @@ class ToolCycle:
                 before,
             )
         ]
-        if unprompted:
+        if config.unprompted_repairs:
+            unprompted = self.instances("train", config.unprompted_repairs, config.seed + 1)
             shown = [Example(*demonstration(material.tokenizer, each, material.sandbox)) for each in unprompted]
             memories.append(Memory(shown, config.unprompted_tokens, config.unprompted_weight, before))
 

@@ -35,10 +35,14 @@ class WindowCache:
 
     def write(self, pair: KeyValue, first: int) -> None:
         """Put in the positions `first`, `first` + 1, ..., of which the last `window` stay."""
-        end = first + pair[0].shape[2]
-        slots = self._slots(max(first, end - self.window), end)
+        count = pair[0].shape[2]
+        if count == 1:  # generation: without an index tensor
+            slot = self.num_persistent + first % self.window
+            self.keys[:, :, slot], self.values[:, :, slot] = pair[0][:, :, 0], pair[1][:, :, 0]
+            return
+        slots = self._slots(max(first, first + count - self.window), first + count)
         for stored, new in zip((self.keys, self.values), pair, strict=True):
-            stored[:, :, slots] = new[:, :, new.shape[2] - len(slots) :]
+            stored[:, :, slots] = new[:, :, count - len(slots) :]
 
     def visible(self, position: int) -> KeyValue:
         """What `position` sees once it is written: views, in the order of the slots."""

@@ -315,8 +315,7 @@ class Cognate(nn.Module):
         """
         x = self.embed(tokens_B[:, None])
         for index, module in enumerate(self.prelude):
-            block = cast(TitansBlock, module)
-            x, state.prelude[index], _ = block.step(x, state.prelude[index], state.position)
+            x, state.prelude[index], _ = cast(TitansBlock, module).step(x, state.prelude[index], state.position)
         h: Tensor = self.prelude_norm(x)
         given: list[Tensor] = []
 

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 ROTARY_BASE = 10_000.0
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / rms over the last axis, kept."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _RMSNormFunction(torch.autograd.Function):
     """x / rms(x) * gain with its gradient in closed form: a third of the memory traffic of the composed operators."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = _inverse_rms(x, eps)
         ctx.save_for_backward(x, gain, inverse)
         out: Tensor = x * inverse * gain
         return out
@@ -49,6 +54,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., width)."""
         full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        if not torch.is_grad_enabled():
+            return (full * _inverse_rms(full, self.eps) * self.weight).to(x.dtype)
         out: Tensor = _RMSNormFunction.apply(full, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
 

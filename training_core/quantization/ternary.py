@@ -9,9 +9,8 @@ pass multiplies with. Modules keep the latent under the name `<module>.weight`, 
 
 **Differs from the paper.** (1) gamma is rounded to a float16 value inside the training graph, so that a file
 that stores it in two bytes decodes to exactly the weights that were trained. (2) The straight-through
-estimator is written `hard.detach() + (soft - soft.detach())`: it has the gradient of the usual
-`soft + (hard - soft).detach()`, but its value is `hard` bit for bit, where the usual form is off by a
-rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a parameter (.5 is the paper's).
+estimator has the gradient of the usual `soft + (hard - soft).detach()`, but its value is `hard` bit for bit, where
+the usual form is off by a rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a parameter (.5 is the paper's).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +78,8 @@ def ternary_weight(weight: Tensor, threshold: float = 0.5, granularity: Granular
     A latent that is NaN, infinite or beyond float16 makes the result NaN (no check, which would stall a GPU):
     the loss shows it.
     """
-    return _straight_through(weight, _ternarize(weight.detach(), threshold, granularity).dequantize())
+    codes, scale = _codes_and_scale(weight.detach(), threshold, granularity)
+    return _straight_through(weight, codes.mul_(scale))
 
 
 def quantize_activations(x: Tensor) -> Tensor:
@@ -310,14 +310,19 @@ def inference_copy(model: ModelT) -> ModelT:
 
 
 def _ternarize(weight: Tensor, threshold: float, granularity: str) -> Ternary:
+    codes, scale = _codes_and_scale(weight, threshold, granularity)
+    return Ternary(codes.to(torch.int8), scale)
+
+
+def _codes_and_scale(weight: Tensor, threshold: float, granularity: str) -> tuple[Tensor, Tensor]:
+    """Both in the dtype of `weight`; codes are a tensor of their own."""
     magnitude = weight.abs()  # summed in float64, so that devices and thread counts agree on the float16 value
     if granularity == "row":
         gamma = magnitude.mean(dim=tuple(range(1, weight.dim())), keepdim=True, dtype=torch.float64)  # eq. 3
     else:
         gamma = magnitude.mean(dtype=torch.float64)  # eq. 3
     scale = gamma.to(torch.float16).clamp(min=SMALLEST_HALF).to(weight.dtype)
-    codes = torch.where(magnitude > threshold * scale, weight.sign(), 0.0)  # eq. 1 and 2
-    return Ternary(codes.to(torch.int8), scale)
+    return weight.sign().mul_(magnitude > threshold * scale), scale  # eq. 1 and 2
 
 
 def _partly_ternary(module: TernaryLinear | TernaryEmbedding) -> Tensor:
@@ -327,8 +332,21 @@ def _partly_ternary(module: TernaryLinear | TernaryEmbedding) -> Tensor:
     return module.weight + module.hardness * (hard - module.weight).detach()
 
 
+class _StraightThrough(torch.autograd.Function):
+    """The value of `hard`, the gradient of `soft`."""
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.view_as(hard)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
 def _straight_through(soft: Tensor, hard: Tensor) -> Tensor:
-    return hard.detach() + (soft - soft.detach())
+    out: Tensor = _StraightThrough.apply(soft, hard)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _check_settings(threshold: float, granularity: str, activation_bits: int = 8) -> None:

@@ -100,6 +100,7 @@ def train(
     identity: str = "",
     before_step: Callable[[int], None] | None = None,
     lr_factors: Mapping[str, float] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
@@ -107,7 +108,8 @@ def train(
     point every `checkpoint_interval_s` seconds and at its end, and continues from one with the same configuration and
     `identity` (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are
     bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
-    `lr_factors` are those of `MuGrokfast`.
+    `lr_factors` are those of `MuGrokfast`. A run that is one `part` of a longer schedule names the steps before it and
+    those of the whole schedule.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
@@ -115,17 +117,20 @@ def train(
     device = best_device()
     model.to(device).train()
     optimizer = MuGrokfast(model, config, lr_factors)
-    fingerprint = _fingerprint(model, config, f"{identity}/{lr_factors or {}}", optimizer_steps_per_batch)
+    before, whole = part if part is not None else (0, config.steps)
+    identity = f"{identity}/{lr_factors or {}}/{before}/{whole}"
+    fingerprint = _fingerprint(model, config, identity, optimizer_steps_per_batch)
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
     course = _restore(path, fingerprint, model, optimizer)
     every = max(1, min(REPORT_EVERY, config.steps // 20))
     started = last_saved = time.monotonic()
     for step in range(course.step, config.steps):
-        generator = step_generator(config.seed, step)
+        generator = step_generator(config.seed, before + step)
         batch = batches(generator).to(device)
         if before_step is not None:
             before_step(step)
-        factor = warmup_stable_decay(step, config.steps, config.warmup_fraction, config.decay_fraction)
+        rising = warmup_stable_decay(step, config.steps, config.warmup_fraction, 0.0)  # the optimizer is a new one
+        factor = min(rising, warmup_stable_decay(before + step, whole, 0.0, config.decay_fraction))
         carry: Carry | None = None
         for _ in range(optimizer_steps_per_batch):
             with autocast(device, config.precision):
