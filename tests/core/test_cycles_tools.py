@@ -197,6 +197,11 @@ def test_later_lessons_are_of_other_instances_and_added(small_data: dict[str, Pa
     assert [list(example.prompt) for example in cycle.examples] == [prompt for prompt, _, _ in first + second]
 
 
+def test_a_lesson_without_unprompted_repairs_is_one(small_data: dict[str, Path], sandbox: Sandbox) -> None:
+    cycle = ToolCycle(material(small_data, sandbox, **SETTINGS | {"unprompted_repairs": 0}))  # type: ignore[arg-type]
+    assert cycle.iterate(0, parent(), 0.5).trajectories.teaching
+
+
 # --- trajectories
 
 

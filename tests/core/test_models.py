@@ -302,3 +302,36 @@ def test_true_sizes() -> None:
     with torch.device("meta"):
         assert count_parameters(Cognate(example)) == pytest.approx(51.3e6, rel=0.01)
         assert count_parameters(Cognate(ours)) == pytest.approx(25.0e6, rel=0.02)
+
+
+@torch.no_grad()
+def test_a_cache_of_a_window_holds_its_last_positions_however_they_come() -> None:
+    """One by one or many at once, over several turns of the ring; and the persistent tokens stay."""
+    torch.manual_seed(0)
+    attention = SlidingWindowAttention(16, num_heads=2, window=5, num_persistent=3).double()
+    keys, values = torch.randn(2, 2, 2, 14, 8, dtype=torch.float64)
+    one_by_one, at_once = attention.cache(2), attention.cache(2)
+    persistent = one_by_one.keys[:, :, :3].clone()
+    for position in range(14):
+        one_by_one.write((keys[:, :, position : position + 1], values[:, :, position : position + 1]), position)
+        seen = slice(max(0, position - 4), position + 1)
+        for cached, whole in zip(one_by_one.visible(position), (keys, values), strict=True):
+            assert sorted(cached[0, 0, 3:, 0].tolist()) == sorted(whole[0, 0, seen, 0].tolist())
+        before = slice(max(0, position - 3), position + 1)
+        for cached, whole in zip(one_by_one.before(position + 1), (keys, values), strict=True):
+            assert torch.equal(cached, whole[:, :, before])
+    at_once.write((keys[:, :, :9], values[:, :, :9]), 0)
+    at_once.write((keys[:, :, 9:], values[:, :, 9:]), 9)
+    assert torch.equal(at_once.keys, one_by_one.keys)
+    assert torch.equal(at_once.values, one_by_one.values)
+    assert torch.equal(at_once.keys[:, :, :3], persistent)
+
+
+def test_norms_are_the_same_with_and_without_a_gradient() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(16)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        without = norm(x)
+    assert torch.equal(without, norm(x).detach())

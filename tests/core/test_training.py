@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
 from training_core.cognate.objective import next_token_objective
@@ -20,7 +22,7 @@ from training_core.cognate.training import TrunkConfig, VariantConfig, specialis
 from training_core.data.batches import TrainingData
 from training_core.models.cognate import Cognate, CognateConfig
 from training_core.training.distillation import distil, distillation_loss
-from training_core.training.loop import TrainingDivergedError
+from training_core.training.loop import TrainingDivergedError, train
 from training_core.training.reporting import Figure, SilentReporter
 
 SCRIPT = """
@@ -194,3 +196,30 @@ def test_distil_mixes_the_losses() -> None:
     assert mixed.loss.item() == pytest.approx(0.75 * own.loss.item() + 0.25 * divergence.item(), rel=1e-5)
     itself = distil(next_token_objective, student, 1.0, 1.0)(student, batch, None, torch.Generator())
     assert itself.loss.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[str, Path]) -> None:
+    """Two runs of five steps: the learning rate falls over all ten, each begins with a warm-up of its own, and no batch
+    comes twice."""
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    config = TrunkConfig(**SHAPE, **TRAINING | {"warmup_fraction": 0.4, "decay_fraction": 1.0}, steps=5)
+    factors: list[list[float]] = []
+    batches: list[bytes] = []
+
+    class Factors(SilentReporter):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            factors[-1] += [value for name, value in values.items() if name.endswith("/lr_factor")]
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        batch = data.batch(config, 2, 17, generator)
+        batches.append(batch.numpy().tobytes())
+        return batch
+
+    size = Tokenizer.from_str(data.tokenizer_json).get_vocab_size()
+    model = Cognate(CognateConfig(vocab_size=size, **SHAPE))
+    for before in (0, 5):
+        factors.append([])
+        train(model, next_token_objective, draw, config, Factors(), part=(before, 10))
+    assert factors[0] == pytest.approx([0.5, 9 / 11, 8 / 11, 7 / 11, 6 / 11])
+    assert factors[1] == pytest.approx([5 / 11, 4 / 11, 3 / 11, 2 / 11, 1 / 11])
+    assert len(set(batches)) == 10
