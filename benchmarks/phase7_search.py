@@ -1,7 +1,7 @@
 """How fast compositions of experts are measured, and what a search of 5,000 of them would take.
 
     python -m benchmarks.phase7_search [--profile mini] [--experts 4] [--questions 48] [--windows 2] [--tokens 128]
-                                       [--genomes 40] [--repeats 3] [--threads 1]
+                                       [--genomes 40] [--repeats 3] [--threads 1] [--search]
 
 Random models of the profile's shape with random experts, questions of the ladder, random text. The same random genomes
 are measured in turn in every repeat, medians over repeats:
@@ -10,6 +10,8 @@ are measured in turn in every repeat, medians over repeats:
     kept         what lies below the first adapted layer is kept
     raced        and bad ones are stopped on the first part of the questions
     looked up    and a composition that came before is looked up (each genome comes `--again` times)
+
+With --search the profile's whole search is run instead, once by NSGA-II and once at random, as the phase does it.
 
 The model's experts are random, so that the race stops what a trained one's might not: both are shown. Seconds are
 those of the clock; next to them the processor's, which a busy machine does not change.
@@ -32,6 +34,7 @@ from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import Windows
 from training_core.experts.evaluator import Evaluator, shared
 from training_core.experts.genome import Composition
+from training_core.experts.search import SearchConfig, search
 from training_core.experts.singular import Expert, Scalable
 from training_core.models.cognate import Cognate, CognateConfig
 from training_core.profiles import preset
@@ -39,6 +42,7 @@ from training_core.quantization.training import TernarySettings, make_ternary
 from training_core.questions.attempts import completion_text, question_text
 from training_core.questions.ladder import cells, make_with_content
 from training_core.questions.question import Question
+from training_core.training.reporting import SilentReporter
 
 EVALUATIONS = 5000
 
@@ -98,6 +102,28 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - processor
 
 
+class Clock(SilentReporter):
+    """Prints how long each search has taken, now and then."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, tuple[float, float]] = {}
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """Ten times in a search."""
+        begun = self.begun.setdefault(label, (time.perf_counter(), time.process_time()))
+        if done % (total // 10) == 0:
+            clock, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
+            print(f"{label}: {done:5} of {total} after {clock / 60:5.1f} min ({processor / 60:.1f} of the processor)")
+
+
+def whole_search(evaluator: Evaluator, profile: str) -> None:
+    """The search of a profile with one seed: its time, and what it found."""
+    config = preset(profile, "expert_model")
+    assert isinstance(config, SearchConfig)
+    found = search(evaluator, config.model_copy(update={"search_seeds": 1}), Clock())
+    print({name: round(value, 5) for name, value in found.metrics().items()})
+
+
 def main() -> None:
     """Print all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,12 +133,16 @@ def main() -> None:
         "threads": 1,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--search", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = preset(arguments.profile, "tokenizer")
     assert isinstance(config, TokenizerConfig)
     texts = [question_text(q) + completion_text(q) for q in ladder(150)]
     ways = evaluators(arguments, train_tokenizer(config.model_copy(update={"vocab_size": 400}), iter(texts)))
+    if arguments.search:
+        whole_search(ways["raced"], arguments.profile)
+        return
     space = ways["kept"].space
     random = np.random.default_rng(0)
     genomes = [space.decode(random.random(space.num_genes).tolist()) for _ in range(arguments.genomes)]

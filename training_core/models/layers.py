@@ -16,7 +16,8 @@ ROTARY_BASE = 10_000.0
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / rms over the last axis, kept."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return inverse
 
 
 class _RMSNormFunction(torch.autograd.Function):
