@@ -10,7 +10,8 @@ pass multiplies with. Modules keep the latent under the name `<module>.weight`, 
 **Differs from the paper.** (1) gamma is rounded to a float16 value inside the training graph, so that a file
 that stores it in two bytes decodes to exactly the weights that were trained. (2) The straight-through
 estimator has the gradient of the usual `soft + (hard - soft).detach()`, but its value is `hard` bit for bit, where
-the usual form is off by a rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a parameter (.5 is the paper's).
+the usual form is off by a rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a
+parameter (.5 is the paper's).
 """
 
 from __future__ import annotations
