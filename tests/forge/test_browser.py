@@ -1,5 +1,5 @@
-"""What a newcomer sees, in a real browser: the graph, a phase's launchpad, a gate that passed and one that failed, and a
-run that was refused because of it."""
+"""What a newcomer sees, in a real browser: the graph, a phase's launchpad, a gate that passed and one that failed, and
+a run that was refused because of it."""
 
 import os
 import shutil

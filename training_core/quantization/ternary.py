@@ -19,11 +19,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training_core.quantization.straight_through import straight_through
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Granularity = Literal["tensor", "row"]
@@ -80,7 +82,7 @@ def ternary_weight(weight: Tensor, threshold: float = 0.5, granularity: Granular
     the loss shows it.
     """
     codes, scale = _codes_and_scale(weight.detach(), threshold, granularity)
-    return _straight_through(weight, codes.mul_(scale))
+    return straight_through(weight, codes.mul_(scale))
 
 
 def quantize_activations(x: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def quantize_activations(x: Tensor) -> Tensor:
     Shapes: (..., features) to the same; the maximum is over the last dimension. [1] section 2, released code.
     """
     scale = 127.0 / x.detach().abs().amax(dim=-1, keepdim=True).clamp(min=_ACTIVATION_FLOOR)
-    return _straight_through(x, (x.detach() * scale).round().clamp(-128, 127) / scale)
+    return straight_through(x, (x.detach() * scale).round().clamp(-128, 127) / scale)
 
 
 class TernaryLinear(nn.Linear):
@@ -331,23 +333,6 @@ def _partly_ternary(module: TernaryLinear | TernaryEmbedding) -> Tensor:
     if module.hardness == 1.0:
         return hard
     return module.weight + module.hardness * (hard - module.weight).detach()
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The value of `hard`, the gradient of `soft`."""
-
-    @staticmethod
-    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0], None
-
-
-def _straight_through(soft: Tensor, hard: Tensor) -> Tensor:
-    out: Tensor = _StraightThrough.apply(soft, hard)  # type: ignore[no-untyped-call]
-    return out
 
 
 def _check_settings(threshold: float, granularity: str, activation_bits: int = 8) -> None:

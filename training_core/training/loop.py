@@ -108,8 +108,7 @@ def train(
     point every `checkpoint_interval_s` seconds and at its end, and continues from one with the same configuration and
     `identity` (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are
     bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
-    `lr_factors` are those of `MuGrokfast`. A run that is one `part` of a longer schedule names the steps before it and
-    those of the whole schedule.
+    `lr_factors` are those of `MuGrokfast`. `part` of a longer schedule: the steps before this run, and those in all.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
@@ -117,9 +116,8 @@ def train(
     device = best_device()
     model.to(device).train()
     optimizer = MuGrokfast(model, config, lr_factors)
-    before, whole = part if part is not None else (0, config.steps)
-    identity = f"{identity}/{lr_factors or {}}/{before}/{whole}"
-    fingerprint = _fingerprint(model, config, identity, optimizer_steps_per_batch)
+    before, whole = part or (0, config.steps)
+    fingerprint = _fingerprint(model, config, [identity, lr_factors or {}, before, whole, optimizer_steps_per_batch])
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
     course = _restore(path, fingerprint, model, optimizer)
     every = max(1, min(REPORT_EVERY, config.steps // 20))
@@ -129,9 +127,7 @@ def train(
         batch = batches(generator).to(device)
         if before_step is not None:
             before_step(step)
-        rising = warmup_stable_decay(step, config.steps, config.warmup_fraction, 0.0)  # the optimizer is a new one
-        factor = min(rising, warmup_stable_decay(before + step, whole, 0.0, config.decay_fraction))
-        carry: Carry | None = None
+        factor, carry = _lr_factor(config, step, before, whole), None
         for _ in range(optimizer_steps_per_batch):
             with autocast(device, config.precision):
                 result = objective(model, batch, carry, generator)
@@ -186,10 +182,16 @@ class _Course:
         return Figure(f"Loss: {label}", "step", "nats per token", series)
 
 
-def _fingerprint(model: nn.Module, config: TrainingConfig, identity: str, repeats: int) -> str:
+def _lr_factor(config: TrainingConfig, step: int, before: int, whole: int) -> float:
+    """A warm-up for this run's new optimizer, and the place in the whole schedule."""
+    rising = warmup_stable_decay(step, config.steps, config.warmup_fraction, 0.0)
+    return min(rising, warmup_stable_decay(before + step, whole, 0.0, config.decay_fraction))
+
+
+def _fingerprint(model: nn.Module, config: TrainingConfig, identity: Sequence[object]) -> str:
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     hashed = config.model_dump(exclude={"checkpoint_interval_s"})
-    return hashlib.sha256(canonical_json([shapes, hashed, identity, repeats])).hexdigest()
+    return hashlib.sha256(canonical_json([shapes, hashed, identity])).hexdigest()
 
 
 def _restore(path: Path | None, fingerprint: str, model: nn.Module, optimizer: MuGrokfast) -> _Course:
