@@ -1,6 +1,6 @@
 """How fast compositions of experts are measured, and what a search of 5,000 of them would take.
 
-    python -m benchmarks.phase7_search [--profile mini] [--experts 4] [--questions 48] [--windows 2] [--tokens 128]
+    python -m benchmarks.phase7_search [--profile mini] [--experts 4] [--questions 32] [--windows 2] [--tokens 128]
                                        [--genomes 40] [--repeats 3] [--threads 1] [--search]
 
 Random models of the profile's shape with random experts, questions of the ladder, random text. The same random genomes
@@ -78,6 +78,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
     ]
     tokens = torch.randint(0, vocab, (16, 257), generator=draw)
     windows = Windows(tokens[:, :-1], tokens[:, 1:], torch.zeros(16, 256, dtype=torch.long), torch.tensor([16 * 768]))
+    bound = preset(arguments.profile, "expert_model").search_latency_bound  # type: ignore[attr-defined]
     found = {}
     for name, share, keep in (("nothing", 1.0, False), ("kept", 1.0, True), ("raced", 0.5, True)):
         given = shared(
@@ -89,7 +90,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
             for rows in (len(given.questions), len(given.inputs_WS))
         ]
         found[name] = Evaluator(
-            scalable, experts, given, *answers, router_bytes=100, latency_bound=4.0, latency_questions=4,
+            scalable, experts, given, *answers, router_bytes=100, latency_bound=bound, latency_questions=4,
             latency_repeats=3, keep_activations=keep,
         )  # fmt: skip
     return found
@@ -129,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini", choices=["nano", "mini"])
     for name, value in {
-        "experts": 4, "questions": 48, "windows": 2, "tokens": 128, "genomes": 40, "repeats": 3, "again": 2,
+        "experts": 4, "questions": 32, "windows": 2, "tokens": 128, "genomes": 40, "repeats": 3, "again": 2,
         "threads": 1,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -270,9 +270,10 @@ MINI: dict[str, Values] = {
         "hardest_level": 6,
         "reward_baseline": "group",
         "reward_attempts": 4,
-        "search_questions": 48,
+        "search_questions": 32,
         "search_windows": 2,
         "search_seeds": 1,
+        "search_latency_bound": 3.0,
     },
     "compressed_model": {
         "student_d_model": 256,
