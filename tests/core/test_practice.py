@@ -155,10 +155,10 @@ def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: Ques
         assert len(set(asked)) == 6
         told = [replace(attempt, right=place < 2) for place, attempt in enumerate(made)]  # one group right, five wrong
         before = {name: tensor.clone() for name, tensor in practice.model.state_dict().items()}
-        assert practice._reinforce(0, told, True) is None
+        assert practice._reinforce(0, told) is None
         assert all(torch.equal(tensor, before[name]) for name, tensor in practice.model.state_dict().items())
         told[1] = replace(told[1], right=False)
-        assert practice._reinforce(0, told, True) is not None
+        assert practice._reinforce(0, told) is not None
         assert any(not torch.equal(tensor, before[name]) for name, tensor in practice.model.state_dict().items())
 
 
