@@ -11,7 +11,8 @@ are measured in turn in every repeat, medians over repeats:
     raced        and bad ones are stopped on the first part of the questions
     looked up    and a composition that came before is looked up (each genome comes `--again` times)
 
-With --search the profile's whole search is run instead, once by NSGA-II and once at random, as the phase does it.
+With --search the profile's whole search is run instead, once by NSGA-II and once at random: its population, generations
+and latency bound, and what stands above otherwise (structures are timed 3 times here).
 
 The model's experts are random, so that the race stops what a trained one's might not: both are shown. Seconds are
 those of the clock; next to them the processor's, which a busy machine does not change.
