@@ -162,6 +162,22 @@ def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: Ques
         assert any(not torch.equal(tensor, before[name]) for name, tensor in practice.model.state_dict().items())
 
 
+def test_no_round_reads_the_text_of_another(
+    small_data: dict[str, Path], bank: QuestionBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rounds are parts of one schedule, by gradient of rewards or not."""
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    drawn: list[int] = []
+    with open_sandbox("embedded") as sandbox:
+        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        monkeypatch.setattr(practice, "text", lambda g: drawn.append(g.initial_seed()) or Practice.text(practice, g))
+        told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
+        practice._imitate(0, told[:1])
+        practice._imitate(1, told[:1])
+        practice._reinforce(2, told[: CONFIG.group_size])
+    assert len(set(drawn)) == len(drawn) == 3 * CONFIG.steps
+
+
 def test_killed_and_started_again_ends_with_the_same_weights(
     small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
