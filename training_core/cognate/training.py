@@ -92,6 +92,7 @@ def _train(
         label=label,
         optimizer_steps_per_batch=model.config.num_supervision,
         identity=f"{label}/{mix.shares()}",
+        rows_apart=True,
     )
 
 

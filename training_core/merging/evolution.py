@@ -45,6 +45,8 @@ from training_core.merging.population import (
     merge_by_method,
     mutate,
 )
+from training_core.training import ranks
+from training_core.training.device import best_device
 from training_core.training.reporting import Reporter
 
 NUM_RESEEDED = 2
@@ -147,7 +149,8 @@ def evolve(
         checkpoint: a file that is replaced atomically after each generation and holds the whole population.
             When it exists the search goes on from it and ends, bit for bit, as if it had never stopped.
 
-    Every random draw comes from a CPU generator seeded with (seed, generation).
+    Every random draw comes from a CPU generator seeded with (seed, generation). Several ranks
+    (`training_core.training.ranks`) measure a share of each generation's models each, and all know all results.
 
     Raises:
         ValueError: when the models do not fit together, a parent's result is not finite, or the checkpoint is
@@ -160,6 +163,7 @@ def evolve(
     else:
         search.found()
         search.save(checkpoint)
+    ranks.require_same(len(search.history), "the generation to go on from", best_device())
     while len(search.history) <= config.generations and search.stale() < config.patience:
         search.breed()
         search.save(checkpoint)
@@ -200,48 +204,49 @@ class _Search:
     def found(self) -> None:
         """Generation 0: the parents, equal-weight merges of all of them by METHODS, then random merges."""
         generator = self._generator()
-        for name, tensors in self.parents.items():
-            parent = self._add(name, tensors, name, "parent", [])
+        founders = self._measured([_Candidate(name, t, name, "parent", []) for name, t in self.parents.items()])
+        for parent in founders:
             if not math.isfinite(parent.bits_per_byte):
-                raise ValueError(f"parent {name!r} has no finite bits per byte; retrain it or repair the evaluation")
-            self.parents_bits_per_byte[name] = parent.bits_per_byte
-            self.population.append(parent)
-        founders = list(self.population)
+                raise ValueError(
+                    f"parent {parent.name!r} has no finite bits per byte; retrain it or repair the evaluation"
+                )
+            self.parents_bits_per_byte[parent.name] = parent.bits_per_byte
+        first: list[_Candidate] = []
         for method in METHODS[: self.config.population - len(founders)]:
             weights = [1.0 / len(founders)] * len(founders)
             tensors = self._merge(method, founders, weights, generator)
-            if not any(is_same_model(tensors, member.tensors) for member in self.population):
-                name = f"g0.{len(self.population)}"
-                self.population.append(self._add_merge(name, tensors, method, founders, weights))
-        while len(self.population) < self.config.population:
-            self.population.append(self._fresh_merge(f"g0.{len(self.population)}", self.population, generator))
-        self.population.sort(key=_fitness)
+            if not any(is_same_model(tensors, member.tensors) for member in [*founders, *first]):
+                first.append(_merge_candidate(f"g0.{len(founders) + len(first)}", tensors, method, founders, weights))
+        while len(founders) + len(first) < self.config.population:
+            first.append(self._fresh_merge(f"g0.{len(founders) + len(first)}", [*founders, *first], generator))
+        self.population = sorted([*founders, *self._measured(first)], key=_fitness)
         self._record(self._diversity())
 
     def breed(self) -> None:
         """Mutate the elites, merge the losers, keep the fittest, re-seed a collapsed population."""
         config, number, generator = self.config, len(self.history), self._generator()
         elites, losers = self.population[: config.elites], self.population[config.elites :]
-        children: list[Individual] = []
+        children: list[_Candidate] = []
         for elite in itertools.chain.from_iterable([elite] * config.mutants_per_elite for elite in elites):
             scale, rate, name = config.mutation_scale, config.mutation_rate, f"g{number}.{len(children)}"
             tensors = mutate(elite.tensors, self.task_vectors, scale, rate, generator)
-            children.append(self._add(name, tensors, elite.settings, f"mutate({elite.name})", [elite.name]))
+            children.append(_Candidate(name, tensors, elite.settings, f"mutate({elite.name})", [elite.name]))
         for index in range(config.num_merged):
             start, stop = (len(losers) * i // config.num_merged for i in (index, index + 1))
             method, weights = draw_method(generator), draw_weights(stop - start, generator)
             tensors = self._merge(method, losers[start:stop], weights, generator)
             name = f"g{number}.{len(children)}"
-            children.append(self._add_merge(name, tensors, method, losers[start:stop], weights))
-        self.population = sorted([*elites, *children], key=_fitness)[: config.population]
+            children.append(_merge_candidate(name, tensors, method, losers[start:stop], weights))
+        self.population = sorted([*elites, *self._measured(children)], key=_fitness)[: config.population]
         diversity = self._diversity()
         if diversity < config.diversity_floor:
             del self.population[-NUM_RESEEDED:]
+            fresh: list[_Candidate] = []
             for index in range(NUM_RESEEDED):
-                self.reseeded += 1
                 name = f"g{number}.{len(children) + index}"
-                self.population.append(self._fresh_merge(name, self.population, generator))
-            self.population.sort(key=_fitness)
+                fresh.append(self._fresh_merge(name, [*self.population, *fresh], generator))
+            self.reseeded += NUM_RESEEDED
+            self.population = sorted([*self.population, *self._measured(fresh)], key=_fitness)
         self._record(diversity)
 
     def stale(self) -> int:
@@ -264,7 +269,7 @@ class _Search:
 
     def save(self, path: Path | None) -> None:
         """Replace the checkpoint, if there is one."""
-        if path is None:
+        if path is None or not ranks.is_first():
             return
         state = {
             "members": [(member.name, member.settings, member.bits_per_byte) for member in self.population],
@@ -291,31 +296,25 @@ class _Search:
         digest = hashlib.sha256(f"{self.config.seed}|{len(self.history)}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
-    def _add(
-        self, name: str, tensors: dict[str, torch.Tensor], settings: str, origin: str, ancestors: list[str]
-    ) -> Individual:
-        """Measure a model and write down where it comes from."""
-        measured = float(self.measure(tensors, settings))
-        self.evaluations += 1
-        self.origins[name] = (origin, ancestors)
+    def _measured(self, candidates: Sequence[_Candidate]) -> list[Individual]:
+        """Measure models, each by one of the ranks, and write down where they come from."""
         planned = self.config.population * (self.config.generations + 1) + self.reseeded
-        self.reporter.progress(self.evaluations, planned, "merging")
-        return Individual(name, tensors, settings, measured if math.isfinite(measured) else math.inf)
+        done = itertools.count(self.evaluations + 1, ranks.world_size())
 
-    def _add_merge(
-        self,
-        name: str,
-        tensors: dict[str, torch.Tensor],
-        method: tuple[str, str],
-        participants: Sequence[Individual],
-        weights: Sequence[float],
-    ) -> Individual:
-        shares = ", ".join(f"{p.name} {w:.3f}" for p, w in zip(participants, weights, strict=True))
-        origin = f"{'+'.join(part for part in method if part)}({shares})"
-        settings = min(participants, key=_fitness).settings
-        return self._add(name, tensors, settings, origin, [p.name for p in participants])
+        def measure(candidate: _Candidate) -> float:
+            measured = float(self.measure(candidate.tensors, candidate.settings))
+            self.reporter.progress(next(done), planned, "merging")
+            return measured if math.isfinite(measured) else math.inf
 
-    def _fresh_merge(self, name: str, others: Sequence[Individual], generator: torch.Generator) -> Individual:
+        values = ranks.measured_by_all(measure, candidates, best_device())
+        self.evaluations += len(candidates)
+        for candidate in candidates:
+            self.origins[candidate.name] = (candidate.origin, candidate.ancestors)
+        return [Individual(c.name, c.tensors, c.settings, v) for c, v in zip(candidates, values, strict=True)]
+
+    def _fresh_merge(
+        self, name: str, others: Sequence[Individual | _Candidate], generator: torch.Generator
+    ) -> _Candidate:
         """A merge of randomly drawn parents, method and weights that equals none of the others."""
         parents = [Individual(n, t, n, self.parents_bits_per_byte[n]) for n, t in self.parents.items()]
         for _ in range(_MAX_DRAWS):
@@ -325,7 +324,7 @@ class _Search:
             method, weights = draw_method(generator), draw_weights(count, generator)
             tensors = self._merge(method, participants, weights, generator)
             if not any(is_same_model(tensors, other.tensors) for other in others):
-                return self._add_merge(name, tensors, method, participants, weights)
+                return _merge_candidate(name, tensors, method, participants, weights)
         raise ValueError(f"{_MAX_DRAWS} random merges all equal a member of the population: the parents hardly differ")
 
     def _merge(
@@ -371,6 +370,30 @@ class _Search:
 
     def _fingerprint(self) -> str:
         return fingerprint(self.config, {"": self.trunk, **self.parents})
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A model that waits to be measured: whose settings it runs with, how it was made, and from whom."""
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    settings: str
+    origin: str
+    ancestors: list[str]
+
+
+def _merge_candidate(
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    method: tuple[str, str],
+    participants: Sequence[Individual],
+    weights: Sequence[float],
+) -> _Candidate:
+    shares = ", ".join(f"{p.name} {w:.3f}" for p, w in zip(participants, weights, strict=True))
+    origin = f"{'+'.join(part for part in method if part)}({shares})"
+    settings = min(participants, key=_fitness).settings
+    return _Candidate(name, tensors, settings, origin, [p.name for p in participants])
 
 
 def _fitness(individual: Individual) -> float:

@@ -18,6 +18,7 @@ from training_core.bundle import canonical_json
 from training_core.models.cognate import Carry
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.optim.schedules import warmup_stable_decay
+from training_core.training import ranks
 from training_core.training.checkpoint import load_checkpoint, save_checkpoint
 from training_core.training.device import Precision, autocast, best_device
 from training_core.training.reporting import Figure, Reporter
@@ -101,6 +102,7 @@ def train(
     before_step: Callable[[int], None] | None = None,
     lr_factors: Mapping[str, float] | None = None,
     part: tuple[int, int] | None = None,
+    rows_apart: bool = False,
 ) -> TrainingResult:
     """Train `model` in place.
 
@@ -109,9 +111,12 @@ def train(
     `identity` (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are
     bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
     `lr_factors` are those of `MuGrokfast`. `part` of a longer schedule: the steps before this run, and those in all.
+    `rows_apart`: the loss is a mean over rows that do not know of each other, so that several ranks
+    (`training_core.training.ranks`) each take a share of every batch; without it each does the whole.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
+        ValueError: when the ranks do not see the same checkpoint, or a batch has fewer rows than there are ranks.
     """
     device = best_device()
     model.to(device).train()
@@ -120,6 +125,8 @@ def train(
     fingerprint = _fingerprint(model, config, [identity, lr_factors or {}, before, whole, optimizer_steps_per_batch])
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
     course = _restore(path, fingerprint, model, optimizer)
+    ranks.require_same(course.step, f"{label}: the step to go on from", device)
+    ranks.copy_from_first(model.state_dict().values())
     every = max(1, min(REPORT_EVERY, config.steps // 20))
     started = last_saved = time.monotonic()
     for step in range(course.step, config.steps):
@@ -127,28 +134,24 @@ def train(
         batch = batches(generator).to(device)
         if before_step is not None:
             before_step(step)
-        factor, carry = _lr_factor(config, step, before, whole), None
-        for _ in range(optimizer_steps_per_batch):
-            with autocast(device, config.precision):
-                result = objective(model, batch, carry, generator)
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            norm = optimizer.step(factor)
-            carry = result.carry
-        loss = float(result.loss.detach())
+        factor = _lr_factor(config, step, before, whole)
+        learning = _Learning(model, objective, optimizer, config.precision, factor, rows_apart)
+        loss, norm, metrics = learning.batch(batch, generator, optimizer_steps_per_batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDivergedError(
                 f"{label}: loss {loss} and gradient norm {norm} at step {step} of {config.steps}; lower muon_lr "
                 f"(now {config.muon_lr:g}) and adamw_lr (now {config.adamw_lr:g}) or raise warmup_fraction"
             )
         reports = step % every == 0 or step + 1 == config.steps
-        course.observe(step, loss, norm, {k: float(v) for k, v in result.metrics.items()}, keep=reports)
+        course.observe(step, loss, norm, metrics, keep=reports)
         reporter.progress(step + 1, config.steps, label)
         if reports:
             reporter.metrics(
                 step, {f"{label}/{k}": v for k, v in course.latest.items()} | {f"{label}/lr_factor": factor}
             )
         now = time.monotonic()
-        if path is not None and (now - last_saved >= config.checkpoint_interval_s or step + 1 == config.steps):
+        due = now - last_saved >= config.checkpoint_interval_s or step + 1 == config.steps
+        if due and path is not None and ranks.is_first():
             course.seconds_before += now - started
             started = last_saved = now
             _save(path, fingerprint, model, optimizer, course)
@@ -157,6 +160,33 @@ def train(
     model.eval()
     tokens = config.steps * config.batch_size * config.seq_len
     return TrainingResult(course.smoothed, config.steps * optimizer_steps_per_batch, tokens, seconds, course.history)
+
+
+@dataclass(frozen=True, slots=True)
+class _Learning:
+    """How one step learns from a batch: all optimizer steps on it, by one process or by several together."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: MuGrokfast
+    precision: Precision
+    lr_factor: float
+    rows_apart: bool
+
+    def batch(self, batch: Tensor, generator: torch.Generator, steps: int) -> tuple[float, float, dict[str, float]]:
+        """Last loss, last gradient norm and last metrics, of all rows."""
+        own, share = ranks.rows_of_this_rank(batch) if self.rows_apart else (batch, 1.0 / ranks.world_size())
+        carry: Carry | None = None
+        for _ in range(steps):
+            with autocast(own.device, self.precision):
+                result = self.objective(self.model, own, carry, generator)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            ranks.sum_gradients(self.optimizer.parameters.values(), share)
+            norm = self.optimizer.step(self.lr_factor)
+            carry = result.carry
+        scalars = {"": float(result.loss.detach()), **{k: float(v) for k, v in result.metrics.items()}}
+        scalars = ranks.mean_scalars(scalars, share, own.device)
+        return scalars.pop(""), norm, scalars
 
 
 @dataclass(slots=True)
