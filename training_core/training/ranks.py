@@ -1,0 +1,180 @@
+"""Several processes that make one model together (ranks), joined by torch.distributed; one process is alone without it.
+
+Data-parallel training splits the rows of every batch; a population's evaluations are dealt out model by model. Every
+rank draws the same random numbers and applies the same updates, so that all hold the same weights. Only the first
+rank reports, writes checkpoints and keeps the result.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+RENDEZVOUS_HOST = "FORGE_RENDEZVOUS_HOST"  # the first rank's address, where its host name does not resolve elsewhere
+_WAIT_S = 120.0
+_TIMEOUT = timedelta(minutes=30)
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """How many processes make this model."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process reports, saves and keeps the result."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(meeting: Path) -> Iterator[None]:
+    """Join the ranks that `torchrun` or a Slurm step (`srun`) started, for the block; alone without either.
+
+    `meeting` is a folder that every rank sees. In a Slurm step the first rank writes its address there; its host is
+    named by FORGE_RENDEZVOUS_HOST, or else by its host name. With GPUs each rank takes the one with its local number.
+
+    Raises:
+        ValueError: when the first rank's address does not appear.
+    """
+    launched, environment = _launched()
+    if launched <= 1:
+        yield
+        return
+    number, local = environment
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        backend = "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, rank=number, world_size=launched, timeout=_TIMEOUT)
+    else:
+        store = _meet(meeting, number, launched)
+        dist.init_process_group(backend, store=store, rank=number, world_size=launched, timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rows_of_this_rank(batch: Tensor) -> tuple[Tensor, float]:
+    """This rank's rows of `batch` (batch, ...), every world_size-th, and their share of all rows.
+
+    Raises:
+        ValueError: when there are fewer rows than ranks.
+    """
+    size = world_size()
+    if size == 1:
+        return batch, 1.0
+    if batch.shape[0] < size:
+        raise ValueError(
+            f"a batch of {batch.shape[0]} rows cannot be split among {size} processes: raise batch_size, or launch "
+            "fewer processes"
+        )
+    own = batch[rank() :: size]
+    return own, own.shape[0] / batch.shape[0]
+
+
+def sum_gradients(parameters: Iterable[Tensor], share: float) -> None:
+    """Replace every gradient by the sum over ranks of gradient times `share`: for a loss that is a mean over rows, the
+    gradient of the whole batch. Equal to one process's up to rounding."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients]).mul_(share)
+    dist.all_reduce(flat)
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()
+
+
+def mean_scalars(values: Mapping[str, float], share: float, device: torch.device) -> dict[str, float]:
+    """The mean over ranks of each value, weighted by each rank's `share`."""
+    if world_size() == 1:
+        return dict(values)
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device) * share
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def measured_by_all(measure: Callable[[T], float], items: Sequence[T], device: torch.device) -> list[float]:
+    """`measure` of every item, each measured by one rank, known to all. The numbers are handed on exactly (float64)."""
+    if world_size() == 1:
+        return [measure(item) for item in items]
+    found = torch.zeros(len(items), dtype=torch.float64, device=device)
+    for index in range(rank(), len(items), world_size()):
+        found[index] = measure(items[index])
+    dist.all_reduce(found)
+    values: list[float] = found.tolist()
+    return values
+
+
+def require_same(value: int, what: str, device: torch.device) -> None:
+    """Refuse to go on where ranks differ in `value`.
+
+    Raises:
+        ValueError: on every rank, when they do.
+    """
+    if world_size() == 1:
+        return
+    ends = torch.tensor([value, -value], device=device)
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    if int(ends[0]) != -int(ends[1]):
+        raise ValueError(
+            f"{what} differs between the processes ({-int(ends[1])} to {int(ends[0])}): the forge home must lie on a "
+            "file system that all nodes share"
+        )
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite `tensors` with those of the first rank."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def _launched() -> tuple[int, tuple[int, int]]:
+    """How many processes were started, and this one's number among all and on its node."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    if "RANK" not in os.environ:  # a Slurm batch script has SLURM_PROCID too, a step alone has the number of its tasks
+        names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    size, number, local = (int(os.environ.get(name, default)) for name, default in zip(names, "100", strict=True))
+    return size, (number, local)
+
+
+def _meet(meeting: Path, number: int, size: int) -> dist.Store:
+    """The store of a Slurm step's ranks, which the first one opens at a free port of its host."""
+    step = "-".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    address = meeting / f"address-{step}"
+    if number == 0:
+        store = dist.TCPStore("0.0.0.0", 0, size, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
+        partial = address.with_suffix(".partial")
+        partial.write_text(f"{os.environ.get(RENDEZVOUS_HOST) or socket.gethostname()} {store.port}")
+        os.replace(partial, address)
+        return store
+    end = time.monotonic() + _WAIT_S
+    while not address.exists():
+        if time.monotonic() > end:
+            raise ValueError(
+                f"the first process did not write {address} within {_WAIT_S:.0f} s: it must run, and {meeting} must "
+                "lie on a file system that all nodes share"
+            )
+        time.sleep(0.1)
+    host, port = address.read_text().split()
+    return dist.TCPStore(host, int(port), size, is_master=False, timeout=_TIMEOUT)
