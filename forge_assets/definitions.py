@@ -1,42 +1,24 @@
 """The code location `forge`: every asset, its gates, schedules, sensors and resources.
 
-A further phase is one more module in `PHASES` and its rows in `forge_assets.gate_table`.
+A further model is one more `Phase` in `training_core.graph` and its rows in `forge_assets.gate_table`.
 """
 
 import dagster as dg
 
-from forge_assets import (
-    data,
-    phase1_cognate,
-    phase2_evomerge,
-    phase3_quiet_star,
-    phase4_bitnet,
-    phase5_curriculum,
-    phase6_baking,
-    phase7_experts,
-    phase8_compression,
-)
+from forge_assets import data
 from forge_assets.checks import asset_checks
+from forge_assets.factory import phase_asset
 from forge_assets.forge_report import report_asset
 from forge_assets.gate_flips import flip_sensor
 from forge_assets.reruns import rerun_sensor
 from forge_assets.schedules import phase_schedules
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
-
-PHASES = (
-    phase1_cognate,
-    phase2_evomerge,
-    phase3_quiet_star,
-    phase4_bitnet,
-    phase5_curriculum,
-    phase6_baking,
-    phase7_experts,
-    phase8_compression,
-)
+from training_core.graph import PHASES
 
 _data = dg.load_assets_from_modules([data])
-_models = [asset for asset in dg.load_assets_from_modules(PHASES) if isinstance(asset, dg.AssetsDefinition)]
+_models = [phase_asset(phase) for phase in PHASES.values()]
 _checks = asset_checks()
 
 
@@ -55,6 +37,6 @@ defs = dg.Definitions(
         flip_sensor([key for check in _checks for key in check.check_keys]),
     ],
     jobs=[dg.define_asset_job("all_models", selection=dg.AssetSelection.all())],
-    resources={"store": ModelStore(), "tracking": MlflowTracking()},
+    resources={"store": ModelStore(), "tracking": MlflowTracking(), "launcher": Launcher()},
     executor=dg.in_process_executor,  # an order of magnitude faster than a process for each small step
 )

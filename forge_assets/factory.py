@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
 
 from forge_assets import exhibits
 from forge_assets.gates import gate_checks
-from forge_assets.launchpad import code_digest, inputs_digest, launchpad_fields, selected_profile
+from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_resources.gatekeeping import judge_latest, latest_materialization
-from forge_resources.model_store import ModelStore, digest_folder, measurements_digest, recorded_text
+from forge_resources.launcher import Launcher
+from forge_resources.model_store import ModelStore, measurements_digest, recorded_text
 from forge_resources.reporters import (
     CompositeReporter,
     CurveReporter,
@@ -31,39 +32,20 @@ from forge_resources.reporters import (
     figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
-from training_core.bundle import Bundle, Lineage, open_bundle, write_bundle, write_measurements
-from training_core.phases import Measurement, Product
+from training_core.bundle import Lineage, open_bundle
+from training_core.identity import code_digest, digest_folder, inputs_digest
+from training_core.phases import Phase
 from training_core.training.reporting import Reporter
+from training_core.worker import Input, Job
 
 ACCELERATOR_POOL = "accelerator"
 CONFIG_CLASS = "forge/config"  # metadata of the definition: the configuration's class, "module:class"
 RESOURCES = frozenset({"store", "tracking"})
+SANDBOX_CODE = ("forge_resources.sandbox",)  # the source of the sandbox that phases with tools are given
 _HEADLINES = ("params", "bits_per_byte", "next_token_accuracy")
 
 
-class Measure(Protocol):
-    """Measures a bundle on the evaluation suite in `suite`; `parents` are what it is compared with."""
-
-    def __call__(
-        self, bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter
-    ) -> Measurement: ...
-
-
 Preset = Callable[[str, str], BaseModel | None]
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseRun:
-    """What a phase's function is given.
-
-    `checkpoint` is a folder that survives a kill and is shared by a run and its retries.
-    """
-
-    parents: Mapping[str, Bundle]
-    data: Mapping[str, Path]
-    reporter: Reporter
-    checkpoint: Path
-    profile: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +58,6 @@ class DataRun:
     profile: str
 
 
-def measure_bundle(bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter) -> Measurement:
-    """Measure on the shared evaluation suite (`training_core.evaluation.suite.measure_bundle`)."""
-    from training_core.evaluation import suite as evaluation
-
-    return evaluation.measure_bundle(bundle, suite, parents, reporter)
-
-
 def profile_preset(profile: str, asset: str) -> BaseModel | None:
     """The configuration of `asset` in `profile` (`training_core.profiles.preset`)."""
     from training_core.profiles import preset
@@ -91,75 +66,44 @@ def profile_preset(profile: str, asset: str) -> BaseModel | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Phase:
-    """A phase as its decorator describes it."""
+class _Model:
+    """A phase, the version of its code, and the gate table in use."""
 
-    name: str
-    number: int
-    parents: tuple[str, ...]
-    data: tuple[str, ...]
-    suite: str
-    compute: Callable[[PhaseRun, Any], Product]
-    config: type[BaseModel]
-    measure: Measure
+    phase: Phase
     code_version: str
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]]
 
 
 def phase_asset(
+    phase: Phase,
     *,
-    phase: int,
-    parents: Sequence[str] = (),
-    data: Sequence[str] = ("tokens", "task_bank", "evaluation_suite"),
-    code: Sequence[str],
-    description: str,
-    kinds: set[str] | None = None,
-    suite: str = "evaluation_suite",
-    measure: Measure = measure_bundle,
     preset: Preset = profile_preset,
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]] | None = None,
-) -> Callable[[Callable[[PhaseRun, Any], Product]], dg.AssetsDefinition]:
-    """Make a model asset of a function `(run: PhaseRun, config: SomeConfig) -> Product`.
+) -> dg.AssetsDefinition:
+    """Make an asset of a phase. `checks` is the gate table in use, by default that of the graph."""
+    sources = [*phase.sources(), *(SANDBOX_CODE if "training_core.sandbox" in phase.code else ())]
+    version = code_digest(sources, extra={"config": phase.config.model_json_schema()})
+    model = _Model(phase, version, gate_checks() if checks is None else checks)
 
-    `parents` are model assets, whose gates must be open; `data` are data assets, among them the evaluation
-    `suite`. `code` names the modules whose source makes the asset's code version; the evaluation's source is
-    always a part of it. `checks` is the gate table in use.
+    @dg.asset(
+        name=phase.name,
+        deps=[*phase.parents, *phase.data],
+        description=phase.description,
+        group_name="forge",
+        owners=["team:agent-forge"],
+        kinds={"pytorch"},
+        code_version=version,
+        metadata={CONFIG_CLASS: f"{phase.config.__module__}:{phase.config.__qualname__}"},
+        pool=ACCELERATOR_POOL,
+        retry_policy=dg.RetryPolicy(max_retries=1),
+        config_schema=launchpad_fields(phase.config, _defaults(preset, phase.name)),
+        required_resource_keys={*RESOURCES, "launcher"},
+    )
+    def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        with not_retried():
+            return _run_phase(context, model)
 
-    Raises:
-        ValueError: at import, when the function has no configuration model or the suite is not among `data`.
-    """
-    if suite not in data:
-        raise ValueError(f"data must include {suite!r}, on which the model is measured, got {tuple(data)}")
-
-    def decorate(compute: Callable[[PhaseRun, Any], Product]) -> dg.AssetsDefinition:
-        name, config = compute.__name__, _config_class(compute)
-        fields = launchpad_fields(config, _defaults(preset, name))
-        judge_module = "training_core.evaluation" if measure is measure_bundle else measure.__module__
-        version = code_digest([*code, judge_module], extra={"config": config.model_json_schema()})
-        table = gate_checks() if checks is None else checks
-        spec = _Phase(name, phase, tuple(parents), tuple(data), suite, compute, config, measure, version, table)
-
-        @dg.asset(
-            name=name,
-            deps=[*parents, *data],
-            description=description,
-            group_name="forge",
-            owners=["team:agent-forge"],
-            kinds=kinds or {"pytorch"},
-            code_version=version,
-            metadata={CONFIG_CLASS: f"{config.__module__}:{config.__qualname__}"},
-            pool=ACCELERATOR_POOL,
-            retry_policy=dg.RetryPolicy(max_retries=1),
-            config_schema=fields,
-            required_resource_keys=set(RESOURCES),
-        )
-        def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            with not_retried():
-                return _run_phase(context, spec)
-
-        return materialize
-
-    return decorate
+    return materialize
 
 
 def data_asset(
@@ -197,85 +141,63 @@ def data_asset(
     return decorate
 
 
-def _run_phase(context: dg.AssetExecutionContext, spec: _Phase) -> dg.MaterializeResult[Any]:
+def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.MaterializeResult[Any]:
     store: ModelStore = context.resources.store
     tracking: MlflowTracking = context.resources.tracking
-    config = spec.config(**context.op_execution_context.op_config)
-    parents, digests, overridden = _judged_parents(context, store, spec)
-    data, data_digests = _data_folders(context, store, spec.data)
-    digests |= data_digests
+    launcher: Launcher = context.resources.launcher
+    phase = model.phase
+    config = phase.config(**context.op_execution_context.op_config)
+    parents, overridden = _judged_parents(context, store, model)
+    data = _data_folders(context, store, phase.data)
     root_run_id = context.run.root_run_id or context.run.run_id
-    inputs = inputs_digest(spec.code_version, config, digests)
+    digests = {name: given.digest for name, given in (parents | data).items()}
+    inputs = inputs_digest(model.code_version, config, digests)
     parameters = config.model_dump(mode="json")
-    curves, profile = CurveReporter(), selected_profile()
+    curves = CurveReporter()
     with (
         tracking.run(
-            asset=spec.name, run_id=context.run.run_id, root_run_id=root_run_id, parameters=parameters
+            asset=phase.name, run_id=context.run.run_id, root_run_id=root_run_id, parameters=parameters
         ) as tracked,
-        _reporter(context, spec.name, curves, tracked) as reporter,
+        _reporter(context, phase.name, curves, tracked) as reporter,
     ):
-        checkpoint = store.checkpoint(spec.name, root_run_id, inputs)
-        product = spec.compute(PhaseRun(parents, data, reporter, checkpoint, profile), config)
-        shown = {name: exhibits.markdown(name, document) for name, document in product.exhibits.items()}
-        folder, lineage = _store(store, spec, product, parents, data, reporter, digests, parameters, profile)
+        checkpoint = store.checkpoint(phase.name, root_run_id, inputs)
+        with store.stage(phase.name) as staged:
+            job = Job(
+                phase=phase.name,
+                module=phase.module,
+                profile=selected_profile(),
+                config=parameters,
+                parents=parents,
+                data=data,
+                checkpoint=checkpoint,
+                out=staged,
+                code_version=model.code_version,
+            )
+            bundle, made = launcher.make(context, phase, job, reporter)
+            shown = {name: exhibits.markdown(name, document) for name, document in bundle.exhibits().items()}
+            lineage = bundle.lineage()
+            folder = store.commit(phase.name, staged, lineage.digest)
         reporter.metrics(0, {f"final/{name}": value for name, value in lineage.metrics.items()})
-        tracking.register(tracked, asset=spec.name, digest=lineage.digest, folder=folder)
+        tracking.register(tracked, asset=phase.name, digest=lineage.digest, folder=folder)
         shutil.rmtree(checkpoint)
-    metadata = _phase_metadata(folder, lineage, curves, tracked)
-    metadata["forge/inputs"] = inputs
-    metadata |= overridden
+    metadata = {**made, **model_metadata(folder, lineage, inputs), **overridden}
+    metadata |= {f"plot/{name}": dg.MetadataValue.md(figure_markdown(f)) for name, f in curves.all_figures().items()}
     metadata |= {f"exhibit/{name}": dg.MetadataValue.md(text) for name, text in shown.items()}
+    if tracked is not None:
+        metadata["mlflow"] = dg.MetadataValue.url(tracked.url)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(lineage.digest))
 
 
-def _store(
-    store: ModelStore,
-    spec: _Phase,
-    product: Product,
-    parents: Mapping[str, Bundle],
-    data: Mapping[str, Path],
-    reporter: Reporter,
-    digests: Mapping[str, str],
-    parameters: Mapping[str, Any],
-    profile: str,
-) -> tuple[Path, Lineage]:
-    """Write the product, measure it as it lies on disk, and commit it to the store."""
-    with store.stage(spec.name) as staged:
-        bundle = write_bundle(
-            staged,
-            kind=product.kind,
-            model_config=product.model_config,
-            tensors=product.tensors,
-            tokenizer_json=product.tokenizer_json,
-            payload=product.payload,
-        )
-        measured = spec.measure(bundle, data[spec.suite], parents, reporter)
-        lineage = Lineage(
-            asset=spec.name,
-            phase=spec.number,
-            profile=profile,
-            digest=bundle.digest(),
-            code_version=spec.code_version,
-            corpus_digest=digests.get("tokens", ""),
-            parents={name: digests[name] for name in spec.parents},
-            config=parameters,
-            metrics={**product.metrics, **measured.metrics},
-            tasks=measured.tasks,
-        )
-        write_measurements(bundle, lineage, measured.counts, product.exhibits)
-        return store.commit(spec.name, staged, lineage.digest), lineage
-
-
 def _judged_parents(
-    context: dg.AssetExecutionContext, store: ModelStore, spec: _Phase
-) -> tuple[dict[str, Bundle], dict[str, str], dict[str, Any]]:
-    """The guard: open the parents' bundles, exactly those that passed their gates, or refuse.
+    context: dg.AssetExecutionContext, store: ModelStore, model: _Model
+) -> tuple[dict[str, Input], dict[str, Any]]:
+    """The guard: the parents' bundles, exactly those that passed their gates, or a refusal.
 
     The last value says, as metadata, which parents' gates failed and were overridden.
     """
     judged = {
-        name: judge_latest(context.instance, key, spec.checks.get(key, ()))
-        for name in spec.parents
+        name: judge_latest(context.instance, key, model.checks.get(key, ()))
+        for name in model.phase.parents
         for key in [dg.AssetKey(name)]
     }
     if reasons := [reason for parent in judged.values() for reason in parent.closed]:
@@ -284,20 +206,23 @@ def _judged_parents(
             metadata={"closed": dg.MetadataValue.json(reasons)},
             allow_retries=False,
         )
-    bundles = {name: store.open_materialized(name, parent.record) for name, parent in judged.items()}
-    digests = {name: recorded_text(name, parent.record, "digest") for name, parent in judged.items()}
+    parents = {
+        name: Input(
+            folder=store.open_materialized(name, parent.record).folder,
+            digest=recorded_text(name, parent.record, "digest"),
+        )
+        for name, parent in judged.items()
+    }
     used = {name: parent.override for name, parent in judged.items() if parent.override is not None}
     for name, override in used.items():
         context.log.warning(f"the gate of {name} FAILED and was {override.describe()}")
-    return bundles, digests, {f"overridden/{name}": dg.MetadataValue.text(o.describe()) for name, o in used.items()}
+    return parents, {f"overridden/{name}": dg.MetadataValue.text(o.describe()) for name, o in used.items()}
 
 
-def _data_folders(
-    context: dg.AssetExecutionContext, store: ModelStore, names: Sequence[str]
-) -> tuple[dict[str, Path], dict[str, str]]:
+def _data_folders(context: dg.AssetExecutionContext, store: ModelStore, names: Sequence[str]) -> dict[str, Input]:
     records = {name: latest_materialization(context.instance, dg.AssetKey(name)) for name in names}
     digests = {name: recorded_text(name, record, "digest") for name, record in records.items()}
-    return {name: store.folder(name, digest, verify=True) for name, digest in digests.items()}, digests
+    return {n: Input(folder=store.folder(n, digest, verify=True), digest=digest) for n, digest in digests.items()}
 
 
 def _run_data(
@@ -310,7 +235,8 @@ def _run_data(
 ) -> dg.MaterializeResult[Any]:
     store: ModelStore = context.resources.store
     config = config_class(**context.op_execution_context.op_config)
-    folders, digests = _data_folders(context, store, inputs)
+    given = _data_folders(context, store, inputs)
+    folders, digests = ({n: i.folder for n, i in given.items()}, {n: i.digest for n, i in given.items()})
     with _reporter(context, name, CurveReporter(), None) as reporter, store.stage(name) as staged:
         staged.mkdir()
         described = compute(DataRun(folders, staged, reporter, selected_profile()), config)
@@ -326,22 +252,17 @@ def _run_data(
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
 
 
-def _phase_metadata(
-    folder: Path, lineage: Lineage, curves: CurveReporter, tracked: TrackedRun | None
-) -> dict[str, Any]:
+def model_metadata(folder: Path, lineage: Lineage, inputs: str) -> dict[str, Any]:
+    """What a materialization records of the committed bundle in `folder`: what the guard reads, and headlines."""
     metadata: dict[str, Any] = {
         "digest": lineage.digest,
         "measurements": measurements_digest(folder),
         "profile": lineage.profile,
         "path": dg.MetadataValue.path(str(folder)),
         "bytes_on_disk": open_bundle(folder).model_bytes(),
+        "forge/inputs": inputs,
     }
-    metadata |= {name: float(lineage.metrics[name]) for name in _HEADLINES if name in lineage.metrics}
-    if tracked is not None:
-        metadata["mlflow"] = dg.MetadataValue.url(tracked.url)
-    for name, figure in curves.all_figures().items():
-        metadata[f"plot/{name}"] = dg.MetadataValue.md(figure_markdown(figure))
-    return metadata
+    return metadata | {name: float(lineage.metrics[name]) for name in _HEADLINES if name in lineage.metrics}
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from forge_assets.gate_history import AssetGates, collect_gates
 from forge_assets.gate_report import history_sections
 from forge_assets.gates import BY_PROFILE, GATES
 from forge_assets.junit import junit_xml
-from forge_assets.launchpad import code_digest, launchpad_fields
+from forge_assets.launchpad import launchpad_fields
 from forge_assets.ledger import collect
 from forge_assets.report import html_page
 from forge_resources.gatekeeping import REPORTS, judgements_digest
-from forge_resources.model_store import ModelStore, digest_folder
+from forge_resources.model_store import ModelStore
 from training_core.gates import Gate
+from training_core.identity import code_digest, digest_folder
 
 PAGE, JUNIT = "report.html", "gates.xml"
 CODE = (

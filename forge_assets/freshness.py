@@ -15,10 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from forge_assets.factory import CONFIG_CLASS
 from forge_assets.gates import BY_PROFILE, GATES, gates_for
-from forge_assets.launchpad import inputs_digest
 from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
 from forge_resources.model_store import ModelStore, recorded_text
 from training_core.gates import Gate, judge
+from training_core.identity import inputs_digest
 
 Action = Literal["make", "judge", "keep", "closed"]
 

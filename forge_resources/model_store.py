@@ -29,11 +29,11 @@ from safetensors import SafetensorError
 
 from forge_resources import forge_home
 from training_core.bundle import EXHIBITS, Bundle, BundleError, open_bundle
+from training_core.identity import digest_folder
 
 Content = Literal["bundle", "data"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MEASURED = ("evaluation.safetensors", "lineage.json")
-_CHUNK_BYTES = 1 << 20
 _CHECKPOINT_INPUTS = "inputs.sha256"
 
 
@@ -158,7 +158,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
     def checkpoint(self, asset: str, root_run_id: str, inputs: str = "") -> Path:
         """The folder that holds the training state of `asset` in the run `root_run_id` and its retries.
 
-        `inputs` identifies what the asset is made from (`forge_assets.launchpad.inputs_digest`). State left
+        `inputs` identifies what the asset is made from (`training_core.identity.inputs_digest`). State left
         by other code, another configuration or other parents is removed: to go on from it would give a model
         that its lineage does not describe.
         """
@@ -203,26 +203,6 @@ class ModelStore(dg.ConfigurableResource[Any]):
             match = re.fullmatch(rf"{host}-(\d+)-[0-9a-f]{{8}}", folder.name)
             if match and not psutil.pid_exists(int(match[1])):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def digest_folder(folder: Path) -> str:
-    """SHA-256 over the sorted relative names and the contents of every file below `folder`.
-
-    Raises:
-        StoreError: for a link or another thing that is not a regular file.
-    """
-    hasher = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise StoreError(f"{path} is not a regular file: data folders hold files and folders only")
-        if path.is_dir():
-            continue
-        name = path.relative_to(folder).as_posix().encode()
-        hasher.update(len(name).to_bytes(8, "little") + name + path.stat().st_size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            while block := file.read(_CHUNK_BYTES):
-                hasher.update(block)
-    return hasher.hexdigest()
 
 
 def recorded_text(asset: str, record: dg.EventLogRecord | None, name: str) -> str:

@@ -3,7 +3,7 @@
 `open_sandbox` gives one of the two behind the protocol of `training_core.sandbox`; `probe` says whether it holds.
 """
 
-from forge_resources.sandbox.choose import Kind, describe, open_sandbox
+from forge_resources.sandbox.choose import Kind, describe, open_sandbox, probed_sandbox
 from forge_resources.sandbox.conformance import Conformance, probe
 
-__all__ = ["Conformance", "Kind", "describe", "open_sandbox", "probe"]
+__all__ = ["Conformance", "Kind", "describe", "open_sandbox", "probe", "probed_sandbox"]

@@ -1,10 +1,12 @@
 """Choose a sandbox: one of two, or a refusal. The host itself is not among the choices."""
 
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Literal, assert_never
 
 import docker
 
+from forge_resources.sandbox.conformance import probe
 from forge_resources.sandbox.container import ContainerSandbox
 from forge_resources.sandbox.engine import connect, engine_sockets
 from forge_resources.sandbox.monty import MontySandbox
@@ -33,6 +35,17 @@ def open_sandbox(kind: Kind = "auto") -> Sandbox:
             return _either()
         case _:
             assert_never(kind)
+
+
+@contextmanager
+def probed_sandbox() -> Iterator[tuple[Sandbox, Mapping[str, float]]]:
+    """A sandbox, and the metrics of a probe that says whether it holds here and now.
+
+    Raises:
+        SandboxUnavailableError: when none can be had.
+    """
+    with open_sandbox("auto") as sandbox:
+        yield sandbox, probe(sandbox).metrics()
 
 
 def describe(kind: Kind = "auto") -> str:

@@ -3,6 +3,7 @@
 import dagster as dg
 import tiny_forge
 
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
 
@@ -10,6 +11,6 @@ gate_checks = tiny_forge.gate_checks
 defs = dg.Definitions(
     assets=tiny_forge.ASSETS,
     asset_checks=tiny_forge.CHECKS,
-    resources={"store": ModelStore(), "tracking": MlflowTracking()},
+    resources={"store": ModelStore(), "tracking": MlflowTracking(), "launcher": Launcher()},
     executor=dg.in_process_executor,
 )

@@ -14,6 +14,7 @@ import yaml
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster_graphql.schema import create_schema
 
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
 
@@ -46,6 +47,7 @@ def materialize(
     checks: bool = True,
     only_checks: bool = False,
     tracking: MlflowTracking | None = None,
+    launcher: Launcher | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Materialize some assets of the tiny forge in this process, with, without or only their checks."""
     chosen = dg.AssetSelection.assets(*selection)
@@ -57,7 +59,11 @@ def materialize(
         [*tiny_forge.ASSETS, *tiny_forge.CHECKS],
         selection=chosen,
         instance=instance,
-        resources={"store": ModelStore(), "tracking": tracking or MlflowTracking(enabled=False)},
+        resources={
+            "store": ModelStore(),
+            "tracking": tracking or MlflowTracking(enabled=False),
+            "launcher": Launcher(),
+        },
         run_config={"ops": {name: {"config": dict(values)} for name, values in (config or {}).items()}},
         raise_on_error=False,
     )

@@ -16,6 +16,7 @@ from dagster._core.definitions.reconstruct import reconstructable  # noqa: E402
 from forge_assets.freshness import Forge  # noqa: E402
 from forge_assets.ledger import collect  # noqa: E402
 from forge_assets.report import html_page  # noqa: E402
+from forge_resources.launcher import Launcher  # noqa: E402
 from forge_resources.model_store import ModelStore  # noqa: E402
 from forge_resources.tracking import MlflowTracking  # noqa: E402
 
@@ -26,7 +27,7 @@ def everything() -> dg.JobDefinition:
         assets=tiny_forge.ASSETS,
         asset_checks=tiny_forge.CHECKS,
         jobs=[dg.define_asset_job("everything", executor_def=dg.in_process_executor)],
-        resources={"store": ModelStore(), "tracking": MlflowTracking()},
+        resources={"store": ModelStore(), "tracking": MlflowTracking(), "launcher": Launcher()},
     ).resolve_job_def("everything")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -11,10 +12,10 @@ from forge_instance import REPOSITORY, Make, failure_text, made
 from pydantic import BaseModel
 
 from forge_assets.checks import asset_checks
-from forge_assets.factory import phase_asset
 from forge_assets.gates import BY_PROFILE, GATES, MODELS, gate_checks, gates_for
-from forge_assets.launchpad import code_digest, inputs_digest, launchpad_fields
+from forge_assets.launchpad import launchpad_fields
 from training_core.gates import Gate, judge
+from training_core.identity import code_digest, inputs_digest
 
 PARENTS = {
     "corpus": set(),
@@ -191,4 +192,4 @@ def test_inputs_digest_follows_each_part() -> None:
 
 def test_phase_must_be_measured() -> None:
     with pytest.raises(ValueError, match="data must include 'evaluation_suite'"):
-        phase_asset(phase=1, data=("tokens",), code=(), description="")
+        replace(tiny_forge.PHASES["trunk"], data=("tokens",))

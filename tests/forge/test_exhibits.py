@@ -22,10 +22,11 @@ from forge_assets import exhibits
 from forge_assets.checks import asset_checks
 from forge_assets.exhibits.interval_chart import Interval, interval_chart
 from forge_assets.exhibits.markup import plain, visible
-from forge_assets.factory import PhaseRun, phase_asset
+from forge_assets.factory import phase_asset
 from forge_assets.freshness import Forge
 from forge_assets.ledger import collect
 from forge_assets.report import html_page
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from forge_resources.tracking import MlflowTracking
 from tests.core.small_data import SHAPE, make_small_data
@@ -34,7 +35,7 @@ from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.gates import Gate
 from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import Product
+from training_core.phases import PhaseRun, Product
 from training_core.reasoning.phase import make_reasoner
 from training_core.reasoning.training import ReasoningConfig
 from training_core.training.reporting import SilentReporter
@@ -309,24 +310,16 @@ class ShownConfig(tiny_forge.StepsConfig):
     verdict: str = document()["verdict"]
 
 
-def _shown_asset() -> dg.AssetsDefinition:
-    @phase_asset(
-        phase=3,
-        data=tiny_forge.DATA,
-        code=tiny_forge.CODE,
-        description="A model with an exhibit.",
-        measure=tiny_forge.measure,
-        preset=lambda profile, asset: None,
-        checks={},
-    )
-    def shown(run: PhaseRun, config: ShownConfig) -> Product:
-        made_of = tiny_forge.train(run, config)
-        return replace(made_of, exhibits={config.exhibit: document(verdict=config.verdict)})
-
-    return shown
+def show(run: PhaseRun, config: ShownConfig) -> Product:
+    made_of = tiny_forge.train(run, config)
+    return replace(made_of, exhibits={config.exhibit: document(verdict=config.verdict)})
 
 
-SHOWN = _shown_asset()
+SHOWN = phase_asset(
+    replace(tiny_forge.PHASES["trunk"], name="shown", number=3, config=ShownConfig, compute=show),
+    preset=lambda profile, asset: None,
+    checks={},
+)
 CHECKS = asset_checks(GATES, {})
 
 
@@ -335,7 +328,7 @@ def materialize_shown(instance: dg.DagsterInstance, **config: Any) -> dg.Execute
         [*tiny_forge.ASSETS, SHOWN, *CHECKS],
         selection=dg.AssetSelection.assets("shown"),
         instance=instance,
-        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
         run_config={"ops": {"shown": {"config": config}}},
         raise_on_error=False,
     )
@@ -349,7 +342,7 @@ def test_exhibit_goes_through_dagster_to_the_report(instance: dg.DagsterInstance
     assert metadata["exhibit/thoughts"] == dg.MetadataValue.md(exhibits.markdown("thoughts", document()))
     (folder,) = store.versions("shown")
     assert metadata["measurements"].value == measurements_digest(folder)
-    resources = {"store": store, "tracking": MlflowTracking(enabled=False)}
+    resources = {"store": store, "tracking": MlflowTracking(enabled=False), "launcher": Launcher()}
     definitions = dg.Definitions(assets=[*tiny_forge.ASSETS, SHOWN], asset_checks=CHECKS, resources=resources)
     forge = Forge(definitions, instance, store, GATES, {})
     ledger = collect(forge)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from forge_resources.model_store import ModelStore, StoreError, digest_folder, measurements_digest
+from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from training_core.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.identity import digest_folder
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def test_digest_folder_is_the_hash_of_names_and_contents(tmp_path: Path) -> None
     (tmp_path / "a").rename(tmp_path / "c")
     assert digest_folder(tmp_path) != before
     (tmp_path / "link").symlink_to(tmp_path / "c")
-    with pytest.raises(StoreError, match="not a regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         digest_folder(tmp_path)
 
 

@@ -10,6 +10,7 @@ from test_gates_block import BAD, CHECKS, closed, refusal, tick
 from forge_assets.checks import asset_checks
 from forge_assets.freshness import Forge, plan, resolve_config
 from forge_resources.gatekeeping import judge_latest, override_gate
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.overrides import Override, overrides_of
 from forge_resources.tracking import MlflowTracking
@@ -74,7 +75,7 @@ def test_override_does_not_cover_a_gate_that_fails_later(make: Make, instance: d
         [*tiny_forge.ASSETS, *asset_checks(stricter, {}, assets=["trunk"])],
         selection=dg.AssetSelection.checks_for_assets(TRUNK),
         instance=instance,
-        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
         raise_on_error=False,
     )
     assert "tiny FAILED: params = 6, required <= 1" in closed(instance, "trunk")[0]

@@ -6,22 +6,23 @@ trunk -> left -> left_child            -> forge_report
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 import tiny_forge
 
 from forge_assets.checks import asset_checks
-from forge_assets.factory import PhaseRun, phase_asset
+from forge_assets.factory import phase_asset
 from forge_assets.forge_report import report_asset
 from forge_assets.gate_flips import flip_sensor
 from forge_assets.gates import gate_checks as checks_of
 from forge_assets.reruns import rerun_sensor
 from forge_assets.schedules import phase_schedules
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
 from training_core.gates import Gate
-from training_core.phases import Product
 
 GATES = (
     *tiny_forge.GATES,
@@ -35,20 +36,8 @@ def gate_checks() -> dict[dg.AssetKey, list[dg.AssetCheckKey]]:
 
 
 def _model(name: str, parent: str) -> dg.AssetsDefinition:
-    def compute(run: PhaseRun, config: tiny_forge.StepsConfig) -> Product:
-        return tiny_forge.train(run, config)
-
-    compute.__name__ = name
-    return phase_asset(
-        phase=1,
-        parents=(parent,),
-        data=tiny_forge.DATA,
-        code=tiny_forge.CODE,
-        description=name,
-        measure=tiny_forge.measure,
-        preset=tiny_forge.no_preset,
-        checks=gate_checks(),
-    )(compute)
+    made = replace(tiny_forge.PHASES["left"], name=name, description=name, parents=(parent,))
+    return phase_asset(made, preset=tiny_forge.no_preset, checks=gate_checks())
 
 
 middle = _model("middle", "trunk")
@@ -67,7 +56,7 @@ defs = dg.Definitions(
         flip_sensor([key for check in CHECKS for key in check.check_keys]),
     ],
     jobs=[dg.define_asset_job("everything", selection=dg.AssetSelection.all())],
-    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
     executor=dg.in_process_executor,
 )
 
@@ -85,7 +74,7 @@ def materialize(
         [*ASSETS, *CHECKS],
         selection=dg.AssetSelection.assets(*selection),
         instance=instance,
-        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+        resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
         run_config={"ops": {name: {"config": dict(values)} for name, values in (config or {}).items()}},
         raise_on_error=False,
     )

@@ -18,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from forge_assets.checks import asset_checks
-from forge_assets.factory import DataRun, PhaseRun, data_asset, phase_asset
+from forge_assets.factory import DataRun, data_asset, phase_asset
 from forge_assets.gates import gate_checks as checks_of
 from forge_assets.schedules import phase_schedules
+from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
 from training_core.bundle import Bundle
 from training_core.gates import Gate
-from training_core.phases import Measurement, Product
+from training_core.phases import Measurement, Phase, PhaseRun, Product
 from training_core.training.reporting import Figure, Reporter
 
 MODELS = ("trunk", "left", "right", "left_child", "right_child")
@@ -126,22 +127,13 @@ def evaluation_suite(run: DataRun, config: TokensConfig) -> Mapping[str, float |
     return {}
 
 
-def _model(name: str, parents: tuple[str, ...]) -> dg.AssetsDefinition:
-    def compute(run: PhaseRun, config: StepsConfig) -> Product:
-        return train(run, config)
+PHASES: dict[str, Phase] = {}
 
-    compute.__name__ = name
-    decorate = phase_asset(
-        phase=1,
-        parents=parents,
-        data=DATA,
-        code=CODE,
-        description=f"The model {name}.",
-        measure=measure,
-        preset=no_preset,
-        checks=gate_checks(),
-    )
-    return decorate(compute)
+
+def _model(name: str, parents: tuple[str, ...]) -> dg.AssetsDefinition:
+    described = f"The model {name}."
+    PHASES[name] = Phase(name, 1, described, StepsConfig, train, CODE, parents, DATA, measure=measure, module=__name__)
+    return phase_asset(PHASES[name], preset=no_preset, checks=gate_checks())
 
 
 trunk = _model("trunk", ())
@@ -157,6 +149,6 @@ defs = dg.Definitions(
     asset_checks=CHECKS,
     schedules=phase_schedules(ASSETS, checks=gate_checks()),
     jobs=[dg.define_asset_job("only_left_child", selection=dg.AssetSelection.assets("left_child"))],
-    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False)},
+    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
     executor=dg.in_process_executor,
 )

@@ -207,15 +207,14 @@ class _Search:
         founders = self._measured([_Candidate(name, t, name, "parent", []) for name, t in self.parents.items()])
         for parent in founders:
             if not math.isfinite(parent.bits_per_byte):
-                raise ValueError(
-                    f"parent {parent.name!r} has no finite bits per byte; retrain it or repair the evaluation"
-                )
+                raise ValueError(f"parent {parent.name!r} has no finite bits per byte; retrain it, or mend the measure")
             self.parents_bits_per_byte[parent.name] = parent.bits_per_byte
         first: list[_Candidate] = []
         for method in METHODS[: self.config.population - len(founders)]:
             weights = [1.0 / len(founders)] * len(founders)
             tensors = self._merge(method, founders, weights, generator)
-            if not any(is_same_model(tensors, member.tensors) for member in [*founders, *first]):
+            others = [member.tensors for member in founders] + [candidate.tensors for candidate in first]
+            if not any(is_same_model(tensors, other) for other in others):
                 first.append(_merge_candidate(f"g0.{len(founders) + len(first)}", tensors, method, founders, weights))
         while len(founders) + len(first) < self.config.population:
             first.append(self._fresh_merge(f"g0.{len(founders) + len(first)}", [*founders, *first], generator))

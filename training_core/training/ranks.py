@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 RENDEZVOUS_HOST = "FORGE_RENDEZVOUS_HOST"  # the first rank's address, where its host name does not resolve elsewhere
 _WAIT_S = 120.0
@@ -158,12 +159,12 @@ def _launched() -> tuple[int, tuple[int, int]]:
     return size, (number, local)
 
 
-def _meet(meeting: Path, number: int, size: int) -> dist.Store:
+def _meet(meeting: Path, number: int, size: int) -> TCPStore:
     """The store of a Slurm step's ranks, which the first one opens at a free port of its host."""
     step = "-".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     address = meeting / f"address-{step}"
     if number == 0:
-        store = dist.TCPStore("0.0.0.0", 0, size, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
+        store = TCPStore("0.0.0.0", 0, size, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
         partial = address.with_suffix(".partial")
         partial.write_text(f"{os.environ.get(RENDEZVOUS_HOST) or socket.gethostname()} {store.port}")
         os.replace(partial, address)
@@ -177,4 +178,4 @@ def _meet(meeting: Path, number: int, size: int) -> dist.Store:
             )
         time.sleep(0.1)
     host, port = address.read_text().split()
-    return dist.TCPStore(host, int(port), size, is_master=False, timeout=_TIMEOUT)
+    return TCPStore(host, int(port), size, is_master=False, timeout=_TIMEOUT)

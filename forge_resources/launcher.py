@@ -1,0 +1,195 @@
+"""Where a model is made: in the run's own process, in several on this machine (torchrun), or on a Slurm cluster.
+
+All three run `training_core.worker.make`. Launched processes report through Dagster Pipes: the first rank sends
+metrics, progress and figures while it works, and the materialization when the bundle lies on disk. Files are handed
+over in the model store, which must lie on a file system that all nodes share.
+
+Launched processes hold the other end of a pipe. When the run that started them is gone, cancelled or killed, they
+read its end and stop, on every node.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import dagster as dg
+from pydantic import Field
+
+from forge_resources.sandbox import probed_sandbox
+from training_core.bundle import Bundle, open_bundle
+from training_core.phases import Phase
+from training_core.training.reporting import Figure, Reporter
+from training_core.worker import Job, make
+
+Mode = Literal["inline", "torchrun", "slurm"]
+WORKER = "forge_resources.pipes_worker"
+_POLL_S = 0.2
+_STOP_S = 2.0  # after an interrupt, before harder measures
+_SECRET_WORDS = ("KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL")  # a launched process needs no secret
+
+
+class WorkerFailedError(RuntimeError):
+    """Launched processes ended without a model; another attempt goes on from their checkpoint."""
+
+
+class Launcher(dg.ConfigurableResource[Any]):
+    """How the processes that make a model are started. Empty fields are read from the environment."""
+
+    mode: str = Field(
+        default="",
+        description="inline: in the run's process. torchrun: several processes on this machine. slurm: srun on a "
+        "cluster. Empty: FORGE_LAUNCHER, else inline.",
+    )
+    processes: int = Field(
+        default=0, ge=0, description="Processes on each node, one for a GPU. 0: FORGE_PROCESSES, else 1."
+    )
+    nodes: int = Field(default=0, ge=0, description="Nodes of a Slurm step. 0: FORGE_NODES, else 1.")
+    slurm_arguments: list[str] = Field(
+        default_factory=list,
+        description="More arguments of srun, such as --partition=gpu and --gpus-per-task=1. Empty: "
+        "FORGE_SLURM_ARGUMENTS.",
+    )
+
+    def make(
+        self, context: dg.AssetExecutionContext, phase: Phase, job: Job, reporter: Reporter
+    ) -> tuple[Bundle, Mapping[str, Any]]:
+        """Make the model that `job` describes; the bundle in `job.out`, and metadata on where it was made.
+
+        Phases that several processes cannot share are made by one.
+
+        Raises:
+            ValueError: for a mode that does not exist, and as the phase raises it.
+            WorkerFailedError: when launched processes died.
+        """
+        mode, processes, nodes = self._mode(), self._number("processes"), self._number("nodes")
+        if not phase.parallel:
+            processes = nodes = 1
+        if mode == "inline" or (mode == "torchrun" and processes == 1):
+            bundle = make(phase, job, reporter, probed_sandbox)
+            if bundle is None:
+                raise ValueError("a run inside of a torch.distributed process makes nothing: start Dagster outside")
+            return bundle, {}
+        folder = job.out.parent / "launch"
+        folder.mkdir(parents=True)
+        command = _torchrun(processes) if mode == "torchrun" else self._srun(processes, nodes)
+        return _launched(context, job, [*command, str(folder / "job.json")], folder, processes, reporter)
+
+    def _mode(self) -> Mode:
+        wanted = self.mode or os.environ.get("FORGE_LAUNCHER", "").strip() or "inline"
+        for mode in get_args(Mode):
+            if mode == wanted:
+                return mode  # type: ignore[no-any-return]
+        raise ValueError(
+            f"launcher mode must be one of {', '.join(get_args(Mode))}, got {wanted!r}: set it in the launchpad "
+            "(resources: launcher) or in FORGE_LAUNCHER"
+        )
+
+    def _number(self, field: str) -> int:
+        variable = f"FORGE_{field.upper()}"
+        text = str(getattr(self, field) or os.environ.get(variable, "").strip() or 1)
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"{variable} must be a whole number from 1, got {text!r}")
+        return int(text)
+
+    def _srun(self, processes: int, nodes: int) -> list[str]:
+        more = self.slurm_arguments or shlex.split(os.environ.get("FORGE_SLURM_ARGUMENTS", ""))
+        return [
+            "srun",
+            f"--nodes={nodes}",
+            f"--ntasks-per-node={processes}",
+            "--kill-on-bad-exit=1",
+            "--quit-on-interrupt",  # without it one interrupt only asks whether to cancel
+            "--export=ALL",
+            *more,
+            sys.executable,
+            "-m",
+            WORKER,
+        ]
+
+
+def _torchrun(processes: int) -> list[str]:
+    elastic = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*elastic, "--module", WORKER]
+
+
+def _launched(
+    context: dg.AssetExecutionContext,
+    job: Job,
+    command: Sequence[str],
+    folder: Path,
+    processes: int,
+    reporter: Reporter,
+) -> tuple[Bundle, Mapping[str, Any]]:
+    (folder / "job.json").write_text(job.model_dump_json())
+    with dg.open_pipes_session(
+        context=context,
+        context_injector=dg.PipesFileContextInjector(str(folder / "context.json")),
+        message_reader=dg.PipesFileMessageReader(str(folder / "messages")),
+    ) as session:
+        environment = {**_environment(processes), **session.get_bootstrap_env_vars()}
+        context.log.info(f"starting {shlex.join(command)}")
+        try:
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+        except FileNotFoundError as error:
+            raise ValueError(f"{command[0]} is not installed here: choose another launcher mode") from error
+        sent = 0
+        try:
+            while process.poll() is None:
+                sent = _forward(session.get_custom_messages(), sent, reporter)
+                time.sleep(_POLL_S)
+        finally:
+            _stop(process)
+    _forward(session.get_custom_messages(), sent, reporter)
+    if refused := [m["refused"] for m in session.get_custom_messages() if "refused" in m]:
+        raise ValueError(refused[0])
+    reported = [r for r in session.get_reported_results() if isinstance(r, dg.MaterializeResult)]
+    if process.returncode != 0 or not reported:
+        raise WorkerFailedError(
+            f"the launched processes ended with code {process.returncode} and "
+            f"{'a' if reported else 'no'} model; their output is in this step's log (stderr)"
+        )
+    bundle, version = open_bundle(job.out), reported[0].data_version
+    if version is None or bundle.digest() != version.value:
+        raise WorkerFailedError(f"{job.out} does not hold the model that was reported: is it on a shared file system?")
+    return bundle, dict(reported[0].metadata or {})
+
+
+def _forward(messages: Sequence[Mapping[str, Any]], sent: int, reporter: Reporter) -> int:
+    """Hand the messages from number `sent` on to the reporter; how many there are now."""
+    for message in messages[sent:]:
+        if "metrics" in message:
+            reporter.metrics(*message["metrics"])
+        elif "progress" in message:
+            reporter.progress(*message["progress"])
+        elif "figure" in message:
+            name, figure = message["figure"]
+            reporter.figure(name, Figure(**figure))
+    return len(messages)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the launched processes if they still run: the end of their pipe, an interrupt, then harder measures."""
+    if process.stdin is not None:
+        process.stdin.close()
+    for measure in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(measure)
+        try:
+            process.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """This process's environment without secrets, with the cores shared among the processes of a node."""
+    kept = {name: value for name, value in os.environ.items() if not any(word in name for word in _SECRET_WORDS)}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    return kept

@@ -1,0 +1,84 @@
+"""`python -m forge_resources.pipes_worker JOB.json`: one of the processes that `forge_resources.launcher` starts.
+
+Every rank makes its share of the model; the first one speaks for all, through Dagster Pipes.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from forge_resources.sandbox import probed_sandbox
+from training_core.training import ranks
+from training_core.training.reporting import Figure, SilentReporter
+from training_core.worker import Job, find_phase, make
+
+_PATIENCE_S = 5.0
+
+
+class PipesReporter:
+    """Sends everything to the Dagster step that launched this process (`forge_resources.launcher`)."""
+
+    def __init__(self, pipes: PipesContext) -> None:
+        self._pipes = pipes
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the metrics."""
+        self._pipes.report_custom_message({"metrics": [step, {k: float(v) for k, v in values.items()}]})
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """Send the progress."""
+        self._pipes.report_custom_message({"progress": [done, total, label]})
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Send the figure."""
+        self._pipes.report_custom_message({"figure": [name, asdict(figure)]})
+
+
+def work(job_file: Path) -> None:
+    """Make the model of the job in `job_file`, together with the other ranks."""
+    job = Job.model_validate_json(job_file.read_text())
+    phase = find_phase(job)
+    with ranks.joined(job_file.parent):
+        if not ranks.is_first():
+            make(phase, job, SilentReporter(), probed_sandbox)
+            return
+        with open_dagster_pipes() as pipes:
+            size = ranks.world_size()
+            pipes.log.info(f"{phase.name} is made by {size} process{'es' * (size > 1)}; the first is on {_host()}")
+            try:
+                bundle = make(phase, job, PipesReporter(pipes), probed_sandbox)
+            except ValueError as error:  # another attempt would end in the same way
+                pipes.report_custom_message({"refused": f"{type(error).__name__}: {error}"})
+                raise
+            if bundle is not None:
+                pipes.report_asset_materialization({"processes": size, "first_process": _host()}, bundle.digest())
+
+
+def end_with_the_launcher() -> None:
+    """Stop this process when the other end of its standard input is closed: the launcher is gone."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(_PATIENCE_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a rank in a collective operation would not see an exception
+    end_with_the_launcher()
+    work(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""`python -m training_core MODEL ...`: make one model of the graph from folders, without an orchestrator.
+
+    python -m training_core trunk --profile nano --out made/trunk --checkpoint state/trunk \\
+        --data tokens=DIR --data task_bank=DIR --data evaluation_suite=DIR
+    torchrun --nproc-per-node 2 -m training_core merged_model --parent trunk=DIR ...
+
+The folder `--out` is a bundle, which `forge import` takes into a store. Run again with the same `--checkpoint` after a
+kill, it goes on from there. Several processes (torchrun, or `srun` with a task for each) share the training of phase
+1 and the evaluations of phase 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from training_core.bundle import open_bundle
+from training_core.graph import PHASES
+from training_core.identity import code_digest, digest_folder
+from training_core.phases import OpenSandbox
+from training_core.profiles import PROFILES, preset
+from training_core.training import ranks
+from training_core.training.reporting import Figure
+from training_core.worker import Input, Job, make
+
+_LINE_INTERVAL_S = 5.0
+
+
+class LineReporter:
+    """A line on standard error now and then, and whenever something is finished."""
+
+    def __init__(self) -> None:
+        self._last = -float("inf")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Print the metrics when the last line is long enough ago."""
+        self._say(f"step {step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """Print the progress when the last line is long enough ago or the work is done."""
+        self._say(f"{label}: {done} of {total}", always=done >= total)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Lines show no figures."""
+
+    def _say(self, line: str, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if always or now - self._last >= _LINE_INTERVAL_S:
+            self._last = now
+            print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the model that the command line names; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        phase, job = PHASES[options.model], _job(options)
+        with ranks.joined(job.checkpoint):
+            bundle = make(phase, job, LineReporter(), _sandbox(options.sandbox))
+        if bundle is not None:
+            print(json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest()}))
+    except (ValueError, OSError) as error:
+        print(f"training_core: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _job(options: argparse.Namespace) -> Job:
+    phase = PHASES[options.model]
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists: name another --out, nothing is overwritten")
+    if missing := [f"--parent {n}=FOLDER" for n in phase.parents if n not in dict(options.parent)]:
+        raise ValueError(f"{phase.name} is made from other models: give {' '.join(missing)}")
+    if missing := [f"--data {n}=FOLDER" for n in phase.data if n not in dict(options.data)]:
+        raise ValueError(f"{phase.name} is made from data: give {' '.join(missing)}")
+    values = preset(options.profile, phase.name).model_dump() | dict(options.set)
+    try:
+        config = phase.config.model_validate(values)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"--set is refused: {'; '.join(problems)}") from error
+    sandbox = [options.sandbox.partition(":")[0]] if options.sandbox else []
+    sources = [*phase.sources(), *(sandbox if "training_core.sandbox" in phase.code else [])]
+    options.checkpoint.mkdir(parents=True, exist_ok=True)
+    return Job(
+        phase=phase.name,
+        profile=options.profile,
+        config=config.model_dump(mode="json"),
+        parents={n: Input(folder=f, digest=open_bundle(f).digest()) for n, f in options.parent},
+        data={n: Input(folder=f, digest=digest_folder(f)) for n, f in options.data},
+        checkpoint=options.checkpoint.resolve(),
+        out=options.out.resolve(),
+        code_version=code_digest(sources, extra={"config": phase.config.model_json_schema()}),
+    )
+
+
+def _sandbox(named: str) -> OpenSandbox | None:
+    if not named:
+        return None
+    module, _, function = named.partition(":")
+    try:
+        opened: OpenSandbox = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--sandbox must name a function, as MODULE:FUNCTION, got {named!r} ({error})") from error
+    return opened
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m training_core",
+        description=usage[0],
+        epilog=usage[1] + "\n\n" + usage[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", choices=list(PHASES), metavar="MODEL", help=", ".join(PHASES))
+    parser.add_argument("--profile", choices=PROFILES, default="nano", help="whose configuration is taken")
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=FOLDER", "type": _named_folder}
+    parser.add_argument("--parent", help="a bundle that the model is made from", **named)
+    parser.add_argument("--data", help="a data asset's folder", **named)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", type=_field, help="another value (JSON)"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder for the state that survives a kill")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; it must not exist")
+    parser.add_argument("--sandbox", default="", metavar="MODULE:FUNCTION", help="where model-written programs run")
+    return parser
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not folder or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER with a folder that exists, got {text!r}")
+    return name, Path(folder).resolve()
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

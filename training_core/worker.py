@@ -1,0 +1,109 @@
+"""Make one model, wherever: a job names a phase, its inputs and where the finished bundle goes.
+
+The same function makes a model inside a Dagster step, in a process that a launcher started on another machine, and
+from the command line (`python -m training_core`). What it leaves in `out` is complete: weights, measurements as
+they were taken on those files, lineage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training_core.bundle import Bundle, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.phases import OpenSandbox, Phase, PhaseRun
+from training_core.training import ranks
+from training_core.training.reporting import Reporter, SilentReporter
+
+
+class Input(BaseModel):
+    """A folder that a model is made from, and the digest of what must lie in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    digest: str
+
+
+class Job(BaseModel):
+    """What to make, from what, and where to put it. Paths are absolute and seen by every process that takes part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: str = Field(description="The model, a key of PHASES")
+    module: str = Field("training_core.graph", description="Where PHASES is")
+    profile: str
+    config: dict[str, Any] = Field(description="The phase's configuration, complete")
+    parents: dict[str, Input]
+    data: dict[str, Input]
+    checkpoint: Path = Field(description="A folder that survives a kill")
+    out: Path = Field(description="Where the bundle goes; it must not exist")
+    code_version: str
+
+
+def find_phase(job: Job) -> Phase:
+    """The phase that `job` names.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    phases: Mapping[str, Phase] = import_module(job.module).PHASES
+    if job.phase not in phases:
+        raise ValueError(f"there is no model {job.phase!r}: choose {', '.join(phases)}")
+    return phases[job.phase]
+
+
+def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None = None) -> Bundle | None:
+    """Make the model and write it, measured, to `job.out`; None on every rank but the first.
+
+    Raises:
+        BundleError: when a parent is missing, damaged or not the one that the job names.
+        ValueError: for a configuration out of its bounds, and as the phase raises it.
+        OSError: as the file system raises it (disk full, no permission).
+    """
+    config = phase.config.model_validate(job.config)
+    parents = {
+        name: open_bundle(given.folder, expected_digest=given.digest)
+        for name in phase.parents
+        for given in [_given(job.parents, name, "parent")]
+    }
+    data = {name: _given(job.data, name, "data").folder for name in phase.data}
+    first = ranks.is_first()
+    reporter = reporter if first else SilentReporter()
+    product = phase.compute(PhaseRun(parents, data, reporter, job.checkpoint, job.profile, sandbox), config)
+    if not first:
+        return None
+    bundle = write_bundle(
+        job.out,
+        kind=product.kind,
+        model_config=product.model_config,
+        tensors=product.tensors,
+        tokenizer_json=product.tokenizer_json,
+        payload=product.payload,
+    )
+    measured = phase.measure(bundle, data[phase.suite], parents, reporter)
+    tokens = job.data.get("tokens")
+    lineage = Lineage(
+        asset=phase.name,
+        phase=phase.number,
+        profile=job.profile,
+        digest=bundle.digest(),
+        code_version=job.code_version,
+        corpus_digest="" if tokens is None else tokens.digest,
+        parents={name: job.parents[name].digest for name in phase.parents},
+        config=config.model_dump(mode="json"),
+        metrics={**product.metrics, **measured.metrics},
+        tasks=measured.tasks,
+    )
+    write_measurements(bundle, lineage, measured.counts, product.exhibits)
+    return bundle
+
+
+def _given(inputs: Mapping[str, Input], name: str, kind: str) -> Input:
+    if name not in inputs:
+        raise ValueError(f"the {kind} {name} is missing: give its folder with --{kind} {name}=FOLDER")
+    return inputs[name]
