@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from forge_assets.cli_gates import app as gate_app
 from forge_assets.cli_gates import report_gates
+from forge_assets.cli_import import import_model
 from forge_assets.cli_repair import app as repair_app
 from forge_assets.cli_sandbox import app as sandbox_app
 from forge_assets.speaking import Switch, from_artifact, from_bundle, from_experts
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(sandbox_app)
 app.add_typer(repair_app)
 app.add_typer(gate_app)
+app.command("import")(import_model)
 INTERRUPTED = 130
 WAITING_SPINS = "1000"  # of a thread that waits for another; by default .3 million, which a busy core makes endless
 _ROOT = Path(__file__).resolve().parents[1]

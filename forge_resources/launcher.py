@@ -128,7 +128,7 @@ def _launched(
 ) -> tuple[Bundle, Mapping[str, Any]]:
     (folder / "job.json").write_text(job.model_dump_json())
     with dg.open_pipes_session(
-        context=context,
+        context=context.op_execution_context,
         context_injector=dg.PipesFileContextInjector(str(folder / "context.json")),
         message_reader=dg.PipesFileMessageReader(str(folder / "messages")),
     ) as session:

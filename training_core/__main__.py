@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the model that the command line names; the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        sandbox = _sandbox(options.sandbox)
         phase, job = PHASES[options.model], _job(options)
         with ranks.joined(job.checkpoint):
-            bundle = make(phase, job, LineReporter(), _sandbox(options.sandbox))
+            bundle = make(phase, job, LineReporter(), sandbox)
         if bundle is not None:
             print(json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest()}))
     except (ValueError, OSError) as error:

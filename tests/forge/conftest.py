@@ -9,12 +9,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import small_graph
 import tiny_forge
+import torch
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from forge_instance import Make, make_home, materialize, opened
 
 from forge_resources.model_store import ModelStore
+from tests.core.small_data import make_small_data
+
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, the more so on a busy machine
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +73,27 @@ def workspace(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]
     with WorkspaceProcessContext(instance, target) as context:
         yield context
     context._grpc_server_registry.wait_for_processes()
+
+
+@pytest.fixture(scope="session")
+def made_alone(memory: Path) -> Iterator[Path]:
+    """A home in which every model was made by a single process."""
+    home, data = memory / "small", memory / "small_data"
+    data.mkdir()
+    make_small_data(data)
+    make_home(home)
+    with pytest.MonkeyPatch.context() as patch, opened(home, patch) as real:
+        patch.setenv("SMALL_DATA", str(data))
+        assert small_graph.materialize(real, *small_graph.DATA, *small_graph.PHASES).success
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def small(made_alone: Path, memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        home = Path(folder) / "home"
+        shutil.copytree(made_alone, home)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        with opened(home, monkeypatch) as real:
+            yield real

@@ -158,6 +158,7 @@ def evolve(
         OSError: when the checkpoint cannot be written.
     """
     search = _Search(trunk, parents, bits_per_byte, config, reporter)
+    ranks.wait_for_all()
     if checkpoint is not None and checkpoint.exists():
         search.restore(checkpoint)
     else:

@@ -124,6 +124,7 @@ def train(
     before, whole = part or (0, config.steps)
     fingerprint = _fingerprint(model, config, [identity, lr_factors or {}, before, whole, optimizer_steps_per_batch])
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
+    ranks.wait_for_all()
     course = _restore(path, fingerprint, model, optimizer)
     ranks.require_same(course.step, f"{label}: the step to go on from", device)
     ranks.copy_from_first(model.state_dict().values())

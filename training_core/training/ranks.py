@@ -126,6 +126,12 @@ def measured_by_all(measure: Callable[[T], float], items: Sequence[T], device: t
     return values
 
 
+def wait_for_all() -> None:
+    """Go on when every rank is here: what the first one wrote before lies on disk then."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def require_same(value: int, what: str, device: torch.device) -> None:
     """Refuse to go on where ranks differ in `value`.
 

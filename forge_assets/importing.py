@@ -1,0 +1,96 @@
+"""Take a bundle that was made elsewhere (`python -m training_core`) into the store, to be gated like any other.
+
+The bundle is measured anew, here, on this store's evaluation suite: of its own record only that is kept which nobody
+can measure afterwards (the course of its training). It must have been made from exactly the models and data that are
+the latest here.
+"""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG
+
+from forge_assets.factory import model_metadata
+from forge_assets.freshness import Forge, UserError
+from forge_resources.gatekeeping import judge_latest, latest_materialization
+from forge_resources.model_store import recorded_text
+from training_core.bundle import PAYLOADS, Bundle, Lineage, open_bundle, write_measurements
+from training_core.identity import inputs_digest
+from training_core.phases import Phase
+from training_core.training.reporting import Reporter
+
+
+def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, reporter: Reporter) -> Path:
+    """Measure the bundle, commit it and record its materialization; where it lies now. Its checks did not run yet.
+
+    Raises:
+        UserError: when it is not what its lineage says, or was made from other inputs than are the latest here.
+        BundleError: when it cannot be read. StoreError: when there is no room for it.
+    """
+    if (found := bundle.digest()) != lineage.digest:
+        raise UserError(
+            f"{bundle.folder} hashes to {found[:16]}, its lineage says {lineage.digest[:16]}: it was changed"
+        )
+    parents = _same_parents(forge, phase, lineage)
+    data = {name: _latest_digest(forge, name) for name in phase.data}
+    if lineage.corpus_digest != data.get("tokens", ""):
+        raise UserError(
+            f"{phase.name} was trained on the tokens {lineage.corpus_digest[:16]}, here are {data['tokens'][:16]}: "
+            "train it on the data folders of this store"
+        )
+    config = phase.config.model_validate(lineage.config)
+    with forge.store.stage(phase.name) as staged:
+        copied = _copied(bundle, staged)
+        suite = forge.store.folder(phase.suite, data[phase.suite], verify=True)
+        measured = phase.measure(copied, suite, parents, reporter)
+        here = Lineage(
+            asset=phase.name,
+            phase=phase.number,
+            profile=lineage.profile,
+            digest=lineage.digest,
+            code_version=lineage.code_version,
+            corpus_digest=lineage.corpus_digest,
+            parents=dict(lineage.parents),
+            config=config.model_dump(mode="json"),
+            metrics={**lineage.metrics, **measured.metrics},
+            tasks=measured.tasks,
+        )
+        write_measurements(copied, here, measured.counts, bundle.exhibits())
+        folder = forge.store.commit(phase.name, staged, here.digest)
+    inputs = inputs_digest(here.code_version, config, {**here.parents, **data})
+    metadata = model_metadata(folder, here, inputs) | {"imported_from": dg.MetadataValue.path(str(bundle.folder))}
+    tags = {DATA_VERSION_TAG: here.digest, CODE_VERSION_TAG: here.code_version}
+    forge.instance.report_runless_asset_event(dg.AssetMaterialization(phase.name, metadata=metadata, tags=tags))
+    return folder
+
+
+def _same_parents(forge: Forge, phase: Phase, lineage: Lineage) -> dict[str, Bundle]:
+    """The latest parents, whose gates are open, if the bundle was made from them."""
+    parents: dict[str, Bundle] = {}
+    for name in phase.parents:
+        here, there = _latest_digest(forge, name), lineage.parents.get(name, "")
+        if here != there:
+            raise UserError(
+                f"{phase.name} was made from the {name} {there[:16]}, the latest here is {here[:16]}: import that "
+                f"{name} first, or make {phase.name} again from this one"
+            )
+        gate = [check for check in forge.checks_of(name) if check.name == "gate"]
+        judged = judge_latest(forge.instance, dg.AssetKey(name), gate)
+        if judged.closed:
+            raise UserError(f"refused, quality gate closed: {'; '.join(judged.closed)}")
+        parents[name] = forge.store.open_materialized(name, judged.record)
+    return parents
+
+
+def _latest_digest(forge: Forge, asset: str) -> str:
+    return recorded_text(asset, latest_materialization(forge.instance, dg.AssetKey(asset)), "digest")
+
+
+def _copied(bundle: Bundle, target: Path) -> Bundle:
+    """The model's own files, and none of what was measured elsewhere."""
+    target.mkdir(parents=True)
+    names = ["config.json", "tokenizer.json", *([PAYLOADS[bundle.kind]] if bundle.kind in PAYLOADS else [])]
+    for name in names if bundle.kind == "compressed" else [*names, "model.safetensors"]:
+        shutil.copyfile(bundle.folder / name, target / name, follow_symlinks=False)
+    return open_bundle(target)
