@@ -1,0 +1,152 @@
+"""Seconds a training step: one process, several that share each batch, and torch's DistributedDataParallel, in one run.
+
+    python benchmarks/ranks.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
+
+Every arrangement trains the trunk of the profile on the same random tokens and uses all cores: one process with a
+thread for each core, or several processes that divide the cores. The two parallel ones also print how far their weights are
+from those of the single process, in units of how far those moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training_core.cognate.objective import next_token_objective
+from training_core.cognate.training import SHAPE_FIELDS, TrunkConfig
+from training_core.models.cognate import Cognate, CognateConfig
+from training_core.optim.mugrokfast import MuGrokfast
+from training_core.profiles import preset
+from training_core.training import ranks
+from training_core.training.device import best_device
+from training_core.training.loop import TrainingConfig, step_generator, train
+from training_core.training.reporting import SilentReporter
+
+VOCABULARY = 1024
+WARM_STEPS = 3
+
+
+class Timed(SilentReporter):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """Take the time."""
+        self.ends.append(time.perf_counter())
+
+
+class Loss(nn.Module):
+    """The objective as a module's forward pass, as DistributedDataParallel wants it."""
+
+    def __init__(self, model: Cognate) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return next_token_objective(self.model, batch, None, torch.Generator()).loss
+
+
+def configured(options: argparse.Namespace) -> TrainingConfig:
+    """The trunk's training at this profile, short and without a schedule."""
+    config = preset(options.profile, "trunk")
+    changed = {"steps": options.steps, "batch_size": options.rows, "warmup_fraction": 0.0, "decay_fraction": 0.0}
+    return TrunkConfig.model_validate(config.model_dump() | changed)
+
+
+def batches(config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """Random tokens (rows, seq + 1)."""
+    return torch.randint(VOCABULARY, (config.batch_size, config.seq_len + 1), generator=generator)
+
+
+def ours(model: Cognate, config: TrainingConfig) -> list[float]:
+    """Times at which the steps of the product's own loop ended."""
+    timed = Timed()
+    train(model, next_token_objective, lambda g: batches(config, g), config, timed, rows_apart=True)
+    return timed.ends
+
+
+def peer(model: Cognate, config: TrainingConfig) -> list[float]:
+    """Times at which the steps ended that torch's own wrapper shares."""
+    model.to(best_device()).train()
+    wrapped = nn.parallel.DistributedDataParallel(Loss(model), find_unused_parameters=False)
+    optimizer = MuGrokfast(model, config)
+    ends = []
+    for step in range(config.steps):
+        batch, _ = ranks.rows_of_this_rank(batches(config, step_generator(config.seed, step)))
+        wrapped(batch.to(best_device())).backward()
+        optimizer.step(1.0)
+        ends.append(time.perf_counter())
+    return ends
+
+
+def work(options: argparse.Namespace) -> None:
+    """Train in this process, alone or as one of several, and write what came out."""
+    config = configured(options)
+    shape = CognateConfig(vocab_size=VOCABULARY, **{f: getattr(config, f) for f in SHAPE_FIELDS})
+    torch.manual_seed(config.seed)
+    model = Cognate(shape)
+    start = {n: t.clone() for n, t in model.state_dict().items()}
+    with ranks.joined(options.out):
+        ends = ours(model, config) if options.work == "ours" else peer(model, config)
+        if ranks.is_first():
+            gaps = [b - a for a, b in zip(ends[WARM_STEPS:], ends[WARM_STEPS + 1 :], strict=False)]
+            save_file(
+                {n: (t.cpu() - start[n].cpu()).contiguous() for n, t in model.state_dict().items()}
+                | {"seconds": torch.tensor([statistics.median(gaps)], dtype=torch.float64)},
+                options.out / "moved.safetensors",
+            )
+
+
+def run(options: argparse.Namespace, arrangement: str, processes: int) -> dict[str, Tensor]:
+    """One arrangement in processes of its own: seconds a step, and how far the weights moved."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        own = [str(Path(__file__)), f"--work={arrangement}", f"--out={folder}", f"--profile={options.profile}"]
+        own += [f"--steps={options.steps}", f"--rows={options.rows}"]
+        elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // processes)), "GOMP_SPINCOUNT": "1000"}
+        subprocess.run([sys.executable, *(elastic if processes > 1 else []), *own], env=environment, check=True)
+        return load_file(Path(folder) / "moved.safetensors")
+
+
+def main() -> None:
+    """Time the arrangements and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="nano")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--work", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options)
+        return
+    alone = run(options, "ours", 1)
+    base = float(alone.pop("seconds"))
+    print(f"{options.profile}, {options.rows} rows, {len(os.sched_getaffinity(0))} cores")
+    print(f"{'one process':<42}{base:8.4f} s a step   1.00 x")
+    for name, arrangement in (("our sum of gradients", "ours"), ("DistributedDataParallel", "peer")):
+        moved = run(options, arrangement, options.processes)
+        seconds = float(moved.pop("seconds"))
+        apart = sum(float((moved[n] - t).float().square().sum()) for n, t in alone.items()) ** 0.5
+        length = sum(float(t.float().square().sum()) for t in alone.values()) ** 0.5
+        label = f"{options.processes} processes, {name}"
+        print(f"{label:<42}{seconds:8.4f} s a step   {base / seconds:4.2f} x   weights apart {apart / length:.1e}")
+
+
+if __name__ == "__main__":
+    main()
