@@ -3,8 +3,8 @@
     python benchmarks/ranks.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
 
 Every arrangement trains the trunk of the profile on the same random tokens and uses all cores: one process with a
-thread for each core, or several processes that divide the cores. The two parallel ones also print how far their weights are
-from those of the single process, in units of how far those moved.
+thread for each core, or several processes that divide the cores. The two parallel ones also print how far their
+weights are from those of the single process, in units of how far those moved.
 """
 
 from __future__ import annotations

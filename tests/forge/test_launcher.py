@@ -53,6 +53,7 @@ def test_two_processes_make_the_model_of_one(small: dg.DagsterInstance, mode: st
     shared, recorded = newest(small, "merged_model")
     assert recorded["processes"].value == 2
     assert str(recorded["first_process"].value) == ("n1" if mode == "slurm" else os.uname().nodename)
+    assert shared.folder != merged.folder  # measured anew, and the same model
     assert shared.digest() == merged.digest()
     assert shared.lineage().metrics["merge_evaluations"] == merged.lineage().metrics["merge_evaluations"]
 
@@ -134,6 +135,8 @@ def test_a_run_that_ends_takes_its_processes_with_it(
     wait_for(lambda: not workers(home), 10)
     wait_for(lambda: small.get_run_by_id(run_id).is_finished)
     assert small.get_run_by_id(run_id).status == dg.DagsterRunStatus.CANCELED
+    if mode == "slurm":
+        return  # what ends the processes of a killed run is the same pipe, which the cancelled one closed too
 
     run_id = start(workspace, small, steps=100_000)
     events = [record.event_log_entry.dagster_event for record in small.get_records_for_run(run_id).records]
