@@ -8,13 +8,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from tests.core.small_data import SHAPE, TRAINING
 from tests.oracles.merging_landscape import branched_models, quadratic
 from training_core.cognate.training import TrunkConfig, train_trunk
 from training_core.data.batches import TrainingData
 from training_core.merging.evolution import EvolutionConfig, EvolutionResult, evolve
+from training_core.models.cognate import Carry
 from training_core.training import ranks
+from training_core.training.checkpoint import weights_digest
+from training_core.training.loop import StepResult, TrainingConfig, train
 from training_core.training.reporting import SilentReporter
 
 torch.set_num_threads(1)
@@ -54,6 +58,21 @@ def search(checkpoint: Path | None = None) -> tuple[EvolutionResult, int]:
     return evolve(models, parents, counted, EvolutionConfig(generations=6), SilentReporter(), checkpoint), measured
 
 
+def apart() -> str:
+    """The weights' digest after a step of models that start from different weights on different ranks."""
+    torch.manual_seed(ranks.rank())
+    model = nn.Linear(3, 1)
+    config = TrainingConfig(steps=1, batch_size=4, seq_len=2)
+    train(model, squares, lambda g: torch.rand(4, 3, generator=g), config, SilentReporter(), rows_apart=True)
+    return weights_digest(model).hex()
+
+
+def squares(model: nn.Module, batch: torch.Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
+    """The mean square of the outputs."""
+    out = model(batch)
+    return StepResult(out.square().mean(), out, None, {})
+
+
 def refusals(data: TrainingData) -> list[str]:
     """What is said of a batch with fewer rows than ranks, and of ranks that would go on from different steps."""
     said = []
@@ -78,6 +97,7 @@ def main(tokens: Path, tasks: Path, out: Path) -> None:
         found["resumed"] = [all(torch.equal(resumed[n], weights[n]) for n in weights), losses]
         result, found["measured"] = search(out / "evolution")
         found["champion"] = [result.champion_bits_per_byte, result.lineage, result.evaluations]
+        found["apart"] = apart()
         found["refused"] = refusals(data)
         (out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
 

@@ -68,6 +68,10 @@ def test_several_processes_go_on_from_the_first_ones_checkpoint(found: tuple[Pat
     assert len(list((out / "checkpoint5").iterdir())) == 1
 
 
+def test_all_start_from_the_first_ones_weights(found: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert len({one["apart"] for one in found[1]}) == 1
+
+
 def test_each_process_measures_its_share_of_a_generation(found: tuple[Path, list[dict[str, Any]]]) -> None:
     result, measured = run_ranks.search()
     alone = [result.champion_bits_per_byte, result.lineage, result.evaluations]
