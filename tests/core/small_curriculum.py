@@ -27,6 +27,7 @@ CONFIG = CurriculumConfig(
     rounds=2, steps=3, batch_size=4, seq_len=32, text_rows=1, questions_per_round=6, passes=4, focus_levels=2,
     max_tokens=6, first_questions=4, more_questions=2, most_questions=6, measured_questions=3, consolidation_steps=2,
     num_dreams=6, memory_tokens=7, checkpoint_interval_s=0.0, muon_lr=0.01, adamw_lr=0.005, grokfast_lambda=0.0,
+    text_teacher=True,
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_a_naive_loop_finds_the_same(learned: Cognate, tokenizer: Tokenizer, pre
 def test_a_preamble_counts_and_its_tokens_do_not(learned: Cognate, tokenizer: Tokenizer) -> None:
     without, behind = (measure_likelihoods(learned, tokenizer, ASKED, text) for text in ("", PREAMBLE))
     assert torch.equal(without.tokens_Q, behind.tokens_Q)
-    assert (without.log_prob_Q - behind.log_prob_Q)[3:].abs().min() > 0.1, "of those that are not known by heart"
+    assert (without.log_prob_Q - behind.log_prob_Q)[3:].abs().min() > 0.01, "not known by heart; rounding is 1e-4"
 
 
 def test_what_a_tool_puts_in_is_read_and_not_counted(learned: Cognate, tokenizer: Tokenizer) -> None:

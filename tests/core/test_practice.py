@@ -178,6 +178,27 @@ def test_no_round_reads_the_text_of_another(
     assert len(set(drawn)) == len(drawn) == 3 * CONFIG.steps
 
 
+def test_what_another_parent_learned_is_not_taken_over(
+    small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
+) -> None:
+    """The same lessons and the same folder: its own training is found again, that of another parent is not."""
+    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
+    told = [replace(attempt(train_question(), 0, True), completion_ids=(65, 0), roles=("own", "own"))]
+
+    def trained(shift: float) -> torch.Tensor:
+        parent = small_ternary(320)
+        with torch.no_grad():
+            parent.embedding.weight.add_(shift)
+        with open_sandbox("embedded") as sandbox:
+            practice = Practice(parent, CONFIG, data, bank, ToolBox(sandbox), SilentReporter(), tmp_path)
+            practice._imitate(0, told)
+        return practice.model.embedding.weight.detach()
+
+    first = trained(0.0)
+    assert torch.equal(trained(0.0), first)
+    assert float((trained(0.5) - first).mean()) > 0.4
+
+
 def test_killed_and_started_again_ends_with_the_same_weights(
     small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

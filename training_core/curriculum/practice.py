@@ -7,7 +7,8 @@ A round asks questions of the levels just beyond what the model masters, follows
 After that, `policy_rounds` rounds may follow with a group-relative policy gradient (`policy_gradient`).
 
 **Differs from the paper**: a round goes on from the model of the round before, not from the first one; tokens that a
-tool put in are not learned; and beside the completions stands corpus text, without which a small model forgets it.
+tool put in are not learned; and beside the completions stands corpus text, without which a small model forgets it: its
+next tokens, or with `text_teacher` what the parent expects of them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ class PracticeConfig(AssessmentConfig, PolicyGradientConfig, TrainingConfig):
     max_tokens: int = Field(24, ge=2, description="Most tokens of a completion, tool output included")
     text_rows: int = Field(4, ge=1, description="Corpus rows beside a batch of examples")
     text_weight: float = Field(1.0, ge=0, description="Weight of the corpus rows")
+    text_teacher: bool = Field(
+        False, description="On the corpus rows learn the parent's distribution, not the next token"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class Practice:
         self.model, self.config, self.data, self.tools = model, config, data, tools
         self.reporter, self.checkpoint = reporter, checkpoint
         self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
+        self._parent = inference_copy(model).requires_grad_(False) if config.text_teacher else None
+        self._origin = weights_digest(model)
         self.by_level = {level: _shuffled(bank.train, level, config.seed) for level in LEVELS}
         self._taken = dict.fromkeys(LEVELS, 0)
         self._used = Used({normalise_prompt(question.prompt) for question in bank.train}, bank.avoided)
@@ -239,16 +245,17 @@ class Practice:
         def batches(generator: torch.Generator) -> torch.Tensor:
             return torch.randint(len(attempts), (training.batch_size,), generator=generator)
 
+        taught = _TAUGHT.dump_json((list(attempts), list(rehearsed)))
         return train(
             model,
-            BesideText(objective, self.text, self.config.text_weight),
+            BesideText(objective, self.text, self.config.text_weight, self._parent),
             batches,
             training,
             self.reporter,
             checkpoint=self.checkpoint,
             label=label,
             optimizer_steps_per_batch=model.config.num_supervision,
-            identity=hashlib.sha256(_TAUGHT.dump_json((list(attempts), list(rehearsed)))).hexdigest(),
+            identity=hashlib.sha256(self._origin + taught).hexdigest(),
             part=part,
         )
 

@@ -1,15 +1,20 @@
 """What a model learns from: completions of questions, corpus text beside them, and memories of earlier levels.
 
     loss = mean over learned tokens of  -log p(token)                                   examples
-         + text_weight   * mean over corpus tokens of -log p(token)                     what it must not lose
+         + text_weight   * mean over corpus tokens of -log p(token), or                 what it must not lose
+           text_weight   * mean over corpus tokens of KL(p_earlier || p)
          + memory_weight * mean over memory tokens of -log p(token)                     replay, or
            memory_weight * mean over memory tokens of KL(p_earlier || p)                dreams
          + 0.5 BCE of the halting head on each of them, which reaches nothing but that head
 
 Tokens that a tool put in are read and never learned. A memory with a teacher is a dream: the earlier model's whole
-distribution is the target (self-distillation, as in arXiv:2601.19897), not the one token that it drew.
+distribution is the target (self-distillation, as in arXiv:2601.19897), not the one token that it drew. Text with a
+teacher likewise: a few rows of it hold a model in place whose gradient on the tokens themselves would mostly be noise.
 
-Shape legend: B rows, S positions, V vocabulary.
+The scores of the vocabulary are worked out where something is learned and nowhere else: a prompt is ten times as long
+as its answer.
+
+Shape legend: B rows, S positions, N learned positions of all rows, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_core.baking.divergences import per_position
-from training_core.cognate.objective import HALT_WEIGHT, next_token_objective
+from training_core.cognate.objective import HALT_WEIGHT
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.models.cognate import Carry, Cognate
 from training_core.training.loop import Objective, StepResult
@@ -103,27 +108,27 @@ def draw_memories(memory: Memory, generator: torch.Generator) -> Rows:
 
 @dataclass(slots=True)
 class _Lesson:
-    """Rows, their targets (tokens, or a teacher's logits), and the carry between supervision steps."""
+    """Rows, their targets (tokens, or a teacher's logits at the mask), and the carry between supervision steps."""
 
     rows: Rows
-    teacher_BSV: Tensor | None = None
+    teacher_NV: Tensor | None = None
     carry: Carry | None = None
 
     def attend(self, model: Cognate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One supervision step: logits, mean loss and halting loss over the mask, accuracy there."""
+        """One supervision step: logits at the mask (tokens, vocab), mean loss and halting loss there, accuracy."""
         rows = self.rows
         h = model.encode(rows.inputs_BS)
         after = model.supervise(h, self.carry if self.carry is not None else model.start(h))
-        logits_BSV = model.logits(after.y)
-        masked, targets = logits_BSV[rows.mask_BS].float(), rows.targets_BS[rows.mask_BS]
-        if self.teacher_BSV is None:
-            loss = F.cross_entropy(masked, targets)
+        y_ND, targets_N = after.y[rows.mask_BS], rows.targets_BS[rows.mask_BS]
+        logits_NV = model.logits(y_ND).float()
+        if self.teacher_NV is None:
+            loss = F.cross_entropy(logits_NV, targets_N)
         else:
-            loss = per_position("forward_kl", masked, self.teacher_BSV[rows.mask_BS]).mean()
-        correct = (masked.detach().argmax(-1) == targets).float()
-        halting = F.binary_cross_entropy_with_logits(model.halt(after.y)[rows.mask_BS].float(), correct)
+            loss = per_position("forward_kl", logits_NV, self.teacher_NV).mean()
+        correct = (logits_NV.detach().argmax(-1) == targets_N).float()
+        halting = F.binary_cross_entropy_with_logits(model.halt(y_ND).float(), correct)
         self.carry = Carry(after.y.detach(), after.z.detach())
-        return logits_BSV, loss, halting, correct.mean()
+        return logits_NV, loss, halting, correct.mean()
 
 
 class LessonObjective:
@@ -149,11 +154,11 @@ class LessonObjective:
         metrics: dict[str, Tensor] = {}
         logits, first = None, None
         for name, weight, lesson in self._lessons:
-            logits_BSV, loss, halting, accuracy = lesson.attend(cognate)
+            logits_NV, loss, halting, accuracy = lesson.attend(cognate)
             total = total + weight * (loss + HALT_WEIGHT * halting)
             metrics |= {f"{name}_loss": loss.detach(), f"{name}_accuracy": accuracy}
             if logits is None:
-                logits, first = logits_BSV, lesson.carry
+                logits, first = logits_NV, lesson.carry
         assert logits is not None
         return StepResult(total, logits, first, metrics)
 
@@ -163,36 +168,45 @@ class LessonObjective:
         rows = rows_of([self.examples[i] for i in batch.tolist()])
         lessons = [("examples", 1.0, _Lesson(_moved(rows, device)))]
         for number, memory in enumerate(self.memories):
-            memories = _moved(draw_memories(memory, generator), device)
-            teacher = memory.teacher
-            answers = None if teacher is None else teacher.to(device).eval()(memories.inputs_BS).logits
-            lessons.append((f"memory_{number}" if number else "memory", memory.weight, _Lesson(memories, answers)))
+            lesson = _lesson(_moved(draw_memories(memory, generator), device), memory.teacher)
+            lessons.append((f"memory_{number}" if number else "memory", memory.weight, lesson))
         return lessons
 
 
 class BesideText:
-    """Another objective, and `weight` times the next-token loss on corpus rows.
+    """Another objective, and `weight` times the loss on corpus rows: of the next token, or with a `teacher` the
+    divergence from its distribution, which has no gradient where the model still agrees with it.
 
     `text_batches(generator)` gives rows (rows, tokens + 1); it is not called when the weight is 0.
     """
 
-    def __init__(self, objective: Objective, text_batches: TextBatches, weight: float) -> None:
-        self.objective, self.text_batches, self.weight = objective, text_batches, weight
-        self._text = torch.zeros(0)
-        self._carry: Carry | None = None
+    def __init__(
+        self, objective: Objective, text_batches: TextBatches, weight: float, teacher: Cognate | None = None
+    ) -> None:
+        self.objective, self.text_batches, self.weight, self.teacher = objective, text_batches, weight, teacher
+        self._text: _Lesson | None = None
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
         """Compute the loss; a carry of None announces a new batch."""
         result = self.objective(model, batch, carry, generator)
         if self.weight == 0:
             return result
-        if carry is None:
-            self._text, self._carry = self.text_batches(generator).to(batch.device), None
-        text = next_token_objective(model, self._text, self._carry, generator)
-        self._carry = text.carry
-        result.loss = result.loss + self.weight * text.loss
-        result.metrics["text_loss"] = text.metrics["cross_entropy"]
+        if carry is None or self._text is None:
+            text = self.text_batches(generator).to(batch.device)
+            everywhere = torch.ones_like(text[:, 1:], dtype=torch.bool)
+            self._text = _lesson(Rows(text[:, :-1], text[:, 1:], everywhere), self.teacher)
+        _, loss, halting, _ = self._text.attend(cast(Cognate, model))
+        result.loss = result.loss + self.weight * (loss + HALT_WEIGHT * halting)
+        result.metrics["text_loss"] = loss.detach()
         return result
+
+
+@torch.no_grad()
+def _lesson(rows: Rows, teacher: Cognate | None) -> _Lesson:
+    if teacher is None:
+        return _Lesson(rows)
+    logits_BSV = teacher.to(rows.inputs_BS.device).eval()(rows.inputs_BS).logits
+    return _Lesson(rows, logits_BSV[rows.mask_BS].float())
 
 
 def _moved(rows: Rows, device: torch.device) -> Rows:

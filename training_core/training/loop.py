@@ -45,8 +45,8 @@ class TrainingDivergedError(ValueError):
 
 @dataclass(slots=True)
 class StepResult:
-    """What an objective computes for one optimizer step: a scalar loss, the logits (batch, seq, vocab) it was computed
-    from, the carry into the next step, scalars to report."""
+    """What an objective computes for one optimizer step: a scalar loss, the logits (..., vocab) it was computed from,
+    (batch, seq, vocab) where every token counts, the carry into the next step, scalars to report."""
 
     loss: Tensor
     logits: Tensor
