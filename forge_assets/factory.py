@@ -7,7 +7,6 @@ checkpoint.
 """
 
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from forge_assets import exhibits
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.launcher import Launcher
-from forge_resources.model_store import ModelStore, measurements_digest, recorded_text
+from forge_resources.model_store import ModelStore, disk_full, measurements_digest, recorded_text
 from forge_resources.reporters import (
     CompositeReporter,
     CurveReporter,
@@ -100,7 +100,7 @@ def phase_asset(
         required_resource_keys={*RESOURCES, "launcher"},
     )
     def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        with not_retried():
+        with not_retried(), context.resources.store.alone(phase.name, context.run.run_id, context.log.warning):
             return _run_phase(context, model)
 
     return materialize
@@ -133,7 +133,7 @@ def data_asset(
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            with not_retried():
+            with not_retried(), context.resources.store.alone(name, context.run.run_id, context.log.warning):
                 return _run_data(context, name, inputs, compute, config, version)
 
         return materialize
@@ -179,7 +179,7 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
             folder = store.commit(phase.name, staged, lineage.digest)
         reporter.metrics(0, {f"final/{name}": value for name, value in lineage.metrics.items()})
         tracking.register(tracked, asset=phase.name, digest=lineage.digest, folder=folder)
-        shutil.rmtree(checkpoint)
+        store.finish(checkpoint)
     metadata = {**made, **model_metadata(folder, lineage, inputs), **overridden}
     metadata |= {f"plot/{name}": dg.MetadataValue.md(figure_markdown(f)) for name, f in curves.all_figures().items()}
     metadata |= {f"exhibit/{name}": dg.MetadataValue.md(text) for name, text in shown.items()}
@@ -293,6 +293,11 @@ def not_retried() -> Iterator[None]:
         yield
     except dg.DagsterExecutionInterruptedError as error:
         raise dg.Failure("the run was cancelled", allow_retries=False) from error
+    except (OSError, SafetensorError) as error:
+        if not disk_full(error):
+            raise
+        reason = f"no room on the disk ({error}): free some space, then run again; training goes on from its checkpoint"
+        raise dg.Failure(reason, allow_retries=False) from error
     except ValueError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 

@@ -7,7 +7,7 @@ same guards and gates apply to it.
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from forge_assets.freshness import Forge, Step, UserError
 from forge_assets.launchpad import selected_profile
+from forge_resources.run_process import died, forget
 
 CANCELLED = "the run was cancelled"  # how the asset factory names an interrupt
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -64,20 +65,23 @@ def terminal() -> Iterator[TextIO]:
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """End runs of `forge run` whose process is gone, and free their accelerator slots; their ids.
+    """End runs whose process is gone, and free their accelerator slots; their ids.
 
     Raises:
-        UserError: when such a run is alive on this machine.
+        UserError: when a run of `forge run` is alive on this machine.
     """
     ended = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
+        if died(run.run_id):
+            _end_dead(instance, run)
+            ended.append(run.run_id)
     for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE, tags={"forge/host": socket.gethostname()})):
         if _alive(run):
             raise UserError(
                 f"run {run.run_id[:8]} of process {run.tags['forge/pid']} is still going: wait for it, or "
                 "stop it with Ctrl-C in its terminal"
             )
-        instance.report_run_failed(run, "its process is gone")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        _end_dead(instance, run)
         ended.append(run.run_id)
     return ended
 
@@ -121,7 +125,7 @@ def execute(
     except KeyboardInterrupt:
         outcome.interrupted = True
     if outcome.interrupted:
-        _end_cancelled(forge.instance, run.run_id)
+        _end_cancelled(forge.instance, run.run_id, events)
     else:
         progress.missing(making)
     return outcome
@@ -174,6 +178,12 @@ def _create_run(
     )
 
 
+def _end_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    instance.report_run_failed(run, "its process is gone")
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    forget(run.run_id)
+
+
 def _alive(run: dg.DagsterRun) -> bool:
     try:
         process = psutil.Process(int(run.tags["forge/pid"]))
@@ -183,10 +193,15 @@ def _alive(run: dg.DagsterRun) -> bool:
         return False
 
 
-def _end_cancelled(instance: dg.DagsterInstance, run_id: str) -> None:
+def _end_cancelled(instance: dg.DagsterInstance, run_id: str, events: Iterator[dg.DagsterEvent]) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished and run.status != dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceling(run, "interrupted in the terminal")
+    if isinstance(events, Generator):
+        events.close()  # Dagster records the end then: failed, unless the run is being cancelled
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
-        instance.report_run_canceled(run, "interrupted in the terminal")
+        instance.report_run_canceled(run)
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 

@@ -5,6 +5,7 @@
     <root>/.staging/<host>-<pid>-<token>/     what is being written; a dead process's leftovers are removed
     <root>/.damaged/                          versions whose content no longer matched, moved aside
     <root>/.checkpoints/<root run>-<asset>/   training state of a run that has not finished
+    <root>/.making/<asset>                    locked by the run that makes the asset
 
 A version appears by one rename after every file is on disk, so a failed or killed run leaves all earlier
 versions as they were.
@@ -17,8 +18,9 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from forge_resources import forge_home
+from forge_resources.run_process import alone, executing
 from training_core.bundle import EXHIBITS, Bundle, BundleError, open_bundle
 from training_core.identity import digest_folder
 
@@ -35,6 +38,8 @@ Content = Literal["bundle", "data"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MEASURED = ("evaluation.safetensors", "lineage.json")
 _CHECKPOINT_INPUTS = "inputs.sha256"
+_CHECKPOINT_DONE = "done"
+_CHECKPOINT_KEPT_S = 24 * 3600.0
 
 
 class StoreError(ValueError):
@@ -52,6 +57,27 @@ class ModelStore(dg.ConfigurableResource[Any]):
         return Path(self.root) if self.root else forge_home() / "models"
 
     @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["ModelStore"]:
+        """The store during a run, whose process is known to live for as long (`forge_resources.run_process`)."""
+        run, instance = context.run, context.instance
+
+        def ended(run_id: str) -> bool:
+            other = None if instance is None else instance.get_run_by_id(run_id)
+            return other is not None and other.is_finished
+
+        with nullcontext() if run is None else executing(run.run_id, ended):
+            try:
+                yield self
+            finally:
+                if run is not None:
+                    self._remove_finished_checkpoints(run.root_run_id or run.run_id)
+
+    def alone(self, asset: str, run_id: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """A block that one run at a time is in for `asset`; another waits, and `say`s so."""
+        _require_name(asset)
+        return alone(self.path / ".making", asset, run_id, say)
+
+    @contextmanager
     def stage(self, asset: str) -> Iterator[Path]:
         """A path, not yet existing, for a new version of `asset`; gone after the block unless committed.
 
@@ -65,7 +91,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
             parent.mkdir(parents=True)
             yield parent / asset
         except (OSError, SafetensorError) as error:
-            if not _disk_full(error):
+            if not disk_full(error):
                 raise
             free = shutil.disk_usage(self.path).free
             raise StoreError(
@@ -170,7 +196,15 @@ class ModelStore(dg.ConfigurableResource[Any]):
             shutil.rmtree(folder)
             folder.mkdir()
             marker.write_text(inputs)
+        (folder / _CHECKPOINT_DONE).unlink(missing_ok=True)
         return folder
+
+    def finish(self, checkpoint: Path) -> None:
+        """Say that the asset is in the store, so that the training state goes when the run ends.
+
+        It stays until Dagster has recorded the asset: a run that is killed just before would train all of it again.
+        """
+        (checkpoint / _CHECKPOINT_DONE).touch()
 
     def unfinished(self, asset: str, inputs: str) -> list[str]:
         """The root runs, newest first, that left training state of `asset` begun from exactly `inputs`."""
@@ -196,6 +230,12 @@ class ModelStore(dg.ConfigurableResource[Any]):
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.rename(target, aside)
         return False
+
+    def _remove_finished_checkpoints(self, root_run_id: str) -> None:
+        for done in (self.path / ".checkpoints").glob(f"*/{_CHECKPOINT_DONE}"):
+            own = done.parent.name.startswith(f"{root_run_id}-")
+            if own or time.time() - done.stat().st_mtime > _CHECKPOINT_KEPT_S:  # of a run that was killed after it
+                shutil.rmtree(done.parent, ignore_errors=True)
 
     def _remove_dead_staging(self) -> None:
         host = re.escape(socket.gethostname())
@@ -255,7 +295,8 @@ def _require_name(asset: str) -> None:
         raise StoreError(f"asset names are letters, digits and underscores, got {asset!r}")
 
 
-def _disk_full(error: OSError | SafetensorError) -> bool:
+def disk_full(error: OSError | SafetensorError) -> bool:
+    """Whether the error says that there is no room to write."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors writes in Rust and reports the operating system's error only as text

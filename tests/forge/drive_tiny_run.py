@@ -1,5 +1,9 @@
-"""What `forge run` does, on the tiny forge: run as a process of its own, so that it can be killed."""
+"""What `forge run` does, on a small forge: run as a process of its own, so that it can be killed.
 
+Arguments: the configuration as JSON; the module of the forge, by default the tiny one; assets to make, by default all.
+"""
+
+import importlib
 import json
 import sys
 import warnings
@@ -7,7 +11,6 @@ import warnings
 warnings.simplefilter("ignore")
 
 import dagster as dg  # noqa: E402
-import tiny_forge  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from forge_assets.freshness import Forge, plan, resolve_config  # noqa: E402
@@ -16,10 +19,11 @@ from forge_resources.model_store import ModelStore  # noqa: E402
 
 if __name__ == "__main__":
     overrides = json.loads(sys.argv[1])
+    location = importlib.import_module(sys.argv[2] if len(sys.argv) > 2 else "tiny_forge")
     with dg.DagsterInstance.get() as instance:
-        forge = Forge(tiny_forge.defs, instance, ModelStore(), tiny_forge.GATES, {})
+        forge = Forge(location.defs, instance, ModelStore(), location.GATES, {})
         release_dead_runs(instance)
-        steps = plan(forge, resolve_config(forge, overrides))
+        steps = plan(forge, resolve_config(forge, overrides), select=sys.argv[3:])
         with terminal() as stream:
             outcome = execute(forge, steps, overrides, Console(file=stream))
-    print(json.dumps({"run": outcome.run_id, "made": outcome.made, "interrupted": outcome.interrupted}))
+    print(json.dumps({name: getattr(outcome, name) for name in ("run_id", "made", "problems", "interrupted")}))

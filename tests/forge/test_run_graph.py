@@ -195,8 +195,9 @@ def test_killed_and_interrupted_runs_go_on_from_the_checkpoint(forge: Forge, sto
     out, _ = interrupted.communicate(timeout=60)
     assert json.loads(out)["interrupted"]
     assert forge.instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
-    second = forge.instance.get_run_by_id(json.loads(out)["run"])
-    assert (second.root_run_id, second.parent_run_id, second.is_finished) == (dead.run_id, dead.run_id, True)
+    second = forge.instance.get_run_by_id(json.loads(out)["run_id"])
+    assert (second.root_run_id, second.parent_run_id) == (dead.run_id, dead.run_id)
+    assert second.status == dg.DagsterRunStatus.CANCELED
 
     last = unfinished_run(forge, list(planned(forge, overrides).values()))
     assert last is not None

@@ -1,0 +1,293 @@
+"""Kills a forge's processes at random moments, and holds what is left against a run that nothing happened to.
+
+    python -m benchmarks.soak [--minutes 20] [--seed N] [--steps 120] [--pause 20]
+
+Code server, daemon and webserver run on a temporary home, with the forge of `tests/forge/live_forge.py`: three models,
+trained by the real loop, every step with a resume point. Runs are launched as the UI does. A few seconds (`--pause` at
+most) after everything answers again, and every fourth time before that, one of these happens:
+
+    run        SIGKILL of the process that executes a run
+    code       SIGKILL of the code server; its runs live on
+    worker     SIGKILL of the process in which the code server has loaded the code; somebody presses Reload
+    container  SIGKILL of the code server with everything below it, runs included
+    daemon, webserver    SIGKILL
+    cancel     a run is cancelled in the UI
+
+A supervisor starts again what is missing. A run that failed is retried by the daemon, or, where it has given that up,
+re-executed from its failure as a person would. At the end everything must have come to rest: every run in a final
+state, every version in the store intact and equal to that of the undisturbed run, no training step computed by two
+processes at once, no step computed again but the one that a kill fell into, no slot taken, nothing half written, no
+process left. Ends with status 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "forge"), str(ROOT)]
+
+import dagster as dg  # noqa: E402
+import psutil  # noqa: E402
+from live_forge import MODELS  # noqa: E402
+from live_services import FINAL, SERVICES, LiveForge, live_forge, wait_for  # noqa: E402
+
+from forge_resources.model_store import ModelStore, digest_folder  # noqa: E402
+from training_core.bundle import open_bundle  # noqa: E402
+
+SELECTIONS = (("trunk",), MODELS, MODELS)
+KINDS = ("run", "run", "run", "container", "container", "code", "worker", "daemon", "webserver", "cancel")
+BACKLOG = 3  # runs that wait or execute
+REST_S = 600.0
+PLANNED = "refused, quality gate closed"  # another run had made the parent again and was killed before its gate
+_REEXECUTE = """
+mutation ($id: String!) { launchRunReexecution(reexecutionParams: {parentRunId: $id, strategy: FROM_FAILURE}) {
+  __typename ... on PythonError { message } } }
+"""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    restarts: Counter[str] = field(default_factory=Counter)
+    by_hand: int = 0
+    refusals: int = 0
+
+
+class Soak:
+    """One soak of `forge`; `config` is that of every model."""
+
+    def __init__(self, forge: LiveForge, config: dict[str, Any], chance: random.Random, pause_s: float) -> None:
+        self.forge, self.config, self.chance, self.pause_s = forge, config, chance, pause_s
+        self.store = ModelStore(root=str(forge.store))
+        self.counts = Counts()
+        self.cancelled: set[str] = set()
+        self.settled: set[str] = set()  # failures that were retried
+        self.reload_wanted = False
+        self.seen = 0
+        self.expected: dict[str, str] = {}
+
+    def undisturbed(self) -> None:
+        """Make data and models once, in peace."""
+        for assets in (("tokens", "evaluation_suite"), MODELS):
+            assert self.forge.finished(self.forge.launch(*assets, config=self.config), REST_S) == "SUCCESS"
+        self.expected = {name: self.digests(name)[0] for name in MODELS}
+        self.forge.diary.unlink()
+
+    def digests(self, asset: str) -> list[str]:
+        """The digest of every version of a model, each verified."""
+        return [
+            open_bundle(folder, expected_digest=open_bundle(folder).lineage().digest).digest()
+            for folder in self.store.versions(asset)
+        ]
+
+    def disturb(self, seconds: float) -> None:
+        """Launch and kill until the time is over."""
+        end, next_kill = time.monotonic() + seconds, 0.0
+        awaited = True  # whether everything must answer before the next one
+        while time.monotonic() < end:
+            self.supervise()
+            if awaited and self.answering():
+                awaited, next_kill = False, time.monotonic() + self.chance.uniform(0.5, self.pause_s)
+            if not awaited and time.monotonic() >= next_kill and self.strike(self.chance.choice(KINDS)):
+                awaited, next_kill = self.chance.random() < 0.75, time.monotonic() + self.chance.uniform(0.5, 5.0)
+            time.sleep(0.2)
+
+    def answering(self) -> bool:
+        """Whether the services answer and a model trains."""
+        forge = self.forge
+        steps = forge.diary.stat().st_size if forge.diary.exists() else 0
+        training, self.seen = steps != self.seen, steps
+        return training and all(forge.alive(name) and forge.answers(name) for name in SERVICES)
+
+    def supervise(self, *, launching: bool = True) -> None:
+        """Start what is missing, keep runs waiting, re-execute what failed and was not retried."""
+        for name in SERVICES:
+            if not self.forge.alive(name):
+                self.forge.spawn(name)
+                self.counts.restarts[name] += 1
+        if self.reload_wanted and self.asked(self.forge.reload):
+            self.reload_wanted = False
+        runs = self.forge.instance.get_runs()
+        if launching and sum(not run.is_finished for run in runs) < BACKLOG:
+            assets = self.chance.choice(SELECTIONS)
+            tags = {"dagster/max_retries": "2"}
+            self.asked(lambda: self.forge.launch(*assets, config=self.config, tags=tags))
+        for run in runs:
+            if run.status == dg.DagsterRunStatus.FAILURE and run.run_id not in self.settled:
+                self.settle(run, {other.parent_run_id for other in runs})
+
+    def settle(self, run: dg.DagsterRun, parents: set[str | None]) -> None:
+        """See that a failed run is retried; one whose parent's gate was closed cannot be."""
+        record = self.forge.instance.get_run_record_by_id(run.run_id)
+        assert record is not None
+        if run.run_id in parents:
+            self.settled.add(run.run_id)
+        elif PLANNED in self.reason(run):
+            self.settled.add(run.run_id)
+            self.counts.refusals += 1
+        elif time.time() - (record.end_time or time.time()) > 30 and self.asked(  # longer than the daemon needs
+            lambda: self.forge.ask(_REEXECUTE, id=run.run_id)
+        ):
+            self.settled.add(run.run_id)
+            self.counts.by_hand += 1
+
+    def reason(self, run: dg.DagsterRun) -> str:
+        """Why a run failed."""
+        kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+        logged = self.forge.instance.all_logs(run.run_id, of_type=kinds)
+        data = [entry.dagster_event.event_specific_data for entry in logged if entry.dagster_event]
+        return f"{[entry.user_message for entry in logged]} {data}"
+
+    def asked(self, question: Callable[[], object]) -> bool:
+        """Whether the webserver did it; it may be gone, or see no code server."""
+        try:
+            question()
+        except (OSError, AssertionError):
+            return False
+        return True
+
+    def strike(self, kind: str) -> bool:
+        """Let one thing happen, if there is what it happens to."""
+        forge = self.forge
+        active = {dg.DagsterRunStatus.STARTED}
+        runs = [run.run_id for run in forge.instance.get_runs() if run.status in active]
+        run_id = self.chance.choice(runs) if runs else None
+        if kind == "cancel" and run_id is not None:
+            if not self.asked(lambda: forge.terminate(run_id)):
+                return False
+            self.cancelled.add(run_id)
+        elif kind == "run" and run_id is not None:
+            pid = forge.run_process(run_id)
+            if pid is None or not psutil.pid_exists(pid):
+                return False
+            os.kill(pid, signal.SIGKILL)
+        elif kind in SERVICES and forge.alive(kind):
+            forge.kill(kind)
+        elif kind in ("worker", "container") and forge.alive("code"):
+            below = psutil.Process(forge.processes["code"].pid).children(recursive=kind == "container")
+            if kind == "container":
+                forge.kill("code")
+            for process in below:
+                if process.is_running():
+                    process.kill()
+            self.reload_wanted = kind == "worker"
+        else:
+            return False
+        self.counts.kills[kind] += 1
+        print(f"{time.strftime('%H:%M:%S')} {kind}", flush=True)
+        return True
+
+    def rest(self) -> None:
+        """Wait, with everything running again, until no run is left that goes on."""
+        self.reload_wanted = True
+
+        def at_rest() -> bool:
+            self.supervise(launching=False)
+            runs = self.forge.instance.get_runs()
+            failed = {run.run_id for run in runs if run.status == dg.DagsterRunStatus.FAILURE}
+            return all(run.is_finished for run in runs) and failed <= self.settled
+
+        wait_for(at_rest, REST_S, lambda: self.forge.logs(SERVICES))
+        assert self.forge.finished(self.forge.launch(*MODELS, config=self.config), REST_S) == "SUCCESS"
+        wait_for(lambda: not self.forge.slots_taken(), 60)
+
+    def problems(self) -> list[str]:
+        """Everything that is not as it must be."""
+        runs = self.forge.instance.get_runs()
+        found = [f"run {run.run_id} is {run.status.value}" for run in runs if run.status.value not in FINAL]
+        for name, digest in self.expected.items():
+            found += [f"{name} has other weights: {d}" for d in self.digests(name) if d != digest]
+        for name in ("tokens", "evaluation_suite"):
+            folders = self.store.versions(name)
+            found += [f"{f} is damaged" for f in folders if not digest_folder(f).startswith(f.name)]
+        found += [f"slot of {run_id} is taken" for run_id in self.forge.slots_taken()]
+        for folder in (".staging", ".damaged"):
+            found += [f"{path} is left" for path in (self.forge.store / folder).glob("*")]
+        ended = {run.root_run_id or run.run_id for run in runs if run.status.value in ("CANCELED", "FAILURE")}
+        for path in (self.forge.store / ".checkpoints").glob("*"):  # those of failed and cancelled runs may be there
+            if not path.name.startswith(tuple(ended)) or list(path.glob("*.partial")):
+                found.append(f"{path} is left")
+        return found + steps_twice(self.forge.diary, int(self.config["steps"]))[1]
+
+    def left_processes(self) -> list[str]:
+        """What lives though the services were stopped, after the time that Dagster's servers take to notice."""
+        left = self.forge.family()
+        psutil.wait_procs(left, timeout=60)
+        return [f"process {p.pid} is left: {' '.join(p.cmdline())[:200]}" for p in left if p.is_running()]
+
+
+def steps_twice(diary: Path, total: int) -> tuple[int, list[str]]:
+    """Steps that were computed more than once, and what a kill does not account for."""
+    attempts: dict[str, list[tuple[str, list[int]]]] = {}
+    for line in diary.read_text().splitlines():
+        key, step, process = line.split()
+        group = attempts.setdefault(key, [])
+        if not group or group[-1][0] != process:
+            group.append((process, []))
+        group[-1][1].append(int(step))
+    again, found = 0, []
+    for key, group in attempts.items():
+        if len({process for process, _ in group}) != len(group):
+            found.append(f"two processes trained {key} at once")
+        for (_, before), (process, after) in pairwise(group):
+            lost = before[-1] + 1 - after[0]
+            again += max(lost, 0)
+            if not 0 <= lost <= 1:
+                found.append(f"{key} went on at step {after[0]} in {process}, after {before[-1]}: {lost} steps lost")
+        if any(steps != list(range(steps[0], steps[-1] + 1)) or steps[-1] >= total for _, steps in group):
+            found.append(f"{key} has gaps")
+    return again, found
+
+
+def main() -> None:
+    """Soak and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--steps", type=int, default=120, help="steps of each model, a twentieth of a second each")
+    parser.add_argument("--pause", type=float, default=20.0, help="seconds between two kills, at most")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    config = {"steps": arguments.steps, "step_s": 0.05}
+    with (
+        tempfile.TemporaryDirectory(prefix="forge-soak-", dir=memory) as folder,
+        live_forge(Path(folder) / "home", "live_forge") as forge,
+    ):
+        soak = Soak(forge, config, random.Random(arguments.seed), arguments.pause)
+        soak.undisturbed()
+        soak.disturb(60 * arguments.minutes)
+        soak.rest()
+        runs = forge.instance.get_runs()
+        problems = soak.problems()
+        again, _ = steps_twice(forge.diary, arguments.steps)
+        begun = len(forge.diary.read_text().splitlines())
+        forge.interrupt()
+        problems += soak.left_processes()
+    retries = sum(run.parent_run_id is not None for run in runs)
+    print("kills:", ", ".join(f"{kind} {number}" for kind, number in sorted(soak.counts.kills.items())))
+    print("restarts:", ", ".join(f"{name} {number}" for name, number in sorted(soak.counts.restarts.items())))
+    print("runs:", ", ".join(f"{s} {n}" for s, n in sorted(Counter(run.status.value for run in runs).items())))
+    print(f"retries: {retries}, of which {soak.counts.by_hand} by hand; refused at a gate: {soak.counts.refusals}")
+    print(f"training steps: {begun} begun, {again} of them twice ({again * config['step_s']:.2f} s lost)")
+    print("\n".join(problems) if problems else "nothing is wrong")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
