@@ -55,6 +55,7 @@ from training_core.questions.bank import QuestionBank
 from training_core.questions.fingerprint import fingerprint_of
 from training_core.questions.measurement import (
     Answered,
+    answer_all,
     answer_both,
     by_level,
     first_questions,
@@ -62,7 +63,7 @@ from training_core.questions.measurement import (
     spread,
     worst_fall,
 )
-from training_core.questions.question import LEVELS, Question
+from training_core.questions.question import Question
 from training_core.questions.tools import ToolBox
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
@@ -168,7 +169,8 @@ class _Run:
         """The model with all rules baked in, and how far each went."""
 
         def bake() -> dict[str, Tensor]:
-            stay = [question_text(q) + completion_text(q) for q in spread(self.bank.train, STAYING_QUESTIONS, LEVELS)]
+            asked = spread(self.bank.train, STAYING_QUESTIONS, self.in_reach())
+            stay = [question_text(question) + completion_text(question) for question in asked]
             rows = max(2, self.config.batch_size // 2)
             text = staying_rows(self.data, stay, self.config, self.config.question_share, rows)
             model, measures = bake_rules(self.parent, self.config, self.tokenizer, text, self.reporter, self.checkpoint)
@@ -188,6 +190,14 @@ class _Run:
             for rule in RULES
         }
         return model, measures
+
+    def in_reach(self) -> list[int]:
+        """The levels at which the parent gets a tenth of some validation questions right: what it could forget. All
+        levels where there is none."""
+        config = self.config
+        asked = first_questions(by_level(self.bank.validation), config.questions_per_level)
+        answered = answer_all(self.parent, asked, self.tokenizer, self.tools, config.answer_tokens)
+        return [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
         """What the rules cost on validation text (a ratio) and on validation questions (the worst fall of accuracy at a
