@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,15 @@ class LiveForge:
         return "".join(f"\n--- {n}\n" + (self.home / f"{n}.log").read_text(errors="replace")[-1500:] for n in names)
 
     def interrupt(self) -> None:
-        """End the services in order."""
+        """End the services as a supervisor does: SIGTERM, and SIGKILL for what does not heed it."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
-            with suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def stop(self) -> None:
         """Kill whatever is left of this forge."""

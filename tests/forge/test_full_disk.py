@@ -67,7 +67,6 @@ def test_no_room(instance: dg.DagsterInstance, store: ModelStore, config: dict[s
     assert store.versions("trunk") == [earlier]
     assert {file.name: file.read_bytes() for file in earlier.iterdir()} == before
     assert list((store.path / ".staging").iterdir()) == []
-    assert list(store.path.glob(".checkpoints/*/*.partial")) == []
     assert list(instance.event_log_storage.get_concurrency_run_ids()) == []
 
     outcome, text = run(forge, config)

@@ -47,12 +47,9 @@ def write_checkpoint(path: Path, search: str, state: Mapping[str, Any], members:
     document = json.dumps({"format": _FORMAT, "search": search, "state": dict(state)})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, temporary, metadata={"search": document})
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
+    save_file(tensors, temporary, metadata={"search": document})
+    _sync(temporary)
+    os.replace(temporary, path)
     _sync(path.parent)
 
 
