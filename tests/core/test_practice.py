@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +24,14 @@ from training_core.curriculum.practice import Practice, Standing
 from training_core.data.batches import TrainingData
 from training_core.phases import Product
 from training_core.questions.bank import QuestionBank
-from training_core.questions.measurement import Answered, difference, level_metrics, mean_difference
+from training_core.questions.measurement import (
+    Answered,
+    difference,
+    foreseen_fall,
+    level_metrics,
+    mean_difference,
+    worst_fall,
+)
 from training_core.questions.tools import ToolBox
 from training_core.training.reporting import SilentReporter
 
@@ -120,6 +129,28 @@ def test_level_metrics_by_hand() -> None:
         answered({1: [False] * 40, 2: [True] + [False] * 39}), answered({1: [True] * 40, 2: [False] * 40}), 0.75
     )
     assert lucky["worst_passed_level_drop_high"] < 0, "one lucky answer is not a level that was lost"
+
+
+def test_a_fall_that_is_foreseen_is_not_exceeded_on_other_questions() -> None:
+    """Four of a hundred answers change, as often to the better: what 200 questions say of 200 others, 400 times."""
+    draw = np.random.default_rng(0)
+
+    def fall(measure: Callable[[Answered, Answered, float], float]) -> float:
+        kind = draw.choice(4, 200, p=[0.02, 0.02, 0.85, 0.11])  # lost, gained, right and wrong as before
+        before, after = answered({1: list(kind % 2 == 0)}), answered({1: list((kind == 1) | (kind == 2))})
+        return measure(before, after, 0.75)
+
+    foreseen = [fall(foreseen_fall) for _ in range(400)]
+    found = [fall(worst_fall) for _ in range(400)]
+    exceeded = np.mean([other > said for other, said in zip(found, foreseen, strict=True)])
+    assert exceeded <= 0.08
+    exceeded_by_the_interval = np.mean([other > fall(worst_fall) for other in found])
+    assert exceeded_by_the_interval > 0.3, "one interval says nothing of the next one's end"
+    right = [True] * 20
+    assert foreseen_fall(answered({1: right}), answered({1: right}), 0.75) == 0.0
+    lost = foreseen_fall(answered({1: right}), answered({1: [False] * 4 + right[4:]}), 0.75)
+    high = worst_fall(answered({1: right}), answered({1: [False] * 4 + right[4:]}), 0.75)
+    assert lost == pytest.approx(0.2 + (1 + 2**0.5) * (high - 0.2))
 
 
 def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: QuestionBank) -> None:

@@ -59,9 +59,9 @@ from training_core.questions.measurement import (
     answer_both,
     by_level,
     first_questions,
+    foreseen_fall,
     level_metrics,
     spread,
-    worst_fall,
 )
 from training_core.questions.question import Question
 from training_core.questions.tools import ToolBox
@@ -72,7 +72,7 @@ from training_core.training.stages import Stages
 
 HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
 REACH = 0.1  # accuracy on validation questions at which a level is in reach
-FORGOTTEN = 0.02  # fall at the worst passed level on validation questions, high end of its interval; beyond is not kept
+FORGOTTEN = 0.03  # fall at the worst passed level that is foreseen of other questions; beyond is not kept
 STAYING_QUESTIONS = 512
 CONTROLS = 4  # heads that learn from shuffled ranges
 GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
@@ -92,9 +92,9 @@ def make_character(
     """Bake the four rules into a straight-through ternary `parent`, train its self-model, and measure everything.
 
     The parent is handed on without the rules (metric `handed_on` = 1) where they cost more than 1 % bits per byte on
-    validation text, or where the accuracy at a level that the parent passes falls by more than two points on
-    validation questions, at the interval's end. A run that was killed goes on from `checkpoint` with the stages that
-    it had not finished.
+    validation text, or where the answers to validation questions do not exclude that on other questions the accuracy
+    at a level that the parent passes falls by three points, at the interval's end (`foreseen_fall`). A run that was
+    killed goes on from `checkpoint` with the stages that it had not finished.
 
     Raises:
         ValueError: when a level has fewer held-out questions than are to be asked.
@@ -107,7 +107,7 @@ def make_character(
     run = _Run(parent, config, data, bank, tools, suite, reporter, checkpoint, fingerprint)
     baked, measures = run.virtues()
     validated = run.stages.keep("validation", lambda: run.validate(baked))
-    handed_on = validated["text_ratio"] > HARM or validated["worst_drop"] > FORGOTTEN
+    handed_on = validated["text_ratio"] > HARM or validated["foreseen_drop"] > FORGOTTEN
     model = parent if handed_on else baked
     still = inference_copy(model)
     answerer = Answerer(still, run.tokenizer, tools, config.answer_tokens)
@@ -122,7 +122,7 @@ def make_character(
     metrics = {
         "handed_on": float(handed_on),
         "text_ratio_of_rules": validated["text_ratio"],
-        "worst_validation_drop_of_rules": validated["worst_drop"],
+        "foreseen_drop_of_rules": validated["foreseen_drop"],
         "num_levels_in_reach": float(len(validated["in_reach"])),
         **levels,
     }
@@ -200,8 +200,8 @@ class _Run:
         return [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
-        """What the rules cost on validation text (a ratio) and on validation questions (the worst fall of accuracy at a
-        passed level, high end of its interval), and which levels are in reach (all where none is)."""
+        """What the rules cost on validation text (a ratio) and on validation questions (the fall at the worst passed
+        level that they let foresee), and which levels are in reach (all where none is)."""
         size = self.suite.config.batch_size
         nats = [measure_windows(inference_copy(m), self.suite.validation, size).nats for m in (baked, self.parent)]
         before, after = self._answers(baked, self.bank.validation)
@@ -209,7 +209,7 @@ class _Run:
         in_reach = [level for level in levels if before.accuracy(level).value >= REACH] or levels
         return {
             "text_ratio": rate(*nats).value,
-            "worst_drop": worst_fall(before, after, self.config.target),
+            "foreseen_drop": foreseen_fall(before, after, self.config.target),
             "in_reach": in_reach,
         }
 
@@ -285,8 +285,8 @@ def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
 def _refusal(validated: Mapping[str, float]) -> str:
     return (
         f"with the rules baked, bits per byte on validation text were {validated['text_ratio']:.4f} of the parent's "
-        f"(at most {HARM}), and accuracy at the worst passed level fell by up to {validated['worst_drop']:.3f} "
-        f"(at most {FORGOTTEN}). The model is the practised one, unchanged."
+        f"(at most {HARM}), and on other questions accuracy at the worst passed level may fall by up to "
+        f"{validated['foreseen_drop']:.3f} (at most {FORGOTTEN}). The model is the practised one, unchanged."
     )
 
 

@@ -193,7 +193,7 @@ class ToolCycle:
 
         train(
             taught,
-            BesideText(LessonObjective(self.examples, *memories), text, config.lesson_text_weight),
+            BesideText(LessonObjective(self.examples, *memories), text, config.lesson_text_weight, before),
             batches,
             config.lessons(),
             material.reporter,
