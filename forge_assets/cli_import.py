@@ -28,7 +28,8 @@ def import_model(
 
             reporter = ProgressReporter(lineage.asset)
             try:
-                stored = import_bundle(forge, PHASES[lineage.asset], bundle, lineage, reporter)
+                with forge.store.alone(lineage.asset, "forge import", console.print):
+                    stored = import_bundle(forge, PHASES[lineage.asset], bundle, lineage, reporter)
             finally:
                 reporter.close()
             console.print(f"imported {lineage.asset} {lineage.digest[:16]} to {stored}", soft_wrap=True)

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from forge_assets import exhibits
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
+from forge_resources.full_disk import disk_full, no_room
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.launcher import Launcher
-from forge_resources.model_store import ModelStore, disk_full, measurements_digest, recorded_text
+from forge_resources.model_store import ModelStore, measurements_digest, recorded_text
 from forge_resources.reporters import (
     CompositeReporter,
     CurveReporter,
@@ -296,8 +297,7 @@ def not_retried() -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not disk_full(error):
             raise
-        reason = f"no room on the disk ({error}): free some space, then run again; training goes on from its checkpoint"
-        raise dg.Failure(reason, allow_retries=False) from error
+        raise dg.Failure(no_room(error), allow_retries=False) from error
     except ValueError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 

@@ -1,8 +1,9 @@
 """Take a bundle that was made elsewhere (`python -m training_core`) into the store, to be gated like any other.
 
-The bundle is measured anew, here, on this store's evaluation suite: of its own record only that is kept which nobody
-can measure afterwards (the course of its training). It must have been made from exactly the models and data that are
-the latest here.
+The bundle is measured anew, here, on this store's evaluation suite: of its own record only the course of its training
+is kept. It must have been made by the code that is installed here, from exactly the models and data that are the latest
+here. A model whose gate judges what only its own run can measure (what practice lost, say) is not imported: nothing but
+a stranger's word would stand for it.
 """
 
 import shutil
@@ -25,25 +26,39 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
     """Measure the bundle, commit it and record its materialization; where it lies now. Its checks did not run yet.
 
     Raises:
-        UserError: when it is not what its lineage says, or was made from other inputs than are the latest here.
+        UserError: when it is not what its lineage says, was made by other code or from other inputs than are here, or
+            cannot be judged here.
         BundleError: when it cannot be read. StoreError: when there is no room for it.
     """
     if (found := bundle.digest()) != lineage.digest:
         raise UserError(
             f"{bundle.folder} hashes to {found[:16]}, its lineage says {lineage.digest[:16]}: it was changed"
         )
+    code = str(forge.definitions.resolve_asset_graph().get(dg.AssetKey(phase.name)).code_version)
+    if lineage.code_version != code:
+        raise UserError(
+            f"{phase.name} was made by other code ({lineage.code_version}, here is {code}): make it with the same "
+            "agent-forge and the same version of torch as here"
+        )
     parents = _same_parents(forge, phase, lineage)
     data = {name: _latest_digest(forge, name) for name in phase.data}
-    if lineage.corpus_digest != data.get("tokens", ""):
-        raise UserError(
-            f"{phase.name} was trained on the tokens {lineage.corpus_digest[:16]}, here are {data['tokens'][:16]}: "
-            "train it on the data folders of this store"
-        )
+    for name, digest in data.items():
+        if (there := lineage.data.get(name, "")) != digest:
+            raise UserError(
+                f"{phase.name} was made from the {name} {there[:16]}, the latest here are {digest[:16]}: make it from "
+                "the data folders of this store"
+            )
     config = phase.config.model_validate(lineage.config)
     with forge.store.stage(phase.name) as staged:
         copied = _copied(bundle, staged)
         suite = forge.store.folder(phase.suite, data[phase.suite], verify=True)
         measured = phase.measure(copied, suite, parents, reporter)
+        judged = {row.metric for row in forge.rows(phase.name, lineage.profile) if row.blocking}
+        if unknown := sorted(judged - measured.metrics.keys()):
+            raise UserError(
+                f"the gate of {phase.name} judges {', '.join(unknown)}, which only its own run can measure: make it "
+                "in a run of this forge (a launcher may start that on another machine)"
+            )
         here = Lineage(
             asset=phase.name,
             phase=phase.number,
@@ -53,8 +68,9 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
             corpus_digest=lineage.corpus_digest,
             parents=dict(lineage.parents),
             config=config.model_dump(mode="json"),
-            metrics={**lineage.metrics, **measured.metrics},
+            metrics={n: v for n, v in lineage.metrics.items() if n.startswith("train_")} | dict(measured.metrics),
             tasks=measured.tasks,
+            data=data,
         )
         write_measurements(copied, here, measured.counts, bundle.exhibits())
         folder = forge.store.commit(phase.name, staged, here.digest)

@@ -8,11 +8,13 @@ Launched processes hold the other end of a pipe. When the run that started them 
 read its end and stop, on every node.
 """
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +33,9 @@ Mode = Literal["inline", "torchrun", "slurm"]
 WORKER = "forge_resources.pipes_worker"
 _POLL_S = 0.2
 _STOP_S = 2.0  # after an interrupt, before harder measures
-_SECRET_WORDS = ("KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL")  # a launched process needs no secret
+_REPORTED_S = 60.0  # a file system that is shared over a network shows the last message late
+# Launched processes need none of these.
+_SECRET_WORDS = ("KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL", "WEBHOOK", "JWT", "MLFLOW")
 
 
 class WorkerFailedError(RuntimeError):
@@ -71,14 +75,13 @@ class Launcher(dg.ConfigurableResource[Any]):
         if not phase.parallel:
             processes = nodes = 1
         if mode == "inline" or (mode == "torchrun" and processes == 1):
-            bundle = make(phase, job, reporter, probed_sandbox)
-            if bundle is None:
-                raise ValueError("a run inside of a torch.distributed process makes nothing: start Dagster outside")
-            return bundle, {}
+            make(phase, job, reporter, probed_sandbox)
+            return open_bundle(job.out), {}
         folder = job.out.parent / "launch"
         folder.mkdir(parents=True)
         command = _torchrun(processes) if mode == "torchrun" else self._srun(processes, nodes)
-        return _launched(context, job, [*command, str(folder / "job.json")], folder, processes, reporter)
+        environment = _environment(processes if mode == "torchrun" else 0)
+        return _launched(context, job, [*command, str(folder / "job.json")], folder, environment, reporter)
 
     def _mode(self) -> Mode:
         wanted = self.mode or os.environ.get("FORGE_LAUNCHER", "").strip() or "inline"
@@ -102,8 +105,10 @@ class Launcher(dg.ConfigurableResource[Any]):
         return [
             "srun",
             f"--nodes={nodes}",
+            f"--ntasks={nodes * processes}",  # inside of an allocation its own number of tasks would hold
             f"--ntasks-per-node={processes}",
             "--kill-on-bad-exit=1",
+            "--wait=0",  # the first process measures when the others have ended
             "--quit-on-interrupt",  # without it one interrupt only asks whether to cancel
             "--export=ALL",
             *more,
@@ -123,19 +128,20 @@ def _launched(
     job: Job,
     command: Sequence[str],
     folder: Path,
-    processes: int,
+    environment: Mapping[str, str],
     reporter: Reporter,
 ) -> tuple[Bundle, Mapping[str, Any]]:
     (folder / "job.json").write_text(job.model_dump_json())
     with dg.open_pipes_session(
         context=context.op_execution_context,
         context_injector=dg.PipesFileContextInjector(str(folder / "context.json")),
-        message_reader=dg.PipesFileMessageReader(str(folder / "messages")),
+        message_reader=WholeLinesReader(str(folder / "messages")),
     ) as session:
-        environment = {**_environment(processes), **session.get_bootstrap_env_vars()}
         context.log.info(f"starting {shlex.join(command)}")
         try:
-            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+            process = subprocess.Popen(
+                command, env={**environment, **session.get_bootstrap_env_vars()}, stdin=subprocess.PIPE
+            )
         except FileNotFoundError as error:
             raise ValueError(f"{command[0]} is not installed here: choose another launcher mode") from error
         sent = 0
@@ -145,6 +151,9 @@ def _launched(
                 time.sleep(_POLL_S)
         finally:
             _stop(process)
+        end = time.monotonic() + _REPORTED_S
+        while process.returncode == 0 and not session.get_reported_results() and time.monotonic() < end:
+            time.sleep(_POLL_S)
     _forward(session.get_custom_messages(), sent, reporter)
     if refused := [m["refused"] for m in session.get_custom_messages() if "refused" in m]:
         raise ValueError(refused[0])
@@ -154,10 +163,27 @@ def _launched(
             f"the launched processes ended with code {process.returncode} and "
             f"{'a' if reported else 'no'} model; their output is in this step's log (stderr)"
         )
-    bundle, version = open_bundle(job.out), reported[0].data_version
-    if version is None or bundle.digest() != version.value:
+    version = reported[0].data_version
+    if not job.out.is_dir() or version is None or (bundle := open_bundle(job.out)).digest() != version.value:
         raise WorkerFailedError(f"{job.out} does not hold the model that was reported: is it on a shared file system?")
     return bundle, dict(reported[0].metadata or {})
+
+
+class WholeLinesReader(dg.PipesFileMessageReader):
+    """Dagster's reader of messages in a file, but for lines that are still being written: it takes what there is of
+    one for a message, and reads no other after that."""
+
+    def _reader_thread(self, handler: dg.PipesMessageHandler, is_resource_complete: threading.Event) -> None:
+        rest = ""
+        with open(self._path, encoding="utf-8") as file:
+            while True:
+                ends = is_resource_complete.is_set()
+                *lines, rest = (rest + file.read()).split("\n")
+                for line in lines:
+                    handler.handle_message(json.loads(line))
+                if ends:
+                    return
+                is_resource_complete.wait(_POLL_S)
 
 
 def _forward(messages: Sequence[Mapping[str, Any]], sent: int, reporter: Reporter) -> int:
@@ -187,9 +213,10 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
             continue
 
 
-def _environment(processes: int) -> dict[str, str]:
-    """This process's environment without secrets, with the cores shared among the processes of a node."""
-    kept = {name: value for name, value in os.environ.items() if not any(word in name for word in _SECRET_WORDS)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+def _environment(sharing: int) -> dict[str, str]:
+    """This process's environment without secrets; the cores of this machine are divided among `sharing` processes."""
+    kept = {n: value for n, value in os.environ.items() if not any(word in n.upper() for word in _SECRET_WORDS)}
+    if sharing:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // sharing)))
     return kept

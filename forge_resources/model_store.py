@@ -11,7 +11,6 @@ A version appears by one rename after every file is on disk, so a failed or kill
 versions as they were.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -30,12 +29,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from forge_resources import forge_home
+from forge_resources.full_disk import disk_full
 from forge_resources.run_process import alone, executing
 from training_core.bundle import EXHIBITS, Bundle, BundleError, open_bundle
 from training_core.identity import digest_folder
 
 Content = Literal["bundle", "data"]
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MEASURED = ("evaluation.safetensors", "lineage.json")
 _CHECKPOINT_INPUTS = "inputs.sha256"
 _CHECKPOINT_DONE = "done"
@@ -293,14 +292,6 @@ def _measured_at(folder: Path) -> int:
 def _require_name(asset: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", asset):
         raise StoreError(f"asset names are letters, digits and underscores, got {asset!r}")
-
-
-def disk_full(error: OSError | SafetensorError) -> bool:
-    """Whether the error says that there is no room to write."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    # safetensors writes in Rust and reports the operating system's error only as text
-    return any(f"os error {code}" in str(error) for code in _FULL)
 
 
 def _flush(folder: Path) -> None:

@@ -8,18 +8,22 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from dagster_pipes import PipesContext, open_dagster_pipes
+from safetensors import SafetensorError
 
+from forge_resources.full_disk import disk_full, no_room
 from forge_resources.sandbox import probed_sandbox
 from training_core.training import ranks
 from training_core.training.reporting import Figure, SilentReporter
 from training_core.worker import Job, find_phase, make
 
 _PATIENCE_S = 5.0
+_PROGRESS_S = 0.5
 
 
 class PipesReporter:
@@ -27,14 +31,18 @@ class PipesReporter:
 
     def __init__(self, pipes: PipesContext) -> None:
         self._pipes = pipes
+        self._told: dict[str, float] = {}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Send the metrics."""
         self._pipes.report_custom_message({"metrics": [step, {k: float(v) for k, v in values.items()}]})
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Send the progress."""
-        self._pipes.report_custom_message({"progress": [done, total, label]})
+        """Send the progress when it was last sent a while ago, or the work is done."""
+        now = time.monotonic()
+        if done >= total or now - self._told.get(label, -float("inf")) >= _PROGRESS_S:
+            self._told[label] = now
+            self._pipes.report_custom_message({"progress": [done, total, label]})
 
     def figure(self, name: str, figure: Figure) -> None:
         """Send the figure."""
@@ -56,6 +64,10 @@ def work(job_file: Path) -> None:
                 bundle = make(phase, job, PipesReporter(pipes), probed_sandbox)
             except ValueError as error:  # another attempt would end in the same way
                 pipes.report_custom_message({"refused": f"{type(error).__name__}: {error}"})
+                raise
+            except (OSError, SafetensorError) as error:
+                if disk_full(error):
+                    pipes.report_custom_message({"refused": no_room(error)})
                 raise
             if bundle is not None:
                 pipes.report_asset_materialization({"processes": size, "first_process": _host()}, bundle.digest())

@@ -46,7 +46,7 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where a bundle comes from. `parents` maps asset names to digests; `metrics` are flat measured scalars."""
+    """Where a bundle comes from. `parents` and `data` map assets to digests; `metrics` are flat measured scalars."""
 
     asset: str
     phase: int
@@ -58,6 +58,7 @@ class Lineage:
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,12 @@ def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None
 
     Raises:
         BundleError: when a parent is missing, damaged or not the one that the job names.
-        ValueError: for a configuration out of its bounds, and as the phase raises it.
+        ValueError: for a configuration out of its bounds, for several ranks where the phase is not `parallel`, and as
+            the phase raises it.
         OSError: as the file system raises it (disk full, no permission).
     """
+    if ranks.world_size() > 1 and not phase.parallel:
+        raise ValueError(f"{phase.name} cannot be made by {ranks.world_size()} processes together: launch one")
     config = phase.config.model_validate(job.config)
     parents = {
         name: open_bundle(given.folder, expected_digest=given.digest)
@@ -98,6 +101,7 @@ def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None
         config=config.model_dump(mode="json"),
         metrics={**product.metrics, **measured.metrics},
         tasks=measured.tasks,
+        data={name: job.data[name].digest for name in phase.data},
     )
     write_measurements(bundle, lineage, measured.counts, product.exhibits)
     return bundle

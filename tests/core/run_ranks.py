@@ -20,6 +20,7 @@ from training_core.training import ranks
 from training_core.training.checkpoint import weights_digest
 from training_core.training.loop import StepResult, TrainingConfig, train
 from training_core.training.reporting import SilentReporter
+from training_core.worker import Job, find_phase, make
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -73,10 +74,18 @@ def squares(model: nn.Module, batch: torch.Tensor, carry: Carry | None, generato
     return StepResult(out.square().mean(), out, None, {})
 
 
-def refusals(data: TrainingData) -> list[str]:
-    """What is said of a batch with fewer rows than ranks, and of ranks that would go on from different steps."""
+def refusals(data: TrainingData, out: Path) -> list[str]:
+    """What is said of a batch with fewer rows than ranks, of ranks that would go on from different steps, of a search
+    that only the first one finds, and of a phase that is made by one."""
     said = []
-    for refused in (lambda: trunk(data, 1), lambda: ranks.require_same(ranks.rank(), "the step", CPU)):
+    unshared = {"phase": "reasoning_model", "profile": "nano", "config": {}, "parents": {}, "data": {}}
+    job = Job(**unshared, checkpoint=out, out=out / "none", code_version="")
+    for refused in (
+        lambda: trunk(data, 1),
+        lambda: ranks.require_same(ranks.rank(), "the step", CPU),
+        lambda: search(out / ("evolution" if ranks.is_first() else "nowhere")),
+        lambda: make(find_phase(job), job, SilentReporter()),
+    ):
         try:
             refused()
         except ValueError as error:
@@ -98,7 +107,7 @@ def main(tokens: Path, tasks: Path, out: Path) -> None:
         result, found["measured"] = search(out / "evolution")
         found["champion"] = [result.champion_bits_per_byte, result.lineage, result.evaluations]
         found["apart"] = apart()
-        found["refused"] = refusals(data)
+        found["refused"] = refusals(data, out)
         (out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
 
 

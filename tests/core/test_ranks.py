@@ -84,9 +84,11 @@ def test_each_process_measures_its_share_of_a_generation(found: tuple[Path, list
 
 def test_what_cannot_be_shared_is_refused_by_every_process(found: tuple[Path, list[dict[str, Any]]]) -> None:
     for one in found[1]:
-        few, apart = one["refused"]
+        few, apart, lost, unshared = one["refused"]
         assert "a batch of 1 rows cannot be split among 2 processes: raise batch_size" in few
         assert "the step differs between the processes (0 to 1)" in apart
+        assert "whether there is a search to go on with differs between the processes (0 to 1)" in lost
+        assert unshared == "reasoning_model cannot be made by 2 processes together: launch one"
 
 
 def test_alone_nothing_is_split_and_nothing_is_sent() -> None:

@@ -1,6 +1,7 @@
 """A bundle from elsewhere joins the graph: measured here, judged here, and refused where it does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +19,7 @@ from forge_resources.gatekeeping import judge_latest
 from forge_resources.model_store import ModelStore
 from training_core.__main__ import main
 from training_core.bundle import open_bundle
+from training_core.gates import Gate
 from training_core.phases import DATA
 from training_core.training.reporting import SilentReporter
 
@@ -49,13 +51,14 @@ def take(forge: Forge, folder: Path) -> Path:
 def test_it_is_measured_here_and_its_gate_is_closed_until_judged(forge: Forge, foreign: Path) -> None:
     honest = open_bundle(foreign).lineage()
     record = json.loads((foreign / "lineage.json").read_text())
-    record["metrics"] |= {"bits_per_byte": 0.1, "non_finite_weights": 0}
+    record["metrics"] |= {"bits_per_byte": 0.1, "non_finite_weights": 0, "sandbox_breaches": 0}
     (foreign / "lineage.json").write_text(json.dumps(record))
     folder = take(forge, foreign)
     stored, recorded = newest(forge.instance, "cognate_speed")
     assert stored.folder == folder
     assert stored.lineage().metrics["bits_per_byte"] == pytest.approx(honest.metrics["bits_per_byte"], rel=1e-6)
     assert stored.lineage().metrics["train_loss"] == honest.metrics["train_loss"]
+    assert "sandbox_breaches" not in stored.lineage().metrics
     assert recorded["imported_from"].value == str(foreign)
     gate = [check for check in forge.checks_of("cognate_speed") if check.name == "gate"]
     assert judge_latest(forge.instance, dg.AssetKey("cognate_speed"), gate).closed
@@ -89,13 +92,22 @@ def test_what_does_not_fit_is_refused_and_nothing_is_recorded(forge: Forge, fore
     lineage = json.loads(record)
     for change, message in (
         ({"parents": {"trunk": "0" * 64}}, "was made from the trunk 0000000000000000, the latest here is"),
-        ({"corpus_digest": "f" * 64}, "was trained on the tokens ffffffffffffffff, here are"),
+        (
+            {"data": lineage["data"] | {"task_bank": "f" * 64}},
+            "was made from the task_bank ffffffffffffffff, the lat",
+        ),
+        ({"code_version": "0" * 16}, "was made by other code .0000000000000000, here is"),
     ):
         (foreign / "lineage.json").write_text(json.dumps(lineage | change))
         with pytest.raises(UserError, match=message):
             take(forge, foreign)
     (foreign / "lineage.json").write_text(record)
 
+    own = replace(
+        forge, gates=[*small_graph.GATES, Gate("cognate_speed", "held", "sandbox_breaches", "at_most", 0, "")]
+    )
+    with pytest.raises(UserError, match="judges sandbox_breaches, which only its own run can measure"):
+        take(own, foreign)
     assert materialize(forge.instance, "trunk", seed=3).success
     with pytest.raises(UserError, match="the latest here is"):
         take(forge, foreign)

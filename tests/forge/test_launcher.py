@@ -3,9 +3,11 @@ behind by a run that was cancelled or killed."""
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import psutil
@@ -18,7 +20,7 @@ from dagster._core.workspace.load_target import ModuleTarget
 from forge_instance import failure_text, launch
 from small_graph import materialize, newest
 
-from forge_resources.launcher import WORKER, Launcher
+from forge_resources.launcher import WORKER, Launcher, WholeLinesReader, _environment
 from forge_resources.model_store import ModelStore
 
 MODES = ("torchrun", "slurm")
@@ -87,6 +89,33 @@ def test_a_launcher_that_cannot_be_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     result = materialize(small, "trunk", launcher=launcher)
     assert message in failure_text(result, "trunk")
+
+
+def test_a_message_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
+    read: list[object] = []
+    handler, ended = SimpleNamespace(handle_message=read.append), threading.Event()
+    file = tmp_path / "messages"
+    file.write_text('{"number": 1}\n{"num')
+    reader = threading.Thread(target=WholeLinesReader(str(file))._reader_thread, args=(handler, ended))
+    reader.start()
+    wait_for(lambda: read)
+    with file.open("a") as more:
+        more.write('ber": 2}\n{"number": 3}\n')
+    ended.set()
+    reader.join()
+    assert read == [{"number": 1}, {"number": 2}, {"number": 3}]
+
+
+def test_launched_processes_are_given_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = ("OPENROUTER_API_KEY", "PGPASSWORD", "FORGE_ALERT_WEBHOOK", "FORGE_MLFLOW_URI", "SLURM_JWT", "hub_token")
+    for name in (*hidden, "FORGE_HOME"):
+        monkeypatch.setenv(name, "planted")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given = _environment(2)
+    assert given["FORGE_HOME"] == "planted"
+    assert not set(hidden) & set(given)
+    assert int(given["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert "OMP_NUM_THREADS" not in _environment(0), "the cores of another machine are not known here"
 
 
 def workers(home: Path) -> list[psutil.Process]:

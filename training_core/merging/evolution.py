@@ -149,8 +149,7 @@ def evolve(
         checkpoint: a file that is replaced atomically after each generation and holds the whole population.
             When it exists the search goes on from it and ends, bit for bit, as if it had never stopped.
 
-    Every random draw comes from a CPU generator seeded with (seed, generation). Several ranks
-    (`training_core.training.ranks`) measure a share of each generation's models each, and all know all results.
+    Random draws come from a CPU generator seeded with (seed, generation). Ranks share the measuring of a generation.
 
     Raises:
         ValueError: when the models do not fit together, a parent's result is not finite, or the checkpoint is
@@ -159,12 +158,13 @@ def evolve(
     """
     search = _Search(trunk, parents, bits_per_byte, config, reporter)
     ranks.wait_for_all()
-    if checkpoint is not None and checkpoint.exists():
-        search.restore(checkpoint)
+    found = None if checkpoint is None or not checkpoint.exists() else checkpoint
+    ranks.require_same(int(found is not None), "whether there is a search to go on with", best_device())
+    if found is not None:
+        search.restore(found)
     else:
         search.found()
         search.save(checkpoint)
-    ranks.require_same(len(search.history), "the generation to go on from", best_device())
     while len(search.history) <= config.generations and search.stale() < config.patience:
         search.breed()
         search.save(checkpoint)

@@ -49,9 +49,10 @@ def joined(meeting: Path) -> Iterator[None]:
 
     `meeting` is a folder that every rank sees. In a Slurm step the first rank writes its address there; its host is
     named by FORGE_RENDEZVOUS_HOST, or else by its host name. With GPUs each rank takes the one with its local number.
+    The group is not taken down after an error: that would wait for ranks that wait for this one.
 
     Raises:
-        ValueError: when the first rank's address does not appear.
+        ValueError: when the first rank's address does not appear, or there are fewer GPUs than ranks on this node.
     """
     launched, environment = _launched()
     if launched <= 1:
@@ -60,17 +61,22 @@ def joined(meeting: Path) -> Iterator[None]:
     number, local = environment
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local % torch.cuda.device_count())
         backend = "nccl"
+        visible = torch.cuda.device_count()
+        if visible > 1:  # a launcher may also show each rank a device of its own
+            if local >= visible:
+                raise ValueError(
+                    f"process {local} of this node has no GPU of its own: launch at most {visible} on a node, or hide "
+                    "the GPUs (CUDA_VISIBLE_DEVICES=) to use the cores"
+                )
+            torch.cuda.set_device(local)
     if "RANK" in os.environ:
         dist.init_process_group(backend, rank=number, world_size=launched, timeout=_TIMEOUT)
     else:
         store = _meet(meeting, number, launched)
         dist.init_process_group(backend, store=store, rank=number, world_size=launched, timeout=_TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
 
 
 def rows_of_this_rank(batch: Tensor) -> tuple[Tensor, float]:
@@ -167,7 +173,8 @@ def _launched() -> tuple[int, tuple[int, int]]:
 
 def _meet(meeting: Path, number: int, size: int) -> TCPStore:
     """The store of a Slurm step's ranks, which the first one opens at a free port of its host."""
-    step = "-".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # a requeued job has the number of the first
+    step = "-".join(os.environ.get(name, "0") for name in names)
     address = meeting / f"address-{step}"
     if number == 0:
         store = TCPStore("0.0.0.0", 0, size, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
