@@ -195,8 +195,8 @@ NANO: dict[str, Values] = {
         "search_latency_repeats": 3,
         "profile_questions": 40,
         "router_questions": 200,
-        "chosen_questions": 40,
-        "measured_questions": 40,
+        "chosen_questions": 200,
+        "measured_questions": 120,
     },
     "compressed_model": {
         "student_d_model": 128,
