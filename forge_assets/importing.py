@@ -1,9 +1,9 @@
 """Take a bundle that was made elsewhere (`python -m training_core`) into the store, to be gated like any other.
 
 The bundle is measured anew, here, on this store's evaluation suite: of its own record only the course of its training
-is kept. It must have been made by the code that is installed here, from exactly the models and data that are the latest
-here. A model whose gate judges what only its own run can measure (what practice lost, say) is not imported: nothing but
-a stranger's word would stand for it.
+is kept, and none of its exhibits. It must have been made by the code that is installed here, from exactly the models
+and data that are the latest here. A model whose gate judges what only its own run can measure (what practice lost, say)
+is not imported: nothing but a stranger's word would stand for it.
 """
 
 import shutil
@@ -65,14 +65,14 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
             profile=lineage.profile,
             digest=lineage.digest,
             code_version=lineage.code_version,
-            corpus_digest=lineage.corpus_digest,
+            corpus_digest=data.get("tokens", ""),
             parents=dict(lineage.parents),
             config=config.model_dump(mode="json"),
             metrics={n: v for n, v in lineage.metrics.items() if n.startswith("train_")} | dict(measured.metrics),
             tasks=measured.tasks,
             data=data,
         )
-        write_measurements(copied, here, measured.counts, bundle.exhibits())
+        write_measurements(copied, here, measured.counts)
         folder = forge.store.commit(phase.name, staged, here.digest)
     inputs = inputs_digest(here.code_version, config, {**here.parents, **data})
     metadata = model_metadata(folder, here, inputs) | {"imported_from": dg.MetadataValue.path(str(bundle.folder))}

@@ -8,7 +8,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 from forge_instance import REPOSITORY
+from ports import answers, free_port
 
 COMPOSE = REPOSITORY / "docker-compose.yml"
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ class Deployment:
     def __init__(self, folder: Path, settings: Mapping[str, str], programs: Path) -> None:
         self.folder, self.settings, self.programs = folder, settings, programs
         self.services: dict[str, Any] = compose()["services"]
-        self.ports = {name: str(_free_port()) for name in _PORTS}
+        self.ports = {name: str(free_port()) for name in _PORTS}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environments = {name: self._environment(name) for name in self.services}
 
@@ -96,7 +96,7 @@ class Deployment:
 
     def is_healthy(self, name: str) -> bool:
         """Whether the service's own health check passes."""
-        if name in self.ports and not _answers(int(self.ports[name])):
+        if name in self.ports and not answers(int(self.ports[name])):
             return False  # saves a process
         kind, *command = self.services[name]["healthcheck"]["test"]
         words = [self.translated(word) for word in command]
@@ -205,15 +205,3 @@ def deployed(folder: Path, settings: Mapping[str, str], programs: Path) -> Itera
         yield deployment
     finally:
         deployment.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

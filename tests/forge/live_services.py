@@ -6,7 +6,6 @@ The commands are those of docker-compose.yml, the settings those of `dagster_hom
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import psutil
 import yaml
 from forge_instance import LAUNCH, REPOSITORY
 from live_forge import DIARY
+from ports import answers, free_port
 
 HERE = Path(__file__).parent
 SERVICES = ("code", "daemon", "webserver")
@@ -43,7 +43,7 @@ class LiveForge:
 
     def __init__(self, home: Path, location: str, *, poll_s: int = 1) -> None:
         self.home, self.location = home, location
-        self.ports = {name: str(_free_port()) for name in ("code", "webserver")}
+        self.ports = {name: str(free_port()) for name in ("code", "webserver")}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         settings = yaml.safe_load((REPOSITORY / "dagster_home" / "dagster.yaml").read_text())
         queue = {"dequeue_interval_seconds": poll_s, "user_code_failure_retry_delay": 5 * poll_s}
@@ -107,7 +107,7 @@ class LiveForge:
         assert self.alive(name), f"{name} ended: {self.logs([name])}"
         if name == "daemon":  # it has no port; what it does is waited for where it matters
             return True
-        if not _answers(int(self.ports[name])):
+        if not answers(int(self.ports[name])):
             return False
         return name == "code" or self.loaded()
 
@@ -239,15 +239,3 @@ def live_forge(home: Path, location: str) -> Iterator[LiveForge]:
         yield forge
     finally:
         forge.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -3,12 +3,13 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ports import free_port
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo")
@@ -69,7 +70,7 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
 
 
 def _configuration(folder: Path) -> str:
-    ports = [_free_port() for _ in range(1 + len(NODES))]
+    ports = [free_port() for _ in range(1 + len(NODES))]
     nodes = "\n".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000"
         for name, port in zip(NODES, ports[1:], strict=True)
@@ -95,9 +96,3 @@ ReturnToService=2
 {nodes}
 PartitionName=all Nodes={",".join(NODES)} Default=YES State=UP
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

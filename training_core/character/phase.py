@@ -114,8 +114,8 @@ def make_character(
     preferences = run.stages.keep(
         "preferences", lambda: measure_preferences(inference_copy(parent), still, run.tokenizer, config)
     )
-    council = run.stages.keep("council", lambda: run.council(answerer, validated["in_reach"]))
-    ooda = run.stages.keep("ooda", lambda: run.ooda(still, answerer, validated["in_reach"]))
+    council = run.stages.keep("council", lambda: run.council(answerer))
+    ooda = run.stages.keep("ooda", lambda: run.ooda(still, answerer))
     heads = run.stages.keep_tensors("self_model", lambda: run.heads(still))
     temperature = run.stages.keep("temperature", lambda: run.temperature(still, heads))
     levels = run.stages.keep("levels", lambda: run.levels(model))
@@ -123,7 +123,7 @@ def make_character(
         "handed_on": float(handed_on),
         "text_ratio_of_rules": validated["text_ratio"],
         "foreseen_drop_of_rules": validated["foreseen_drop"],
-        "num_levels_in_reach": float(len(validated["in_reach"])),
+        "num_levels_in_reach": float(len(run.levels_in_reach)),
         **levels,
     }
     if not handed_on:  # else they would describe a model that is not stored
@@ -164,12 +164,13 @@ class _Run:
         self.suite, self.reporter, self.checkpoint = suite, reporter, checkpoint
         self.tokenizer = Tokenizer.from_str(data.tokenizer_json)
         self.stages = Stages(checkpoint, fingerprint, reporter)
+        self.levels_in_reach: list[int] = self.stages.keep("reach", self._reach)["levels"]
 
     def virtues(self) -> tuple[Cognate, dict[str, BakingMeasure]]:
         """The model with all rules baked in, and how far each went."""
 
         def bake() -> dict[str, Tensor]:
-            asked = spread(self.bank.train, STAYING_QUESTIONS, self.in_reach())
+            asked = spread(self.bank.train, STAYING_QUESTIONS, self.levels_in_reach)
             stay = [question_text(question) + completion_text(question) for question in asked]
             rows = max(2, self.config.batch_size // 2)
             text = staying_rows(self.data, stay, self.config, self.config.question_share, rows)
@@ -191,42 +192,39 @@ class _Run:
         }
         return model, measures
 
-    def in_reach(self) -> list[int]:
-        """The levels at which the parent gets a tenth of some validation questions right: what it could forget. All
-        levels where there is none."""
+    def _reach(self) -> dict[str, list[int]]:
+        """The levels at which the parent gets a tenth of some validation questions right: what it could forget, and
+        where there is something to decide. All levels where there is none."""
         config = self.config
         asked = first_questions(by_level(self.bank.validation), config.questions_per_level)
         answered = answer_all(self.parent, asked, self.tokenizer, self.tools, config.answer_tokens)
-        return [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)
+        return {"levels": [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)}
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
         """What the rules cost on validation text (a ratio) and on validation questions (the fall at the worst passed
-        level that they let foresee), and which levels are in reach (all where none is)."""
+        level that they let foresee)."""
         size = self.suite.config.batch_size
         nats = [measure_windows(inference_copy(m), self.suite.validation, size).nats for m in (baked, self.parent)]
         before, after = self._answers(baked, self.bank.validation)
-        levels = list(before.attempts)
-        in_reach = [level for level in levels if before.accuracy(level).value >= REACH] or levels
         return {
             "text_ratio": rate(*nats).value,
             "foreseen_drop": foreseen_fall(before, after, self.config.target),
-            "in_reach": in_reach,
         }
 
-    def council(self, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
+    def council(self, answerer: Answerer) -> dict[str, dict[str, Any]]:
         """The council on test questions of the levels in reach."""
-        questions = spread(self.bank.test, self.config.council_questions, levels)
+        questions = spread(self.bank.test, self.config.council_questions, self.levels_in_reach)
         return measure_council(answerer, questions, self.config.answer_temperature, self.config.seed)
 
-    def ooda(self, model: Cognate, answerer: Answerer, levels: Sequence[int]) -> dict[str, dict[str, Any]]:
+    def ooda(self, model: Cognate, answerer: Answerer) -> dict[str, dict[str, Any]]:
         """The loop, which learns on validation questions, on test questions, both of the levels in reach."""
 
         def look(questions: Sequence[Question]) -> list[Observation]:
             return observe(model, self.tokenizer, questions)
 
         controller = Controller(answerer, look, self.config, self.config.seed)
-        controller.learn(spread(self.bank.validation, self.config.ooda_practice_questions, levels))
-        return measure_ooda(controller, spread(self.bank.test, self.config.ooda_questions, levels))
+        controller.learn(spread(self.bank.validation, self.config.ooda_practice_questions, self.levels_in_reach))
+        return measure_ooda(controller, spread(self.bank.test, self.config.ooda_questions, self.levels_in_reach))
 
     def heads(self, model: Cognate) -> dict[str, Tensor]:
         """The self-model, and some that learned from shuffled ranges."""
