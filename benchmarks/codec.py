@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 import zstandard
 
-from training_core.compression.codec import decode_ternary, encode_ternary
-from training_core.quantization.packing import pack_trits, unpack_trits
+from training_core.formats.codec import decode_ternary, encode_ternary
+from training_core.formats.ternary_packing import pack_trits, unpack_trits
 
 Codes = npt.NDArray[np.int8]
 

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from training_core.cognate.objective import next_token_objective
-from training_core.cognate.training import SHAPE_FIELDS
 from training_core.evaluation.probes import latency_ms_per_token
-from training_core.models.cognate import Cognate, CognateConfig, count_parameters
+from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig, count_parameters
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.profiles import preset
 from training_core.training.device import autocast, best_device
+from training_core.training.objective import next_token_objective
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain decoder": {"memory_layers": []},

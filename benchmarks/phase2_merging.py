@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from training_core.merging.methods import StateDict, linear, slerp, ties
+from training_core.phases.p2_evomerge.methods import StateDict, linear, slerp, ties
 
 Merge = Callable[[], dict[str, torch.Tensor]]
 DENSITY = 0.5

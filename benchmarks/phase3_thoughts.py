@@ -31,16 +31,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from training_core.bundle import open_bundle
-from training_core.cognate.training import SHAPE_FIELDS
-from training_core.models.branching import Branches
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.branching import Branches
+from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
+from training_core.phases.p3_quiet_star.bundles import Reasoner, load_reasoner
+from training_core.phases.p3_quiet_star.injection import Rule, ThoughtInjector, read_signals
+from training_core.phases.p3_quiet_star.policy import act
+from training_core.phases.p3_quiet_star.thoughts import Thinker, Thoughts
+from training_core.phases.p3_quiet_star.training import ReasoningConfig
 from training_core.profiles import preset
-from training_core.reasoning.bundles import Reasoner, load_reasoner
-from training_core.reasoning.injection import Rule, ThoughtInjector, read_signals
-from training_core.reasoning.policy import act
-from training_core.reasoning.thoughts import Thinker, Thoughts
-from training_core.reasoning.training import ReasoningConfig
+from training_core.store.bundle import open_bundle
 from training_core.training.device import best_device
 
 MODES: dict[str, Rule] = {

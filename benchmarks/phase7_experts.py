@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.cognate.training import SHAPE_FIELDS
-from training_core.experts.low_rank_rival import adapter_bytes
-from training_core.experts.singular import Expert, Scalable, decompose
-from training_core.models.cognate import Cognate, CognateConfig, count_parameters
+from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig, count_parameters
+from training_core.nn.svf import Expert, SVFModel, decompose
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p7_experts.lora_baseline import adapter_bytes
 from training_core.profiles import PROFILES, preset
-from training_core.quantization.training import TernarySettings, make_ternary
 from training_core.training.device import best_device
 
 
@@ -52,13 +51,13 @@ def learn_once(model: nn.Module, tokens_BT: Tensor) -> None:
 
 
 @torch.no_grad()
-def infer(scalable: Scalable, tokens_BT: Tensor, multipliers: dict[str, Tensor] | None) -> None:
+def infer(scalable: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor] | None) -> None:
     """One forward pass."""
     with scalable.using(multipliers) as model:
         model(tokens_BT)
 
 
-def one_by_one(scalable: Scalable, tokens_BT: Tensor, multipliers: dict[str, Tensor]) -> None:
+def one_by_one(scalable: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor]) -> None:
     """Every row with its own W'."""
     for row in range(len(tokens_BT)):
         infer(scalable, tokens_BT[row : row + 1], {name: m_BR[row] for name, m_BR in multipliers.items()})
@@ -81,7 +80,7 @@ def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(profile: str, rows: int, tokens: int, repeats: int) -> None:
     """Print one profile."""
     latents = random_model(profile)
-    scalable = Scalable(latents)
+    scalable = SVFModel(latents)
     trained = scalable.trainable()
     weights = {name: layer.weight for name, layer in scalable.layers.items()}
     batch = torch.randint(1, latents.config.vocab_size, (rows, tokens + 1), device=best_device())

@@ -30,20 +30,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from training_core.cognate.training import SHAPE_FIELDS
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import Windows
-from training_core.experts.evaluator import Evaluator, shared
-from training_core.experts.genome import Composition
-from training_core.experts.search import SearchConfig, search
-from training_core.experts.singular import Expert, Scalable
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
+from training_core.nn.svf import Expert, SVFModel
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p7_experts.evaluator import Evaluator, shared
+from training_core.phases.p7_experts.genome import Composition
+from training_core.phases.p7_experts.search import SearchConfig, search
 from training_core.profiles import preset
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.attempts import completion_text, question_text
-from training_core.questions.ladder import cells, make_with_content
-from training_core.questions.question import Question
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
+from training_core.tasks.questions.attempts import completion_text, question_text
+from training_core.tasks.questions.ladder import cells, make_with_content
+from training_core.tasks.questions.question import Question
 
 EVALUATIONS = 5000
 
@@ -68,7 +67,7 @@ def random_model(profile: str) -> Cognate:
 def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Evaluator]:
     """The ways of measuring, on the same batches."""
     draw = torch.Generator().manual_seed(0)
-    scalable = Scalable(random_model(arguments.profile))
+    scalable = SVFModel(random_model(arguments.profile))
     vocab = scalable.model.config.vocab_size
     experts = [
         Expert.of(

@@ -1,6 +1,6 @@
 """Seconds a training step: one process, several that share each batch, and torch's DistributedDataParallel, in one run.
 
-    python benchmarks/ranks.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
+    python benchmarks/distributed.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
 
 Every arrangement trains the trunk of the profile on the same random tokens and uses all cores: one process with a
 thread for each core, or several processes that divide the cores. The two parallel ones also print how far their
@@ -22,15 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training_core.cognate.objective import next_token_objective
-from training_core.cognate.training import SHAPE_FIELDS, TrunkConfig
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast
+from training_core.phases.p1_cognate.train import TrunkConfig
 from training_core.profiles import preset
-from training_core.training import ranks
+from training_core.reporting import SilentReporter
+from training_core.training import distributed
 from training_core.training.device import best_device
 from training_core.training.loop import TrainingConfig, step_generator, train
-from training_core.training.reporting import SilentReporter
+from training_core.training.objective import next_token_objective
 
 VOCABULARY = 1024
 WARM_STEPS = 3
@@ -85,7 +85,7 @@ def peer(model: Cognate, config: TrainingConfig) -> list[float]:
     optimizer = MuGrokfast(model, config)
     ends = []
     for step in range(config.steps):
-        batch, _ = ranks.rows_of_this_rank(batches(config, step_generator(config.seed, step)))
+        batch, _ = distributed.rows_of_this_rank(batches(config, step_generator(config.seed, step)))
         wrapped(batch.to(best_device())).backward()
         optimizer.step(1.0)
         ends.append(time.perf_counter())
@@ -99,9 +99,9 @@ def work(options: argparse.Namespace) -> None:
     torch.manual_seed(config.seed)
     model = Cognate(shape)
     start = {n: t.clone() for n, t in model.state_dict().items()}
-    with ranks.joined(options.out):
+    with distributed.joined(options.out):
         ends = ours(model, config) if options.work == "ours" else peer(model, config)
-        if ranks.is_first():
+        if distributed.is_first():
             gaps = [b - a for a, b in zip(ends[WARM_STEPS:], ends[WARM_STEPS + 1 :], strict=False)]
             save_file(
                 {n: (t.cpu() - start[n].cpu()).contiguous() for n, t in model.state_dict().items()}

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from forge_resources.sandbox import Kind, open_sandbox
-from training_core.sandbox import Limits, Program, SandboxUnavailableError
+from training_core.tasks.sandbox import Limits, Program, SandboxUnavailableError
 
 LIMITS = Limits(seconds=10)
 CODE = "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"

@@ -45,7 +45,7 @@ from live_forge import MODELS  # noqa: E402
 from live_services import FINAL, SERVICES, LiveForge, live_forge, wait_for  # noqa: E402
 
 from forge_resources.model_store import ModelStore, digest_folder  # noqa: E402
-from training_core.bundle import open_bundle  # noqa: E402
+from training_core.store.bundle import open_bundle  # noqa: E402
 
 SELECTIONS = (("trunk",), MODELS, MODELS)
 KINDS = ("run", "run", "run", "container", "container", "code", "worker", "daemon", "webserver", "cancel")

@@ -6,20 +6,16 @@ digest verified.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import dagster as dg
 
-from forge_assets.gates import BY_PROFILE, GATES, gates_for
+from forge_assets.gates import GATES, gates_for
 from forge_resources.gatekeeping import latest_materialization
 from training_core.gates import Gate, Verdict, judge
 
 
-def asset_checks(
-    gates: Sequence[Gate] = GATES,
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]] = BY_PROFILE,
-    assets: Sequence[str] | None = None,
-) -> list[dg.AssetChecksDefinition]:
+def asset_checks(gates: Sequence[Gate] = GATES, assets: Sequence[str] | None = None) -> list[dg.AssetChecksDefinition]:
     """One blocking check `gate`, and `claims` where there are any, for each of `assets` (default: all).
 
     Raises:
@@ -30,20 +26,14 @@ def asset_checks(
     for asset in wanted:
         rows = [gate for gate in gates if gate.asset == asset]
         if not any(gate.blocking for gate in rows):
-            raise ValueError(f"{asset} has no blocking gate: add a row to GATES in forge_assets/gate_table.py")
-        checks.append(_check(asset, gates, by_profile, blocking=True))
+            raise ValueError(f"{asset} has no blocking gate: add one to GATES in the gates.py of its phase")
+        checks.append(_check(asset, gates, blocking=True))
         if not all(gate.blocking for gate in rows):
-            checks.append(_check(asset, gates, by_profile, blocking=False))
+            checks.append(_check(asset, gates, blocking=False))
     return checks
 
 
-def _check(
-    asset: str,
-    gates: Sequence[Gate],
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]],
-    *,
-    blocking: bool,
-) -> dg.AssetChecksDefinition:
+def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChecksDefinition:
     severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
     @dg.asset_check(
@@ -62,7 +52,7 @@ def _check(
         try:
             bundle = context.resources.store.open_materialized(asset, record)
             lineage = bundle.lineage()
-            rows = [g for g in gates_for(asset, lineage.profile, gates, by_profile) if g.blocking == blocking]
+            rows = [g for g in gates_for(asset, lineage.profile, gates) if g.blocking == blocking]
         except ValueError as error:  # missing, damaged or without thresholds: nothing to pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))
         verdicts = [judge(gate, lineage.metrics) for gate in rows]

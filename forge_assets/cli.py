@@ -28,7 +28,7 @@ from forge_assets.speaking import Switch, from_artifact, from_bundle, from_exper
 if TYPE_CHECKING:
     from forge_assets.freshness import Forge
     from forge_assets.ledger import Ledger
-    from training_core.bundle import Bundle
+    from training_core.store.bundle import Bundle
 
 app = typer.Typer(
     name="forge",

@@ -15,8 +15,8 @@ def import_model(
 
     console = Console(highlight=False)
     with _errors():
-        from training_core.bundle import open_bundle
-        from training_core.graph import PHASES
+        from training_core.registry import PHASES
+        from training_core.store.bundle import open_bundle
 
         bundle = open_bundle(folder.resolve())
         lineage = bundle.lineage()

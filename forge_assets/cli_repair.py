@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from forge_resources.release_trials import Trial
-    from forge_resources.releases import ReleaseRunner
-    from training_core.bundle import Bundle
-    from training_core.repair.instances import Instance
+    from forge_resources.swebench.releases import ReleaseRunner
+    from forge_resources.swebench.trials import Trial
+    from training_core.store.bundle import Bundle
+    from training_core.tasks.repair.instances import Instance
 
 app = typer.Typer(
     name="repair", help="Repairs of real programs, graded as SWE-bench grades them.", no_args_is_help=True
@@ -60,7 +60,7 @@ def release(
 def _archives(
     name: str, versions: tuple[str, str], paths: tuple[Path | None, Path | None], folder: Path
 ) -> tuple[Path, Path]:
-    from forge_resources.release_archives import download_release
+    from forge_resources.swebench.archives import download_release
 
     found = []
     for version, path, which in zip(versions, paths, ("older", "newer"), strict=True):
@@ -72,10 +72,10 @@ def _archives(
 
 def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path | None, model: str | None) -> bool:
     """Make the case, print it and grade; whether the harness says what it must."""
-    from forge_resources.release_archives import read_archive
-    from forge_resources.release_trials import grade_patch, trials
-    from forge_resources.releases import release_instance
     from forge_resources.sandbox import open_sandbox
+    from forge_resources.swebench.archives import read_archive
+    from forge_resources.swebench.releases import release_instance
+    from forge_resources.swebench.trials import grade_patch, trials
 
     old, new = (read_archive(path) for path in archives)
     diff = None if patch is None else patch.read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
 def _bundle(model: str) -> "Bundle":
     """A bundle by its folder, or the latest one of an asset."""
     from forge_assets import cli
-    from training_core.bundle import open_bundle
+    from training_core.store.bundle import open_bundle
 
     return open_bundle(Path(model)) if Path(model).is_dir() else cli._latest(model)
 
@@ -110,10 +110,10 @@ def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bu
     import torch
     from tokenizers import Tokenizer
 
-    from forge_resources.release_trials import Trial
-    from training_core.loading import load_model
-    from training_core.repair.excerpts import attempt_excerpt
-    from training_core.repair.grading import grade
+    from forge_resources.swebench.trials import Trial
+    from training_core.formats.loading import load_model
+    from training_core.tasks.repair.excerpts import attempt_excerpt
+    from training_core.tasks.repair.grading import grade
 
     tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
     attempt = attempt_excerpt(load_model(bundle), tokenizer, instance, torch.Generator().manual_seed(0))

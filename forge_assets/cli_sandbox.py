@@ -19,7 +19,7 @@ def status(
 ) -> None:
     """Say which sandbox would run, and for the other one what it lacks."""
     from forge_resources.sandbox import Kind, describe, open_sandbox, probe
-    from training_core.sandbox import SandboxUnavailableError
+    from training_core.tasks.sandbox import SandboxUnavailableError
 
     console = Console(highlight=False)
     kinds: dict[str, Kind] = {"would run": "auto", "embedded": "embedded", "container": "container"}
@@ -48,7 +48,7 @@ def build_image(
     from forge_resources.sandbox.engine import DEFAULT_IMAGE
     from forge_resources.sandbox.image import build_image as build
     from forge_resources.sandbox.image import has_image, pull_image
-    from training_core.sandbox import SandboxUnavailableError
+    from training_core.tasks.sandbox import SandboxUnavailableError
 
     name = reference or DEFAULT_IMAGE
     try:

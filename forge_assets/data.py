@@ -7,21 +7,21 @@ from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
 from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
-from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
+from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
-from training_core.questions.bank import QuestionBankConfig, make_question_bank, without_frame
+from training_core.tasks.questions.bank import QuestionBankConfig, make_question_bank, without_frame
 
 Metadata = Mapping[str, float | str]
 
 
-@data_asset(code=["training_core.data.documents", "training_core.data.packages"])
+@data_asset()
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
     """Distinct documents from a pinned package, local files or a data-set hub, split by a hash of their content."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
 
 
-@data_asset(inputs=["corpus"], code=["training_core.data.tokenizer"])
+@data_asset(inputs=["corpus"])
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     """Byte-level BPE, learned from the training documents."""
     learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
@@ -29,32 +29,19 @@ def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     return {"vocab_size": learned.get_vocab_size()}
 
 
-@data_asset(inputs=["corpus", "tokenizer"], code=["training_core.data.packing"])
+@data_asset(inputs=["corpus", "tokenizer"])
 def tokens(run: DataRun, config: PackingConfig) -> Metadata:
     """Packed uint16 shards of every split, with the tokenizer that made them."""
     return pack_corpus(config, run.inputs["corpus"], run.inputs["tokenizer"], run.out, run.reporter)
 
 
-@data_asset(code=["training_core.data.tasks"])
+@data_asset()
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
     """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out questions are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
 
 
-@data_asset(
-    inputs=["task_bank"],
-    code=[
-        "training_core.questions.bank",
-        "training_core.questions.gym_items",
-        "training_core.questions.ladder",
-        "training_core.questions.primitives",
-        "training_core.questions.question",
-        "forge_assets.question_sources",
-        "forge_resources.frontier.collection",
-        "forge_resources.frontier.questions",
-        "forge_resources.frontier.verification",
-    ],
-)
+@data_asset(inputs=["task_bank"])
 def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     """Verified questions of ten levels, for training and held out, of generators and, if wanted, of frontier models.
 
@@ -66,10 +53,7 @@ def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     return make_question_bank(config, run.out, run.reporter, avoid, found, collected)
 
 
-@data_asset(
-    inputs=["tokens", "task_bank"],
-    code=["training_core.evaluation.held_out", "training_core.evaluation.baselines"],
-)
+@data_asset(inputs=["tokens", "task_bank"])
 def evaluation_suite(run: DataRun, config: SuiteConfig) -> Metadata:
     """The yardstick of every phase: held-out documents and tasks, and what counting models reach on them."""
     return make_suite(config, run.inputs["tokens"], run.inputs["task_bank"], run.out, run.reporter)

@@ -1,6 +1,6 @@
 """The code location `forge`: every asset, its gates, schedules, sensors and resources.
 
-A further model is one more `Phase` in `training_core.graph` and its rows in `forge_assets.gate_table`.
+A further model is one more `Phase` in `training_core.registry` and its rows in `forge_assets.gate_table`.
 """
 
 import dagster as dg
@@ -15,7 +15,7 @@ from forge_assets.schedules import phase_schedules
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
-from training_core.graph import PHASES
+from training_core.registry import PHASES
 
 _data = dg.load_assets_from_modules([data])
 _models = [phase_asset(phase) for phase in PHASES.values()]

@@ -33,10 +33,10 @@ from forge_resources.reporters import (
     figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
-from training_core.bundle import Lineage, open_bundle
-from training_core.identity import code_digest, digest_folder, inputs_digest
-from training_core.phases import Phase
-from training_core.training.reporting import Reporter
+from training_core.phase import Phase
+from training_core.reporting import Reporter
+from training_core.store.bundle import Lineage, open_bundle
+from training_core.store.identity import OURS, code_digest, digest_folder, inputs_digest
 from training_core.worker import Input, Job
 
 ACCELERATOR_POOL = "accelerator"
@@ -82,8 +82,8 @@ def phase_asset(
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]] | None = None,
 ) -> dg.AssetsDefinition:
     """Make an asset of a phase. `checks` is the gate table in use, by default that of the graph."""
-    sources = [*phase.sources(), *(SANDBOX_CODE if "training_core.sandbox" in phase.code else ())]
-    version = code_digest(sources, extra={"config": phase.config.model_json_schema()})
+    roots = [*phase.roots(), *(SANDBOX_CODE if phase.sandboxed else ())]
+    version = code_digest(roots, extra={"config": phase.config.model_json_schema()})
     model = _Model(phase, version, gate_checks() if checks is None else checks)
 
     @dg.asset(
@@ -110,7 +110,6 @@ def phase_asset(
 def data_asset(
     *,
     inputs: Sequence[str] = (),
-    code: Sequence[str],
     description: str = "",
     kinds: set[str] | None = None,
     preset: Preset = profile_preset,
@@ -119,7 +118,10 @@ def data_asset(
 
     def decorate(compute: Callable[[DataRun, Any], Mapping[str, float | str]]) -> dg.AssetsDefinition:
         name, config = compute.__name__, _config_class(compute)
-        version = code_digest(code, extra={"config": config.model_json_schema()})
+        version = code_digest(
+            called_modules(compute),
+            extra={"config": config.model_json_schema(), "source": inspect.getsource(compute)},
+        )
 
         @dg.asset(
             name=name,
@@ -300,6 +302,14 @@ def not_retried() -> Iterator[None]:
         raise dg.Failure(no_room(error), allow_retries=False) from error
     except ValueError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
+
+
+def called_modules(compute: Callable[..., Any]) -> set[str]:
+    """The modules of ours that define what the function `compute` names: from there everything that it does is reached
+    by imports."""
+    named = (compute.__globals__.get(name) for name in compute.__code__.co_names)
+    modules = {str(getattr(value, "__module__", "")) for value in (*named, _config_class(compute))}
+    return {module for module in modules if module.partition(".")[0] in OURS}
 
 
 def _config_class(compute: Callable[..., Any]) -> type[BaseModel]:

@@ -7,7 +7,7 @@ Dagster itself decides stays: in the run in which a gate closes, nothing below t
 it. The next run makes it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,7 +17,7 @@ from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
 from forge_assets.freshness import Forge
 from forge_assets.gate_history import AssetGates, collect_gates
 from forge_assets.gate_report import history_sections
-from forge_assets.gates import BY_PROFILE, GATES
+from forge_assets.gates import GATES
 from forge_assets.junit import junit_xml
 from forge_assets.launchpad import launchpad_fields
 from forge_assets.ledger import collect
@@ -25,7 +25,7 @@ from forge_assets.report import html_page
 from forge_resources.gatekeeping import REPORTS, judgements_digest
 from forge_resources.model_store import ModelStore
 from training_core.gates import Gate
-from training_core.identity import code_digest, digest_folder
+from training_core.store.identity import code_digest, digest_folder
 
 PAGE, JUNIT = "report.html", "gates.xml"
 CODE = (
@@ -53,7 +53,6 @@ def report_asset(
     after: Sequence[str],
     *,
     gates: Sequence[Gate] = GATES,
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]] = BY_PROFILE,
 ) -> dg.AssetsDefinition:
     """The asset `forge_report` below the assets `after`; it reports on every model in `definitions()`."""
 
@@ -73,7 +72,7 @@ def report_asset(
     def forge_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with not_retried():
             config = ReportConfig(**context.op_execution_context.op_config)
-            forge = Forge(definitions(), context.instance, context.resources.store, gates, by_profile)
+            forge = Forge(definitions(), context.instance, context.resources.store, gates)
             inputs = report_inputs(forge, config)
             return _write(forge, config, inputs)
 

@@ -14,11 +14,11 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from forge_assets.factory import CONFIG_CLASS
-from forge_assets.gates import BY_PROFILE, GATES, gates_for
+from forge_assets.gates import GATES, gates_for
 from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
 from forge_resources.model_store import ModelStore, recorded_text
 from training_core.gates import Gate, judge
-from training_core.identity import inputs_digest
+from training_core.store.identity import inputs_digest
 
 Action = Literal["make", "judge", "keep", "closed"]
 
@@ -50,7 +50,6 @@ class Forge:
     instance: dg.DagsterInstance
     store: ModelStore
     gates: Sequence[Gate] = GATES
-    by_profile: Mapping[tuple[str, str], Mapping[str, float]] | None = None
 
     def job(self) -> dg.JobDefinition:
         """The job of all assets and checks."""
@@ -73,8 +72,7 @@ class Forge:
 
     def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
         """The gates and claims of `asset` at `profile`."""
-        by_profile = BY_PROFILE if self.by_profile is None else self.by_profile
-        return gates_for(asset, profile, self.gates, by_profile)
+        return gates_for(asset, profile, self.gates)
 
 
 def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:

@@ -16,10 +16,10 @@ from forge_assets.factory import model_metadata
 from forge_assets.freshness import Forge, UserError
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.model_store import recorded_text
-from training_core.bundle import PAYLOADS, Bundle, Lineage, open_bundle, write_measurements
-from training_core.identity import inputs_digest
-from training_core.phases import Phase
-from training_core.training.reporting import Reporter
+from training_core.phase import Phase
+from training_core.reporting import Reporter
+from training_core.store.bundle import PAYLOADS, Bundle, Lineage, open_bundle, write_measurements
+from training_core.store.identity import inputs_digest
 
 
 def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, reporter: Reporter) -> Path:

@@ -17,8 +17,8 @@ import dagster as dg
 from forge_assets.freshness import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdict, latest_materialization
-from training_core.bundle import Bundle, Lineage
 from training_core.gates import Gate
+from training_core.store.bundle import Bundle, Lineage
 
 ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 

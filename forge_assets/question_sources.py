@@ -7,10 +7,10 @@ from pathlib import Path
 from forge_resources.frontier import FrontierClient, FrontierConfig, FrontierStopError
 from forge_resources.frontier.collection import Collection, QuestionPlan, collect_questions
 from forge_resources.sandbox import open_sandbox
-from training_core.questions.bank import Collected, QuestionBankConfig
-from training_core.questions.question import Question
-from training_core.sandbox import SandboxUnavailableError
-from training_core.training.reporting import Reporter
+from training_core.reporting import Reporter
+from training_core.tasks.questions.bank import Collected, QuestionBankConfig
+from training_core.tasks.questions.question import Question
+from training_core.tasks.sandbox import SandboxUnavailableError
 
 _JUDGED_FROM = 3  # models, below which programs alone verify
 

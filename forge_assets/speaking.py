@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import typer
 
 if TYPE_CHECKING:
-    from training_core.bundle import Bundle
-    from training_core.reasoning.injection import Rule
+    from training_core.phases.p3_quiet_star.injection import Rule
+    from training_core.store.bundle import Bundle
 
 Switch = Literal["auto", "on", "off"]
 Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and what was thought before it
@@ -30,9 +30,10 @@ def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, A
         raise ValueError(f"{path} cannot be read: {error.strerror}; forge report names the file") from error
     from tokenizers import Tokenizer
 
-    from training_core.compression.artifact import read_artifact
-    from training_core.experts.singular import Scalable
-    from training_core.generation import generate
+    from training_core.formats.artifact import read_artifact
+    from training_core.nn.svf import SVFModel
+    from training_core.phases.p8_compression.student_experts import answering
+    from training_core.text.generation import generate
 
     read = read_artifact(data)
     tokenizer = Tokenizer.from_str(read.tokenizer_json)
@@ -41,8 +42,8 @@ def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, A
             raise ValueError(f"{path} carries no experts: none of them helped when it was made; leave --experts on out")
         return ((piece, None) for piece in generate(read.model, tokenizer, prompt, **options))
     stack = ExitStack()
-    answering = read.experts.answering(Scalable(read.model), tokenizer.encode(prompt).ids, tokenizer)
-    model, name = stack.enter_context(answering)
+    answered = answering(read.experts, SVFModel(read.model), tokenizer.encode(prompt).ids, tokenizer)
+    model, name = stack.enter_context(answered)
     _say([name] if name else [])
     return _within(stack, generate(model, tokenizer, prompt, **options))
 
@@ -55,8 +56,8 @@ def from_experts(bundle: "Bundle", prompt: str, point: int | None, options: dict
     """
     from tokenizers import Tokenizer
 
-    from training_core.experts.bundles import at_point, load_experts
-    from training_core.generation import generate
+    from training_core.phases.p7_experts.bundles import at_point, load_experts
+    from training_core.text.generation import generate
 
     loaded, tokenizer = load_experts(bundle), Tokenizer.from_str(bundle.tokenizer_json())
     if point is not None:
@@ -84,10 +85,10 @@ def from_bundle(
     """
     from tokenizers import Tokenizer
 
-    from training_core.generation import generate
-    from training_core.loading import load_model
-    from training_core.reasoning.bundles import load_reasoner
-    from training_core.reasoning.generation import think_and_generate
+    from training_core.formats.loading import load_model
+    from training_core.phases.p3_quiet_star.bundles import load_reasoner
+    from training_core.phases.p3_quiet_star.generation import think_and_generate
+    from training_core.text.generation import generate
 
     tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
     reason = "you said --thoughts off"

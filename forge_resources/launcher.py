@@ -24,9 +24,9 @@ import dagster as dg
 from pydantic import Field
 
 from forge_resources.sandbox import probed_sandbox
-from training_core.bundle import Bundle, open_bundle
-from training_core.phases import Phase
-from training_core.training.reporting import Figure, Reporter
+from training_core.phase import Phase
+from training_core.reporting import Figure, Reporter
+from training_core.store.bundle import Bundle, open_bundle
 from training_core.worker import Job, make
 
 Mode = Literal["inline", "torchrun", "slurm"]

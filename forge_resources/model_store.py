@@ -31,8 +31,8 @@ from safetensors import SafetensorError
 from forge_resources import forge_home
 from forge_resources.full_disk import disk_full
 from forge_resources.run_process import alone, executing
-from training_core.bundle import EXHIBITS, Bundle, BundleError, open_bundle
-from training_core.identity import digest_folder
+from training_core.store.bundle import EXHIBITS, Bundle, BundleError, open_bundle
+from training_core.store.identity import digest_folder
 
 Content = Literal["bundle", "data"]
 _MEASURED = ("evaluation.safetensors", "lineage.json")
@@ -183,7 +183,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
     def checkpoint(self, asset: str, root_run_id: str, inputs: str = "") -> Path:
         """The folder that holds the training state of `asset` in the run `root_run_id` and its retries.
 
-        `inputs` identifies what the asset is made from (`training_core.identity.inputs_digest`). State left
+        `inputs` identifies what the asset is made from (`training_core.store.identity.inputs_digest`). State left
         by other code, another configuration or other parents is removed: to go on from it would give a model
         that its lineage does not describe.
         """

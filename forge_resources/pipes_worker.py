@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 
 from forge_resources.full_disk import disk_full, no_room
 from forge_resources.sandbox import probed_sandbox
-from training_core.training import ranks
-from training_core.training.reporting import Figure, SilentReporter
+from training_core.reporting import Figure, SilentReporter
+from training_core.training import distributed
 from training_core.worker import Job, find_phase, make
 
 _PATIENCE_S = 5.0
@@ -53,12 +53,12 @@ def work(job_file: Path) -> None:
     """Make the model of the job in `job_file`, together with the other ranks."""
     job = Job.model_validate_json(job_file.read_text())
     phase = find_phase(job)
-    with ranks.joined(job_file.parent):
-        if not ranks.is_first():
+    with distributed.joined(job_file.parent):
+        if not distributed.is_first():
             make(phase, job, SilentReporter(), probed_sandbox)
             return
         with open_dagster_pipes() as pipes:
-            size = ranks.world_size()
+            size = distributed.world_size()
             pipes.log.info(f"{phase.name} is made by {size} process{'es' * (size > 1)}; the first is on {_host()}")
             try:
                 bundle = make(phase, job, PipesReporter(pipes), probed_sandbox)

@@ -1,6 +1,6 @@
 """Where a phase's measurements go: Dagster's log, MLflow, curves for the asset's page, a progress bar.
 
-Each class here implements `training_core.training.reporting.Reporter`.
+Each class here implements `training_core.reporting.Reporter`.
 """
 
 import base64
@@ -13,7 +13,7 @@ from logging import Logger
 from typing import Any, Self, TextIO
 
 from forge_resources.tracking import TrackedRun
-from training_core.training.reporting import Figure, Reporter
+from training_core.reporting import Figure, Reporter
 
 _LOG_INTERVAL_S = 5.0
 _LINE_INTERVAL_S = 15.0

@@ -22,13 +22,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from training_core.bundle import open_bundle
-from training_core.graph import PHASES
-from training_core.identity import code_digest, digest_folder
-from training_core.phases import OpenSandbox
+from training_core.phase import OpenSandbox
 from training_core.profiles import PROFILES, preset
-from training_core.training import ranks
-from training_core.training.reporting import Figure
+from training_core.registry import PHASES
+from training_core.reporting import Figure
+from training_core.store.bundle import open_bundle
+from training_core.store.identity import code_digest, digest_folder
+from training_core.training import distributed
 from training_core.worker import Input, Job, make
 
 _LINE_INTERVAL_S = 5.0
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sandbox = _sandbox(options.sandbox)
         phase, job = PHASES[options.model], _job(options)
-        with ranks.joined(job.checkpoint):
+        with distributed.joined(job.checkpoint):
             bundle = make(phase, job, LineReporter(), sandbox)
         if bundle is not None:
             print(json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest()}))
@@ -89,7 +89,7 @@ def _job(options: argparse.Namespace) -> Job:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"--set is refused: {'; '.join(problems)}") from error
     sandbox = [options.sandbox.partition(":")[0]] if options.sandbox else []
-    sources = [*phase.sources(), *(sandbox if "training_core.sandbox" in phase.code else [])]
+    roots = [*phase.roots(), *(sandbox if phase.sandboxed else [])]
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     return Job(
         phase=phase.name,
@@ -99,7 +99,7 @@ def _job(options: argparse.Namespace) -> Job:
         data={n: Input(folder=f, digest=digest_folder(f)) for n, f in options.data},
         checkpoint=options.checkpoint.resolve(),
         out=options.out.resolve(),
-        code_version=code_digest(sources, extra={"config": phase.config.model_json_schema()}),
+        code_version=code_digest(roots, extra={"config": phase.config.model_json_schema()}),
     )
 
 

@@ -11,21 +11,21 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
-from training_core.character.config import CharacterConfig
-from training_core.cognate.training import TrunkConfig, VariantConfig
-from training_core.compression.training import CompressionConfig
-from training_core.curriculum.dreams import CurriculumConfig
-from training_core.cycles.config import CyclesConfig
 from training_core.data.documents import CorpusConfig
 from training_core.data.packing import PackingConfig
-from training_core.data.tasks import TaskBankConfig
+from training_core.data.task_bank import TaskBankConfig
 from training_core.data.tokenizer import TokenizerConfig
 from training_core.evaluation.held_out import SuiteConfig
-from training_core.experts.config import ExpertsConfig
-from training_core.merging.evolution import EvolutionConfig
-from training_core.quantization.training import TernaryConfig
-from training_core.questions.bank import QuestionBankConfig
-from training_core.reasoning.training import ReasoningConfig
+from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig
+from training_core.phases.p3_quiet_star.training import ReasoningConfig
+from training_core.phases.p4_bitnet.train import TernaryConfig
+from training_core.phases.p5_curriculum.config import CharacterConfig
+from training_core.phases.p5_curriculum.dreams import CurriculumConfig
+from training_core.phases.p6_baking.config import CyclesConfig
+from training_core.phases.p7_experts.config import ExpertsConfig
+from training_core.phases.p8_compression.student import CompressionConfig
+from training_core.tasks.questions.bank import QuestionBankConfig
 
 Profile = Literal["nano", "mini", "forge_25m"]
 PROFILES: tuple[str, ...] = get_args(Profile)

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training_core.bundle import Bundle, Lineage, open_bundle, write_bundle, write_measurements
-from training_core.phases import OpenSandbox, Phase, PhaseRun
-from training_core.training import ranks
-from training_core.training.reporting import Reporter, SilentReporter
+from training_core.phase import OpenSandbox, Phase
+from training_core.reporting import Reporter, SilentReporter
+from training_core.store.bundle import Bundle, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.training import distributed
 
 
 class Input(BaseModel):
@@ -35,7 +35,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     phase: str = Field(description="The model, a key of PHASES")
-    module: str = Field("training_core.graph", description="Where PHASES is")
+    module: str = Field("training_core.registry", description="Where PHASES is")
     profile: str
     config: dict[str, Any] = Field(description="The phase's configuration, complete")
     parents: dict[str, Input]
@@ -66,8 +66,8 @@ def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None
             the phase raises it.
         OSError: as the file system raises it (disk full, no permission).
     """
-    if ranks.world_size() > 1 and not phase.parallel:
-        raise ValueError(f"{phase.name} cannot be made by {ranks.world_size()} processes together: launch one")
+    if distributed.world_size() > 1 and not phase.parallel:
+        raise ValueError(f"{phase.name} cannot be made by {distributed.world_size()} processes together: launch one")
     config = phase.config.model_validate(job.config)
     parents = {
         name: open_bundle(given.folder, expected_digest=given.digest)
@@ -75,9 +75,9 @@ def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None
         for given in [_given(job.parents, name, "parent")]
     }
     data = {name: _given(job.data, name, "data").folder for name in phase.data}
-    first = ranks.is_first()
+    first = distributed.is_first()
     reporter = reporter if first else SilentReporter()
-    product = phase.compute(PhaseRun(parents, data, reporter, job.checkpoint, job.profile, sandbox), config)
+    product = phase.make(config, parents, data, reporter, job.checkpoint, sandbox)
     if not first:
         return None
     bundle = write_bundle(

@@ -112,13 +112,13 @@ class Forgetting(Document):
     """What learning the next levels does to the earlier ones. Accuracies are those of `levels`."""
 
     levels: list[Level]
-    stages: list[Stage]
+    cache: list[Stage]
     arms: list[Arm]
     chosen: str
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        for row in (*self.stages, *self.arms):
+        for row in (*self.cache, *self.arms):
             if len(row.accuracy) != len(self.levels):
                 raise ValueError(f"{row.name!r} has {len(row.accuracy)} accuracies for {len(self.levels)} levels")
         return self
@@ -256,8 +256,8 @@ def _attempt(shown: ShownAttempt) -> str:
 def _forgetting(shown: Forgetting) -> str:
     columns = [f"level {level}" for level in shown.levels]
     parts = []
-    if shown.stages:
-        parts.append(heat_map("accuracy", columns, [(x.name, _cells(x)) for x in shown.stages]))
+    if shown.cache:
+        parts.append(heat_map("accuracy", columns, [(x.name, _cells(x)) for x in shown.cache]))
     if not shown.arms:
         return "".join(parts) + note("Forgetting was not measured.")
     widest = max(0.05, *(abs(end) for arm in shown.arms for end in (arm.forgetting.low, arm.forgetting.high)))

@@ -24,9 +24,9 @@ from forge_resources.frontier.errors import (
 from forge_resources.frontier.protocol import Answer, ChatRequest
 from forge_resources.frontier.questions import FAMILIES, Candidate, ask_for_questions, parse_questions
 from forge_resources.frontier.verification import AgreementCheck, Checked, ProgramCheck, Unverified, Verified
-from training_core.questions.question import LEVELS, Provenance, Question, deduplicate
-from training_core.sandbox import Sandbox
-from training_core.training.reporting import Reporter
+from training_core.reporting import Reporter
+from training_core.tasks.questions.question import LEVELS, Provenance, Question, deduplicate
+from training_core.tasks.sandbox import Sandbox
 
 _SILENCE = 3  # requests in a row, whole rounds of them, after which a server counts as silent
 

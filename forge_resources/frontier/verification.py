@@ -15,8 +15,8 @@ from typing import Literal
 from forge_resources.frontier.client import FrontierClient
 from forge_resources.frontier.errors import FrontierError, FrontierStopError, ModelUnavailableError
 from forge_resources.frontier.questions import Candidate, ask_for_answer, parse_answer
-from training_core.questions.question import normalise_answer
-from training_core.sandbox import Limits, Program, Sandbox
+from training_core.tasks.questions.question import normalise_answer
+from training_core.tasks.sandbox import Limits, Program, Sandbox
 
 Checked = Literal["program", "agreement"]
 PROGRAM_LIMITS = Limits(seconds=5.0, memory_bytes=64 << 20, output_bytes=4096, processes=16)

@@ -10,7 +10,7 @@ from forge_resources.sandbox.conformance import probe
 from forge_resources.sandbox.container import ContainerSandbox
 from forge_resources.sandbox.engine import connect, engine_sockets
 from forge_resources.sandbox.monty import MontySandbox
-from training_core.sandbox import Sandbox, SandboxUnavailableError
+from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 Kind = Literal["auto", "embedded", "container"]
 INSTALL_ENGINE = "start Docker or Podman (DOCKER_HOST names its socket), then forge sandbox build-image"

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from forge_resources.sandbox import abuses
-from training_core.sandbox import Limits, Program, Sandbox
+from training_core.tasks.sandbox import Limits, Program, Sandbox
 
 _MEMORY_BYTES = 64 << 20
 _OUTPUT_BYTES = 4000

@@ -23,9 +23,9 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from forge_resources.sandbox.attachment import Attachment, OutputLimitError, pump
+from forge_resources.sandbox.attach_stream import Attachment, OutputLimitError, pump
 from forge_resources.sandbox.engine import image_id, image_reference, policy, reap, remove
-from training_core.sandbox import (
+from training_core.tasks.sandbox import (
     Judgement,
     Limits,
     Outcome,
@@ -40,7 +40,10 @@ LINE_BYTES = 1 << 24  # of one call or answer
 KILLED = 137
 INTERPRETER = ("python3", "-I", "-B", "-S", "-c")
 _FILES = resources.files(__package__)
-INSIDE = f"{_FILES.joinpath('system_calls.py').read_text()}\nrestrict()\n{_FILES.joinpath('inside.py').read_text()}"
+_SYSTEM_CALLS, _ENTRYPOINT = (
+    _FILES.joinpath(f"{name}.py").read_text() for name in ("system_calls", "container_entrypoint")
+)
+INSIDE = f"{_SYSTEM_CALLS}\nrestrict()\n{_ENTRYPOINT}"
 
 
 class Ended(Exception):
@@ -75,7 +78,7 @@ class ContainerSandbox:
         return f"container, image {self._reference} ({self._image.removeprefix('sha256:')[:12]})"
 
     def run(self, program: Program, limits: Limits) -> Outcome:
-        """Run one program; see `training_core.sandbox.Sandbox`."""
+        """Run one program; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(program.code, stdin=program.stdin):
             return Outcome("refused", "", why, 0.0)
         with ExitStack() as stack:
@@ -94,7 +97,7 @@ class ContainerSandbox:
             return Outcome(status, stdout, error, time.monotonic() - start)
 
     def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
-        """Judge a candidate by hidden tests; see `training_core.sandbox.Sandbox`."""
+        """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
             return Verdict("refused", why, 0, 0.0)
         with ExitStack() as stack:

@@ -13,7 +13,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import LogConfig, Ulimit
 from requests.exceptions import RequestException
 
-from training_core.sandbox import Limits, SandboxUnavailableError
+from training_core.tasks.sandbox import Limits, SandboxUnavailableError
 
 DEFAULT_IMAGE = "localhost/forge-sandbox:latest"
 LABEL = "agent-forge.sandbox"

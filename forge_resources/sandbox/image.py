@@ -18,7 +18,7 @@ import docker
 from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
-from training_core.sandbox import SandboxUnavailableError
+from training_core.tasks.sandbox import SandboxUnavailableError
 
 TOOLS = ("apt-cache", "apt-get", "dpkg-deb")
 WANTED = re.compile(r"python3\.\d+-minimal|zlib1g|lib(?!perl).*")

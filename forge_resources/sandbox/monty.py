@@ -37,7 +37,7 @@ from pydantic_monty import (
 from pydantic_monty import __version__ as VERSION
 
 from forge_resources.sandbox.monty_errors import classify, not_data
-from training_core.sandbox import (
+from training_core.tasks.sandbox import (
     Judgement,
     Limits,
     Outcome,
@@ -76,7 +76,7 @@ class MontySandbox:
         return f"embedded, pydantic-monty {VERSION}"
 
     def run(self, program: Program, limits: Limits) -> Outcome:
-        """Run one program; see `training_core.sandbox.Sandbox`. `input` reads `program.stdin`."""
+        """Run one program; see `training_core.tasks.sandbox.Sandbox`. `input` reads `program.stdin`."""
         if why := refusal(program.code, stdin=program.stdin):
             return Outcome("refused", "", why, 0.0)
         printed = Printed(limits.output_bytes)
@@ -101,7 +101,7 @@ class MontySandbox:
             return Outcome(status, printed.text(), error, time.monotonic() - start)
 
     def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
-        """Judge a candidate by hidden tests; see `training_core.sandbox.Sandbox`."""
+        """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
             return Verdict("refused", why, 0, 0.0)
         with ExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_monty import MontyCrashedError, MontyError
 
-from training_core.sandbox import Status
+from training_core.tasks.sandbox import Status
 
 DATA = (type(None), bool, int, float, complex, str, bytes)
 GROUPS = (list, tuple, set, frozenset)

@@ -5,8 +5,8 @@ and with it become root over a part of the kernel that it could not reach before
 hold `AF_VSOCK`, the way from a virtual machine to its host. Denied here: new namespaces, mounts, tracing, kernel keys,
 kernel programs, performance events, io_uring, and sockets other than local and internet ones.
 
-The text of this file runs ahead of `inside.py`. Without `no-new-privileges` the kernel refuses the filter, and the
-container ends before it has read a program.
+The text of this file runs ahead of `container_entrypoint.py`. Without `no-new-privileges` the
+kernel refuses the filter, and the container ends before it has read a program.
 """
 
 import ctypes

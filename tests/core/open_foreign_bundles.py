@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from training_core.bundle import Bundle, open_bundle
-from training_core.compression.artifact import read_artifact
-from training_core.loading import load_latents, load_model
+from training_core.formats.artifact import read_artifact
+from training_core.formats.loading import load_latents, load_model
+from training_core.store.bundle import Bundle, open_bundle
 
 SPARE_BYTES = 300 << 20
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from training_core.evaluation.held_out import Windows
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.reasoning.thoughts import Thinker, ThoughtConfig
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig
 
 FIRST, CYCLE = 40, 8  # token ids 40 .. 47
 LENGTH = 4

@@ -12,14 +12,14 @@ from torch import nn
 
 from tests.core.small_data import SHAPE, TRAINING
 from tests.oracles.merging_landscape import branched_models, quadratic
-from training_core.cognate.training import TrunkConfig, train_trunk
 from training_core.data.batches import TrainingData
-from training_core.merging.evolution import EvolutionConfig, EvolutionResult, evolve
-from training_core.models.cognate import Carry
-from training_core.training import ranks
-from training_core.training.checkpoint import weights_digest
+from training_core.nn.cognate import Carry
+from training_core.phases.p1_cognate.train import TrunkConfig, train_trunk
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
+from training_core.reporting import SilentReporter
+from training_core.store.checkpoint import weights_digest
+from training_core.training import distributed
 from training_core.training.loop import StepResult, TrainingConfig, train
-from training_core.training.reporting import SilentReporter
 from training_core.worker import Job, find_phase, make
 
 torch.set_num_threads(1)
@@ -60,8 +60,8 @@ def search(checkpoint: Path | None = None) -> tuple[EvolutionResult, int]:
 
 
 def apart() -> str:
-    """The weights' digest after a step of models that start from different weights on different ranks."""
-    torch.manual_seed(ranks.rank())
+    """The weights' digest after a step of models that start from different weights on different distributed."""
+    torch.manual_seed(distributed.rank())
     model = nn.Linear(3, 1)
     config = TrainingConfig(steps=1, batch_size=4, seq_len=2)
     train(model, squares, lambda g: torch.rand(4, 3, generator=g), config, SilentReporter(), rows_apart=True)
@@ -82,8 +82,8 @@ def refusals(data: TrainingData, out: Path) -> list[str]:
     job = Job(**unshared, checkpoint=out, out=out / "none", code_version="")
     for refused in (
         lambda: trunk(data, 1),
-        lambda: ranks.require_same(ranks.rank(), "the step", CPU),
-        lambda: search(out / ("evolution" if ranks.is_first() else "nowhere")),
+        lambda: distributed.require_same(distributed.rank(), "the step", CPU),
+        lambda: search(out / ("evolution" if distributed.is_first() else "nowhere")),
         lambda: make(find_phase(job), job, SilentReporter()),
     ):
         try:
@@ -96,11 +96,11 @@ def refusals(data: TrainingData, out: Path) -> list[str]:
 def main(tokens: Path, tasks: Path, out: Path) -> None:
     """Do everything once and write what this rank found."""
     data = TrainingData.open(tokens, tasks)
-    with ranks.joined(out):
-        found: dict[str, object] = {"size": ranks.world_size()}
+    with distributed.joined(out):
+        found: dict[str, object] = {"size": distributed.world_size()}
         for rows in (4, 5):
             weights, losses = trunk(data, rows, out / f"checkpoint{rows}")
-            save_file(weights, out / f"weights{rows}-{ranks.rank()}.safetensors")
+            save_file(weights, out / f"weights{rows}-{distributed.rank()}.safetensors")
             found[f"losses{rows}"] = losses
         resumed, losses = trunk(data, 5, out / "checkpoint5")
         found["resumed"] = [all(torch.equal(resumed[n], weights[n]) for n in weights), losses]
@@ -108,7 +108,7 @@ def main(tokens: Path, tasks: Path, out: Path) -> None:
         found["champion"] = [result.champion_bits_per_byte, result.lineage, result.evaluations]
         found["apart"] = apart()
         found["refused"] = refusals(data, out)
-        (out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
+        (out / f"found-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

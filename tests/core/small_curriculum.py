@@ -11,17 +11,15 @@ import torch
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
-from training_core.curriculum.dreams import CurriculumConfig
-from training_core.curriculum.phase import make_practised
-from training_core.data.batches import TrainingData
-from training_core.evaluation.held_out import open_suite
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import Product
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
-from training_core.questions.question import LEVELS, Question
-from training_core.questions.tools import ToolBox
-from training_core.training.reporting import SilentReporter
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p5_curriculum.dreams import CurriculumConfig
+from training_core.phases.p5_curriculum.practised_model import make_practised
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import Product
+from training_core.tasks.questions.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.question import LEVELS, Question
 
 CONFIG = CurriculumConfig(
     rounds=2, steps=3, batch_size=4, seq_len=32, text_rows=1, questions_per_round=6, passes=4, focus_levels=2,
@@ -57,13 +55,9 @@ def small_ternary(vocab_size: int) -> Cognate:
 def practise(
     data: dict[str, Path], bank: QuestionBank, config: CurriculumConfig, checkpoint: Path | None = None
 ) -> Product:
-    tokens = TrainingData.open(data["tokens"], data["task_bank"])
-    suite = open_suite(data["evaluation_suite"])
     with open_sandbox("embedded") as sandbox:
-        return make_practised(
-            small_ternary(320), TernarySettings(), config, tokens, bank, ToolBox(sandbox), suite, SilentReporter(),
-            checkpoint,
-        )  # fmt: skip
+        context = QuestionContext(folders=data, bank=bank, sandbox=sandbox, checkpoint=checkpoint)
+        return make_practised(small_ternary(320), TernarySettings(), context, config)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,15 @@ from safetensors.torch import save_file
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_phase import bank
-from training_core.cycles.config import CyclesConfig
-from training_core.cycles.material import Material
-from training_core.cycles.phase import make_baked
-from training_core.data.batches import TrainingData
-from training_core.evaluation.held_out import open_suite
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import Product
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.tools import ToolBox
-from training_core.sandbox import Sandbox
-from training_core.training.reporting import Reporter, SilentReporter
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p6_baking.config import CyclesConfig
+from training_core.phases.p6_baking.context import CycleContext
+from training_core.phases.p6_baking.phase import make_baked
+from training_core.reporting import Reporter, SilentReporter
+from training_core.store.bundle import Product
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.sandbox import Sandbox
 
 SMALL = SHAPE | {"max_seq_len": 320, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
@@ -51,19 +49,19 @@ def config(**changes: object) -> CyclesConfig:
     return CyclesConfig(**(TINY | changes))  # type: ignore[arg-type]
 
 
-def material(folders: dict[str, Path], sandbox: Sandbox, checkpoint: Path | None = None, **changes: object) -> Material:
-    return Material(
-        parent(), config(**changes), TrainingData.open(folders["tokens"], folders["task_bank"]), bank(),
-        ToolBox(sandbox), open_suite(folders["evaluation_suite"]), SilentReporter(), checkpoint, "fingerprint",
-    )  # fmt: skip
+def material(
+    folders: dict[str, Path], sandbox: Sandbox, checkpoint: Path | None = None, **changes: object
+) -> CycleContext:
+    context = QuestionContext(folders=folders, bank=bank(), sandbox=sandbox, checkpoint=checkpoint)
+    return CycleContext(parent(), context, config(**changes))
 
 
 def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, **changes: object) -> Product:
     with open_sandbox("embedded") as sandbox:
-        return make_baked(
-            parent(), TernarySettings(), config(**changes), TrainingData.open(folders["tokens"], folders["task_bank"]),
-            bank(), ToolBox(sandbox), open_suite(folders["evaluation_suite"]), reporter, checkpoint,
-        )  # fmt: skip
+        context = QuestionContext(
+            folders=folders, bank=bank(), sandbox=sandbox, reporter=reporter, checkpoint=checkpoint
+        )
+        return make_baked(parent(), TernarySettings(), context, config(**changes))
 
 
 class _Deadly(SilentReporter):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
-from training_core.data.tasks import TaskBankConfig, make_task_bank
+from training_core.data.task_bank import TaskBankConfig, make_task_bank
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
 
 SUBJECTS = [
     "The river",

@@ -14,18 +14,16 @@ from safetensors.torch import save_file
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_cycles import parent
-from training_core.data.batches import TrainingData
-from training_core.evaluation.held_out import open_suite
-from training_core.experts import evaluator
-from training_core.experts.config import ExpertsConfig
-from training_core.experts.phase import make_experts
-from training_core.phases import Product
-from training_core.quantization.training import TernarySettings
-from training_core.questions.bank import QuestionBank
-from training_core.questions.ladder import cells, make
-from training_core.questions.question import Question
-from training_core.questions.tools import ToolBox
-from training_core.training.reporting import Reporter, SilentReporter
+from training_core.nn.ternary_cognate import TernarySettings
+from training_core.phases.p7_experts import evaluator
+from training_core.phases.p7_experts.config import ExpertsConfig
+from training_core.phases.p7_experts.phase import make_experts
+from training_core.reporting import Reporter, SilentReporter
+from training_core.store.bundle import Product
+from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.ladder import cells, make
+from training_core.tasks.questions.question import Question
 
 TINY = {
     "supervised_steps": 3, "supervised_batch": 4, "supervised_lr": 0.3, "reward_steps": 2, "reward_batch": 3,
@@ -65,11 +63,14 @@ def made(
     **changes: object,
 ) -> Product:
     with open_sandbox("embedded") as sandbox:
-        return make_experts(
-            parent(), TernarySettings(), config(**changes), TrainingData.open(folders["tokens"], folders["task_bank"]),
-            bank() if questions is None else questions, ToolBox(sandbox), open_suite(folders["evaluation_suite"]),
-            reporter, checkpoint,
-        )  # fmt: skip
+        context = QuestionContext(
+            folders=folders,
+            bank=bank() if questions is None else questions,
+            sandbox=sandbox,
+            reporter=reporter,
+            checkpoint=checkpoint,
+        )
+        return make_experts(parent(), TernarySettings(), context, config(**changes))
 
 
 def fixed_time(evaluator: evaluator.Evaluator, structure: evaluator.Structure) -> float:

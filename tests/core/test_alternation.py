@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from training_core.cycles.alternation import Alternation, AlternationConfig, Cycle, Decision
-from training_core.cycles.plateau import PlateauConfig, Score, judge
+from training_core.phases.p6_baking.alternation import Alternation, AlternationConfig, Cycle, Decision
+from training_core.phases.p6_baking.plateau import PlateauConfig, Score, judge
 
 FINE = 1e-4  # a standard error that hides nothing here
 CONFIG = AlternationConfig(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_core.questions.assessment import AssessmentConfig, find_edge, isotonic_decreasing
+from training_core.tasks.questions.assessment import AssessmentConfig, find_edge, isotonic_decreasing
 
 LEVELS = 10
 SEEDS = 200

@@ -11,14 +11,20 @@ from tokenizers import Tokenizer
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
-from training_core.curriculum.practice import examples_of
 from training_core.data.batches import TrainingData
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.questions.attempts import Answerer, answer_in, completion_text, encode_completion, question_text
-from training_core.questions.lessons import Example, LessonObjective
-from training_core.questions.question import Provenance, Question
-from training_core.questions.tools import ToolBox
+from training_core.phases.p5_curriculum.practice import examples_of
+from training_core.tasks.questions.attempts import (
+    Answerer,
+    answer_in,
+    completion_text,
+    encode_completion,
+    question_text,
+)
+from training_core.tasks.questions.question import Provenance, Question
+from training_core.tasks.questions.sft_objective import Example, LessonObjective
+from training_core.tasks.questions.tools import ToolBox
 
 
 def question(prompt: str, answer: str, solution: str = "") -> Question:

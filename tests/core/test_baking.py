@@ -21,13 +21,13 @@ from torch import Tensor
 from tests.core.small_data import SHAPE
 from tests.core.test_baking_divergences import KINDS, naive_divergence
 from tests.oracles.prompted_bigram import PROMPT_TOKEN, SIZE, PromptedBigram, baked_table
-from training_core.baking.divergences import Divergence, divergence
-from training_core.baking.prompt_baking import BakingConfig, BakingMeasure, BakingObjective, bake, measure_baking
-from training_core.baking.trajectories import SamplingConfig, Trajectory, sample_continuations
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.quantization.ternary import set_hardness
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.training.reporting import SilentReporter
+from training_core.distill.divergences import Divergence, divergence
+from training_core.distill.prompt_baking import BakingConfig, BakingMeasure, BakingObjective, bake, measure_baking
+from training_core.distill.trajectories import SamplingConfig, Trajectory, sample_continuations
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.ternary import set_hardness
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.reporting import SilentReporter
 
 VOCABULARY = 300
 

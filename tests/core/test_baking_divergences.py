@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training_core.baking.divergences import Divergence, divergence
+from training_core.distill.divergences import Divergence, divergence
 
 KINDS: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jensen_shannon")
 

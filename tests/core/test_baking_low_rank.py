@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.core.test_baking import LEARNING, PROMPT, drawn, make_model, texts
-from training_core.baking.low_rank import LowRank, hidden_linears, low_rank
-from training_core.baking.prompt_baking import BakingConfig, bake, measure_baking
-from training_core.models.cognate import Cognate
-from training_core.quantization.ternary import inference_copy, ternarize, ternary_modules
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.training.reporting import SilentReporter
+from training_core.distill.lora import LowRank, hidden_linears, low_rank
+from training_core.distill.prompt_baking import BakingConfig, bake, measure_baking
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy, ternarize, ternary_modules
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.reporting import SilentReporter
 
 RANK, ALPHA = 3, 5.0
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.core.test_baking import PROMPT, ids, make_model
 from tests.core.test_baking_divergences import naive_divergence
 from tests.oracles.prompted_bigram import PROMPT_TOKEN, PromptedBigram, baked_table, closed_kl
-from training_core.baking.persistence import REPLIES_PER_LINE, Persistence, measure_persistence
-from training_core.baking.trajectories import SamplingConfig, sample_continuations
+from training_core.distill.trajectories import SamplingConfig, sample_continuations
 from training_core.evaluation.intervals import resample_weights
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
+from training_core.phases.p6_baking.persistence import REPLIES_PER_LINE, Persistence, measure_persistence
 
 BIAS = [PROMPT_TOKEN]
 CONFIG = SamplingConfig(max_tokens=3)

@@ -11,14 +11,14 @@ import torch
 
 from tests.core.test_baking import PROMPT, drawn, ids, make_model
 from tests.oracles.prompted_bigram import PROMPT_TOKEN, SIZE, PromptedBigram, baked_table
-from training_core.baking.trajectories import (
+from training_core.distill.trajectories import (
     SamplingConfig,
     Trajectory,
     align,
     check_trajectories,
     sample_continuations,
 )
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
 
 
 def test_rows_by_hand() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from tests.core.test_models import DEPTHS, small
 from tests.oracles.quiet_star_reference import continue_alone
-from training_core.models.branching import Branches
-from training_core.models.cognate import Cognate
+from training_core.nn.branching import Branches
+from training_core.nn.cognate import Cognate
 
 DEPTHS_HERE = [*DEPTHS, {"cycles": 2, "latent_steps": 1, "num_supervision": 3, "halt_threshold": 0.5}]
 

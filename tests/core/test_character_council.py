@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from training_core.character.council import (
+from training_core.phases.p5_curriculum.council import (
     ARCHETYPES,
     Session,
     agreement,
@@ -18,8 +18,8 @@ from training_core.character.council import (
     measure_council,
     self_consistency,
 )
-from training_core.questions.attempts import Attempt
-from training_core.questions.question import Provenance, Question
+from training_core.tasks.questions.attempts import Attempt
+from training_core.tasks.questions.question import Provenance, Question
 
 SOURCE = Provenance("generator", "made_up", 0, "0" * 64)
 

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models
 
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import Planned, attempt, question
-from training_core.character.config import DecisionConfig
-from training_core.character.council import ARCHETYPES
-from training_core.character.ooda import (
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p5_curriculum.config import DecisionConfig
+from training_core.phases.p5_curriculum.council import ARCHETYPES
+from training_core.phases.p5_curriculum.ooda import (
     TOOLS_PREAMBLE,
     Controller,
     Experience,
@@ -24,8 +25,7 @@ from training_core.character.ooda import (
     measure_ooda,
     observe,
 )
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.questions.question import Question
+from training_core.tasks.questions.question import Question
 
 HERE = ("sums", True)
 

@@ -20,30 +20,28 @@ from forge_assets.exhibits.character import EXHIBIT
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
-from training_core.baking.prompt_baking import measure_baking
-from training_core.baking.staying import staying_rows
-from training_core.bundle import write_bundle
-from training_core.character import phase
-from training_core.character.config import CharacterConfig
-from training_core.character.eudaimonia import flipped_codes, rule_prompt, sample_rule
-from training_core.character.phase import make_character
-from training_core.character.preferences import log_likelihoods, margins, preference, preference_gain
-from training_core.character.scenarios import RULES, ScenarioPair, scenario_pairs
-from training_core.character.self_model import load_self_model
 from training_core.data.batches import TrainingData
-from training_core.evaluation.held_out import open_suite
-from training_core.loading import load_latents, load_model
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import Product
-from training_core.quantization.packing import round_to_half_
-from training_core.quantization.ternary import inference_copy, ternary_modules
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.bank import QuestionBank
-from training_core.questions.measurement import spread
-from training_core.questions.question import LEVELS, Question
-from training_core.questions.tools import ToolBox
-from training_core.training.reporting import Reporter, SilentReporter
-from training_core.training.stages import Stages
+from training_core.distill.prompt_baking import measure_baking
+from training_core.distill.rehearsal_data import staying_rows
+from training_core.formats.loading import load_latents, load_model
+from training_core.formats.ternary_packing import round_to_half_
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.ternary import inference_copy, ternary_modules
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p5_curriculum import curriculum_model as phase
+from training_core.phases.p5_curriculum.config import CharacterConfig
+from training_core.phases.p5_curriculum.curriculum_model import make_character
+from training_core.phases.p5_curriculum.eudaimonia import flipped_codes, rule_prompt, sample_rule
+from training_core.phases.p5_curriculum.preferences import log_likelihoods, margins, preference, preference_gain
+from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, scenario_pairs
+from training_core.phases.p5_curriculum.self_model import load_self_model
+from training_core.reporting import Reporter, SilentReporter
+from training_core.store.bundle import Product, write_bundle
+from training_core.store.result_cache import ResultCache
+from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.measurement import spread
+from training_core.tasks.questions.question import LEVELS, Question
 
 SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
@@ -60,7 +58,7 @@ import json
 from pathlib import Path
 from safetensors.torch import save_file
 from tests.core.test_character_phase import made
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
 torch.set_num_threads(1)
 folders, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 class Deadly(SilentReporter):
@@ -105,17 +103,11 @@ def bank() -> QuestionBank:
 
 def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, **changes: object) -> Product:
     with open_sandbox("embedded") as sandbox:
-        return make_character(
-            parent(),
-            TernarySettings(),
-            CharacterConfig(**(TINY | changes)),  # type: ignore[arg-type]
-            TrainingData.open(folders["tokens"], folders["task_bank"]),
-            bank(),
-            ToolBox(sandbox),
-            open_suite(folders["evaluation_suite"]),
-            reporter,
-            checkpoint,
+        context = QuestionContext(
+            folders=folders, bank=bank(), sandbox=sandbox, reporter=reporter, checkpoint=checkpoint
         )
+        config = CharacterConfig(**(TINY | changes))  # type: ignore[arg-type]
+        return make_character(parent(), TernarySettings(), context, config)
 
 
 def test_killed_in_every_stage_and_resumed_ends_bit_for_bit_the_same(
@@ -335,16 +327,16 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
         return {"x": 0.1}
 
     for fingerprint, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        assert Stages(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
+        assert ResultCache(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
         assert len(calls) == expected
     (tmp_path / "s.json").write_text('{"half')
-    assert Stages(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert ResultCache(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
     assert len(calls) == 3
-    kept = Stages(tmp_path, "b", SilentReporter())
+    kept = ResultCache(tmp_path, "b", SilentReporter())
     value = {"t": torch.tensor([0.1, 1e-30], dtype=torch.float64)}
-    assert torch.equal(kept.keep_tensors("t", lambda: value)["t"], value["t"])
-    assert torch.equal(kept.keep_tensors("t", lambda: {})["t"], value["t"])
+    assert torch.equal(kept.cached_tensors("t", lambda: value)["t"], value["t"])
+    assert torch.equal(kept.cached_tensors("t", lambda: {})["t"], value["t"])
     with pytest.raises(ValueError, match="not JSON compliant"):
-        kept.keep("nan", lambda: {"x": math.nan})
-    assert Stages(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
+        kept.cached("nan", lambda: {"x": math.nan})
+    assert ResultCache(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
     assert len(calls) == 4

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from training_core.character.scenarios import RULES, scenario_pairs, situations, slots, templates
-from training_core.character.templates import HELD_OUT, TRAINING, Texts
+from training_core.phases.p5_curriculum.scenarios import RULES, scenario_pairs, situations, slots, templates
+from training_core.phases.p5_curriculum.templates import HELD_OUT, TRAINING, Texts
 
 ALL = {split: [texts for rule in RULES for texts in templates(rule.name, split)] for split in ("train", "held_out")}  # type: ignore[arg-type]
 NEGATION = re.compile(r"\b(not|no|never|none|nobody|nothing|cannot)\b")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.core.small_data import SHAPE
-from training_core.character.config import SelfModelConfig
-from training_core.character.self_model import (
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p5_curriculum.config import SelfModelConfig
+from training_core.phases.p5_curriculum.self_model import (
     GRID,
     HIGHEST,
     LOWEST,
@@ -31,7 +32,6 @@ from training_core.character.self_model import (
     shuffled,
     train_self_model,
 )
-from training_core.models.cognate import Cognate, CognateConfig
 
 
 def planted(samples: int, tokens: int = 32, vocab: int = 40, seed: int = 0) -> tuple[Tensor, OwnSamples]:

@@ -9,23 +9,29 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
-from training_core.bundle import write_bundle
-from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
-from training_core.compression.artifact import make_compressible, read_artifact, write_artifact
-from training_core.compression.container import ContainerError
-from training_core.compression.training import CompressionConfig, initialise_from, student_config, train_compressed
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
-from training_core.generation import generate, sample
-from training_core.loading import load_latents, load_model
-from training_core.merging.cognates import merge_cognates
-from training_core.merging.evolution import EvolutionConfig
-from training_core.models.cognate import Cognate, CognateConfig, effective_weight
+from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
+from training_core.formats.container import ContainerError
+from training_core.formats.loading import load_latents, load_model
+from training_core.formats.ternary_packing import ternary_product
+from training_core.nn.cognate import Cognate, CognateConfig, effective_weight
+from training_core.nn.ternary import TernaryLinear
+from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig
+from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
+from training_core.phases.p4_bitnet.train import TernaryConfig, settings_of, train_ternary
+from training_core.phases.p8_compression.student import (
+    CompressionConfig,
+    initialise_from,
+    student_config,
+    train_compressed,
+)
 from training_core.profiles import preset
-from training_core.quantization.ternary import TernaryLinear
-from training_core.quantization.training import TernaryConfig, settings_of, ternary_product, train_ternary
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import write_bundle
+from training_core.text.generation import generate, sample
 
 STUDENT = {
     "student_d_model": 24, "student_num_heads": 2, "student_d_ff": 32, "student_embedding_rank": 12,

@@ -10,18 +10,18 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.core.small_experts import FAMILIES, bank
-from training_core.compression import experts as file_experts
-from training_core.compression.artifact import make_compressible, read_artifact, write_artifact
-from training_core.compression.container import ContainerError, read_container, write_container
-from training_core.compression.experts import StudentTeaching, teach_student
-from training_core.compression.tensor_code import Int8Code
-from training_core.compression.training import CompressionConfig, carry_experts
 from training_core.data.batches import TrainingData
-from training_core.experts.answers import of_each_family
-from training_core.experts.singular import Scalable, scaled_matrices
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.questions.likelihood import AskedQuestions
-from training_core.training.reporting import SilentReporter
+from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
+from training_core.formats.container import ContainerError, read_container, write_container
+from training_core.formats.tensor_code import Int8Code
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.svf import SVFModel, scaled_matrices
+from training_core.phases.p8_compression import student_experts as file_experts
+from training_core.phases.p8_compression.student import CompressionConfig, carry_experts
+from training_core.phases.p8_compression.student_experts import FileExpertsReport, teach_student
+from training_core.svf.expert_accuracy import of_each_family
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.likelihood import AskedQuestions
 
 CONFIG = CompressionConfig(
     expert_steps=12, expert_batch=8, expert_lr=0.3, expert_questions=12, expert_measured=6, expert_texts=12,
@@ -43,18 +43,22 @@ def student() -> Cognate:
     return model
 
 
+def context(data: TrainingData) -> QuestionContext:
+    return QuestionContext(data=data, bank=bank())
+
+
 @pytest.fixture(scope="module")
-def carried(data: TrainingData) -> tuple[bytes, bytes, StudentTeaching]:
+def carried(data: TrainingData) -> tuple[bytes, bytes, FileExpertsReport]:
     """The file without experts, the file with them, and what they are worth."""
     model = student()
     without = write_artifact(model, data.tokenizer_json, 0.5, "tensor")
     names = [families[0] for families in GROUPS]
-    payload, taught = carry_experts(without, model, names, GROUPS, CONFIG, data, bank(), SilentReporter())
+    payload, taught = carry_experts(without, model, names, GROUPS, CONFIG, context(data))
     return without, payload, taught
 
 
 def test_experts_come_back_from_the_file_as_they_were_taught(
-    carried: tuple[bytes, bytes, StudentTeaching], data: TrainingData
+    carried: tuple[bytes, bytes, FileExpertsReport], data: TrainingData
 ) -> None:
     without, payload, taught = carried
     kept = taught.kept
@@ -77,13 +81,13 @@ def test_experts_come_back_from_the_file_as_they_were_taught(
 
 
 def test_what_is_measured_is_what_the_file_answers(
-    carried: tuple[bytes, bytes, StudentTeaching], data: TrainingData
+    carried: tuple[bytes, bytes, FileExpertsReport], data: TrainingData
 ) -> None:
     """Each test question routed and answered alone from the file gives the accuracy that is printed."""
     _, payload, taught = carried
     read = read_artifact(payload)
     assert read.experts is not None
-    tokenizer, scalable = Tokenizer.from_str(data.tokenizer_json), Scalable(read.model)
+    tokenizer, scalable = Tokenizer.from_str(data.tokenizer_json), SVFModel(read.model)
     questions = of_each_family(bank().test, CONFIG.expert_measured)
     expected: dict[str, list[float]] = {}
     for question in questions:
@@ -103,14 +107,14 @@ def test_an_expert_that_does_not_help_stays_out(data: TrainingData) -> None:
     model = student()
     without = write_artifact(model, data.tokenizer_json, 0.5, "tensor")
     still = CONFIG.model_copy(update={"expert_lr": 1e-12})
-    payload, taught = carry_experts(without, model, ["a"], [["copying"]], still, data, bank(), SilentReporter())
+    payload, taught = carry_experts(without, model, ["a"], [["copying"]], still, context(data))
     assert taught.kept is None
     assert payload == without
     assert taught.metrics()["file_experts_gain"] == taught.metrics()["file_experts"] == 0.0
     assert read_artifact(payload).experts is None
 
 
-def test_a_file_that_lies_about_its_experts_is_refused(carried: tuple[bytes, bytes, StudentTeaching]) -> None:
+def test_a_file_that_lies_about_its_experts_is_refused(carried: tuple[bytes, bytes, FileExpertsReport]) -> None:
     container = read_container(carried[1])
     names = container.config["experts"]
 
@@ -130,6 +134,6 @@ def test_a_file_that_lies_about_its_experts_is_refused(carried: tuple[bytes, byt
 
 def test_bad_input_says_what_to_change(data: TrainingData) -> None:
     with pytest.raises(ValueError, match="every expert has a name and families, got 2 and 1"):
-        teach_student(student(), ["a", "b"], [["copying"]], data, bank(), CONFIG, 0, SilentReporter(), None)
+        teach_student(student(), ["a", "b"], [["copying"]], context(data), CONFIG, 0)
     with pytest.raises(ValueError, match="no worked completions to learn from"):
-        teach_student(student(), ["a"], [["absent"]], data, bank(), CONFIG, 0, SilentReporter(), None)
+        teach_student(student(), ["a"], [["absent"]], context(data), CONFIG, 0)

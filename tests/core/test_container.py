@@ -20,17 +20,17 @@ from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from training_core.compression import container as container_module
-from training_core.compression.codec import CodecError, decode_ternary, encode_ternary, squeeze, unsqueeze
-from training_core.compression.container import (
+from training_core.formats import container as container_module
+from training_core.formats.codec import CodecError, decode_ternary, encode_ternary, squeeze, unsqueeze
+from training_core.formats.container import (
     Container,
     ContainerError,
     describe,
     read_container,
     write_container,
 )
-from training_core.compression.tensor_code import HalfCode, Int8Code, TensorCode, TernaryCode, TernaryRowsCode
-from training_core.compression.tokenizer_codec import compact, expand
+from training_core.formats.tensor_code import HalfCode, Int8Code, TensorCode, TernaryCode, TernaryRowsCode
+from training_core.formats.tokenizer_codec import compact, expand
 
 TEXT = (
     "the quick brown fox jumps over the lazy dog while a patient reader counts every letter and number "
@@ -269,7 +269,7 @@ def test_compact_tokenizer_costs_about_two_bytes_a_merge() -> None:
 
 
 def test_many_merges_are_stored_as_packed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    import training_core.compression.tokenizer_codec as module
+    import training_core.formats.tokenizer_codec as module
 
     monkeypatch.setattr(module, "_ADAPTIVE_MERGES", 100)
     text = tokenizer_json(700)
@@ -307,7 +307,7 @@ def test_other_tokenizers_are_refused(text: str) -> None:
 
 
 def test_a_token_made_in_two_ways_keeps_its_id() -> None:
-    from training_core.compression.tokenizer_codec import _encode
+    from training_core.formats.tokenizer_codec import _encode
 
     a, b, c = (1 + sorted(pre_tokenizers.ByteLevel.alphabet()).index(letter) for letter in "abc")
     data = _encode(["<|endoftext|>"], np.array([[a, b], [b, c], [257, c], [a, 258], [259, a]], dtype=np.int64))
@@ -324,7 +324,7 @@ def test_a_token_made_in_two_ways_keeps_its_id() -> None:
 
 def test_token_length_bomb_is_refused() -> None:
     """Merge k doubles the token of merge k - 1: 60 merges would be 2^60 characters."""
-    from training_core.compression.tokenizer_codec import _encode
+    from training_core.formats.tokenizer_codec import _encode
 
     pairs = np.array([[1, 1], *[[257 + k, 257 + k] for k in range(59)]], dtype=np.int64)
     data = _encode(["<|endoftext|>"], pairs)

@@ -17,22 +17,22 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
-from training_core.baking.trajectories import Trajectory
-from training_core.cognate.objective import next_token_objective
-from training_core.cycles import material as limits
-from training_core.cycles import personas
-from training_core.cycles.material import TEXT_ONLY, Material, NothingToBakeError, Trajectories
-from training_core.cycles.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
-from training_core.cycles.tools import ToolCycle
 from training_core.data.batches import TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.models.cognate import Cognate
+from training_core.distill.trajectories import Trajectory
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.quantization.ternary import inference_copy
-from training_core.questions.bank import QuestionBank
-from training_core.questions.likelihood import example_of, measure_likelihoods
-from training_core.sandbox import Sandbox
+from training_core.phases.p6_baking import context as limits
+from training_core.phases.p6_baking import personas
+from training_core.phases.p6_baking.context import TEXT_ONLY, CycleContext, NothingToBakeError, Trajectories
+from training_core.phases.p6_baking.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
+from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
+from training_core.tasks.sandbox import Sandbox
+from training_core.training.objective import next_token_objective
 
 LINE = 20  # tokens of a line: long enough to tell which text it is from
 SAID, REPLY, CONTINUATION = 300, 2, 4
@@ -90,12 +90,12 @@ def make_cycle(folders: dict[str, Path], sandbox: Sandbox, **changes: object) ->
 
 
 @pytest.fixture(scope="module")
-def made(small_data: dict[str, Path], sandbox: Sandbox) -> Material:
+def made(small_data: dict[str, Path], sandbox: Sandbox) -> CycleContext:
     return material(small_data, sandbox, **SETTINGS)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def cycle(made: Material) -> PersonaCycle:
+def cycle(made: CycleContext) -> PersonaCycle:
     """A cycle that has not begun; nothing is kept of what others did."""
     return PersonaCycle(made, ToolCycle(made))
 
@@ -122,7 +122,7 @@ def proposed(cycle: PersonaCycle, model: Cognate, number: int = 0) -> list[str]:
 
 
 def talker(cycle: PersonaCycle, says: str) -> Cognate:
-    return Talker(cycle.material.tokenizer, {"": (says,)})  # type: ignore[return-value]
+    return Talker(cycle.material.context.tokenizer, {"": (says,)})  # type: ignore[return-value]
 
 
 # --- proposals
@@ -146,7 +146,7 @@ def test_proposals_come_from_the_model_and_the_seed(
         assert len(text.split()) >= LEAST_WORDS == 2
         assert text.endswith("\n")
         assert text.count("\n") == 1, "one line, so that the next begins a question"
-        assert len(cycle.material.tokenizer.encode(text).ids) <= 8 + 1
+        assert len(cycle.material.context.tokenizer.encode(text).ids) <= 8 + 1
         assert text.strip() not in source
 
 
@@ -174,7 +174,7 @@ def test_scores_are_measured_with_the_text_in_front_and_the_highest_wins(cycle: 
     for number in range(3):
         proposals = cycle._propose(number, inference_copy(model))["proposals"]
         for proposal in proposals:
-            told = measure_likelihoods(model, cycle.material.tokenizer, cycle.validation, proposal["text"])
+            told = measure_likelihoods(model, cycle.material.context.tokenizer, cycle.validation, proposal["text"])
             assert proposal["score"] == told.mean_probability().document()
         values = [proposal["score"]["value"] for proposal in proposals]
         assert len(set(values)) == len(values)
@@ -186,9 +186,9 @@ def test_scores_are_measured_with_the_text_in_front_and_the_highest_wins(cycle: 
 
 def test_the_score_of_a_model_is_that_without_a_prompt(cycle: PersonaCycle) -> None:
     assert len(cycle.validation) == cycle.material.config.scored_questions
-    assert set(cycle.validation) <= set(cycle.material.bank.validation)
+    assert set(cycle.validation) <= set(cycle.material.context.selection.questions)
     assert {q.level for q in cycle.validation} <= set(cycle.material.levels_in_reach)
-    told = measure_likelihoods(parent(), cycle.material.tokenizer, cycle.validation)
+    told = measure_likelihoods(parent(), cycle.material.context.tokenizer, cycle.validation)
     assert cycle.score(parent()) == told.mean_probability()
     assert cycle.score(parent(), "Be kind\n") != told.mean_probability()
 
@@ -198,14 +198,14 @@ def test_the_score_of_a_model_is_that_without_a_prompt(cycle: PersonaCycle) -> N
 
 def heard(cycle: PersonaCycle, prompt: str) -> tuple[Parrot, tuple[int, ...], Trajectories]:
     """Trajectories of a model that says one token, prompted."""
-    model = Parrot(cycle.material.tokenizer)
-    prompt_ids = tuple(cycle.material.tokenizer.encode(prompt).ids)
+    model = Parrot(cycle.material.context.tokenizer)
+    prompt_ids = tuple(cycle.material.context.tokenizer.encode(prompt).ids)
     return model, prompt_ids, cycle._trajectories(0, model, prompt_ids)  # type: ignore[arg-type]
 
 
 def parsed(cycle: PersonaCycle, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The texts of a user's lines in turns of a conversation, each behind a line break and before the cue and reply."""
-    encode = cycle.material.tokenizer.encode
+    encode = cycle.material.context.tokenizer.encode
     before, behind = encode("\n").ids, encode(REPLY_CUE).ids
     turn = len(before) + LINE + len(behind) + REPLY
     lines = []
@@ -223,7 +223,7 @@ def text_of(folders: dict[str, Path], split: str) -> str:
 
 
 def contains(pieces: set[tuple[int, ...]], cycle: PersonaCycle, text: str) -> list[bool]:
-    return [cycle.material.tokenizer.decode(list(piece)) in text for piece in pieces]
+    return [cycle.material.context.tokenizer.decode(list(piece)) in text for piece in pieces]
 
 
 def test_conversations_of_no_two_and_four_earlier_turns_follow_each_other(cycle: PersonaCycle) -> None:
@@ -277,7 +277,9 @@ def test_trajectories_are_those_of_the_seed_and_of_the_prompted_model(
 ) -> None:
     few = {"line_tokens": 2, "num_trajectories": 4, "held_out_trajectories": 2}
     cycle, model = make_cycle(small_data, sandbox, **few), inference_copy(model)
-    ids, others = (tuple(cycle.material.tokenizer.encode(text).ids) for text in ("The old empire\n", "1 1 1 1 1 1\n"))
+    ids, others = (
+        tuple(cycle.material.context.tokenizer.encode(text).ids) for text in ("The old empire\n", "1 1 1 1 1 1\n")
+    )
     first = cycle._trajectories(0, model, ids)
     assert make_cycle(small_data, sandbox, **few)._trajectories(0, model, ids) == first
     assert cycle._trajectories(1, model, ids) != first
@@ -318,7 +320,7 @@ def test_an_iteration_bakes_the_winner(cycle: PersonaCycle, model: Cognate) -> N
     (chosen,) = (proposal["text"] for proposal in cycle.proposals if proposal["chosen"])
     assert (baked.cycle, baked.text, baked.target) == ("persona", chosen, 0.5)
     assert cycle.winners == [chosen]
-    assert baked.prompt_ids == tuple(cycle.material.tokenizer.encode(chosen).ids)
+    assert baked.prompt_ids == tuple(cycle.material.context.tokenizer.encode(chosen).ids)
     assert baked.start is model
     assert all(torch.equal(value, untouched[name]) for name, value in model.state_dict().items())
     assert any(not torch.equal(value, untouched[name]) for name, value in baked.full.state_dict().items())
@@ -341,7 +343,7 @@ def test_a_prompt_without_an_effect_is_not_baked(
 
 def test_turns_that_do_not_fit_are_refused_with_their_numbers(small_data: dict[str, Path], sandbox: Sandbox) -> None:
     """320 positions: a prompt of 9, and turns of a line, of its break and cue, and of a reply."""
-    encode = make_cycle(small_data, sandbox).material.tokenizer.encode
+    encode = make_cycle(small_data, sandbox).material.context.tokenizer.encode
     turn = 2 + len(encode("\n" + REPLY_CUE).ids) + REPLY
     most, over = divmod(320 - 9, turn)
     make_cycle(small_data, sandbox, line_tokens=2, turns=most)
@@ -360,7 +362,7 @@ def test_turns_that_do_not_fit_are_refused_with_their_numbers(small_data: dict[s
 def test_a_prompt_must_fit_in_front_of_every_question(small_data: dict[str, Path], sandbox: Sandbox) -> None:
     """Tabs are a token each: the longest question leaves room for a prompt of 9 tokens, then for one of 8."""
     made = material(small_data, sandbox, **SETTINGS)  # type: ignore[arg-type]
-    tools, short = ToolCycle(made), example_of(question("?"), made.tokenizer)
+    tools, short = ToolCycle(made), example_of(question("?"), made.context.tokenizer)
     room = 320 - 9 - len(short.prompt) - len(short.completion)
     made.bank = QuestionBank(made.bank.train, [question("?" + "\t" * room)] * 2, made.bank.test, spent_usd=0.0, note="")
     PersonaCycle(made, tools)

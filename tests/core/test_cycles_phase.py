@@ -18,14 +18,15 @@ from safetensors.torch import load_file
 from forge_assets.exhibits.baked import EXHIBIT
 from forge_assets.gates import gates_for
 from tests.core.small_cycles import made, parent
-from training_core.bundle import write_bundle
-from training_core.cycles import material, phase
-from training_core.cycles.material import HARM_FAMILY, HARM_TEXT, harmful
 from training_core.evaluation.intervals import Estimate
-from training_core.loading import load_latents, load_model
-from training_core.quantization.packing import round_to_half_
-from training_core.quantization.ternary import inference_copy
-from training_core.training.reporting import SilentReporter
+from training_core.formats.loading import load_latents, load_model
+from training_core.formats.ternary_packing import round_to_half_
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p6_baking import context as material
+from training_core.phases.p6_baking import phase
+from training_core.phases.p6_baking.context import HARM_FAMILY, HARM_TEXT, harmful
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import write_bundle
 
 
 def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(

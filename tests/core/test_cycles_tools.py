@@ -17,19 +17,19 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
-from training_core.cycles.material import Baked
-from training_core.cycles.tools import ToolCycle
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.intervals import wilson
-from training_core.models.cognate import Cognate
-from training_core.quantization.ternary import inference_copy
-from training_core.questions.attempts import completion_text, question_text
-from training_core.questions.bank import QuestionBank
-from training_core.repair.edits import Edit, apply_edit
-from training_core.repair.grading import SandboxRunner, grade
-from training_core.repair.instances import Instance
-from training_core.repair.micro_repositories import gold_edit, gold_text, instance_text, make_instances
-from training_core.sandbox import Limits, Sandbox, Verdict
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p6_baking.context import Baked
+from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.tasks.questions.attempts import completion_text, question_text
+from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.repair.edits import Edit, apply_edit
+from training_core.tasks.repair.grading import SandboxRunner, grade
+from training_core.tasks.repair.instances import Instance
+from training_core.tasks.repair.micro_repositories import gold_edit, gold_text, instance_text, make_instances
+from training_core.tasks.sandbox import Limits, Sandbox, Verdict
 
 PROMPT = "Mend it."
 LINES, NAMES = 2, 3
@@ -85,7 +85,7 @@ def cycle(small_data: dict[str, Path], sandbox: Sandbox) -> ToolCycle:
 def iterated(small_data: dict[str, Path], sandbox: Sandbox) -> tuple[ToolCycle, Cognate, Baked]:
     """A cycle after an iteration that began with a small model, and its result."""
     cycle = ToolCycle(material(small_data, sandbox, **SETTINGS))  # type: ignore[arg-type]
-    cycle.material.bank = bank_with_tools()
+    cycle.material.context.__dict__["_bank"] = bank_with_tools()
     model = parent()
     return cycle, model, cycle.iterate(0, model, 0.5)
 
@@ -108,7 +108,7 @@ def every(split: str) -> dict[str, Instance]:
 
 
 def model_that_writes(cycle: ToolCycle, scripts: Mapping[str, Sequence[str]]) -> Cognate:
-    return Sure(cycle.material.tokenizer, scripts)  # type: ignore[return-value]
+    return Sure(cycle.material.context.tokenizer, scripts)  # type: ignore[return-value]
 
 
 def wrong_edit(instance: Instance) -> Edit:
@@ -118,7 +118,7 @@ def wrong_edit(instance: Instance) -> Edit:
 
 def own_tokens(cycle: ToolCycle, *pieces: str) -> tuple[list[int], list[bool]]:
     """Tokens of a completion of which every second piece is a reply, and which of them are the model's."""
-    encoded = [cycle.material.tokenizer.encode(piece).ids for piece in pieces]
+    encoded = [cycle.material.context.tokenizer.encode(piece).ids for piece in pieces]
     ids = [token for piece in encoded for token in piece]
     return [*ids, END_OF_TEXT_ID], [*(place % 2 == 0 for place, piece in enumerate(encoded) for _ in piece), True]
 
@@ -131,7 +131,7 @@ def test_what_was_not_resolved_is_shown_with_the_prompt_and_the_sandboxs_reply(
 ) -> None:
     """A model without any training resolves nothing, so that all of its first lesson is demonstrations."""
     cycle, _, _ = iterated
-    tokenizer = cycle.material.tokenizer
+    tokenizer = cycle.material.context.tokenizer
     repairs = cycle.examples[:-2]
     assert len(repairs) == 2 + 2, "as many as were attempted, and others"
     assert len({example.prompt for example in repairs}) == 4
@@ -154,10 +154,11 @@ def test_what_was_resolved_is_learned_as_it_was_written(cycle: ToolCycle) -> Non
     }
     lesson = cycle._lesson(0, model_that_writes(cycle, scripts))["examples"]
     prompt, completion, learned = lesson[0]
-    assert cycle.material.tokenizer.decode(prompt) == f"{PROMPT}\n{instance_text(first)}"
+    assert cycle.material.context.tokenizer.decode(prompt) == f"{PROMPT}\n{instance_text(first)}"
     assert (completion, learned) == own_tokens(cycle, wrong, FAIL, gold_text(first), OK)
     shown = [
-        (cycle.material.tokenizer.decode(prompt), completion, learned) for prompt, completion, learned in lesson[1:]
+        (cycle.material.context.tokenizer.decode(prompt), completion, learned)
+        for prompt, completion, learned in lesson[1:]
     ]
     assert shown == [
         (f"{PROMPT}\n{instance_text(i)}", *own_tokens(cycle, gold_text(i), OK)) for i in (second, *others)
@@ -165,7 +166,7 @@ def test_what_was_resolved_is_learned_as_it_was_written(cycle: ToolCycle) -> Non
 
 
 def test_a_demonstrations_reply_is_the_sandboxs_whatever_it_is(cycle: ToolCycle, sandbox: Sandbox) -> None:
-    cycle.material.sandbox = Contrary(sandbox)  # type: ignore[assignment]
+    cycle.material.context._sandbox = Contrary(sandbox)  # type: ignore[assignment]
     instances = cycle.instances("train", 2 + 2, cycle.material.config.seed + 1)
     scripts = {cycle.prompt + instance_text(instances[0]): (gold_text(instances[0]),)}
     lesson = cycle._lesson(0, model_that_writes(cycle, scripts))["examples"]
@@ -177,7 +178,7 @@ def test_questions_show_calls_of_tools_whose_outputs_are_not_learned(
     iterated: tuple[ToolCycle, Cognate, Baked],
 ) -> None:
     cycle, model, _ = iterated
-    tokenizer, examples = cycle.material.tokenizer, cycle.examples[4:]
+    tokenizer, examples = cycle.material.context.tokenizer, cycle.examples[4:]
     for example, asked, output in zip(examples, (SUM, SQUARE), ("42>>", "<out>81</out>"), strict=True):
         assert tokenizer.decode(list(example.prompt)) == question_text(asked), "a question has no tool prompt"
         assert tokenizer.decode(list(example.completion[:-1])) == completion_text(asked)
@@ -207,7 +208,7 @@ def test_a_lesson_without_unprompted_repairs_is_one(small_data: dict[str, Path],
 
 def test_trajectories_hold_no_prompt_and_are_split(iterated: tuple[ToolCycle, Cognate, Baked]) -> None:
     cycle, _, baked = iterated
-    decode = cycle.material.tokenizer.decode
+    decode = cycle.material.context.tokenizer.decode
     teaching, setting, measuring = (
         [decode(list(t.prefix)) for t in part]
         for part in (baked.trajectories.teaching, baked.trajectories.setting, baked.trajectories.measuring)
@@ -226,7 +227,7 @@ def test_what_is_baked_is_the_tool_prompt_from_a_model_that_learned(
 ) -> None:
     cycle, model, baked = iterated
     assert (baked.cycle, baked.text, baked.target) == ("tools", f"{PROMPT}\n", 0.5)
-    assert baked.prompt_ids == tuple(cycle.material.tokenizer.encode(f"{PROMPT}\n").ids)
+    assert baked.prompt_ids == tuple(cycle.material.context.tokenizer.encode(f"{PROMPT}\n").ids)
     before, start = model.state_dict(), baked.start.state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in before.items()), "the lesson was learned"
     untouched = parent().state_dict()
@@ -256,7 +257,7 @@ def test_replies_in_trajectories_are_the_tools_and_nothing_else_is(cycle: ToolCy
     for place, trajectory in enumerate(drawn.teaching):
         ids, own = own_tokens(cycle, *written[place][1])
         assert (list(trajectory.continuation), list(trajectory.own)) == (ids, own)
-        assert trajectory.prefix == tuple(cycle.material.tokenizer.encode(instance_text(instances[place])).ids)
+        assert trajectory.prefix == tuple(cycle.material.context.tokenizer.encode(instance_text(instances[place])).ids)
     for trajectory in (*drawn.setting, *drawn.measuring):
         assert (trajectory.continuation, trajectory.own) == ((END_OF_TEXT_ID,), (True,)), "nothing was to be written"
 
@@ -293,7 +294,7 @@ def test_attempts_are_greedy_unless_they_are_drawn(small_data: dict[str, Path], 
         for temperature in (0.0, 1.0)
     )
     for instance, completion in zip(cycle.validation, greedy, strict=True):
-        ids = [END_OF_TEXT_ID, *cycle.material.tokenizer.encode(instance_text(instance)).ids, *completion]
+        ids = [END_OF_TEXT_ID, *cycle.material.context.tokenizer.encode(instance_text(instance)).ids, *completion]
         with torch.no_grad():
             likeliest = inference_copy(model)(torch.tensor([ids[:-1]])).logits[0].argmax(-1)
         assert completion == tuple(likeliest[-len(completion) :].tolist())
@@ -331,7 +332,7 @@ def test_a_tool_prompt_that_leaves_no_room_is_refused_with_its_numbers(
 ) -> None:
     longest = 320
     made = ToolCycle(material(small_data, sandbox, **SETTINGS))  # type: ignore[arg-type]
-    most = max(len(made.material.tokenizer.encode(instance_text(i)).ids) for i in made.validation)
+    most = max(len(made.material.context.tokenizer.encode(instance_text(i)).ids) for i in made.validation)
     room = longest - len(made.prompt_ids) - most
     ToolCycle(material(small_data, sandbox, **(SETTINGS | {"repair_tokens": room})))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"{most} of a micro-repository and {room + 1} .* exceed max_seq_len = 320"):

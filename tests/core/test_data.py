@@ -27,9 +27,9 @@ from training_core.data.documents import (
 )
 from training_core.data.packages import PackageSourceError, read_member
 from training_core.data.packing import TokenStream, encode, write_stream
-from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
+from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
 from training_core.data.tokenizer import END_OF_TEXT_ID, TokenizerConfig, load_tokenizer, train_tokenizer
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
 
 
 def files(*paths: Path | str, **changes: object) -> CorpusConfig:

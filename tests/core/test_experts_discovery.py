@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import load_tokenizer
-from training_core.experts.discovery import Discovery, Step, average_linkage, discover
-from training_core.experts.profile import Profile, measure_gradients, measure_profile
-from training_core.experts.singular import P_START, Scalable, ScaledLinear
-from training_core.questions import likelihood
-from training_core.questions.likelihood import AskedQuestions, Likelihoods, measure_likelihoods
-from training_core.questions.question import Question
+from training_core.nn.svf import P_START, ScaledLinear, SVFModel
+from training_core.phases.p7_experts.discovery import Discovery, Step, average_linkage, discover
+from training_core.phases.p7_experts.gradient_profile import Profile, measure_gradients, measure_profile
+from training_core.tasks.questions import likelihood
+from training_core.tasks.questions.likelihood import AskedQuestions, Likelihoods, measure_likelihoods
+from training_core.tasks.questions.question import Question
 
 ASKED = [question(), question("What is 17+25, and why?", "42"), question("Copy: a", "a"), question("7-5", "two or so")]
 SEEDS = 50
@@ -33,8 +33,8 @@ def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def scalable() -> Scalable:
-    return Scalable(parent())
+def scalable() -> SVFModel:
+    return SVFModel(parent())
 
 
 def profile(families: list[str], directions_QP: Tensor, wide: int = 0) -> Profile:
@@ -63,7 +63,7 @@ def is_pure(result: Discovery, k: int) -> bool:
 
 
 def test_a_question_has_the_gradient_that_the_start_of_an_experts_training_has(
-    scalable: Scalable, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    scalable: SVFModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """d loss / d p by the ordinary way, one question alone. At m = sigmoid(p) of one constant, dm / dp = 1 - sigmoid(p)
     in units of m = 1. Float32 through another order of operations: 1e-4 of the largest entry."""
@@ -88,13 +88,13 @@ def test_a_question_has_the_gradient_that_the_start_of_an_experts_training_has(
             )
 
 
-def test_the_gradients_of_a_matrix_sum_to_nothing(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_the_gradients_of_a_matrix_sum_to_nothing(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     """Multipliers of one constant change nothing. Float32 sums of 48 entries or fewer: 1e-5 of their absolute sum."""
     for g_QR in measure_gradients(scalable, AskedQuestions(ASKED, tokenizer, 320)).values():
         assert float((g_QR.sum(1).abs() / g_QR.abs().sum(1)).max()) < 1e-5
 
 
-def test_a_profile_holds_the_likelihoods_and_leaves_the_model_alone(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_a_profile_holds_the_likelihoods_and_leaves_the_model_alone(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     measured = measure_profile(scalable, AskedQuestions(ASKED, tokenizer, 320))
     expected = measure_likelihoods(parent(), tokenizer, ASKED)
     assert torch.equal(measured.told.log_prob_Q, expected.log_prob_Q)
@@ -282,7 +282,7 @@ def kinds(number: int) -> list[Question]:
     return asked
 
 
-def test_kinds_of_questions_are_found_in_a_real_model(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_kinds_of_questions_are_found_in_a_real_model(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     asked = AskedQuestions(kinds(30), tokenizer, 320)
     result = found(measure_profile(scalable, asked), resamples=20)
     assert [expert.families for expert in result.experts] == [

@@ -18,15 +18,15 @@ from tests.core.test_character_council import question
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.held_out import Windows, open_suite
 from training_core.evaluation.language_modeling import measure_windows
-from training_core.experts.evaluator import Evaluator, Latency, Shared, composed, recursing, shared
-from training_core.experts.genome import Composition, Space
-from training_core.experts.singular import Expert, Scalable
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.svf import Expert, SVFModel
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.lessons import LessonObjective
-from training_core.questions.likelihood import example_of, measure_likelihoods
-from training_core.questions.question import Question
+from training_core.phases.p7_experts.evaluator import Evaluator, Latency, Shared, composed, recursing, shared
+from training_core.phases.p7_experts.genome import Composition, Space
+from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
+from training_core.tasks.questions.question import Question
+from training_core.tasks.questions.sft_objective import LessonObjective
 
 SHAPE = {
     "d_model": 32, "num_layers": 3, "num_core_layers": 1, "num_heads": 2, "d_ff": 48, "window": 32, "max_seq_len": 128,
@@ -64,7 +64,7 @@ def learned(tokenizer: Tokenizer) -> Cognate:
     return model.eval()
 
 
-def experts_for(scalable: Scalable, number: int = NUM_EXPERTS, spread: float = 0.8) -> list[Expert]:
+def experts_for(scalable: SVFModel, number: int = NUM_EXPERTS, spread: float = 0.8) -> list[Expert]:
     draw = torch.Generator().manual_seed(3)
     return [
         Expert.of(
@@ -99,7 +99,7 @@ def batches(
 def evaluator(
     folders: dict[str, Path], model: Cognate | None = None, experts: list[Expert] | None = None, **changes: object
 ) -> Evaluator:
-    scalable = Scalable(model if model is not None else cognate())
+    scalable = SVFModel(model if model is not None else cognate())
     experts = experts if experts is not None else experts_for(scalable)
     given = batches(
         folders, float(changes.pop("racing_share", 1.0)), window_tokens=int(changes.pop("window_tokens", 32))
@@ -215,7 +215,7 @@ def test_bits_per_byte_over_all_windows_is_that_of_the_suite(small_data: dict[st
     model = cognate()
     windows = open_suite(small_data["evaluation_suite"]).validation
     given = batches(small_data, 1.0, num_windows=10_000)
-    scalable = Scalable(model)
+    scalable = SVFModel(model)
     experts = experts_for(scalable)
     measured = Evaluator(
         scalable, experts, given, judged(18), judged(len(given.inputs_WS)),
@@ -310,7 +310,7 @@ def test_a_bad_one_is_raced_out_on_the_first_part(small_data: dict[str, Path], l
 
 def test_raced_out_leaves_no_numbers(small_data: dict[str, Path], learned: Cognate) -> None:
     """Experts that tear a model that knows the answers apart."""
-    experts = experts_for(Scalable(learned), spread=1.9)
+    experts = experts_for(SVFModel(learned), spread=1.9)
     measured = evaluator(small_data, learned, experts, racing_share=0.5)
     found = measured.evaluate(some(measured.space, temperature=4.0, strengths=(1.5, 1.5)))
     assert float(measured._own[0].mean()) > 0.3
@@ -342,7 +342,7 @@ def test_latency_is_of_two_passes_and_measured_once_for_a_structure(small_data: 
 
 def test_identical_experts_give_the_same_and_are_paid_for_each(small_data: dict[str, Path]) -> None:
     """Nothing merges them: which of two it is does not matter, and both together take twice the bytes."""
-    scalable = Scalable(cognate())
+    scalable = SVFModel(cognate())
     twice = experts_for(scalable, 1) * 2
     measured = evaluator(small_data, experts=twice)
     half = judged(18).clone()
@@ -357,7 +357,7 @@ def test_identical_experts_give_the_same_and_are_paid_for_each(small_data: dict[
 
 
 def test_one_expert_is_enough(small_data: dict[str, Path]) -> None:
-    measured = evaluator(small_data, experts=experts_for(Scalable(cognate()), 1))
+    measured = evaluator(small_data, experts=experts_for(SVFModel(cognate()), 1))
     assert measured.space.num_genes == 8
     assert measured.space.alone(0) == measured.space.together()
     assert measured.evaluate(measured.space.together()).status == "measured"
@@ -403,7 +403,7 @@ def test_shared_batches_are_alike_for_all_families_and_spread(
 
 def test_a_router_that_judged_something_else_is_refused(small_data: dict[str, Path]) -> None:
     given = batches(small_data, 1.0)
-    scalable = Scalable(cognate())
+    scalable = SVFModel(cognate())
     settings = {"router_bytes": 0, "latency_bound": 4.0, "latency_questions": 2, "latency_repeats": 1}
     with pytest.raises(ValueError, match="18 shared questions and 3 windows, got 17 and 3"):
         Evaluator(scalable, experts_for(scalable), given, judged(17), judged(3), **settings)  # type: ignore[arg-type]

@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import load_tokenizer
-from training_core.experts.few_shot import FewShotConfig, Score, cross_entropy_method, few_shot_weights
-from training_core.experts.profile import measure_gradients
-from training_core.experts.singular import Expert, Scalable, mixture
-from training_core.questions.likelihood import AskedQuestions, measure_likelihoods
+from training_core.nn.svf import Expert, SVFModel, mixture
+from training_core.phases.p7_experts.few_shot import FewShotConfig, Score, cross_entropy_method, few_shot_weights
+from training_core.phases.p7_experts.gradient_profile import measure_gradients
+from training_core.tasks.questions.likelihood import AskedQuestions, measure_likelihoods
 
 OPTIMUM = torch.tensor([0.8, 0.0, 0.35])
 
@@ -94,7 +94,7 @@ def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
 def test_the_expert_that_helps_is_turned_up_and_the_one_that_harms_down(tokenizer: Tokenizer) -> None:
     """One expert is a step down the gradient of the shots' loss, the other the same step up. No shot is exact, so that
     likelihoods decide; they must be those of the model with the mixture, to float32."""
-    scalable = Scalable(parent())
+    scalable = SVFModel(parent())
     shots = AskedQuestions([question(f"Say {word}", "yes it is") for word in "abcde"], tokenizer, 320)
     gradients = {name: g_QR.mean(0) for name, g_QR in measure_gradients(scalable, shots).items()}
     steps = {name: 0.3 * g_R / g_R.abs().max() for name, g_R in gradients.items()}

@@ -14,9 +14,15 @@ from torch import Tensor
 
 from forge_resources.sandbox import open_sandbox
 from tests.oracles.singular_value_reference import enumerate_sequences
-from training_core.baking.low_rank import low_rank
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.experts.learning import (
+from training_core.distill.lora import low_rank
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.svf import SVFModel
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.phases.p7_experts.lora_baseline import adapter_bytes, affordable, learn_low_rank
+from training_core.phases.p7_experts.reinforce import RewardObjective, advantages, learn_by_reward, own_tokens
+from training_core.reporting import SilentReporter
+from training_core.svf.supervised import (
     CompletionObjective,
     DrawNumbers,
     ExpertLearningConfig,
@@ -25,17 +31,11 @@ from training_core.experts.learning import (
     learn_supervised,
     read,
 )
-from training_core.experts.low_rank_rival import adapter_bytes, affordable, learn_low_rank
-from training_core.experts.reinforce import RewardObjective, compared, learn_by_reward, own_tokens
-from training_core.experts.singular import Scalable
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.quantization.training import TernarySettings, make_ternary
-from training_core.questions.attempts import Answerer
-from training_core.questions.lessons import Example, rows_of
-from training_core.questions.likelihood import example_of, measure_likelihoods
-from training_core.questions.question import Provenance, Question, normalise_answer
-from training_core.questions.tools import ToolBox
-from training_core.training.reporting import SilentReporter
+from training_core.tasks.questions.attempts import Answerer
+from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
+from training_core.tasks.questions.question import Provenance, Question, normalise_answer
+from training_core.tasks.questions.sft_objective import Example, rows_of
+from training_core.tasks.questions.tools import ToolBox
 
 SHAPE = {
     "d_model": 16, "num_layers": 2, "num_core_layers": 1, "num_heads": 2, "d_ff": 24, "window": 16, "max_seq_len": 32,
@@ -83,11 +83,11 @@ def model() -> Cognate:
 
 
 @pytest.fixture
-def scalable() -> Scalable:
-    return Scalable(model())
+def scalable() -> SVFModel:
+    return SVFModel(model())
 
 
-def somewhere(scalable: Scalable, spread: float = 1.0) -> Cognate:
+def somewhere(scalable: SVFModel, spread: float = 1.0) -> Cognate:
     """A trainable model that is not at its start."""
     trained = scalable.trainable()
     generator = torch.Generator().manual_seed(1)
@@ -134,7 +134,7 @@ def exact_objective(trained: Cognate, tokenizer: Tokenizer, asked: Question, mos
 
 @pytest.mark.parametrize(("baseline", "attempts"), [("none", 1), ("group", 4)])
 def test_the_gradient_is_that_of_the_expected_reward(
-    scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox, baseline: str, attempts: int
+    scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox, baseline: str, attempts: int
 ) -> None:
     """30 batches: their mean is within 3 standard errors along the true gradient, and within 4 in every
     coordinate (96 of them, correlated)."""
@@ -161,13 +161,13 @@ def test_the_gradient_is_that_of_the_expected_reward(
 
 def test_rewards_are_compared_with_nothing_or_with_the_others() -> None:
     rewards = torch.tensor([[1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])
-    assert torch.equal(compared(rewards, "none"), rewards)
+    assert torch.equal(advantages(rewards, "none"), rewards)
     by_hand = [[2.0, -2 / 3, -2 / 3, -2 / 3], [0.0, 0.0, 0.0, 0.0]]  # 1 - (-1), -1 - (1 - 1 - 1) / 3
-    assert torch.allclose(compared(rewards, "group"), torch.tensor(by_hand))
+    assert torch.allclose(advantages(rewards, "group"), torch.tensor(by_hand))
 
 
 def test_attempts_are_drawn_from_the_policy_that_is_scored(
-    scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox
+    scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox
 ) -> None:
     """The log-probabilities that streaming gave, W' written down once, are those of the trained graph; also after a
     step."""
@@ -185,7 +185,7 @@ def test_attempts_are_drawn_from_the_policy_that_is_scored(
     assert objective._answerer.model is not trained
 
 
-def test_the_loss_by_hand(scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox) -> None:
+def test_the_loss_by_hand(scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox) -> None:
     """One attempt after the other; the divergence is a sum over tokens and a mean over attempts."""
     trained, reference = somewhere(scalable), scalable.plain()
     losses = []
@@ -208,7 +208,7 @@ def test_the_loss_by_hand(scalable: Scalable, tokenizer: Tokenizer, tools: ToolB
     assert float(losses[0].metrics["reward"]) == sum(1 if a.right else -1 for a in attempts) / 4
 
 
-def test_reward_alone_teaches_what_is_asked(scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox) -> None:
+def test_reward_alone_teaches_what_is_asked(scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox) -> None:
     """One token to write: the right one is drawn once in eleven attempts before, and most of the time afterwards."""
 
     def expected(adapted: Cognate) -> float:
@@ -234,7 +234,7 @@ def test_reward_alone_teaches_what_is_asked(scalable: Scalable, tokenizer: Token
 # -- worked completions ----------------------------------------------------------------------------------------------
 
 
-def test_the_divergence_and_its_gradient(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_the_divergence_and_its_gradient(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     """Against the sum over the vocabulary, and against differences along a direction (float32: 2 %)."""
     rows = rows_of([Example((2, 3), (4, 2, 0), (True, False, True)), Example((3,), (2, 0), (True, True))])
     trained, reference = somewhere(scalable), scalable.plain()
@@ -257,7 +257,7 @@ def test_the_divergence_and_its_gradient(scalable: Scalable, tokenizer: Tokenize
     assert (values[0] - values[1]) / 0.04 == pytest.approx(float(slope.norm()), rel=0.02)
 
 
-def test_the_loss_on_completions_reaches_p_alone(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_the_loss_on_completions_reaches_p_alone(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     trained, shown = somewhere(scalable), examples(tokenizer)
     objective = CompletionObjective(shown, scalable.plain(), 0.5)
     result = objective(trained, torch.tensor([1, 3]), None, torch.Generator())
@@ -273,7 +273,7 @@ def test_the_loss_on_completions_reaches_p_alone(scalable: Scalable, tokenizer: 
     assert reached == {f"{name}.p" for name in scalable.layers}
 
 
-def test_completions_teach_and_the_model_stays(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_completions_teach_and_the_model_stays(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     tokens = torch.tensor([[0, 2, 3, 4, 1]])
     before, logits = copy.deepcopy(scalable.model.state_dict()), scalable.model(tokens).logits
     shown = examples(tokenizer)
@@ -294,7 +294,7 @@ def test_completions_teach_and_the_model_stays(scalable: Scalable, tokenizer: To
     assert all(torch.equal(t, before[n]) for n, t in scalable.model.state_dict().items())
 
 
-def test_the_divergence_of_a_stored_expert(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_the_divergence_of_a_stored_expert(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     shown = examples(tokenizer)
     stored = scalable.expert_of(somewhere(scalable))
     with torch.no_grad(), scalable.using(stored.multipliers()) as adapted:
@@ -323,7 +323,7 @@ class StopsAt(SilentReporter):
 
 @pytest.mark.parametrize("method", ["supervised", "reward"])
 def test_a_run_resumes_bit_for_bit(
-    scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox, method: str, tmp_path: Path
+    scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox, method: str, tmp_path: Path
 ) -> None:
     settings = config(supervised_steps=4, reward_steps=4, reward_batch=2, reward_baseline="group", reward_attempts=2)
 
@@ -363,7 +363,7 @@ def test_numbers_come_once_until_they_run_out() -> None:
 
 
 def test_nothing_to_learn_from_and_a_baseline_without_others(
-    scalable: Scalable, tokenizer: Tokenizer, tools: ToolBox
+    scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox
 ) -> None:
     with pytest.raises(ValueError, match="no worked completions"):
         learn_supervised(scalable, [], config(), SilentReporter())
@@ -376,7 +376,7 @@ def test_nothing_to_learn_from_and_a_baseline_without_others(
 # -- low-rank adapters in as many bytes ------------------------------------------------------------------------------
 
 
-def test_adapters_fit_into_the_bytes_of_an_expert(scalable: Scalable, tokenizer: Tokenizer) -> None:
+def test_adapters_fit_into_the_bytes_of_an_expert(scalable: SVFModel, tokenizer: Tokenizer) -> None:
     """6 matrices of (24, 16) or (16, 24): an expert has 18 bytes for each, an adapter 44, so that 2 have one."""
     expert = scalable.expert_of(somewhere(scalable))
     assert expert.num_bytes == 6 * 18
@@ -399,7 +399,7 @@ def test_adapters_fit_into_the_bytes_of_an_expert(scalable: Scalable, tokenizer:
         affordable(scalable.layers, 43)
 
 
-def test_adapters_learn_and_resume(scalable: Scalable, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_adapters_learn_and_resume(scalable: SVFModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
     before = measure_likelihoods(scalable.model, tokenizer, PLANTED).expected().value
     settings, shown = config(supervised_steps=20, low_rank_lr=0.1), examples(tokenizer)
     undisturbed = learn_low_rank(scalable, shown, 108, settings, SilentReporter())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_core.experts.pareto import Box, hypervolume, knee, non_dominated
+from training_core.phases.p7_experts.pareto import Box, hypervolume, knee, non_dominated
 
 FIVE = np.array([[1.0, 5.0], [2.0, 3.0], [4.0, 1.0], [3.0, 4.0], [5.0, 5.0]])
 UNIT = Box((0.0, 0.0), (1.0, 1.0))

@@ -21,23 +21,29 @@ from forge_assets.exhibits.experts import EXHIBIT
 from forge_assets.gates import gates_for
 from tests.core.small_cycles import parent
 from tests.core.small_experts import bank, made
-from training_core.bundle import Bundle, BundleError, write_bundle
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
-from training_core.experts import phase
-from training_core.experts.answers import Alone, accuracy, family_drops, family_weights, gain, of_each_family
-from training_core.experts.bundles import at_point, load_experts, probed_tokens
-from training_core.experts.genome import Composition, Space
-from training_core.experts.measurement import measure_text
-from training_core.experts.on_disk import measure_expert_bundle, reproduction_error
-from training_core.experts.routing import NONE, ClassifierRouter
-from training_core.experts.singular import Scalable
-from training_core.loading import load_latents, load_model
-from training_core.phases import Product
-from training_core.quantization.packing import round_to_half_
-from training_core.quantization.ternary import inference_copy
-from training_core.training.reporting import SilentReporter
+from training_core.formats.loading import load_latents, load_model
+from training_core.formats.ternary_packing import round_to_half_
+from training_core.nn.svf import SVFModel
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p7_experts import phase
+from training_core.phases.p7_experts.bundles import at_point, load_experts, probed_tokens
+from training_core.phases.p7_experts.genome import Composition, Space
+from training_core.phases.p7_experts.measurement import measure_text
+from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle, reproduction_error
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import Bundle, BundleError, Product, write_bundle
+from training_core.svf.expert_accuracy import (
+    PerExpertAccuracy,
+    accuracy,
+    family_drops,
+    family_weights,
+    gain,
+    of_each_family,
+)
+from training_core.svf.routing import NONE, ClassifierRouter
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +209,9 @@ def test_families_weigh_alike() -> None:
         "all three draws of the question that rose: 1 in 27, above .0125"
     )
     assert drops["copying"].high == 0.0
-    alone = Alone(tuple(questions), torch.stack([other, expected, torch.tensor([0.9, 0.0, 0.0, 0.6]).double()]))
+    alone = PerExpertAccuracy(
+        tuple(questions), torch.stack([other, expected, torch.tensor([0.9, 0.0, 0.0, 0.6]).double()])
+    )
     assert alone.best_single() == 2, "(.3 + .6) / 2 against (.5 + .2) / 2"
     assert alone.by_oracle({"copying": 1}).tolist() == pytest.approx([1.0, 0.5, 0.0, 0.4])
     assert alone.by_family() == (
@@ -219,7 +227,7 @@ def test_text_without_experts_costs_nothing_and_is_what_the_suite_measures(small
     """Routed by no token: bits per byte are `measure_windows`', and a composition without experts has a ratio of 1."""
     suite = open_suite(small_data["evaluation_suite"])
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
-    scalable = Scalable(parent())
+    scalable = SVFModel(parent())
     tokenizer = Tokenizer.from_str(data.tokenizer_json)
     questions = bank().train
     router = ClassifierRouter.fit(

@@ -17,20 +17,19 @@ from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.evaluation.intervals import wilson
-from training_core.experts.routing import (
+from training_core.nn.cognate import Cognate
+from training_core.nn.linear_head import Head, fit_head
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p7_experts.routing_measurement import ConstantRouter, OracleRouter, measure_routing
+from training_core.svf.routing import (
     NONE,
     ClassifierRouter,
-    Head,
     PromptReader,
     PromptRouter,
     final_states,
-    fit_head,
     prompts_of,
     windows_like,
 )
-from training_core.experts.routing_measurement import ConstantRouter, OracleRouter, measure_routing
-from training_core.models.cognate import Cognate
-from training_core.quantization.ternary import inference_copy
 
 EXPERT_OF = {"sums": 1, "copying": 2}
 NAMES = ["sums", "copying"]
@@ -55,7 +54,7 @@ def test_final_states_are_those_of_one_prompt_at_a_time(
 ) -> None:
     """By streaming, which knows no padding. Float32 through another order of operations: 1e-4."""
     prompts = prompts_of(ASKED, tokenizer)
-    monkeypatch.setattr("training_core.experts.routing.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("training_core.svf.routing.ROWS_AT_ONCE", 2)
     found = final_states(model, prompts)
     for place, prompt in enumerate(prompts):
         state = model.stream()
@@ -244,5 +243,5 @@ def test_batches_do_not_matter_to_the_classifier(
 ) -> None:
     prompts = prompts_of(ASKED, tokenizer)
     whole = final_states(model, prompts)
-    monkeypatch.setattr("training_core.experts.routing.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("training_core.svf.routing.ROWS_AT_ONCE", 1)
     assert final_states(model, prompts).flatten().tolist() == pytest.approx(whole.flatten().tolist(), abs=1e-4)

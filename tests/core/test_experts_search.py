@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from tests.core.test_experts_evaluator import evaluator, some
-from training_core.experts.evaluator import Evaluator, Latency, Measured
-from training_core.experts.genome import Composition, Structure
-from training_core.experts.nsga2 import Nsga2, RandomSearch
-from training_core.experts.pareto import Floats, non_dominated
-from training_core.experts.search import SearchConfig, SearchResult, knee_of, search, starting_population
-from training_core.training.reporting import SilentReporter
+from training_core.phases.p7_experts.evaluator import Evaluator, Latency, Measured
+from training_core.phases.p7_experts.genome import Composition, Structure
+from training_core.phases.p7_experts.nsga2 import Nsga2, RandomSearch
+from training_core.phases.p7_experts.pareto import Floats, non_dominated
+from training_core.phases.p7_experts.search import SearchConfig, SearchResult, knee_of, search, starting_population
+from training_core.reporting import SilentReporter
 
 SEEDS = (1, 2, 3)
 NO_CONSTRAINTS = np.zeros((50, 0))
@@ -283,9 +283,9 @@ def test_latencies_go_on_and_another_search_does_not(small_data: dict[str, Path]
 
 def test_one_expert_can_be_searched(small_data: dict[str, Path]) -> None:
     from tests.core.test_experts_evaluator import cognate, experts_for
-    from training_core.experts.singular import Scalable
+    from training_core.nn.svf import SVFModel
 
-    made = evaluator(small_data, experts=experts_for(Scalable(cognate()), 1))
+    made = evaluator(small_data, experts=experts_for(SVFModel(cognate()), 1))
     config = SearchConfig(search_population=4, search_generations=2, search_seeds=1)
     assert [run.asked for run in search(made, config, SilentReporter()).runs] == [8, 8]
 

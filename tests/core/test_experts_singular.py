@@ -13,20 +13,20 @@ from torch import Tensor
 
 from tests.core.small_data import SHAPE
 from tests.oracles.singular_value_reference import compose, compose_paper
-from training_core.experts.singular import (
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.svf import (
     LEAST_MULTIPLIER,
     MOST_CODE,
     P_START,
+    SVD,
     Expert,
-    Scalable,
     ScaledLinear,
-    Singular,
+    SVFModel,
     decompose,
     mixture,
 )
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.quantization.ternary import inference_copy
-from training_core.quantization.training import TernarySettings, make_ternary
+from training_core.nn.ternary import inference_copy
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.training.device import best_device
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
@@ -48,7 +48,7 @@ def weight(shape: tuple[int, int], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(scalable: Scalable, seed: int, rows: int = 0) -> dict[str, Tensor]:
+def drawn(scalable: SVFModel, seed: int, rows: int = 0) -> dict[str, Tensor]:
     """Multipliers in .3 .. 1.7 of every matrix."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -57,13 +57,13 @@ def drawn(scalable: Scalable, seed: int, rows: int = 0) -> dict[str, Tensor]:
     }
 
 
-def expert(scalable: Scalable, seed: int) -> Expert:
+def expert(scalable: SVFModel, seed: int) -> Expert:
     return Expert.of(drawn(scalable, seed), scalable.singular)
 
 
 @pytest.fixture(scope="module")
-def scalable() -> Scalable:
-    return Scalable(model())
+def scalable() -> SVFModel:
+    return SVFModel(model())
 
 
 # -- the formula -----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_decomposition_is_that_of_its_weight_and_has_one_sign(shape: tuple[int
 def test_without_multipliers_the_model_is_the_original_bit_for_bit(ternary: bool, bits: int) -> None:
     original = model(ternary=ternary, activation_bits=bits, num_supervision=2, halt_threshold=0.5)
     before = copy.deepcopy(original.state_dict())
-    scaled = Scalable(original)
+    scaled = SVFModel(original)
     assert len(scaled.layers) == 9, "gate, up and down of three blocks, and no other matrix"
     expected = inference_copy(original)(TOKENS)
     for found in (scaled.model(TOKENS), scaled.plain()(TOKENS)):
@@ -145,7 +145,7 @@ def test_without_multipliers_the_model_is_the_original_bit_for_bit(ternary: bool
     assert all(torch.equal(t, before[n]) for n, t in original.state_dict().items())
 
 
-def test_multipliers_do_what_composed_weights_do(scalable: Scalable) -> None:
+def test_multipliers_do_what_composed_weights_do(scalable: SVFModel) -> None:
     m = drawn(scalable, 2)
     by_hand = scalable.plain()
     for name, its in scalable.singular.items():
@@ -159,7 +159,7 @@ def test_multipliers_do_what_composed_weights_do(scalable: Scalable) -> None:
 @pytest.mark.parametrize("bits", [0, 8])
 def test_rows_have_multipliers_of_their_own(bits: int) -> None:
     """W' of a row is never written down; logits are a few units large and the order of summation differs."""
-    scaled = Scalable(model(activation_bits=bits, num_supervision=2))
+    scaled = SVFModel(model(activation_bits=bits, num_supervision=2))
     m = drawn(scaled, 3, rows=len(TOKENS))
     with scaled.using(m) as many:
         together = many(TOKENS).logits
@@ -172,14 +172,14 @@ def test_rows_have_multipliers_of_their_own(bits: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, len(TOKENS)])
-def test_streaming_is_the_parallel_form(scalable: Scalable, rows: int) -> None:
+def test_streaming_is_the_parallel_form(scalable: SVFModel, rows: int) -> None:
     with scalable.using(drawn(scalable, 4, rows)) as scaled, torch.no_grad():
         parallel, state = scaled(TOKENS).logits, scaled.stream(len(TOKENS))
         streamed = torch.stack([scaled.step(TOKENS[:, t], state) for t in range(TOKENS.shape[1])], dim=1)
     assert torch.allclose(streamed, parallel, rtol=0, atol=2e-5)
 
 
-def test_using_comes_back_to_what_was(scalable: Scalable) -> None:
+def test_using_comes_back_to_what_was(scalable: SVFModel) -> None:
     first, second = drawn(scalable, 5), drawn(scalable, 6)
     with scalable.using(first) as scaled:
         expected = scaled(TOKENS).logits
@@ -193,7 +193,7 @@ def test_using_comes_back_to_what_was(scalable: Scalable) -> None:
     assert all(layer.multipliers is None for layer in scalable.layers.values())
 
 
-def test_only_p_trains_and_training_starts_at_the_model_itself(scalable: Scalable) -> None:
+def test_only_p_trains_and_training_starts_at_the_model_itself(scalable: SVFModel) -> None:
     """sigmoid(.1) everywhere is a constant, so the function differs by rounding alone."""
     trained = scalable.trainable()
     names = {n for n, parameter in trained.named_parameters() if parameter.requires_grad}
@@ -211,7 +211,7 @@ def test_only_p_trains_and_training_starts_at_the_model_itself(scalable: Scalabl
     assert all(not p.requires_grad for p in scalable.model.parameters())
 
 
-def test_what_is_trained_is_what_is_stored(scalable: Scalable) -> None:
+def test_what_is_trained_is_what_is_stored(scalable: SVFModel) -> None:
     trained = scalable.trainable()
     generator = torch.Generator().manual_seed(7)
     for name in scalable.layers:
@@ -223,19 +223,19 @@ def test_what_is_trained_is_what_is_stored(scalable: Scalable) -> None:
     assert float(difference) < 0.02 * float(moved), "a byte for each singular value loses a hundredth"
 
 
-def test_decompositions_can_be_given_and_must_fit(scalable: Scalable) -> None:
-    again = Scalable(model(), scalable.singular)
+def test_decompositions_can_be_given_and_must_fit(scalable: SVFModel) -> None:
+    again = SVFModel(model(), scalable.singular)
     assert all(again.singular[n].u_OR is its.u_OR for n, its in scalable.singular.items())
     missing = {n: its for n, its in scalable.singular.items() if n != "core.1.mlp.up"}
     with pytest.raises(ValueError, match=r"core\.1\.mlp\.up has no decomposition of its shape \(48, 32\)"):
-        Scalable(model(), missing)
+        SVFModel(model(), missing)
     with pytest.raises(ValueError, match=r"prelude\.0\.mlp\.gate has no decomposition of its shape \(40, 32\)"):
-        Scalable(model(d_ff=40), scalable.singular)
+        SVFModel(model(d_ff=40), scalable.singular)
 
 
 def test_a_layer_takes_its_decomposition_along() -> None:
     """Where a model moves, to a GPU or to another precision, what its layers are composed of moves too."""
-    scaled = Scalable(model())
+    scaled = SVFModel(model())
     scaled.scale(drawn(scaled, 1))
     layer = scaled.layers["core.0.mlp.up"]
     layer.double()
@@ -243,7 +243,7 @@ def test_a_layer_takes_its_decomposition_along() -> None:
     assert {t.dtype for t in (layer.weight, layer.singular.u_OR, layer.singular.s_R, layer.multipliers)} == {
         torch.float64
     }
-    scaled = Scalable(model())
+    scaled = SVFModel(model())
     scaled.model.to(best_device())
     with scaled.using(expert(scaled, 1).multipliers()) as moved:
         assert moved(TOKENS.to(best_device())).logits.device.type == best_device().type
@@ -257,7 +257,7 @@ def test_a_layer_takes_its_decomposition_along() -> None:
 def test_a_stored_multiplier_is_off_by_half_a_step_at_most(rank: int, seed: int, spread: float, scale: float) -> None:
     """A code is a 127th of the spread, and half of one is spread / 254; a float16 spread may be 2^-11 too small."""
     generator = torch.Generator().manual_seed(seed)
-    its = Singular(torch.zeros(rank, rank), torch.rand(rank, generator=generator) + 0.05, torch.zeros(rank, rank))
+    its = SVD(torch.zeros(rank, rank), torch.rand(rank, generator=generator) + 0.05, torch.zeros(rank, rank))
     m = (spread * torch.randn(rank, generator=generator)).sigmoid()
     stored = Expert.of({"w": scale * m}, {"w": its})
     exact = m.double() * (its.s_R.double().sum() / (m.double() @ its.s_R.double()))
@@ -267,7 +267,7 @@ def test_a_stored_multiplier_is_off_by_half_a_step_at_most(rank: int, seed: int,
     assert float(error) <= float((exact - 1).abs().max()) / 254 * (1 + 2**-9) + 3e-7 * float(exact.max())
 
 
-def test_an_expert_survives_its_bundle_and_takes_its_bytes(scalable: Scalable) -> None:
+def test_an_expert_survives_its_bundle_and_takes_its_bytes(scalable: SVFModel) -> None:
     written = expert(scalable, 8)
     tensors = written.tensors("experts.3.") | {"experts.30.codes.w": torch.ones(2), "elsewhere": torch.ones(1)}
     again = Expert.from_tensors(tensors, "experts.3.")
@@ -288,7 +288,7 @@ def test_no_deviation_is_stored_exactly() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
-def test_multipliers_that_cannot_be(scalable: Scalable, bad: float) -> None:
+def test_multipliers_that_cannot_be(scalable: SVFModel, bad: float) -> None:
     m = drawn(scalable, 9)
     m["core.0.mlp.down"][3] = bad
     with pytest.raises(ValueError, match=r"positive and finite, got .* for core\.0\.mlp\.down: .* lower its learning"):
@@ -311,7 +311,7 @@ def test_weights_that_sum_to_one_mix_multipliers(weights: list[float]) -> None:
         assert torch.allclose(mixed[name], expected, rtol=0, atol=1e-6)
 
 
-def test_weights_of_zero_are_the_model_as_it_is(scalable: Scalable) -> None:
+def test_weights_of_zero_are_the_model_as_it_is(scalable: SVFModel) -> None:
     experts = [expert(scalable, seed) for seed in range(2)]
     mixed = mixture(experts, torch.zeros(2))
     assert all(torch.equal(m, torch.ones_like(m)) for m in mixed.values())
@@ -322,7 +322,7 @@ def test_weights_of_zero_are_the_model_as_it_is(scalable: Scalable) -> None:
     assert torch.allclose(half[name] - 1, 0.5 * (experts[0].multipliers()[name] - 1), atol=1e-6)
 
 
-def test_mixtures_of_every_row_at_once_and_no_direction_turns_round(scalable: Scalable) -> None:
+def test_mixtures_of_every_row_at_once_and_no_direction_turns_round(scalable: SVFModel) -> None:
     experts = [expert(scalable, seed) for seed in range(2)]
     weights = torch.tensor([[1.0, 0.0], [0.2, 0.7], [-3.0, 4.0]])
     together: Mapping[str, Tensor] = mixture(experts, weights)
@@ -334,11 +334,11 @@ def test_mixtures_of_every_row_at_once_and_no_direction_turns_round(scalable: Sc
     assert mixture([], torch.zeros(0)) == {}
 
 
-def _scaled() -> Scalable:
+def _scaled() -> SVFModel:
     """Made once: hypothesis takes no fixtures of a module's scope with its own draws."""
     if not _MADE:
-        _MADE.append(Scalable(model()))
+        _MADE.append(SVFModel(model()))
     return _MADE[0]
 
 
-_MADE: list[Scalable] = []
+_MADE: list[SVFModel] = []

@@ -12,13 +12,14 @@ from torch import Tensor
 from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import load_tokenizer
-from training_core.experts.routing import ClassifierRouter, Head, final_states, prompts_of
-from training_core.experts.routing_measurement import ConstantRouter, OracleRouter
-from training_core.experts.singular import Expert, Scalable, mixture
-from training_core.experts.two_pass import TwoPass, composed, sparse_weights
-from training_core.generation import generate
-from training_core.quantization.ternary import inference_copy
-from training_core.questions.likelihood import AskedQuestions, example_of, measure_likelihoods
+from training_core.nn.linear_head import Head
+from training_core.nn.svf import Expert, SVFModel, mixture
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p7_experts.routing_measurement import ConstantRouter, OracleRouter
+from training_core.phases.p7_experts.two_pass import TwoPass, composed, sparse_weights
+from training_core.svf.routing import ClassifierRouter, final_states, prompts_of
+from training_core.tasks.questions.likelihood import AskedQuestions, example_of, measure_likelihoods
+from training_core.text.generation import generate
 
 EXPERT_OF = {"sums": 1, "copying": 2}
 ASKED = [
@@ -33,12 +34,12 @@ def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def scalable() -> Scalable:
-    return Scalable(parent())
+def scalable() -> SVFModel:
+    return SVFModel(parent())
 
 
 @pytest.fixture(scope="module")
-def experts(scalable: Scalable) -> list[Expert]:
+def experts(scalable: SVFModel) -> list[Expert]:
     generator = torch.Generator().manual_seed(0)
     return [
         Expert.of(
@@ -50,7 +51,7 @@ def experts(scalable: Scalable) -> list[Expert]:
 
 
 @pytest.fixture
-def router(scalable: Scalable, tokenizer: Tokenizer) -> ClassifierRouter:
+def router(scalable: SVFModel, tokenizer: Tokenizer) -> ClassifierRouter:
     """A head that nobody fitted, whose choices differ from question to question."""
     weights = 3 * torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
     middle = final_states(scalable.model, prompts_of(ASKED, tokenizer)).mean(0).float()
@@ -72,7 +73,7 @@ def test_weights_by_hand() -> None:
 
 
 def test_without_weight_the_model_is_what_it_was(
-    scalable: Scalable, experts: list[Expert], tokenizer: Tokenizer
+    scalable: SVFModel, experts: list[Expert], tokenizer: Tokenizer
 ) -> None:
     """In a batch through U S V^T, in float32; alone bit for bit."""
     inference = TwoPass(scalable, experts, ConstantRouter(0, 2))
@@ -87,7 +88,7 @@ def test_without_weight_the_model_is_what_it_was(
 
 @pytest.mark.parametrize(("top", "temperature"), [(1, 1.0), (3, 0.7)])
 def test_each_question_is_answered_as_if_it_were_alone(
-    scalable: Scalable,
+    scalable: SVFModel,
     experts: list[Expert],
     router: ClassifierRouter,
     tokenizer: Tokenizer,
@@ -111,7 +112,7 @@ def test_each_question_is_answered_as_if_it_were_alone(
 
 
 def test_the_oracle_gives_each_question_its_expert(
-    scalable: Scalable, experts: list[Expert], tokenizer: Tokenizer
+    scalable: SVFModel, experts: list[Expert], tokenizer: Tokenizer
 ) -> None:
     inference = TwoPass(scalable, experts, OracleRouter(EXPERT_OF, 2))
     assert inference.weights(ASKED).tolist() == [[1, 0], [0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]
@@ -124,7 +125,7 @@ def test_the_oracle_gives_each_question_its_expert(
 
 
 def test_a_text_is_streamed_from_matrices_that_are_composed_once(
-    scalable: Scalable, experts: list[Expert], router: ClassifierRouter, tokenizer: Tokenizer
+    scalable: SVFModel, experts: list[Expert], router: ClassifierRouter, tokenizer: Tokenizer
 ) -> None:
     """Token by token the same as with multipliers in place, bit for bit; behind it the model is what it was."""
     inference = TwoPass(scalable, experts, router, top=3)
@@ -148,7 +149,7 @@ def test_a_text_is_streamed_from_matrices_that_are_composed_once(
     assert torch.equal(logits(scalable.model), before)
 
 
-def test_a_failure_while_composed_leaves_the_model_as_it_was(scalable: Scalable, experts: list[Expert]) -> None:
+def test_a_failure_while_composed_leaves_the_model_as_it_was(scalable: SVFModel, experts: list[Expert]) -> None:
     weights = {name: layer.weight for name, layer in scalable.layers.items()}
 
     def fail() -> None:
@@ -162,7 +163,7 @@ def test_a_failure_while_composed_leaves_the_model_as_it_was(scalable: Scalable,
 
 
 def test_routing_reads_the_model_as_it_is_whatever_is_set(
-    scalable: Scalable, experts: list[Expert], router: ClassifierRouter
+    scalable: SVFModel, experts: list[Expert], router: ClassifierRouter
 ) -> None:
     inference = TwoPass(scalable, experts, router, top=3)
     expected = inference.weights(ASKED)
@@ -172,7 +173,7 @@ def test_routing_reads_the_model_as_it_is_whatever_is_set(
 
 
 def test_cost_counts_the_tokens_of_both_passes(
-    scalable: Scalable, experts: list[Expert], router: ClassifierRouter, tokenizer: Tokenizer
+    scalable: SVFModel, experts: list[Expert], router: ClassifierRouter, tokenizer: Tokenizer
 ) -> None:
     """The second pass reads END_OF_TEXT, the prompt, and the completion but for its last token."""
     cost = TwoPass(scalable, experts, router).cost(AskedQuestions(ASKED, tokenizer, 320), repeats=3)
@@ -186,7 +187,7 @@ def test_cost_counts_the_tokens_of_both_passes(
         TwoPass(scalable, experts, router).cost(AskedQuestions(ASKED, tokenizer, 320), repeats=0)
 
 
-def test_a_router_of_other_experts_is_refused(scalable: Scalable, experts: list[Expert]) -> None:
+def test_a_router_of_other_experts_is_refused(scalable: SVFModel, experts: list[Expert]) -> None:
     with pytest.raises(ValueError, match="there are 1 experts, .*it knows 2"):
         TwoPass(scalable, experts[:1], ConstantRouter(0, 2))
     with pytest.raises(ValueError, match="there are 0 experts"):

@@ -23,10 +23,11 @@ from tokenizers import Tokenizer
 
 from tests.core.test_container import tokenizer_json
 from tests.core.test_packing import forged
-from training_core.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
-from training_core.compression.container import write_container
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.quantization.training import TernarySettings, make_ternary, ternary_product
+from training_core.formats.container import write_container
+from training_core.formats.ternary_packing import ternary_product
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.ternary_cognate import TernarySettings, make_ternary
+from training_core.store.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
 
 ROOT = Path(__file__).parents[2]
 SMALL = CognateConfig(

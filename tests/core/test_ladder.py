@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from training_core.data import tasks
-from training_core.data.tasks import reasoning_gym
-from training_core.questions import gym_items, ladder
-from training_core.questions.gym_items import GENERATORS, UnclearItemError, gym_dataset
-from training_core.questions.ladder import Cell, cell_of, cells, content_of, is_right, make, split_of, variant
-from training_core.questions.primitives import PRIMITIVES, canonical
-from training_core.questions.question import LEVELS, Provenance, Question, normalise_answer
-from training_core.questions.tools import MAX_OUTPUT_CHARS, calculate, segments
+from training_core.data import task_bank as tasks
+from training_core.data.task_bank import reasoning_gym
+from training_core.tasks.questions import gym_items, ladder
+from training_core.tasks.questions.gym_items import GENERATORS, UnclearItemError, gym_dataset
+from training_core.tasks.questions.ladder import Cell, cell_of, cells, content_of, is_right, make, split_of, variant
+from training_core.tasks.questions.primitives import PRIMITIVES, canonical
+from training_core.tasks.questions.question import LEVELS, Provenance, Question, normalise_answer
+from training_core.tasks.questions.tools import MAX_OUTPUT_CHARS, calculate, segments
 
 CELLS = [cell for level in LEVELS for cell in cells(level)]
 GYM_CELLS = [cell for cell in CELLS if cell.task in GENERATORS]

@@ -10,10 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from tests.core.test_baking import ids, make_model, texts
-from training_core.cognate.objective import HALT_WEIGHT
-from training_core.models.cognate import Cognate
-from training_core.questions.lessons import BesideText, Example, LessonObjective, Memory, draw_memories, rows_of
+from training_core.nn.cognate import Cognate
+from training_core.tasks.questions.sft_objective import (
+    BesideText,
+    Example,
+    LessonObjective,
+    Memory,
+    draw_memories,
+    rows_of,
+)
 from training_core.training.loop import StepResult
+from training_core.training.objective import HALT_WEIGHT
 
 EXAMPLES = [
     Example(tuple(ids(3, 1)), (5, 6, 7, 8, 0), (True, True, False, False, True)),

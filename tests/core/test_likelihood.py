@@ -17,15 +17,15 @@ from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.evaluation.intervals import wilson
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.quantization.ternary import inference_copy
-from training_core.questions import likelihood
-from training_core.questions.attempts import Answerer
-from training_core.questions.lessons import LessonObjective
-from training_core.questions.likelihood import Likelihoods, example_of, family_drops, measure_likelihoods
-from training_core.questions.question import Question
-from training_core.questions.tools import ToolBox
+from training_core.tasks.questions import likelihood
+from training_core.tasks.questions.attempts import Answerer
+from training_core.tasks.questions.likelihood import Likelihoods, example_of, family_drops, measure_likelihoods
+from training_core.tasks.questions.question import Question
+from training_core.tasks.questions.sft_objective import LessonObjective
+from training_core.tasks.questions.tools import ToolBox
 
 CALCULATED = replace(question("17+25", "42", 2), solution="It is <<17+25=42>>42.")
 PROGRAMMED = replace(question("9*9", "81", 3), solution="<py>print(9*9)</py><out>81</out>")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.oracles.merging_landscape import Fitness, branched_models, quadratic
-from training_core.merging.evolution import EvolutionConfig, EvolutionResult, evolve
-from training_core.merging.methods import StateDict
-from training_core.training.reporting import SilentReporter
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
+from training_core.phases.p2_evomerge.methods import StateDict
+from training_core.reporting import SilentReporter
 
 
 def run(config: EvolutionConfig, fitness: Fitness | None = None, checkpoint: Path | None = None) -> EvolutionResult:

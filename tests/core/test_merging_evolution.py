@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles.merging_landscape import Fitness, Models, branched_models, quadratic
-from training_core.merging import evolution, population
-from training_core.merging.evolution import EvolutionConfig, EvolutionResult, evolve
-from training_core.merging.methods import StateDict, task_vectors
-from training_core.training.reporting import Figure, SilentReporter
+from training_core.phases.p2_evomerge import evolution, population
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
+from training_core.phases.p2_evomerge.methods import StateDict, task_vectors
+from training_core.reporting import Figure, SilentReporter
 
 
 def run(config: EvolutionConfig, fitness: Fitness | None = None) -> EvolutionResult:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import merging_reference as reference
-from training_core.merging import methods
+from training_core.phases.p2_evomerge import methods
 
 Merge = Callable[[methods.StateDict, list[methods.StateDict]], dict[str, torch.Tensor]]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.oracles.merging_landscape import branched_models
-from training_core.merging import population
-from training_core.merging.methods import task_vectors
+from training_core.phases.p2_evomerge import population
+from training_core.phases.p2_evomerge.methods import task_vectors
 
 
 def test_mutation_coefficients_have_the_scale_and_rate_asked_for() -> None:

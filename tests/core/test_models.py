@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from tests.oracles.titans_reference import attention_rows, memory_reads
-from training_core.models.attention import SlidingWindowAttention
-from training_core.models.block import TitansBlock
-from training_core.models.cognate import Cognate, CognateConfig, count_parameters
-from training_core.models.layers import (
+from training_core.nn.attention import SlidingWindowAttention
+from training_core.nn.block import TitansBlock
+from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
+from training_core.nn.layers import (
     CausalConv,
     RMSNorm,
     SwiGLU,
@@ -21,7 +21,7 @@ from training_core.models.layers import (
     rotate,
     split_heads,
 )
-from training_core.models.memory import NeuralMemory
+from training_core.nn.memory import NeuralMemory
 
 SMALL = {
     "vocab_size": 300,
@@ -290,7 +290,7 @@ def test_impossible_configurations_say_what_to_change(changes: dict[str, object]
 
 def test_true_sizes() -> None:
     """The example shape of the specification constructs and is not 25 M; the forge_25m preset is, within 2 %."""
-    from training_core.cognate.training import SHAPE_FIELDS
+    from training_core.nn.cognate import SHAPE_FIELDS
     from training_core.profiles import preset
 
     example = CognateConfig(

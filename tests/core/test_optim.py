@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.oracles.titans_reference import grokfast, muon_step
 from tests.oracles.titans_reference import newton_schulz as reference_newton_schulz
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.optim.grokfast import GrokfastFilter
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig, is_hidden_matrix
 from training_core.optim.muon import Muon, newton_schulz

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from training_core.quantization.packing import (
+from training_core.formats.ternary_packing import (
     PackedModelError,
     load_packed,
     pack_ternary,
@@ -26,7 +26,7 @@ from training_core.quantization.packing import (
     unpack_ternary,
     unpack_trits,
 )
-from training_core.quantization.ternary import Ternary, apply_ternary, ternary_modules
+from training_core.nn.ternary import Ternary, apply_ternary, ternary_modules
 
 CONFIG = {"d_model": 12, "layers": [1, 2], "name": "tiny", "rate": 0.1}
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import optimize, stats
 
-from training_core.cycles.plateau import (
+from training_core.phases.p6_baking.plateau import (
     PlateauConfig,
     Score,
     above,

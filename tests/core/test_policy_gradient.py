@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training_core.cognate.objective import HALT_WEIGHT
-from training_core.curriculum.policy_gradient import (
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p5_curriculum.policy_gradient import (
     PolicyGradientConfig,
     PolicyGradientObjective,
     clipped_objective,
     group_advantages,
 )
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.questions.attempts import Attempt, Role
-from training_core.questions.question import Provenance, Question
+from training_core.reporting import SilentReporter
+from training_core.tasks.questions.attempts import Attempt, Role
+from training_core.tasks.questions.question import Provenance, Question
 from training_core.training.loop import TrainingConfig, train
-from training_core.training.reporting import SilentReporter
+from training_core.training.objective import HALT_WEIGHT
 
 CONFIG = PolicyGradientConfig()
 SMALL = CognateConfig(

@@ -19,12 +19,13 @@ import torch
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
-from training_core.curriculum.dreams import consolidate
-from training_core.curriculum.practice import Practice, Standing
 from training_core.data.batches import TrainingData
-from training_core.phases import Product
-from training_core.questions.bank import QuestionBank
-from training_core.questions.measurement import (
+from training_core.phases.p5_curriculum.dreams import consolidate
+from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import Product
+from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.measurement import (
     Answered,
     difference,
     foreseen_fall,
@@ -32,8 +33,7 @@ from training_core.questions.measurement import (
     mean_difference,
     worst_fall,
 )
-from training_core.questions.tools import ToolBox
-from training_core.training.reporting import SilentReporter
+from training_core.tasks.questions.tools import ToolBox
 
 METRICS = (
     "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
@@ -83,9 +83,9 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     with open_sandbox("embedded") as sandbox:
         practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
-        result = practice.run(Standing({1: 0}, {1: 10}, 0.75))
+        result = practice.run(LevelRecord({1: 0}, {1: 10}, 0.75))
         mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
-        found = consolidate(practice, result, Standing({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
+        found = consolidate(practice, result, LevelRecord({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
     assert found.following == (4,)
     assert found.earlier == (1, 2)
     assert found.arms["dreams"].forgetting.value == 0.0

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training_core.data.tasks import TaskBankConfig, make_task_bank, read_tasks
-from training_core.questions import bank as bank_module
-from training_core.questions.bank import (
+from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
+from training_core.reporting import SilentReporter
+from training_core.tasks.questions import bank as bank_module
+from training_core.tasks.questions.bank import (
     Collected,
     QuestionBank,
     QuestionBankConfig,
@@ -21,10 +22,9 @@ from training_core.questions.bank import (
     open_bank,
     without_frame,
 )
-from training_core.questions.ladder import cells, content_of, make, split_of, variant
-from training_core.questions.primitives import canonical
-from training_core.questions.question import LEVELS, Provenance, Question, deduplicate, normalise_prompt
-from training_core.training.reporting import SilentReporter
+from training_core.tasks.questions.ladder import cells, content_of, make, split_of, variant
+from training_core.tasks.questions.primitives import canonical
+from training_core.tasks.questions.question import LEVELS, Provenance, Question, deduplicate, normalise_prompt
 
 SMALL = {"train_per_level": 40, "held_out_per_level": 20}
 FILES = {"train.jsonl", "validation.jsonl", "test.jsonl", "bank.json", "avoided.json"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_core.questions.question import (
+from training_core.tasks.questions.question import (
     NEAR_DUPLICATE,
     Provenance,
     Question,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.core import run_ranks
 from training_core.data.batches import TrainingData
-from training_core.training import ranks
+from training_core.training import distributed
 
 RANKS = 2
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_rows_split_among_processes_train_the_same_model(
 
 def _start(data: TrainingData) -> tuple[dict[str, torch.Tensor], list[float]]:
     from tests.core.small_data import SHAPE, TRAINING
-    from training_core.models.cognate import Cognate, CognateConfig
+    from training_core.nn.cognate import Cognate, CognateConfig
 
     vocab = json.loads(data.tokenizer_json)["model"]["vocab"]
     torch.manual_seed(TRAINING.get("seed", 1337))
@@ -93,16 +93,19 @@ def test_what_cannot_be_shared_is_refused_by_every_process(found: tuple[Path, li
 
 def test_alone_nothing_is_split_and_nothing_is_sent() -> None:
     batch = torch.arange(6).view(3, 2)
-    rows, share = ranks.rows_of_this_rank(batch)
+    rows, share = distributed.rows_of_this_rank(batch)
     assert rows is batch
     assert share == 1.0
-    assert (ranks.world_size(), ranks.rank(), ranks.is_first()) == (1, 0, True)
-    assert ranks.measured_by_all(float, [1, 2], run_ranks.CPU) == [1.0, 2.0]
+    assert (distributed.world_size(), distributed.rank(), distributed.is_first()) == (1, 0, True)
+    assert distributed.measured_by_all(float, [1, 2], run_ranks.CPU) == [1.0, 2.0]
 
 
 def test_a_rank_without_the_first_ones_address_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_WAIT_S", 0.3)
+    monkeypatch.setattr(distributed, "_WAIT_S", 0.3)
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="must lie on a file system that all nodes share"), ranks.joined(tmp_path):
+    with (
+        pytest.raises(ValueError, match="must lie on a file system that all nodes share"),
+        distributed.joined(tmp_path),
+    ):
         raise AssertionError("joined alone")

@@ -13,13 +13,13 @@ from benchmarks import phase3_thoughts
 from tests.core.small_data import sentences
 from tests.core.test_models import small
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
-from training_core.generation import continuation, generate
-from training_core.models.attention import SlidingWindowAttention
-from training_core.models.cognate import Cognate
-from training_core.reasoning.bundles import Reasoner
-from training_core.reasoning.generation import Spoken, ThinkingSpeaker, think_and_generate
-from training_core.reasoning.injection import SIGNALS, InjectionConfig, Rule, ThoughtInjector, read_signals
-from training_core.reasoning.thoughts import ENDED, Thinker, ThoughtConfig
+from training_core.nn.attention import SlidingWindowAttention
+from training_core.nn.cognate import Cognate
+from training_core.phases.p3_quiet_star.bundles import Reasoner
+from training_core.phases.p3_quiet_star.generation import Spoken, ThinkingSpeaker, think_and_generate
+from training_core.phases.p3_quiet_star.injection import SIGNALS, InjectionConfig, Rule, ThoughtInjector, read_signals
+from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker, ThoughtConfig
+from training_core.text.generation import continuation, generate
 
 HALTING = {"cycles": 2, "latent_steps": 1, "num_supervision": 3, "halt_threshold": 0.5}
 RECURSIVE = {"cycles": 2, "latent_steps": 1, "num_supervision": 2}

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.core.test_models import DEPTHS, small
-from training_core.models.cognate import Cognate
-from training_core.reasoning.injection import (
+from training_core.nn.cognate import Cognate
+from training_core.phases.p3_quiet_star.injection import (
     DIFFICULTY,
     SIGNALS,
     InjectionConfig,

@@ -14,13 +14,12 @@ from torch import Tensor
 from tests.core.planted_thinker import LENGTH, cycling_text, planted, true_thoughts
 from tests.core.test_models import small
 from tests.core.test_reasoning_thoughts import make_thinker, mix_at_random
-from training_core.data.tasks import Task, read_tasks
+from training_core.data.task_bank import Task, read_tasks
 from training_core.evaluation.held_out import IGNORED, Windows
-from training_core.models.cognate import Cognate, Trace
-from training_core.reasoning.assessment import Assessment, assess, helps, leaks, undecodable
-from training_core.reasoning.exhibits import pieces
-from training_core.reasoning.injection import InjectionConfig, ThoughtInjector
-from training_core.reasoning.measurement import (
+from training_core.nn.cognate import Cognate, Trace
+from training_core.phases.p3_quiet_star.assessment import Assessment, assess, helps, leaks, undecodable
+from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
+from training_core.phases.p3_quiet_star.measurement import (
     LN2,
     Outcome,
     Sample,
@@ -35,8 +34,9 @@ from training_core.reasoning.measurement import (
     shuffled,
     window_signals,
 )
-from training_core.reasoning.thoughts import ENDED, Thinker, Thoughts
-from training_core.training.reporting import SilentReporter
+from training_core.phases.p3_quiet_star.report import pieces
+from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker, Thoughts
+from training_core.reporting import SilentReporter
 
 
 def sample_of(document: list[int], weight: list[float], documents: int) -> Sample:

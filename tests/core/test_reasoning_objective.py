@@ -12,17 +12,17 @@ from torch import Tensor
 from tests.core.test_models import small
 from tests.core.test_reasoning_thoughts import answers, make_thinker, mix_at_random, seeded, tokens
 from tests.oracles.quiet_star_reference import continue_alone
-from training_core.reasoning.objective import (
+from training_core.phases.p3_quiet_star.objective import (
     PolicyConfig,
     ThoughtObjective,
     draw_positions,
     log_likelihoods,
     slow_log_likelihood,
 )
-from training_core.reasoning.policy import information_gain, relative_advantages
-from training_core.reasoning.thoughts import ENDED, Thinker
+from training_core.phases.p3_quiet_star.policy import information_gain, relative_advantages
+from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker
+from training_core.reporting import SilentReporter
 from training_core.training.loop import TrainingConfig, train
-from training_core.training.reporting import SilentReporter
 
 POLICY = {
     "num_thoughts": 3, "min_length": 1, "max_length": 4, "mixing_heads": 4, "top_p": 0.9, "positions_per_sequence": 5,

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training_core.generation import sample
-from training_core.reasoning.mixing import MixingHead, coherence
-from training_core.reasoning.policy import (
+from training_core.phases.p3_quiet_star.mixing import MixingHead, coherence
+from training_core.phases.p3_quiet_star.policy import (
     act,
     draw,
     information_gain,
@@ -21,6 +20,7 @@ from training_core.reasoning.policy import (
     relative_advantages,
     sampling_log_probs,
 )
+from training_core.text.generation import sample
 
 ACTIONS, SAMPLES, BAND = 5, 40_000, 4.0  # standard errors
 SETTINGS = [(1.0, 1.0), (0.7, 0.8)]

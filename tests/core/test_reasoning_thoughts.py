@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.core.test_models import DEPTHS, small
 from tests.oracles.quiet_star_reference import continue_alone
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.models.cognate import Cognate
-from training_core.reasoning.policy import sampling_log_probs
-from training_core.reasoning.thoughts import ENDED, Thinker, ThoughtConfig, Thoughts
+from training_core.nn.cognate import Cognate
+from training_core.phases.p3_quiet_star.policy import sampling_log_probs
+from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker, ThoughtConfig, Thoughts
 
 SHAPE_OF_THOUGHTS = {"num_thoughts": 3, "min_length": 1, "max_length": 4, "mixing_heads": 4, "top_p": 0.9}
 POSITIONS = torch.tensor([[0, 7, 12], [12, 5, 5]])

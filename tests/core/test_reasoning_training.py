@@ -16,20 +16,20 @@ from safetensors.torch import load_file
 
 from tests.core.small_data import SHAPE
 from tests.core.test_reasoning_thoughts import answers, make_thinker, mix_at_random, seeded
-from training_core.bundle import BundleError, open_bundle, write_bundle
 from training_core.data.batches import TrainingData
-from training_core.data.tasks import Task, read_tasks
+from training_core.data.task_bank import Task, read_tasks
 from training_core.evaluation.held_out import open_suite
-from training_core.loading import load_latents, load_model
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import Product
-from training_core.reasoning.bundles import Reasoner, load_reasoner, reasoner_document, reasoner_tensors
-from training_core.reasoning.injection import InjectionConfig, ThoughtInjector
-from training_core.reasoning.objective import PolicyConfig, ThoughtObjective
-from training_core.reasoning.phase import make_reasoner
-from training_core.reasoning.training import ReasoningConfig, train_reasoning
+from training_core.formats.loading import load_latents, load_model
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phase import PhaseContext
+from training_core.phases.p3_quiet_star.bundles import Reasoner, load_reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
+from training_core.phases.p3_quiet_star.objective import PolicyConfig, ThoughtObjective
+from training_core.phases.p3_quiet_star.phase import make_reasoner
+from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning
+from training_core.reporting import Figure, SilentReporter
+from training_core.store.bundle import BundleError, Product, open_bundle, write_bundle
 from training_core.training.loop import TrainingConfig, train
-from training_core.training.reporting import Figure, SilentReporter
 
 TINY = {
     "num_thoughts": 2, "min_length": 1, "max_length": 3, "mixing_heads": 4, "positions_per_sequence": 4,
@@ -43,8 +43,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tests.core.test_reasoning_training import TINY, arithmetic, parent
 from training_core.data.batches import TrainingData
-from training_core.reasoning.training import ReasoningConfig, train_reasoning
-from training_core.training.reporting import SilentReporter
+from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning
+from training_core.reporting import SilentReporter
 torch.set_num_threads(1)
 tokens, task_bank, folder = map(Path, sys.argv[1:4])
 class Deadly(SilentReporter):
@@ -144,10 +144,11 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 
 def made(small_data: dict[str, Path], recorder: Recorder, **changes: object) -> Product:
     config = ReasoningConfig(**(TINY | {"baking_steps": 0, "steps": 2} | changes))  # type: ignore[arg-type]
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     suite = open_suite(small_data["evaluation_suite"])
     suite = replace(suite, tasks=tuple(task for task in suite.tasks if task.family == "arithmetic")[:4])
-    return make_reasoner(parent(), config, data, arithmetic(small_data["task_bank"]), suite, recorder)
+    context = PhaseContext(folders=small_data, suite=suite, reporter=recorder)
+    context.tasks = arithmetic(small_data["task_bank"])
+    return make_reasoner(parent(), context, config)
 
 
 def test_training_that_harms_hands_the_parent_on(small_data: dict[str, Path], tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_data import SHAPE, sentences
 from training_core.data.tokenizer import END_OF_TEXT_ID, TokenizerConfig, train_tokenizer
-from training_core.models.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.questions.lessons import Example, LessonObjective
-from training_core.repair.attempts import MOST_FIXES, RepairAttempt, attempt_repairs, demonstration
-from training_core.repair.excerpts import attempt_excerpt, excerpt, first_change
-from training_core.repair.instances import Instance
-from training_core.repair.micro_repositories import gold_text, instance_text, make_instances
-from training_core.sandbox import Limits, Outcome, Program, Sandbox, SandboxUnavailableError, Verdict
+from training_core.tasks.questions.sft_objective import Example, LessonObjective
+from training_core.tasks.repair.attempts import MOST_FIXES, RepairAttempt, attempt_repairs, demonstration
+from training_core.tasks.repair.excerpts import attempt_excerpt, excerpt, first_change
+from training_core.tasks.repair.instances import Instance
+from training_core.tasks.repair.micro_repositories import gold_text, instance_text, make_instances
+from training_core.tasks.sandbox import Limits, Outcome, Program, Sandbox, SandboxUnavailableError, Verdict
 
 SUM = Instance(
     name="sum by hand",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training_core.repair.edits import Edit, PatchError, apply_edit, edit_between, last_fix, parse_fix
-from training_core.repair.grading import Grade, grade, validate
-from training_core.repair.instances import Instance, InstanceError
+from training_core.tasks.repair.edits import Edit, PatchError, apply_edit, edit_between, last_fix, parse_fix
+from training_core.tasks.repair.grading import Grade, grade, validate
+from training_core.tasks.repair.instances import Instance, InstanceError
 
 SOURCE = "def f(a, b):\n  if a:\n\treturn a - b\n  return b\n"
 

@@ -12,13 +12,13 @@ import pytest
 
 from forge_resources.sandbox import open_sandbox
 from training_core.data.documents import SPLITS
-from training_core.repair.chance import chance_level, chance_shares, single_changes
-from training_core.repair.edits import Edit, apply_edit
-from training_core.repair.faults import FORMS, KINDS
-from training_core.repair.grading import SandboxRunner, grade, validate
-from training_core.repair.instances import Instance
-from training_core.repair.micro_repositories import gold_edit, gold_text, instance_text, make_instances
-from training_core.sandbox import Limits, Sandbox
+from training_core.tasks.repair.chance import chance_level, chance_shares, single_changes
+from training_core.tasks.repair.edits import Edit, apply_edit
+from training_core.tasks.repair.faults import FORMS, KINDS
+from training_core.tasks.repair.grading import SandboxRunner, grade, validate
+from training_core.tasks.repair.instances import Instance
+from training_core.tasks.repair.micro_repositories import gold_edit, gold_text, instance_text, make_instances
+from training_core.tasks.sandbox import Limits, Sandbox
 
 NUM_FAULTS = sum(len(form.faults) for form in FORMS)
 

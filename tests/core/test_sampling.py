@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.core.test_baking import ids, make_model
-from training_core.models.cognate import Cognate, StreamState
-from training_core.sampling import ROWS_AT_ONCE, Drawn, continue_rows
+from training_core.nn.cognate import Cognate, StreamState
+from training_core.text.sampling import ROWS_AT_ONCE, Drawn, continue_rows
 
 ROWS = [ids(n, n) for n in (3, 0, 9, 1)]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.core.test_baking import make_model
-from training_core.models.cognate import Cognate, StreamState
-from training_core.models.streaming import read_ahead, take_rows
+from training_core.nn.cognate import Cognate, StreamState
+from training_core.nn.streaming import read_ahead, take_rows
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"memory_layers": []},

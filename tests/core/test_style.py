@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from training_core.cycles.style import STATISTICS, style, style_difference, style_direction, style_of_text
 from training_core.evaluation.intervals import RESAMPLES, resample_weights
+from training_core.phases.p6_baking.style import STATISTICS, style, style_difference, style_direction, style_of_text
 
 WORDS = ("go", "home", "now", "river", "stone", "lantern", "quiet", "a", "morning", "under", "seven", "old")
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.quantization.ternary import (
+from training_core.nn.ternary import (
     FrozenTernaryEmbedding,
     FrozenTernaryLinear,
     TernaryEmbedding,
@@ -274,7 +274,7 @@ def test_training_through_the_quantiser_learns_a_ternary_map() -> None:
 
 
 def test_hardness_moves_the_forward_pass_from_latent_to_ternary() -> None:
-    from training_core.quantization.ternary import hardness, set_hardness
+    from training_core.nn.ternary import hardness, set_hardness
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False))

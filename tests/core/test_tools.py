@@ -10,8 +10,8 @@ from typing import Self
 import pytest
 
 from forge_resources.sandbox import open_sandbox
-from training_core.questions.tools import CalculationError, ToolBox, calculate, segments
-from training_core.sandbox import Limits, Outcome, Program, SandboxUnavailableError, Verdict
+from training_core.tasks.questions.tools import CalculationError, ToolBox, calculate, segments
+from training_core.tasks.sandbox import Limits, Outcome, Program, SandboxUnavailableError, Verdict
 
 
 @pytest.mark.parametrize(

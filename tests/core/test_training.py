@@ -17,22 +17,22 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
-from training_core.cognate.objective import next_token_objective
-from training_core.cognate.training import TrunkConfig, VariantConfig, specialise, train_trunk
 from training_core.data.batches import TrainingData
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.training.distillation import distil, distillation_loss
+from training_core.distill.distillation import distil, distillation_loss
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.reporting import Figure, SilentReporter
 from training_core.training.loop import TrainingDivergedError, train
-from training_core.training.reporting import Figure, SilentReporter
+from training_core.training.objective import next_token_objective
 
 SCRIPT = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from tests.core.small_data import SHAPE, TRAINING
-from training_core.cognate.training import TrunkConfig, train_trunk
+from training_core.phases.p1_cognate.train import TrunkConfig, train_trunk
 from training_core.data.batches import TrainingData
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
 torch.set_num_threads(1)
 tokens, tasks, out, checkpoint = map(Path, sys.argv[1:5])
 class Slow(SilentReporter):

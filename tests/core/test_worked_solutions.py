@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from training_core.data.tasks import FAMILIES, Task, TaskBankConfig, make_task_bank, read_tasks
-from training_core.reasoning.worked_solutions import cot_prompt, paraphrase, worked_solution, worked_text
-from training_core.training.reporting import SilentReporter
+from training_core.data.task_bank import FAMILIES, Task, TaskBankConfig, make_task_bank, read_tasks
+from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, paraphrase, worked_solution, worked_text
+from training_core.reporting import SilentReporter
 
 
 def item(family: str, question: str, answer: str) -> Task:

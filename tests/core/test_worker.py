@@ -13,10 +13,10 @@ import torch
 
 from tests.core.small_data import SHAPE, TRAINING
 from training_core.__main__ import main
-from training_core.bundle import open_bundle
-from training_core.graph import PHASES
-from training_core.identity import digest_folder
-from training_core.phases import DATA
+from training_core.phase import DATA
+from training_core.registry import PHASES
+from training_core.store.bundle import open_bundle
+from training_core.store.identity import digest_folder
 
 ROOT = Path(__file__).parents[2]
 SMALL = SHAPE | TRAINING | {"steps": 3}

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     overrides = json.loads(sys.argv[1])
     location = importlib.import_module(sys.argv[2] if len(sys.argv) > 2 else "tiny_forge")
     with dg.DagsterInstance.get() as instance:
-        forge = Forge(location.defs, instance, ModelStore(), location.GATES, {})
+        forge = Forge(location.defs, instance, ModelStore(), location.GATES)
         release_dead_runs(instance)
         steps = plan(forge, resolve_config(forge, overrides), select=sys.argv[3:])
         with terminal() as stream:

@@ -42,7 +42,7 @@ if __name__ == "__main__":
         with dg.execute_job(job, instance, run_config={"ops": ops}, tags=tags) as result:
             made = sorted(e.asset_key.to_user_string() for e in result.get_asset_materialization_events())
             failed = sorted(e.step_key for e in result.filter_events(lambda e: e.is_step_failure))
-        forge = Forge(tiny_forge.defs, instance, ModelStore(), tiny_forge.GATES, {})
+        forge = Forge(tiny_forge.defs, instance, ModelStore(), tiny_forge.GATES)
         (home / "report.html").write_text(html_page(collect(forge)))
         (home / "report.json").write_text(json.dumps(collect(forge).as_json()))
         events = instance.all_logs(result.run_id)

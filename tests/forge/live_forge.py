@@ -24,11 +24,12 @@ from forge_assets.gates import gate_checks as checks_of
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
-from training_core.bundle import Bundle
+from training_core.evaluation.suite import Measurement
 from training_core.gates import Gate
-from training_core.phases import Measurement, Phase, PhaseRun, Product
+from training_core.phase import Phase, PhaseContext
+from training_core.reporting import Reporter
+from training_core.store.bundle import Bundle, Product
 from training_core.training.loop import StepResult, TrainingConfig, train
-from training_core.training.reporting import Reporter
 
 DIARY = "steps.txt"
 HOLD = "hold"  # while this file is in the store, nobody gets beyond the step that it names
@@ -59,7 +60,7 @@ def hold(store: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def learn(run: PhaseRun, config: LiveConfig) -> Product:
+def learn(run: PhaseContext, config: LiveConfig) -> Product:
     torch.manual_seed(config.seed)
     model = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.width))
     store = run.checkpoint.parents[1]
@@ -102,7 +103,7 @@ class NotesConfig(BaseModel):
     steps: int = Field(default=2, ge=1, description="In how many steps they are written.")
 
 
-@data_asset(code=tiny_forge.CODE, preset=lambda profile, asset: None)
+@data_asset(preset=lambda profile, asset: None)
 def notes(run: DataRun, config: NotesConfig) -> Mapping[str, float | str]:
     """Data that is written step by step."""
     store = run.out.parents[2]
@@ -125,7 +126,6 @@ def _model(name: str, parents: tuple[str, ...]) -> dg.AssetsDefinition:
         described,
         LiveConfig,
         learn,
-        tiny_forge.CODE,
         parents,
         tiny_forge.DATA,
         measure=measure,
@@ -143,7 +143,7 @@ defs = dg.Definitions(
         _model("left", ("trunk",)),
         _model("right", ("trunk",)),
     ],
-    asset_checks=asset_checks(GATES, {}),
+    asset_checks=asset_checks(GATES),
     resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
     executor=dg.in_process_executor,
 )

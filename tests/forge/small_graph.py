@@ -17,12 +17,12 @@ from forge_assets.gates import gate_checks as checks_of
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
-from training_core.bundle import Bundle
-from training_core.cognate.training import TrunkConfig, VariantConfig
 from training_core.gates import Gate
-from training_core.graph import PHASES as GRAPH
-from training_core.merging.evolution import EvolutionConfig
-from training_core.phases import DATA
+from training_core.phase import DATA
+from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig
+from training_core.registry import PHASES as GRAPH
+from training_core.store.bundle import Bundle
 
 SHAPE = {
     "d_model": 32, "num_layers": 3, "num_core_layers": 2, "num_heads": 2, "d_ff": 48, "window": 16, "max_seq_len": 64,
@@ -60,14 +60,14 @@ def _copied(name: str) -> dg.AssetsDefinition:
         return {}
 
     copy.__name__ = name
-    return data_asset(code=("training_core.gates",), preset=_preset)(copy)
+    return data_asset(preset=_preset)(copy)
 
 
 ASSETS = [
     *(_copied(name) for name in DATA),
     *(phase_asset(phase, preset=_preset, checks=gate_checks()) for phase in PHASES.values()),
 ]
-CHECKS = asset_checks(GATES, {})
+CHECKS = asset_checks(GATES)
 
 defs = dg.Definitions(
     assets=ASSETS,

@@ -6,7 +6,7 @@ import torch
 from forge_instance import Make, failure_text, made
 
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
+from training_core.store.bundle import open_bundle
 
 
 def retries(result: dg.ExecuteInProcessResult, step: str) -> int:

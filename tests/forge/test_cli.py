@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 from forge_assets import cli
 from forge_assets.services import Service, ServiceError, require_free_port, serve, services
 from forge_resources.model_store import ModelStore, measurements_digest
-from training_core.bundle import Lineage, write_bundle, write_measurements
-from training_core.compression.artifact import make_compressible, write_artifact
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.reasoning.bundles import Reasoner, reasoner_document, reasoner_tensors
-from training_core.reasoning.injection import InjectionConfig, ThoughtInjector
-from training_core.reasoning.thoughts import Thinker, ThoughtConfig
+from training_core.formats.artifact import make_compressible, write_artifact
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phases.p3_quiet_star.bundles import Reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
+from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig
+from training_core.store.bundle import Lineage, write_bundle, write_measurements
 
 TEXT = "the cat sat on the mat and the dog ate the fish while it rained "
 SIZES = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "window": 16, "memory_layers": ()}

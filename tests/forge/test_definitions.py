@@ -15,7 +15,7 @@ from forge_assets.checks import asset_checks
 from forge_assets.gates import BY_PROFILE, GATES, MODELS, gate_checks, gates_for
 from forge_assets.launchpad import launchpad_fields
 from training_core.gates import Gate, judge
-from training_core.identity import code_digest, inputs_digest
+from training_core.store.identity import code_digest, inputs_digest
 
 PARENTS = {
     "corpus": set(),

@@ -16,7 +16,6 @@ import torch
 from bs4 import BeautifulSoup, Tag
 from forge_instance import failure_text, made
 from markdown_it import MarkdownIt
-from tokenizers import Tokenizer
 
 from forge_assets import exhibits
 from forge_assets.checks import asset_checks
@@ -30,15 +29,13 @@ from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from forge_resources.tracking import MlflowTracking
 from tests.core.small_data import SHAPE, make_small_data
-from training_core.bundle import Lineage, write_bundle, write_measurements
-from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.gates import Gate
-from training_core.models.cognate import Cognate, CognateConfig
-from training_core.phases import PhaseRun, Product
-from training_core.reasoning.phase import make_reasoner
-from training_core.reasoning.training import ReasoningConfig
-from training_core.training.reporting import SilentReporter
+from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.phase import PhaseContext
+from training_core.phases.p3_quiet_star.phase import make_reasoner
+from training_core.phases.p3_quiet_star.training import ReasoningConfig
+from training_core.store.bundle import Lineage, Product, write_bundle, write_measurements
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
 
@@ -310,7 +307,7 @@ class ShownConfig(tiny_forge.StepsConfig):
     verdict: str = document()["verdict"]
 
 
-def show(run: PhaseRun, config: ShownConfig) -> Product:
+def show(run: PhaseContext, config: ShownConfig) -> Product:
     made_of = tiny_forge.train(run, config)
     return replace(made_of, exhibits={config.exhibit: document(verdict=config.verdict)})
 
@@ -320,7 +317,7 @@ SHOWN = phase_asset(
     preset=lambda profile, asset: None,
     checks={},
 )
-CHECKS = asset_checks(GATES, {})
+CHECKS = asset_checks(GATES)
 
 
 def materialize_shown(instance: dg.DagsterInstance, **config: Any) -> dg.ExecuteInProcessResult:
@@ -344,7 +341,7 @@ def test_exhibit_goes_through_dagster_to_the_report(instance: dg.DagsterInstance
     assert metadata["measurements"].value == measurements_digest(folder)
     resources = {"store": store, "tracking": MlflowTracking(enabled=False), "launcher": Launcher()}
     definitions = dg.Definitions(assets=[*tiny_forge.ASSETS, SHOWN], asset_checks=CHECKS, resources=resources)
-    forge = Forge(definitions, instance, store, GATES, {})
+    forge = Forge(definitions, instance, store, GATES)
     ledger = collect(forge)
     assert ledger.models[0].exhibits == {"thoughts": document()}
     shown = BeautifulSoup(html_page(ledger), "html.parser").find(class_="exhibit-thoughts")
@@ -385,7 +382,6 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> None:
     folders = make_small_data(tmp_path)
-    data = TrainingData.open(folders["tokens"], folders["task_bank"])
     suite = open_suite(folders["evaluation_suite"])
     tasks = [task for task in suite.tasks if task.family == "arithmetic"]
     torch.manual_seed(0)
@@ -394,7 +390,9 @@ def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> N
         num_thoughts=2, min_length=1, max_length=3, mixing_heads=4, positions_per_sequence=4, true_tokens=2, steps=2,
         batch_size=2, seq_len=32, baking_steps=0, measured_windows=2,
     )  # fmt: skip
-    product = make_reasoner(parent, config, data, tasks, replace(suite, tasks=tasks[:4]), SilentReporter())
+    context = PhaseContext(folders=folders, suite=replace(suite, tasks=tasks[:4]))
+    context.tasks = tasks
+    product = make_reasoner(parent, context, config)
     shown = product.exhibits["thoughts"]
     (card, *_) = page(shown).select("article")
     assert card.select(".thoughts .chosen")
@@ -407,7 +405,7 @@ def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> N
         assert len(example["thoughts"]) == 2
     assert [arm["name"] for arm in shown["arms"]] == ["thoughts", "shuffled", "pause", "random reward"]
     assert len(shown["heat_map"]) == 64
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    tokenizer = context.tokenizer
     text = tokenizer.decode(suite.test.inputs[0].tolist(), skip_special_tokens=False).replace("<|endoftext|>", "¶")
     assert "".join(token["text"] for token in shown["heat_map"]) == text
     gating = {rule["name"]: rule for rule in shown["gating"]}

@@ -104,7 +104,7 @@ def practice(**changes: Any) -> dict[str, Any]:
         ],
         "forgetting": {
             "levels": [1, 4],
-            "stages": [
+            "cache": [
                 {"name": "before", "accuracy": [0.9375, 0.0]},
                 {"name": "next level", "accuracy": [0.5, 0.4375]},
             ],
@@ -439,7 +439,7 @@ def test_markdown_of_practice_and_character() -> None:
 
 
 def test_what_is_empty_says_so_in_words() -> None:
-    none = {"levels": [], "stages": [], "arms": [], "chosen": ""}
+    none = {"levels": [], "cache": [], "arms": [], "chosen": ""}
     shown = page("practice", practice(levels=[], questions=[], attempts=[], rounds=[], forgetting=none))
     assert [p.text for p in shown.find_all("p", class_="note")][1:-1] == [
         "No level was measured.",
@@ -483,7 +483,7 @@ def _with(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("practice", "levels.0.after.high", 1.01, "at levels.0.after.high"),
         ("practice", "attempts.0.hint", 4, "at attempts.0.hint"),
         ("practice", "rounds.0.levels.0.attempts", 34, "at rounds.0.levels.0: .* are 35 of 34 attempts"),
-        ("practice", "forgetting.stages.0.accuracy", [0.5], "at forgetting: .* 'before' has 1 accuracies for 2 levels"),
+        ("practice", "forgetting.cache.0.accuracy", [0.5], "at forgetting: .* 'before' has 1 accuracies for 2 levels"),
         ("practice", "forgetting.arms.1.accuracy", [0.5] * 3, "at forgetting: .* 'dreams' has 3 accuracies"),
         ("practice", "spend.usd", -1.0, "at spend.usd"),
         ("character", "rules.0.strength", "high", "at rules.0.strength"),

@@ -18,8 +18,7 @@ from rich.console import Console
 from forge_assets.freshness import Forge, plan, resolve_config
 from forge_assets.run_graph import Outcome, execute
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
-from training_core.training.reporting import SilentReporter
+from training_core.store.bundle import open_bundle
 
 DRIVER = Path(__file__).with_name("drive_tiny_run.py")
 ROOM = 2_000_000  # bytes a file may have: more than Dagster's databases need here
@@ -53,7 +52,7 @@ def run_until_full(config: dict[str, Any], store: ModelStore) -> dict[str, Any]:
     ],
 )
 def test_no_room(instance: dg.DagsterInstance, store: ModelStore, config: dict[str, Any], resumed: int) -> None:
-    forge = Forge(live_forge.defs, instance, store, live_forge.GATES, {})
+    forge = Forge(live_forge.defs, instance, store, live_forge.GATES)
     assert run(forge, {"steps": 1})[0].problems == []
     (earlier,) = store.versions("trunk")
     before = {file.name: file.read_bytes() for file in earlier.iterdir()}
@@ -76,7 +75,7 @@ def test_no_room(instance: dg.DagsterInstance, store: ModelStore, config: dict[s
     assert newest.lineage().metrics["steps_resumed"] == resumed
     peace = live_forge.LiveConfig(**config)
     (store.path / ".checkpoints" / "peace").mkdir()
-    undisturbed = live_forge.PhaseRun({}, {}, SilentReporter(), store.path / ".checkpoints" / "peace", "nano")
+    undisturbed = live_forge.PhaseContext(checkpoint=store.path / ".checkpoints" / "peace")
     expected = live_forge.learn(undisturbed, peace).tensors
     assert expected is not None
     tensors = newest.tensors()

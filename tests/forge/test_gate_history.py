@@ -30,7 +30,7 @@ CLAIM = Gate("trunk", "kept", "share", "at_least", 0.5, "share kept", blocking=F
 
 @pytest.fixture
 def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
-    return Forge(tiny_automation.defs, instance, store, tiny_automation.GATES, {})
+    return Forge(tiny_automation.defs, instance, store, tiny_automation.GATES)
 
 
 def run(forge: Forge, *assets: str, **config: dict[str, float]) -> dg.ExecuteInProcessResult:

@@ -14,7 +14,7 @@ from forge_instance import Make, failure_text, launch, made, verdict
 
 from forge_resources.gatekeeping import closed_gates, judge_latest
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
+from training_core.store.bundle import open_bundle
 
 DATA = ("tokens", "evaluation_suite")
 BAD = {"value": 2.0}  # mean square 4, above the gate's 1

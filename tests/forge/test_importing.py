@@ -18,17 +18,17 @@ from forge_assets.importing import import_bundle
 from forge_resources.gatekeeping import judge_latest
 from forge_resources.model_store import ModelStore
 from training_core.__main__ import main
-from training_core.bundle import open_bundle
 from training_core.gates import Gate
-from training_core.phases import DATA
-from training_core.training.reporting import SilentReporter
+from training_core.phase import DATA
+from training_core.reporting import SilentReporter
+from training_core.store.bundle import open_bundle
 
 SPEED = small_graph.PHASES["cognate_speed"]
 
 
 @pytest.fixture
 def forge(small: dg.DagsterInstance) -> Forge:
-    return Forge(small_graph.defs, small, ModelStore(), small_graph.GATES, {})
+    return Forge(small_graph.defs, small, ModelStore(), small_graph.GATES)
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from live_services import LiveForge, wait_for
 from live_services import live_forge as services
 
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
-from training_core.training.reporting import SilentReporter
+from training_core.store.bundle import open_bundle
 
 CANCEL_S = 3.0
 SLOW = {"steps": 60, "step_s": 0.05}
@@ -38,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
     """The weights of `SLOW` from a run that nothing happens to."""
     checkpoint = tmp_path_factory.mktemp("store") / ".checkpoints" / "undisturbed"
     config = live_forge.LiveConfig(**(SLOW | {"step_s": 0.0}))  # type: ignore[arg-type]
-    product = live_forge.learn(live_forge.PhaseRun({}, {}, SilentReporter(), checkpoint, "nano"), config)
+    product = live_forge.learn(live_forge.PhaseContext(checkpoint=checkpoint), config)
     assert product.tensors is not None
     return dict(product.tensors)
 

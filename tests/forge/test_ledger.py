@@ -15,7 +15,7 @@ from forge_resources.model_store import ModelStore
 
 @pytest.fixture
 def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
-    return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES, {})
+    return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES)
 
 
 def test_models_and_verdicts_as_json(forge: Forge, make: Make) -> None:

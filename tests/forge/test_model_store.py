@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
-from training_core.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
-from training_core.identity import digest_folder
+from training_core.store.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.store.identity import digest_folder
 
 
 @pytest.fixture

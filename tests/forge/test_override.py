@@ -127,7 +127,7 @@ def test_override_is_no_new_version(make: Make, instance: dg.DagsterInstance) ->
 
 
 def test_forge_run_builds_upon_an_overridden_model(make: Make, instance: dg.DagsterInstance, store: ModelStore) -> None:
-    forge = Forge(tiny_forge.defs, instance, store, tiny_forge.GATES, {})
+    forge = Forge(tiny_forge.defs, instance, store, tiny_forge.GATES)
     make("trunk", config={"trunk": BAD})
     configs = resolve_config(forge, {"trunk": BAD})
     assert {step.asset: step.action for step in plan(forge, configs)}["left"] == "closed"

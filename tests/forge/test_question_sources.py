@@ -26,12 +26,12 @@ from forge_resources.model_store import ModelStore
 from forge_resources.sandbox import open_sandbox
 from forge_resources.tracking import MlflowTracking
 from tests.frontier.chat_server import Reply, Request, Server, completion, failure
-from training_core.questions.bank import Collected, QuestionBankConfig, make_question_bank, open_bank
-from training_core.questions.ladder import cells, make
-from training_core.questions.question import LEVELS, Question
-from training_core.questions.tools import ToolBox
-from training_core.sandbox import SandboxUnavailableError
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
+from training_core.tasks.questions.bank import Collected, QuestionBankConfig, make_question_bank, open_bank
+from training_core.tasks.questions.ladder import cells, make
+from training_core.tasks.questions.question import LEVELS, Question
+from training_core.tasks.questions.tools import ToolBox
+from training_core.tasks.sandbox import SandboxUnavailableError
 
 KEY = "sk-or-v1-planted0123456789abcdef"
 REPOSITORY = Path(__file__).parents[2]
@@ -236,8 +236,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from forge_assets.question_sources import frontier_questions
-from training_core.questions.bank import QuestionBankConfig
-from training_core.training.reporting import SilentReporter
+from training_core.tasks.questions.bank import QuestionBankConfig
+from training_core.reporting import SilentReporter
 config = QuestionBankConfig.model_validate_json(sys.argv[1])
 frontier_questions(config, Path(sys.argv[2]), SilentReporter(), [])
 """

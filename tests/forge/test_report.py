@@ -11,8 +11,8 @@ from rich.console import Console
 
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import html_page, margin_of, print_ledger, summary
-from training_core.bundle import Lineage
 from training_core.gates import Gate
+from training_core.store.bundle import Lineage
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = Gate("trunk", "small", "size", "at_most", 10, "size <b>on disk</b>", against="the parent")

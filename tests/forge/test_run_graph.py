@@ -21,8 +21,8 @@ from forge_assets.freshness import Forge, Step, UserError, plan, resolve_config
 from forge_assets.run_graph import Outcome, execute, release_dead_runs, unfinished_run
 from forge_resources.gatekeeping import latest_materialization
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
 from training_core.gates import Gate
+from training_core.store.bundle import open_bundle
 
 DRIVER = Path(__file__).with_name("drive_tiny_run.py")
 ALL_MODELS = ["left", "left_child", "right", "right_child", "trunk"]
@@ -31,7 +31,7 @@ Overrides = dict[str, dict[str, Any]]
 
 @pytest.fixture
 def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
-    return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES, {})
+    return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES)
 
 
 def planned(forge: Forge, overrides: Overrides | None = None, **options: Any) -> dict[str, Step]:

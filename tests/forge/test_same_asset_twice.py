@@ -11,7 +11,7 @@ import live_forge
 from live_services import wait_for
 
 from forge_resources.model_store import ModelStore
-from training_core.bundle import open_bundle
+from training_core.store.bundle import open_bundle
 
 SCRIPT = """
 import json, sys, warnings

@@ -22,8 +22,8 @@ from forge_resources.reporters import (
     figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking
-from training_core.bundle import open_bundle
-from training_core.training.reporting import Figure
+from training_core.reporting import Figure
+from training_core.store.bundle import open_bundle
 
 
 @pytest.fixture

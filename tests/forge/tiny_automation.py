@@ -43,8 +43,8 @@ def _model(name: str, parent: str) -> dg.AssetsDefinition:
 middle = _model("middle", "trunk")
 middle_child = _model("middle_child", "middle")
 PHASES = [*tiny_forge.ASSETS, middle, middle_child]
-CHECKS = asset_checks(GATES, {})
-forge_report = report_asset(lambda: defs, after=["left_child"], gates=GATES, by_profile={})
+CHECKS = asset_checks(GATES)
+forge_report = report_asset(lambda: defs, after=["left_child"], gates=GATES)
 ASSETS = [*PHASES, forge_report]
 
 defs = dg.Definitions(

@@ -24,10 +24,11 @@ from forge_assets.schedules import phase_schedules
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
-from training_core.bundle import Bundle
+from training_core.evaluation.suite import Measurement
 from training_core.gates import Gate
-from training_core.phases import Measurement, Phase, PhaseRun, Product
-from training_core.training.reporting import Figure, Reporter
+from training_core.phase import Phase, PhaseContext
+from training_core.reporting import Figure, Reporter
+from training_core.store.bundle import Bundle, Product
 
 MODELS = ("trunk", "left", "right", "left_child", "right_child")
 GATES = (
@@ -74,7 +75,7 @@ def measure(bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter
     )
 
 
-def train(run: PhaseRun, config: StepsConfig) -> Product:
+def train(run: PhaseContext, config: StepsConfig) -> Product:
     """Walk `steps` steps to a tensor full of `value`; the state after each step is in the checkpoint."""
     state = run.checkpoint / "state.safetensors"
     crashed = run.checkpoint / "crashed"
@@ -108,10 +109,9 @@ def no_preset(profile: str, asset: str) -> BaseModel | None:
 
 
 DATA = ("tokens", "evaluation_suite")
-CODE = ("training_core.gates",)
 
 
-@data_asset(code=CODE, preset=no_preset)
+@data_asset(preset=no_preset)
 def tokens(run: DataRun, config: TokensConfig) -> Mapping[str, float | str]:
     """Write some tokens."""
     (run.out / "shard").mkdir()
@@ -119,7 +119,7 @@ def tokens(run: DataRun, config: TokensConfig) -> Mapping[str, float | str]:
     return {"num_tokens": config.count}
 
 
-@data_asset(inputs=("tokens",), code=CODE, preset=no_preset)
+@data_asset(inputs=("tokens",), preset=no_preset)
 def evaluation_suite(run: DataRun, config: TokensConfig) -> Mapping[str, float | str]:
     """Write what models are measured on."""
     read = (run.inputs["tokens"] / "shard" / "tokens.bin").read_bytes()
@@ -132,7 +132,7 @@ PHASES: dict[str, Phase] = {}
 
 def _model(name: str, parents: tuple[str, ...]) -> dg.AssetsDefinition:
     described = f"The model {name}."
-    PHASES[name] = Phase(name, 1, described, StepsConfig, train, CODE, parents, DATA, measure=measure, module=__name__)
+    PHASES[name] = Phase(name, 1, described, StepsConfig, train, parents, DATA, measure=measure, module=__name__)
     return phase_asset(PHASES[name], preset=no_preset, checks=gate_checks())
 
 
@@ -142,7 +142,7 @@ right = _model("right", ("trunk",))
 left_child = _model("left_child", ("left",))
 right_child = _model("right_child", ("right",))
 ASSETS = [tokens, evaluation_suite, trunk, left, right, left_child, right_child]
-CHECKS = asset_checks(GATES, {})
+CHECKS = asset_checks(GATES)
 
 defs = dg.Definitions(
     assets=ASSETS,

@@ -17,9 +17,9 @@ from forge_resources.frontier.questions import parse_answer, parse_questions
 from forge_resources.frontier.verification import computes
 from forge_resources.sandbox import open_sandbox
 from tests.frontier.chat_server import Reply, Request, Server, completion, failure
-from training_core.questions.question import normalise_answer, read_questions, write_questions
-from training_core.sandbox import Sandbox
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
+from training_core.tasks.questions.question import normalise_answer, read_questions, write_questions
+from training_core.tasks.sandbox import Sandbox
 
 Configure = Callable[..., FrontierConfig]
 

@@ -24,8 +24,8 @@ from forge_resources.frontier.errors import KeyRefusedError
 from forge_resources.frontier.secret import read_key
 from forge_resources.frontier.transport import KeyedTransport
 from tests.frontier.chat_server import Reply, Server, completion, failure
-from training_core.sandbox import Limits, Outcome, Program, Verdict
-from training_core.training.reporting import SilentReporter
+from training_core.reporting import SilentReporter
+from training_core.tasks.sandbox import Limits, Outcome, Program, Verdict
 
 Configure = Callable[..., FrontierConfig]
 Ask = Callable[..., ChatRequest]

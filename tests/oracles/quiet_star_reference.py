@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.oracles.titans_reference import memory_reads
-from training_core.models.attention import SlidingWindowAttention
-from training_core.models.block import TitansBlock
-from training_core.models.cognate import Cognate
-from training_core.models.layers import rotary_table, rotate
-from training_core.models.memory import NeuralMemory
+from training_core.nn.attention import SlidingWindowAttention
+from training_core.nn.block import TitansBlock
+from training_core.nn.cognate import Cognate
+from training_core.nn.layers import rotary_table, rotate
+from training_core.nn.memory import NeuralMemory
 
 Pair = tuple[Tensor, Tensor]  # key and value of one position, (heads, width)
 

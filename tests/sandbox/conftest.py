@@ -12,7 +12,7 @@ import pytest
 from forge_resources.sandbox import open_sandbox
 from forge_resources.sandbox.choose import connected
 from forge_resources.sandbox.engine import LABEL, owner
-from training_core.sandbox import Sandbox, SandboxUnavailableError
+from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 
 def left_of_this_process(client: docker.DockerClient) -> list[str]:

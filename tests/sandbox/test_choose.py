@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from forge_assets.cli_sandbox import app
 from forge_resources.sandbox import choose, describe, open_sandbox
-from training_core.sandbox import Limits, SandboxUnavailableError
+from training_core.tasks.sandbox import Limits, SandboxUnavailableError
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_limits_that_no_sandbox_keeps_are_refused(field: str, value: float) -> N
 
 
 def test_the_core_knows_no_engine() -> None:
-    import training_core.sandbox as contract
+    import training_core.tasks.sandbox as contract
 
     source = Path(contract.__file__).read_text()
     assert "docker" not in source

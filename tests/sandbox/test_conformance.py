@@ -18,7 +18,7 @@ import pytest
 
 from forge_resources.sandbox import abuses
 from forge_resources.sandbox.conformance import own_addresses
-from training_core.sandbox import MAX_SOURCE_BYTES, Limits, Outcome, Program, Sandbox
+from training_core.tasks.sandbox import MAX_SOURCE_BYTES, Limits, Outcome, Program, Sandbox
 
 LIMITS = Limits(seconds=3.0, memory_bytes=64 << 20, output_bytes=4000, processes=16)
 BRIEF = Limits(seconds=1.0, memory_bytes=64 << 20, output_bytes=4000, processes=16)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from forge_assets.cli_sandbox import app
 from forge_resources.sandbox.conformance import PROBES, Bench, Conformance, Finding, probe
-from training_core.sandbox import Limits, Outcome, Program, Sandbox, Status, Verdict
+from training_core.tasks.sandbox import Limits, Outcome, Program, Sandbox, Status, Verdict
 
 MUST_WORK = {
     "a program runs", "a failing program fails", "a right candidate passes", "a wrong candidate is wrong",

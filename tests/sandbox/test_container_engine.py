@@ -11,7 +11,7 @@ import pytest
 
 from forge_resources.sandbox.container import ContainerSandbox
 from forge_resources.sandbox.engine import EXPIRES, image_reference, policy, reap, remove
-from training_core.sandbox import Limits, Program, Sandbox, SandboxUnavailableError
+from training_core.tasks.sandbox import Limits, Program, Sandbox, SandboxUnavailableError
 
 LIMITS = Limits(seconds=5.0, memory_bytes=64 << 20, output_bytes=20_000, processes=16)
 FACTS = """

@@ -13,7 +13,7 @@ import pytest
 
 from forge_resources.sandbox.container import ContainerSandbox
 from forge_resources.sandbox.engine import GRACE_S, owner, policy
-from training_core.sandbox import Limits, Program, SandboxUnavailableError
+from training_core.tasks.sandbox import Limits, Program, SandboxUnavailableError
 
 LIMITS = Limits(seconds=2.5, memory_bytes=64 << 20, processes=12)
 IMAGE_ID = "sha256:" + "a" * 64

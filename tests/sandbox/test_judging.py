@@ -7,7 +7,7 @@ import secrets
 import pytest
 
 from forge_resources.sandbox.abuses import ADD, EARLY_ENDS, FIVE, FORGERS, LIARS, PATCHABLE_TESTS, PATCHES, looking
-from training_core.sandbox import Limits, Sandbox, Verdict
+from training_core.tasks.sandbox import Limits, Sandbox, Verdict
 
 LIMITS = Limits(seconds=4.0, memory_bytes=64 << 20)
 BRIEF = Limits(seconds=1.5, memory_bytes=64 << 20)

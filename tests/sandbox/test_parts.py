@@ -12,12 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forge_resources.sandbox.attachment import Attachment, OutputLimitError, pump
+from forge_resources.sandbox.attach_stream import Attachment, OutputLimitError, pump
+from forge_resources.sandbox.container_entrypoint import (
+    Candidate,
+    Gone,
+    Handle,
+    Unsupported,
+    decode,
+    encode,
+    free_names,
+)
 from forge_resources.sandbox.image import pull_image, write_archive
-from forge_resources.sandbox.inside import Candidate, Gone, Handle, Unsupported, decode, encode, free_names
 from forge_resources.sandbox.monty_errors import not_data
 from forge_resources.sandbox.system_calls import ALLOW, ARCHITECTURES, FAIL, instructions
-from training_core.sandbox import SandboxUnavailableError
+from training_core.tasks.sandbox import SandboxUnavailableError
 
 # --- frames
 

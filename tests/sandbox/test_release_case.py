@@ -22,15 +22,22 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from forge_assets.cli import app
-from forge_resources import release_trials
-from forge_resources.release_archives import MAX_ARCHIVE_BYTES, download_release, read_archive
-from forge_resources.release_patches import apply_patch, changes_left_out, unified_patch
-from forge_resources.release_trials import Trial, grade_patch, trials
-from forge_resources.releases import LIMITS, ReleaseRunner, _reported, is_test, issue_of, release_instance
-from training_core.repair.edits import PatchError
-from training_core.repair.grading import grade
-from training_core.repair.instances import Instance, InstanceError
-from training_core.sandbox import MAX_SOURCE_BYTES, MAX_STDIN_BYTES, Limits, Program, Sandbox, SandboxUnavailableError
+from forge_resources.swebench import trials as release_trials
+from forge_resources.swebench.archives import MAX_ARCHIVE_BYTES, download_release, read_archive
+from forge_resources.swebench.patches import apply_patch, changes_left_out, unified_patch
+from forge_resources.swebench.releases import LIMITS, ReleaseRunner, _reported, is_test, issue_of, release_instance
+from forge_resources.swebench.trials import Trial, grade_patch, trials
+from training_core.tasks.repair.edits import PatchError
+from training_core.tasks.repair.grading import grade
+from training_core.tasks.repair.instances import Instance, InstanceError
+from training_core.tasks.sandbox import (
+    MAX_SOURCE_BYTES,
+    MAX_STDIN_BYTES,
+    Limits,
+    Program,
+    Sandbox,
+    SandboxUnavailableError,
+)
 
 OLD_CORE = """def double(n):
     return n + n

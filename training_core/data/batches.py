@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from training_core.data.packing import TokenStream, encode
-from training_core.data.tasks import FAMILIES, read_tasks
+from training_core.data.task_bank import FAMILIES, read_tasks
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 
 

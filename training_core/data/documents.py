@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training_core.data.packages import read_member
-from training_core.training.reporting import Reporter
+from training_core.reporting import Reporter
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training_core.data.documents import SPLITS, read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
-from training_core.training.reporting import Reporter
+from training_core.reporting import Reporter
 
 
 class PackingConfig(BaseModel):

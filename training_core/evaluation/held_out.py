@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training_core.bundle import canonical_json
 from training_core.data.packing import TokenStream
-from training_core.data.tasks import FAMILIES, Task, read_tasks
+from training_core.data.task_bank import FAMILIES, Task, read_tasks
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.baselines import counting_baselines
-from training_core.training.reporting import Reporter
+from training_core.reporting import Reporter
+from training_core.store.bundle import canonical_json
 
 IGNORED = -1
 

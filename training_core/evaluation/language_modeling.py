@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training_core.evaluation.baselines import per_document
 from training_core.evaluation.held_out import Windows
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.data.tasks import Task
+from training_core.data.task_bank import Task
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.intervals import wilson
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from training_core.models.cognate import Cognate
+from training_core.nn.cognate import Cognate
 
 
 @torch.no_grad()

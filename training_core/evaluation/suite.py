@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.bundle import Bundle, BundleError
 from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.intervals import Estimate, difference_of_rates, rate
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
@@ -21,13 +21,26 @@ from training_core.evaluation.probes import (
     non_finite_weights,
     streaming_error,
 )
-from training_core.loading import load_model, parameter_count
-from training_core.phases import Measurement
+from training_core.formats.loading import load_model, parameter_count
+from training_core.reporting import Reporter
+from training_core.store.bundle import Bundle, BundleError
 from training_core.training.device import best_device
-from training_core.training.reporting import Reporter
 
 PROBE_TOKENS = 96
 LN2 = math.log(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the evaluation suite measured on a bundle as it lies on disk.
+
+    `metrics` are flat scalars, `tasks` maps a task family to its scores, `counts` holds per-document counts
+    so that two models can be compared on the same documents.
+    """
+
+    metrics: Mapping[str, float]
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def measure_bundle(

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training_core.bundle import canonical_json
-from training_core.models.cognate import Carry
+from training_core.nn.cognate import Carry
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.optim.schedules import warmup_stable_decay
-from training_core.training import ranks
-from training_core.training.checkpoint import load_checkpoint, save_checkpoint
+from training_core.reporting import Figure, Reporter
+from training_core.store.bundle import canonical_json
+from training_core.store.checkpoint import load_checkpoint, save_checkpoint
+from training_core.training import distributed
 from training_core.training.device import Precision, autocast, best_device
-from training_core.training.reporting import Figure, Reporter
 
 REPORT_EVERY = 10  # steps, at most: a run reports twenty times or more
 
@@ -112,7 +112,7 @@ def train(
     bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
     `lr_factors` are those of `MuGrokfast`. `part` of a longer schedule: the steps before this run, and those in all.
     `rows_apart`: the loss is a mean over rows that do not know of each other, so that several ranks
-    (`training_core.training.ranks`) each take a share of every batch; without it each does the whole.
+    (`training_core.training.distributed`) each take a share of every batch; without it each does the whole.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
@@ -124,10 +124,10 @@ def train(
     before, whole = part or (0, config.steps)
     fingerprint = _fingerprint(model, config, [identity, lr_factors or {}, before, whole, optimizer_steps_per_batch])
     path = None if checkpoint is None else checkpoint / f"{label.replace(' ', '_')}.safetensors"
-    ranks.wait_for_all()
+    distributed.wait_for_all()
     course = _restore(path, fingerprint, model, optimizer)
-    ranks.require_same(course.step, f"{label}: the step to go on from", device)
-    ranks.copy_from_first(model.state_dict().values())
+    distributed.require_same(course.step, f"{label}: the step to go on from", device)
+    distributed.copy_from_first(model.state_dict().values())
     every = max(1, min(REPORT_EVERY, config.steps // 20))
     started = last_saved = time.monotonic()
     for step in range(course.step, config.steps):
@@ -152,7 +152,7 @@ def train(
             )
         now = time.monotonic()
         due = now - last_saved >= config.checkpoint_interval_s or step + 1 == config.steps
-        if due and path is not None and ranks.is_first():
+        if due and path is not None and distributed.is_first():
             course.seconds_before += now - started
             started = last_saved = now
             _save(path, fingerprint, model, optimizer, course)
@@ -176,17 +176,19 @@ class _Learning:
 
     def batch(self, batch: Tensor, generator: torch.Generator, steps: int) -> tuple[float, float, dict[str, float]]:
         """Last loss, last gradient norm and last metrics, of all rows."""
-        own, share = ranks.rows_of_this_rank(batch) if self.rows_apart else (batch, 1.0 / ranks.world_size())
+        own, share = (
+            distributed.rows_of_this_rank(batch) if self.rows_apart else (batch, 1.0 / distributed.world_size())
+        )
         carry: Carry | None = None
         for _ in range(steps):
             with autocast(own.device, self.precision):
                 result = self.objective(self.model, own, carry, generator)
             result.loss.backward()  # type: ignore[no-untyped-call]
-            ranks.sum_gradients(self.optimizer.parameters.values(), share)
+            distributed.sum_gradients(self.optimizer.parameters.values(), share)
             norm = self.optimizer.step(self.lr_factor)
             carry = result.carry
         scalars = {"": float(result.loss.detach()), **{k: float(v) for k, v in result.metrics.items()}}
-        scalars = ranks.mean_scalars(scalars, share, own.device)
+        scalars = distributed.mean_scalars(scalars, share, own.device)
         return scalars.pop(""), norm, scalars
 
 

@@ -1,0 +1,1 @@
+"""Distillation: prompt baking, divergences, LoRA, trajectories and rehearsal data."""

@@ -1,1 +1,0 @@
-"""Model code: attention, neural memory, blocks, recursion and halting."""

@@ -1,0 +1,244 @@
+"""Causal sliding-window attention with persistent tokens that every position sees: SW-Attn* of Titans, eq. 27.
+
+Shape legend: B batch, S sequence, D model width, H heads, K head width, P persistent tokens, W window, N windows,
+R branches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_core.nn.layers import RMSNorm, join_heads, rotary_table, rotate, split_heads
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(slots=True)
+class WindowCache:
+    """What a stream's attention sees: keys and values (batch, heads, persistent + window, width), written in place.
+
+    The first `num_persistent` slots are the persistent tokens; position p lies in the slot p % window behind them.
+    """
+
+    keys: Tensor
+    values: Tensor
+    num_persistent: int
+
+    @property
+    def window(self) -> int:
+        """The number of positions that there is room for."""
+        return self.keys.shape[2] - self.num_persistent
+
+    def write(self, pair: KeyValue, first: int) -> None:
+        """Put in the positions `first`, `first` + 1, ..., of which the last `window` stay."""
+        count = pair[0].shape[2]
+        if count == 1:  # generation: without an index tensor
+            slot = self.num_persistent + first % self.window
+            self.keys[:, :, slot], self.values[:, :, slot] = pair[0][:, :, 0], pair[1][:, :, 0]
+            return
+        slots = self._slots(max(first, first + count - self.window), first + count)
+        for stored, new in zip((self.keys, self.values), pair, strict=True):
+            stored[:, :, slots] = new[:, :, count - len(slots) :]
+
+    def visible(self, position: int) -> KeyValue:
+        """What `position` sees once it is written: views, in the order of the slots."""
+        filled = self.num_persistent + min(position + 1, self.window)
+        return self.keys[:, :, :filled], self.values[:, :, :filled]
+
+    def before(self, position: int) -> KeyValue:
+        """The last `window` - 1 positions before `position`, in their order, copied."""
+        slots = self._slots(max(0, position - self.window + 1), position)
+        return self.keys[:, :, slots], self.values[:, :, slots]
+
+    def _slots(self, first: int, end: int) -> list[int]:
+        return [self.num_persistent + position % self.window for position in range(first, end)]
+
+
+@dataclass(slots=True)
+class BranchKeys:
+    """What branches fed before: keys and values, each (batch, heads, branches, width), and whether they count.
+
+    `valid` entries are (batch, branches, 1): a branch that has stopped feeds positions that nothing sees.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+
+    def add(self, pair: KeyValue, valid_BR: Tensor) -> None:
+        """Append the newest position."""
+        self.keys.append(pair[0])
+        self.values.append(pair[1])
+        self.valid.append(valid_BR[..., None])
+
+
+class SlidingWindowAttention(nn.Module):
+    """Position i attends to positions i - window + 1 .. i and to all persistent tokens; cost O(S * window).
+
+    Queries and keys are RMS-normalised per head before the rotation (Henry et al., 2020, with RMSNorm), which keeps
+    the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
+    MAG gate sits between the heads and that projection.
+
+    **Differs from the paper**: persistent tokens pass through the key and value projections of each layer, as a
+    prefix would, but carry no rotary position.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.head_width = d_model // num_heads
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
+        self.query_norm = RMSNorm(self.head_width)
+        self.key_norm = RMSNorm(self.head_width)
+        self.persistent = nn.Parameter(torch.randn(num_persistent, d_model) * 0.02)
+
+    def forward(
+        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """Attend over the whole sequence at once.
+
+        Where `active_BS` is False, the keys and values of `previous` stand in for the position's own: a position
+        that has halted keeps what it showed to others at its last step.
+
+        Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
+        """
+        seq = x_BSD.shape[1]
+        query, key, value = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
+        if previous is not None and active_BS is not None:
+            keep = active_BS[:, None, :, None]
+            key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
+        if seq <= self.window:
+            mixed = self._attend(query, key, value, _causal_mask(seq, x_BSD.device))
+        else:
+            mixed = self._attend_banded(query, key, value)
+        return join_heads(mixed), (key, value)
+
+    @torch.no_grad()
+    def cache(self, batch: int) -> WindowCache:
+        """The cache before position 0."""
+        keys, values = (F.pad(t, (0, 0, 0, self.window)) for t in self._persistent(batch, self.persistent.dtype))
+        return WindowCache(keys, values, self.persistent.shape[0])
+
+    def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue]:
+        """Attend from one new position, whose key and value are written to `cache` and returned."""
+        query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+        cache.write((key, value), position)
+        return join_heads(F.scaled_dot_product_attention(query, *cache.visible(position))), (key, value)
+
+    def branch(
+        self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        """One position of R independent branches: each sees its part of the prefix, itself and what it fed before.
+
+        `prefix` holds keys and values (batch, heads, seq, width) shared by all branches, `visible_BRS` which of them a
+        branch sees, `own` the branches' earlier positions. Returns the joined heads and this position's own key and
+        value (batch, heads, branches, width).
+        """
+        query, key, value = self._project(x_BRD, positions_BR)
+        key_P, value_P = self._persistent(query.shape[0], query.dtype)
+        keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
+        own_keys = torch.stack([*own.keys, key], dim=3)
+        own_values = torch.stack([*own.values, value], dim=3)
+        shared = query @ keys.transpose(-1, -2)
+        alone = (own_keys @ query[..., None]).squeeze(-1)
+        persistent, itself = (visible_BRS.new_ones(*visible_BRS.shape[:2], count) for count in (key_P.shape[2], 1))
+        seen = torch.cat([persistent, visible_BRS, *own.valid, itself], dim=-1)
+        scores = torch.cat([shared, alone], dim=-1) * self.head_width**-0.5
+        weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        on_prefix, on_own = weights.split([keys.shape[2], own_keys.shape[3]], dim=-1)
+        mixed = on_prefix @ values + (on_own[..., None, :] @ own_values).squeeze(-2)
+        return join_heads(mixed), (key, value)
+
+    def dispersion(self, x_BSD: Tensor) -> Tensor:
+        """How evenly each position spreads its attention: entropy over its largest value, mean over heads, in [0, 1].
+
+        Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
+        """
+        i = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        query, key, _ = self._project(x_BSD, i)
+        return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
+
+    def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
+        """`dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
+        query, key, _ = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+        keys = torch.cat([before[0], key], dim=2)
+        return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
+
+    def _evenness(self, query: Tensor, key: Tensor, visible_SK: Tensor) -> Tensor:
+        key_P, _ = self._persistent(query.shape[0], query.dtype)
+        seen = torch.cat([visible_SK.new_ones(visible_SK.shape[0], key_P.shape[2]), visible_SK], dim=1)
+        scores = query @ torch.cat([key_P, key], dim=2).transpose(-1, -2) * self.head_width**-0.5
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        entropy = torch.special.entr(weights).sum(-1).mean(1)
+        dispersion: Tensor = entropy / seen.sum(-1, dtype=entropy.dtype).clamp_min(2).log()
+        return dispersion
+
+    def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table = rotary_table(positions, self.head_width)
+        heads = (self.num_heads, self.head_width)
+        query = rotate(self.query_norm(self.query(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
+        key = rotate(self.key_norm(self.key(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
+        return query, key, split_heads(self.value(x_BSD), self.num_heads)
+
+    def _persistent(self, batch: int, dtype: torch.dtype) -> KeyValue:
+        tokens = self.persistent.to(dtype)[None]
+        key = self.key_norm(split_heads(self.key(tokens), self.num_heads))
+        value = split_heads(self.value(tokens), self.num_heads)
+        return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_ST: Tensor) -> Tensor:
+        key_P, value_P = self._persistent(query.shape[0], query.dtype)
+        visible = mask_ST.new_ones(mask_ST.shape[0], key_P.shape[2])
+        return F.scaled_dot_product_attention(
+            query,
+            torch.cat([key_P, key], dim=2),
+            torch.cat([value_P, value], dim=2),
+            attn_mask=torch.cat([visible, mask_ST], dim=1),
+        )
+
+    def _attend_banded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each window of queries sees its own and the previous window of keys, masked to the exact band."""
+        batch, heads, seq, width = query.shape
+        window = self.window
+        num = -(-seq // window)
+        pad = num * window - seq
+        query, key, value = (F.pad(t, (0, 0, 0, pad)) for t in (query, key, value))
+        key_P, value_P = self._persistent(batch, query.dtype)
+
+        def with_previous(t: Tensor, prefix_P: Tensor) -> Tensor:
+            own = t.reshape(batch, heads, num, window, width)
+            before = F.pad(own, (0, 0, 0, 0, 1, 0))[:, :, :num]
+            prefix = prefix_P[:, :, None].expand(-1, -1, num, -1, -1)
+            stacked = torch.cat([prefix, before, own], dim=3)
+            return stacked.transpose(1, 2).reshape(batch * num, heads, -1, width)
+
+        query = (
+            query.reshape(batch, heads, num, window, width).transpose(1, 2).reshape(batch * num, heads, window, width)
+        )
+        band = _band_mask(window, key_P.shape[2], query.device)
+        mask = band[None].repeat(num, 1, 1)
+        mask[0, :, key_P.shape[2] : key_P.shape[2] + window] = False  # nothing lies before the first window
+        mask = mask[None].expand(batch, -1, -1, -1).reshape(batch * num, 1, window, -1)
+        mixed = F.scaled_dot_product_attention(
+            query, with_previous(key, key_P), with_previous(value, value_P), attn_mask=mask
+        )
+        mixed = mixed.reshape(batch, num, heads, window, width).transpose(1, 2)
+        return mixed.reshape(batch, heads, num * window, width)[:, :, :seq]
+
+
+def _causal_mask(seq: int, device: torch.device) -> Tensor:
+    return torch.ones(seq, seq, dtype=torch.bool, device=device).tril()
+
+
+def _band_mask(window: int, num_persistent: int, device: torch.device) -> Tensor:
+    """(window, persistent + 2 * window): query i sees key j - window of the pair iff 0 <= i - j < window."""
+    i = torch.arange(window, device=device)[:, None]
+    j = torch.arange(-window, window, device=device)[None, :]
+    band = (i - j >= 0) & (i - j < window)
+    return torch.cat([band.new_ones(window, num_persistent), band], dim=1)

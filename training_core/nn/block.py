@@ -1,0 +1,117 @@
+"""A Titans-MAG block: sliding-window attention gated by the neural memory, then SwiGLU (Titans, eqs. 26-28)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training_core.nn.attention import BranchKeys, KeyValue, SlidingWindowAttention, WindowCache
+from training_core.nn.layers import RMSNorm, SwiGLU
+from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read
+
+
+@dataclass(slots=True)
+class BlockState:
+    """Streaming state of one block: the window of keys and values, advanced in place, and, where there is one, the
+    memory."""
+
+    attention: WindowCache
+    memory: MemoryState | None = None
+
+
+@dataclass(slots=True)
+class LayerRecord:
+    """What a block computed over a sequence and branches can read: keys and values, normalised inputs, memory.
+
+    Keys, values and inputs of a position that has halted are those of its last step.
+    """
+
+    pair: KeyValue
+    inputs: Tensor
+    memory: MemoryRecord | None
+
+
+@dataclass(slots=True)
+class BranchLayer:
+    """One block as branches see it: the shared prefix, their own keys and values, and the memory at their position."""
+
+    prefix: KeyValue
+    own: BranchKeys
+    tail: Tensor | None = None
+    read: Read | None = None
+
+
+class TitansBlock(nn.Module):
+    """x + W_o (y * M) and then x + SwiGLU(x), both on RMS-normalised inputs.
+
+    With a memory, y = SW-Attn*(x~) and the gate is o = norm_y(y) * sigmoid(norm_m(M(x~)))            # eq. 28
+    where the norms' gains are the paper's "learnable vector-valued weights". Attention and memory read the same
+    input: they are parallel branches. Without a memory, o = y.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        attention: SlidingWindowAttention,
+        memory: NeuralMemory | None,
+    ) -> None:
+        super().__init__()
+        self.mixer_norm, self.mlp_norm = RMSNorm(d_model), RMSNorm(d_model)
+        self.attention, self.memory = attention, memory
+        if memory is not None:
+            self.attention_gain, self.memory_gain = RMSNorm(d_model), RMSNorm(d_model)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.mlp = SwiGLU(d_model, d_ff)
+
+    def forward(
+        self, x_BSD: Tensor, previous: LayerRecord | None = None, active_BS: Tensor | None = None
+    ) -> tuple[Tensor, LayerRecord]:
+        """The whole sequence at once. Where `active_BS` is False the record is that of `previous`."""
+        inputs = self.mixer_norm(x_BSD)
+        heads, key_value = self.attention(inputs, None if previous is None else previous.pair, active_BS)
+        shown = inputs
+        if previous is not None and active_BS is not None:
+            shown = torch.where(active_BS[..., None], inputs, previous.inputs)
+        record = None
+        if self.memory is not None:
+            read, record = self.memory(inputs)
+            heads = self._gate(heads, read)
+        return self._finish(x_BSD, heads), LayerRecord(key_value, shown, record)
+
+    def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
+        """One position. Returns the output, the next state and this position's own key and value."""
+        inputs = self.mixer_norm(x_B1D)
+        heads, key_value = self.attention.step(inputs, state.attention, position)
+        memory_state = state.memory
+        if self.memory is not None:
+            read, memory_state = self.memory.step(inputs, memory_state or self.memory.initial_state(x_B1D.shape[0]))
+            heads = self._gate(heads, read)
+        return self._finish(x_B1D, heads), BlockState(state.attention, memory_state), key_value
+
+    def branch(
+        self, x_BRD: Tensor, layer: BranchLayer, visible_BRS: Tensor, positions_BR: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        """One position of R independent branches, which read attention and memory and write neither.
+
+        Advances the memory's convolution tail of `layer`; returns the output and the position's key and value.
+        """
+        inputs = self.mixer_norm(x_BRD)
+        heads, pair = self.attention.branch(inputs, layer.prefix, visible_BRS, layer.own, positions_BR)
+        if self.memory is not None:
+            assert layer.tail is not None
+            assert layer.read is not None
+            read, layer.tail = self.memory.branch(inputs, layer.tail, layer.read)
+            heads = self._gate(heads, read)
+        return self._finish(x_BRD, heads), pair
+
+    def _gate(self, heads: Tensor, read: Tensor) -> Tensor:
+        gated: Tensor = self.attention_gain(heads) * self.memory_gain(read).sigmoid()  # eq. 28
+        return gated
+
+    def _finish(self, x: Tensor, heads: Tensor) -> Tensor:
+        x = x + self.output(heads)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out

@@ -1,0 +1,422 @@
+"""The Cognate language model: Titans-MAG blocks, TRM recursion over the last of them, ACT halting by correctness.
+
+    tokens -> embedding -> prelude (blocks, some with memory) -> h
+    y, z   -> T cycles of [ n times z <- core(h + y + z);  y <- core(y + z) ] -> y, z     (one supervision step)
+    logits = E y,  halt = q(y)                                                            (after every step)
+
+The core is the last `num_core_layers` blocks with one closing RMSNorm; it is the single network of the Tiny
+Recursive Model (Jolicoeur-Martineau, 2025, arXiv:2510.04871, section 4 and figure 3). With T = 1, n = 0 and one
+supervision step the model is an ordinary decoder with num_layers layers.
+
+**Differs from the paper**: everything is causal and per position; y starts at h instead of a learned vector, so that
+recursion refines a working language model; halting is decided for each token.
+
+Shape legend: B batch, S sequence, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from training_core.nn.attention import KeyValue, SlidingWindowAttention, WindowCache
+from training_core.nn.block import BlockState, LayerRecord, TitansBlock
+from training_core.nn.layers import RMSNorm
+from training_core.nn.memory import NeuralMemory
+
+Place = tuple[int, int, int]  # supervision step, pass, core layer
+Attend = Callable[[TitansBlock, Tensor, Place], tuple[Tensor, KeyValue]]
+
+
+class ShapeConfig(BaseModel):
+    """Shape of a Cognate model but for its vocabulary. `num_layers` counts prelude and core blocks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_model: int = Field(128, ge=8, le=1 << 14, description="Width of the residual stream")
+    num_layers: int = Field(4, ge=1, le=256, description="Blocks in all: prelude + core")
+    num_core_layers: int = Field(2, ge=1, le=256, description="Last blocks, shared by every recursion step")
+    num_heads: int = Field(4, ge=1, le=1024, description="Attention heads; must divide d_model into even widths")
+    d_ff: int = Field(320, ge=8, le=1 << 16, description="Hidden width of SwiGLU")
+    window: int = Field(64, ge=1, le=1 << 20, description="Attention window in tokens, the current one included")
+    max_seq_len: int = Field(256, ge=2, le=1 << 20, description="Longest training sequence in tokens")
+    num_persistent: int = Field(4, ge=0, le=1 << 16, description="Learned tokens that every position attends to")
+    memory_layers: list[int] = Field([1], max_length=256, description="Prelude blocks with a neural memory, from 0")
+    memory_heads: int = Field(2, ge=1, le=1024, description="Heads of the memory; must divide d_model")
+    memory_rank: int = Field(32, ge=1, le=1 << 14, description="Inner rank of the memory's projections")
+    memory_expansion: int = Field(1, ge=1, le=64, description="Hidden width of the memory's perceptron / head width")
+    memory_chunk: int = Field(64, ge=1, le=1 << 20, description="Tokens whose gradients share a set of memory weights")
+    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
+    embedding_rank: int = Field(0, ge=0, le=1 << 14, description="Rank of a factorised embedding; 0 for a full one")
+    cycles: int = Field(1, ge=1, le=16, description="T: recursion cycles in one supervision step")
+    latent_steps: int = Field(0, ge=0, le=32, description="n: updates of z in a cycle")
+    grad_cycles: int = Field(1, ge=1, le=16, description="Last cycles of a supervision step that are back-propagated")
+    num_supervision: int = Field(1, ge=1, le=32, description="N_sup: supervision steps, each an optimizer step")
+    halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            raise ValueError(
+                f"num_heads = {self.num_heads} must divide d_model = {self.d_model} into even head widths "
+                "(rotary positions work on pairs); choose d_model as a multiple of 2 * num_heads"
+            )
+        if self.num_core_layers > self.num_layers:
+            raise ValueError(f"num_core_layers = {self.num_core_layers} exceeds num_layers = {self.num_layers}")
+        prelude = self.num_layers - self.num_core_layers
+        outside = [layer for layer in self.memory_layers if not 0 <= layer < prelude]
+        if outside:
+            raise ValueError(
+                f"memory_layers {outside} lie outside the prelude: with num_layers = {self.num_layers} and "
+                f"num_core_layers = {self.num_core_layers} they must be in 0 .. {prelude - 1} (or empty)"
+            )
+        if self.memory_layers and self.d_model % self.memory_heads:
+            raise ValueError(f"memory_heads = {self.memory_heads} must divide d_model = {self.d_model}")
+        return self
+
+
+class CognateConfig(ShapeConfig):
+    """Shape and vocabulary: what it takes to construct a model."""
+
+    vocab_size: int = Field(1024, ge=258, le=65535, description="Tokens, at most 65535 (uint16 shards)")
+
+
+SHAPE_FIELDS = tuple(ShapeConfig.model_fields)
+VARIANT_FIELDS = (
+    "cycles",
+    "latent_steps",
+    "num_supervision",
+    "halt_threshold",
+    "memory_max_lr",
+)  # how a specialist runs the same weights
+
+
+@dataclass(slots=True)
+class Carry:
+    """The answer y and the latent z of every position, each (batch, seq, d_model)."""
+
+    y: Tensor
+    z: Tensor
+
+
+@dataclass(slots=True)
+class Prediction:
+    """`logits` (batch, seq, vocab), `halt` logits (batch, seq), and the supervision steps used (batch, seq)."""
+
+    logits: Tensor
+    halt: Tensor
+    steps: Tensor
+
+
+@dataclass(slots=True)
+class Trace:
+    """A sequence's final answers y (batch, seq, d_model), its supervision steps (batch, seq), and every block's record:
+    `prelude` [layer], `core` [supervision step][pass][layer]."""
+
+    y: Tensor
+    steps: Tensor
+    prelude: list[LayerRecord]
+    core: list[list[list[LayerRecord]]]
+
+
+@dataclass(slots=True)
+class StreamState:
+    """What generation carries from token to token. Core caches are [supervision step][pass][layer].
+
+    Of the newest position, each (batch, 1, d_model): its `answer` y, and what the last core block was `given` in the
+    last pass of its last supervision step.
+    """
+
+    prelude: list[BlockState]
+    core: list[list[list[WindowCache]]]
+    position: int = 0
+    steps_used: list[int] = field(default_factory=list)
+    answer: Tensor | None = None
+    given: Tensor | None = None
+
+
+class Cognate(nn.Module):
+    """The model; `config` is its shape. Parameters are initialised from torch's global generator."""
+
+    def __init__(self, config: CognateConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embedding_rank or config.d_model
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.embedding_out = (
+            nn.Linear(config.embedding_rank, config.d_model, bias=False) if config.embedding_rank else None
+        )
+        blocks = [self._block(layer) for layer in range(config.num_layers)]
+        split = config.num_layers - config.num_core_layers
+        self.prelude, self.core = nn.ModuleList(blocks[:split]), nn.ModuleList(blocks[split:])
+        self.prelude_norm, self.core_norm = RMSNorm(config.d_model), RMSNorm(config.d_model)
+        self.latent = nn.Parameter(torch.zeros(config.d_model))
+        self.halt_head = nn.Linear(config.d_model, 1)
+        nn.init.zeros_(self.halt_head.weight)
+        nn.init.constant_(self.halt_head.bias, -2.0)
+        self._scale_residuals()
+
+    def _block(self, layer: int) -> TitansBlock:
+        config = self.config
+        memory = None
+        if layer in config.memory_layers:
+            memory = NeuralMemory(
+                config.d_model,
+                config.memory_heads,
+                config.memory_rank,
+                config.memory_expansion,
+                config.memory_chunk,
+                config.memory_max_lr,
+            )
+        attention = SlidingWindowAttention(config.d_model, config.num_heads, config.window, config.num_persistent)
+        return TitansBlock(config.d_model, config.d_ff, attention, memory)
+
+    def _scale_residuals(self) -> None:
+        """Scale the projections into the residual stream by 1 / sqrt(2 L) (GPT-2, section 2.3)."""
+        with torch.no_grad():
+            for block in [*self.prelude, *self.core]:
+                for linear in (block.output, block.mlp.down):
+                    linear.weight.mul_((2 * self.config.num_layers) ** -0.5)
+
+    # -- parallel form -------------------------------------------------------------------------------------------
+
+    def encode(self, tokens_BS: Tensor, records: list[LayerRecord] | None = None) -> Tensor:
+        """The prelude: token ids (batch, seq) -> h (batch, seq, d_model), of unit root mean square.
+
+        Each block's record is appended to `records` when given.
+        """
+        x = self.embed(tokens_BS)
+        for block in self.prelude:
+            x, record = block(x)
+            if records is not None:
+                records.append(record)
+        h: Tensor = self.prelude_norm(x)
+        return h
+
+    def start(self, h_BSD: Tensor) -> Carry:
+        """The carry before the first supervision step: y = h, z = the learned latent."""
+        return Carry(h_BSD, self.latent.to(h_BSD.dtype).expand_as(h_BSD))
+
+    def supervise(self, h_BSD: Tensor, carry: Carry) -> Carry:
+        """One supervision step: `cycles` cycles of which only the last `grad_cycles` build a graph."""
+        config = self.config
+        without = max(0, config.cycles - config.grad_cycles)
+        with torch.no_grad():
+            for _ in range(without):
+                carry = self._cycle(h_BSD, carry, None, None)[0]
+        for _ in range(config.cycles - without):
+            carry = self._cycle(h_BSD, carry, None, None)[0]
+        return carry
+
+    def logits(self, y_BSD: Tensor) -> Tensor:
+        """Scores (batch, seq, vocab) from the tied embedding."""
+        return F.linear(self.readout(y_BSD), effective_weight(self.embedding).to(y_BSD.dtype))
+
+    def readout(self, y_BSD: Tensor) -> Tensor:
+        """The vectors (..., embedding width) whose products with the embedding's rows are the logits."""
+        if self.embedding_out is None:
+            return y_BSD
+        return F.linear(y_BSD, effective_weight(self.embedding_out).transpose(0, 1))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (...) -> the residual stream's first value (..., d_model)."""
+        return self.widen(F.embedding(tokens, effective_weight(self.embedding)))
+
+    def widen(self, vectors: Tensor) -> Tensor:
+        """Vectors of the embedding's width (...) -> (..., d_model); the same where the embedding is full."""
+        if self.embedding_out is None:
+            return vectors
+        wide: Tensor = self.embedding_out(vectors)
+        return wide
+
+    def halt(self, y_BSD: Tensor) -> Tensor:
+        """Logit of the probability that the current argmax is right, (batch, seq). Gradients stop at y."""
+        q: Tensor = self.halt_head(y_BSD.detach()).squeeze(-1)
+        return q
+
+    def forward(self, tokens_BS: Tensor) -> Prediction:
+        """Predict the next token at every position, with halting as configured. For inference, not for training."""
+        return self.predict(self.encode(tokens_BS))
+
+    def predict(self, h_BSD: Tensor) -> Prediction:
+        """`forward` from what `encode` gave."""
+        y, steps = self._run(h_BSD, None)
+        return Prediction(self.logits(y), self.halt(y), steps)
+
+    def trace(self, tokens_BS: Tensor) -> Trace:
+        """`forward`, keeping what branches need to continue from every position (`training_core.nn.branching`)."""
+        trace = Trace(torch.zeros(0), torch.zeros(0), [], [])
+        trace.y, trace.steps = self._run(self.encode(tokens_BS, trace.prelude), trace)
+        return trace
+
+    def _run(self, h: Tensor, trace: Trace | None) -> tuple[Tensor, Tensor]:
+        carry = self.start(h)
+        active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device)
+        steps = torch.zeros_like(active, dtype=torch.long)
+        previous: list[list[list[LayerRecord]]] | None = None
+        for _ in range(self.config.num_supervision):
+            mask = None if previous is None else active
+            following, used = carry, []
+            for cycle in range(self.config.cycles):
+                following, passes = self._cycle(h, following, None if previous is None else previous[cycle], mask)
+                used.append(passes)
+            keep = active[..., None]
+            carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
+            steps = steps + active
+            active = active & ~self._halted(carry.y)
+            previous = used
+            if trace is not None:
+                trace.core.append([records for passes in used for records in passes])
+            if not bool(active.any()):
+                break
+        return carry.y, steps
+
+    def _halted(self, y: Tensor) -> Tensor:
+        return self.halt(y).sigmoid() > self.config.halt_threshold
+
+    def _cycle(
+        self, h: Tensor, carry: Carry, previous: list[list[LayerRecord]] | None, active: Tensor | None
+    ) -> tuple[Carry, list[list[LayerRecord]]]:
+        """One latent recursion (TRM, figure 3): n updates of z, one of y. Returns every pass's records."""
+        y, z = carry.y, carry.z
+        used: list[list[LayerRecord]] = []
+        for index in range(self.config.latent_steps):
+            z, records = self._core_pass(h + y + z, None if previous is None else previous[index], active)
+            used.append(records)
+        y, records = self._core_pass(y + z, None if previous is None else previous[-1], active)
+        used.append(records)
+        return Carry(y, z), used
+
+    def _core_pass(
+        self, x: Tensor, previous: list[LayerRecord] | None, active: Tensor | None
+    ) -> tuple[Tensor, list[LayerRecord]]:
+        records = []
+        for index, block in enumerate(self.core):
+            x, record = block(x, None if previous is None else previous[index], active)
+            records.append(record)
+        out: Tensor = self.core_norm(x)
+        return out, records
+
+    # -- streaming form ------------------------------------------------------------------------------------------
+
+    def stream(self, batch: int = 1) -> StreamState:
+        """The state before the first token."""
+
+        def caches(blocks: nn.ModuleList) -> list[WindowCache]:
+            return [cast(TitansBlock, block).attention.cache(batch) for block in blocks]
+
+        config, passes = self.config, self.config.cycles * (self.config.latent_steps + 1)
+        core = [[caches(self.core) for _ in range(passes)] for _ in range(config.num_supervision)]
+        return StreamState([BlockState(cache) for cache in caches(self.prelude)], core)
+
+    def step(self, tokens_B: Tensor, state: StreamState) -> Tensor:
+        """Feed one token (batch,), advance `state` in place, return next-token logits (batch, vocab).
+
+        Supervision steps after the last active token's are not computed; their caches receive the keys and values of
+        the last step that was, exactly as the parallel form does.
+        """
+        x = self.embed(tokens_B[:, None])
+        for index, module in enumerate(self.prelude):
+            x, state.prelude[index], _ = cast(TitansBlock, module).step(x, state.prelude[index], state.position)
+        h: Tensor = self.prelude_norm(x)
+        given: list[Tensor] = []
+
+        def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
+            supervision, index, layer = place
+            out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
+            given[supervision:] = [x]  # what comes last in a supervision step stays
+            return out, pair
+
+        y, pairs, steps = self.recur(h, attend)
+        for caches, fresh in zip(state.core, pairs, strict=True):
+            for cache, pair in zip(chain.from_iterable(caches), chain.from_iterable(fresh), strict=True):
+                cache.write(pair, state.position)
+        state.position += 1
+        state.steps_used.append(len(given))
+        state.answer, state.given = y, torch.stack(given)[steps[:, 0] - 1, torch.arange(len(steps), device=h.device)]
+        return self.logits(y)[:, 0]
+
+    def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], Tensor]:
+        """All supervision steps of single positions h (batch, positions, d_model), which do not see each other.
+
+        `attend(block, x, (supervision, pass, layer))` runs one core block against whatever came before. Returns y, the
+        keys and values of every [supervision][pass][layer], and the supervision steps (batch, positions) that each
+        position used: those after the last active position's repeat the pairs of the last one that was computed.
+        """
+        config = self.config
+        carry = self.start(h)
+        active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device)
+        steps = torch.zeros_like(active, dtype=torch.long)
+        pairs: list[list[list[KeyValue]]] = []
+        for supervision in range(config.num_supervision):
+            if not bool(active.any()):
+                break
+            previous = pairs[-1] if pairs else None
+            following, used = self._recur_once(h, carry, attend, supervision, previous, active)
+            keep = active[..., None]
+            carry = Carry(torch.where(keep, following.y, carry.y), torch.where(keep, following.z, carry.z))
+            steps = steps + active
+            active = active & ~self._halted(carry.y)
+            pairs.append(used)
+        return carry.y, pairs + [pairs[-1]] * (config.num_supervision - len(pairs)), steps
+
+    def _recur_once(
+        self,
+        h: Tensor,
+        carry: Carry,
+        attend: Attend,
+        supervision: int,
+        previous: list[list[KeyValue]] | None,
+        active: Tensor,
+    ) -> tuple[Carry, list[list[KeyValue]]]:
+        """One supervision step; halted positions keep the pairs of the step before."""
+        y, z = carry.y, carry.z
+        pairs: list[list[KeyValue]] = []
+        per_cycle = self.config.latent_steps + 1
+        for index in range(self.config.cycles * per_cycle):
+            is_answer = index % per_cycle == per_cycle - 1
+            x = y + z if is_answer else h + y + z
+            layer_pairs: list[KeyValue] = []
+            for layer, module in enumerate(self.core):
+                x, pair = attend(cast(TitansBlock, module), x, (supervision, index, layer))
+                if previous is not None:
+                    keep = active[:, None, :, None]
+                    old = previous[index][layer]
+                    pair = (torch.where(keep, pair[0], old[0]), torch.where(keep, pair[1], old[1]))
+                layer_pairs.append(pair)
+            pairs.append(layer_pairs)
+            out: Tensor = self.core_norm(x)
+            y, z = (out, z) if is_answer else (y, out)
+        return Carry(y, z), pairs
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """The weight a layer computes with: `module.effective_weight()` for quantised layers, else `module.weight`."""
+    effective = getattr(module, "effective_weight", None)
+    weight: Tensor = module.weight if effective is None else effective()  # type: ignore[assignment]
+    return weight
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable scalars; tied weights count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def check_sequence(shape: ShapeConfig, seq_len: int) -> None:
+    """Refuse training sequences that the model is not made for.
+
+    Raises:
+        ValueError: when seq_len exceeds max_seq_len.
+    """
+    if seq_len > shape.max_seq_len:
+        raise ValueError(
+            f"seq_len = {seq_len} exceeds max_seq_len = {shape.max_seq_len}: shorten the one or raise the other"
+        )

@@ -1,0 +1,114 @@
+"""A linear classifier as it is stored, int8 weights with a float16 scale and bias for each class, and its fit.
+
+Shape legend: Q rows to classify, N of them for fitting, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PENALTY = 1e-3
+MOST_CODE = 127
+CONVERGED = 1e-5  # largest entry of the gradient at which a fit has ended
+MOST_ITERATIONS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear classifier as it is stored: `codes` int8 (classes, d_model), `scales` and `biases` float16 (classes,).
+
+    W = scale * code / 127, row by row.
+    """
+
+    codes_CD: Tensor
+    scales_C: Tensor
+    biases_C: Tensor
+
+    @classmethod
+    def of(cls, weights_CD: Tensor, biases_C: Tensor) -> Self:
+        """The nearest one to weights and biases.
+
+        Raises:
+            ValueError: when they are beyond float16.
+        """
+        scales_C = weights_CD.abs().amax(1).to(torch.float16)
+        if not bool(torch.isfinite(scales_C).all() and torch.isfinite(biases_C.to(torch.float16)).all()):
+            raise ValueError("weights and biases of a head must be finite and at most 65504: raise the penalty")
+        unit_C = scales_C.double().clamp(min=torch.finfo(torch.float16).tiny)
+        codes_CD = (weights_CD.double() / unit_C[:, None] * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE)
+        return cls(codes_CD.to(torch.int8), scales_C, biases_C.to(torch.float16))
+
+    def probabilities(self, y_QD: Tensor) -> Tensor:
+        """Of hidden states (prompts, d_model): (prompts, classes) float64."""
+        return (y_QD.double() @ self.weights().T + self.biases_C.double()).softmax(1)
+
+    def weights(self) -> Tensor:
+        """W (classes, d_model) float64."""
+        return self.codes_CD.double() * (self.scales_C.double() / MOST_CODE)[:, None]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes to store it."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors("").values())
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """As tensors of a bundle."""
+        return {f"{prefix}codes": self.codes_CD, f"{prefix}scales": self.scales_C, f"{prefix}biases": self.biases_C}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """What `tensors` wrote."""
+        return cls(*(tensors[f"{prefix}{name}"] for name in ("codes", "scales", "biases")))
+
+
+def fit_head(y_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float = PENALTY) -> Head:
+    """The head that tells classes 0 .. num_classes - 1 apart, each counting alike however many rows it has. By L-BFGS
+    in float64 from 0: the problem has one minimum, and nothing is drawn.
+
+    Raises:
+        ValueError: when a class has no rows, the penalty is not positive, or the fit does not end.
+    """
+    counts_C = torch.bincount(labels_N, minlength=num_classes).double()
+    if len(counts_C) > num_classes or not bool((counts_C > 0).all()) or penalty <= 0:
+        raise ValueError(
+            f"every one of {num_classes} classes needs examples and the penalty must be positive, got "
+            f"{counts_C.int().tolist()} examples and {penalty}: ask questions of every expert, and show text for none"
+        )
+    mean_D = y_ND.double().mean(0)
+    scale = float((y_ND.double() - mean_D).square().mean().sqrt())
+    x_ND = (y_ND.double() - mean_D) / scale
+    share_N = 1 / (num_classes * counts_C[labels_N])
+    weights_CD = torch.zeros(num_classes, x_ND.shape[1], dtype=torch.float64, requires_grad=True)
+    biases_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights_CD, biases_C],
+        max_iter=MOST_ITERATIONS,
+        tolerance_grad=CONVERGED / 10,
+        tolerance_change=0.0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        told_N = F.cross_entropy(x_ND @ weights_CD.T + biases_C, labels_N, reduction="none")
+        return (told_N * share_N).sum() + penalty / 2 * (weights_CD**2).sum()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        total = loss()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(step)  # type: ignore[no-untyped-call]
+        left = max(float(g.abs().max()) for g in torch.autograd.grad(loss(), [weights_CD, biases_C]))
+    if not left < CONVERGED:
+        raise ValueError(f"the fit must end with a gradient below {CONVERGED}, got {left:.2g}: raise the penalty")
+    stored = Head.of(weights_CD.detach() / scale, torch.zeros(num_classes))
+    return Head.of(stored.weights(), biases_C.detach() - stored.weights() @ mean_D)

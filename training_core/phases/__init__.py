@@ -1,0 +1,1 @@
+"""The eight phases, a package each; no phase imports another."""

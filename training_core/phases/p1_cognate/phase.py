@@ -1,0 +1,53 @@
+"""Phase 1: the trunk from random weights, and three specialists that branch from it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from training_core.formats.loading import load_latents
+from training_core.nn.cognate import Cognate
+from training_core.phase import Phase, PhaseContext
+from training_core.phases.p1_cognate.gates import GATES
+from training_core.phases.p1_cognate.train import TrunkConfig, Variant, VariantConfig, specialise, train_trunk
+from training_core.store.bundle import Product
+from training_core.training.loop import TrainingResult
+
+
+def make_trunk(context: PhaseContext, config: TrunkConfig) -> Product:
+    """Train the trunk."""
+    model, result = train_trunk(config, context.training, context.reporter, context.checkpoint)
+    return _product(context, model, result)
+
+
+def make_specialist(variant: Variant, context: PhaseContext, config: VariantConfig) -> Product:
+    """Train one specialist from the trunk."""
+    parent = load_latents(context.parents["trunk"])
+    model, result = specialise(parent, variant, config, context.training, context.reporter, context.checkpoint)
+    return _product(context, model, result)
+
+
+def _product(context: PhaseContext, model: Cognate, result: TrainingResult) -> Product:
+    config = {"cognate": model.config.model_dump()}
+    return Product("cognate", config, model.state_dict(), context.training.tokenizer_json, metrics=result.metrics())
+
+
+def _specialist(variant: Variant, description: str) -> Phase:
+    name = f"cognate_{variant}"
+    compute = partial(make_specialist, variant)
+    return Phase(name, 1, description, VariantConfig, compute, ("trunk",), gates=GATES[name], parallel=True)
+
+
+PHASES = (
+    Phase(
+        "trunk",
+        1,
+        "The language model that the three specialists share: Titans-MAG blocks, TRM recursion, ACT halting.",
+        TrunkConfig,
+        make_trunk,
+        gates=GATES["trunk"],
+        parallel=True,
+    ),
+    _specialist("reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic."),
+    _specialist("memory", "Specialist with a faster memory, trained on longer sequences and needle tasks."),
+    _specialist("speed", "Specialist without recursion, trained on text alone: the quickest answer."),
+)

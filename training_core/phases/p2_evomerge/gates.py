@@ -1,0 +1,35 @@
+"""Gates and claims of phase 2."""
+
+from __future__ import annotations
+
+from training_core.gates import claim, gate, validity
+
+GATES = {
+    "merged_model": (
+        *validity("merged_model"),
+        gate(
+            "merged_model",
+            "not_worse",
+            "bits_per_byte_over_best_parent",
+            at_most=0,
+            evidence="Bits per byte on the validation documents used for selection",
+            against="the best parent",
+        ),
+        gate(
+            "merged_model",
+            "holds_out",
+            "bits_per_byte_ratio_to_best_parent_high",
+            at_most=1.02,
+            evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI",
+            against="the best parent",
+        ),
+        claim(
+            "merged_model",
+            "gains",
+            "bits_per_byte_ratio_to_best_parent_high",
+            at_most=1,
+            evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI",
+            against="the best parent",
+        ),
+    ),
+}

@@ -1,0 +1,41 @@
+"""Phase 2: the specialists merged by an evolution whose fitness is measured on validation documents."""
+
+from __future__ import annotations
+
+from training_core.formats.loading import load_latents
+from training_core.phase import Phase, PhaseContext
+from training_core.phases.p2_evomerge.evolution import EvolutionConfig
+from training_core.phases.p2_evomerge.gates import GATES
+from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
+from training_core.store.bundle import Product
+
+SPECIALISTS = ("cognate_reasoning", "cognate_memory", "cognate_speed")
+
+
+def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
+    """Evolve the merge of the specialists."""
+    model, metrics = merge_cognates(
+        load_latents(context.parents["trunk"]),
+        {name: load_latents(context.parents[name]) for name in SPECIALISTS},
+        config,
+        context.selection.text,
+        context.batch_size,
+        context.reporter,
+        context.checkpoint,
+    )
+    shape = {"cognate": model.config.model_dump()}
+    return Product("cognate", shape, model.state_dict(), context.parents["trunk"].tokenizer_json(), metrics=metrics)
+
+
+PHASES = (
+    Phase(
+        "merged_model",
+        2,
+        "The best merge that an evolution of linear, SLERP, TIES and DARE merges found on validation data.",
+        EvolutionConfig,
+        make_merged,
+        (*SPECIALISTS, "trunk"),
+        gates=GATES["merged_model"],
+        parallel=True,
+    ),
+)

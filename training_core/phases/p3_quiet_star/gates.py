@@ -1,0 +1,65 @@
+"""Gates and claims of phase 3."""
+
+from __future__ import annotations
+
+from training_core.gates import ABOVE_ZERO, claim, gate, validity
+
+GATES = {
+    "reasoning_model": (
+        *validity("reasoning_model"),
+        gate(
+            "reasoning_model",
+            "not_worse",
+            "bits_per_byte_ratio_to_best_parent_high",
+            at_most=1.01,
+            evidence="Ratio of bits per byte on test documents with thoughts off, upper bound of the paired 95 % CI",
+            against="the merged model",
+        ),
+        gate(
+            "reasoning_model",
+            "thoughts_causal",
+            "thought_leaks",
+            at_most=0,
+            evidence="Thought tokens and logits that changed in any bit after a later token was changed",
+        ),
+        gate(
+            "reasoning_model",
+            "decodes",
+            "undecodable_thoughts",
+            at_most=0,
+            evidence="Measured thoughts that do not decode to text",
+        ),
+        claim(
+            "reasoning_model",
+            "thoughts_help",
+            "thought_gain_hard_low",
+            at_least=ABOVE_ZERO,
+            evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
+            against="the same model with thoughts off",
+        ),
+        claim(
+            "reasoning_model",
+            "content",
+            "thought_over_shuffled_hard_low",
+            at_least=ABOVE_ZERO,
+            evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
+            against="the thoughts of another position",
+        ),
+        claim(
+            "reasoning_model",
+            "beyond_compute",
+            "thought_over_pause_hard_low",
+            at_least=ABOVE_ZERO,
+            evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
+            against="equal compute without content",
+        ),
+        claim(
+            "reasoning_model",
+            "reward",
+            "thought_over_random_reward_hard_low",
+            at_least=ABOVE_ZERO,
+            evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
+            against="training with a random reward",
+        ),
+    ),
+}

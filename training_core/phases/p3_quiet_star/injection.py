@@ -1,0 +1,154 @@
+"""Where to think: signals that the model has at a position, and the rules that turn them into a decision.
+
+A signal is read after token x_j and knows nothing of x_{j+1}:
+
+    entropy      of the prediction for x_{j+1}
+    dispersion   of the last core block's attention
+    loss         -log p(x_j), how badly x_j itself was predicted
+    surprise     norm of the memory's gradient at x_j (Titans, arXiv:2501.00663, eq. 8), mean over memories
+
+Each is replaced by its percentile among held-out positions, so that every value in [0, 1] is reached, and a threshold
+means a share of the text. The difficulty is .4 entropy + .3 dispersion + .3 loss. A model without memory is
+never surprised.
+
+Shape legend: B batch, S sequence, Q quantiles of a table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from training_core.nn.block import TitansBlock
+from training_core.nn.cognate import Cognate, Trace
+
+SIGNALS = ("entropy", "dispersion", "loss", "surprise")
+DIFFICULTY = {"entropy": 0.4, "dispersion": 0.3, "loss": 0.3}
+TABLE = 129
+# percentile of a signal that a position does not have: the loss of the first token, surprise without a memory
+UNKNOWN = {"entropy": 0.5, "dispersion": 0.5, "loss": 0.5, "surprise": 0.0}
+
+Rule = Literal["everywhere", "difficulty", "surprise", "never"]
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+class InjectionConfig(BaseModel):
+    """When thoughts are injected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    difficulty_threshold: float = Field(0.6, ge=0, le=1, description="Think where the difficulty exceeds this")
+    surprise_share: float = Field(
+        0.2, gt=0, le=1, description="q: think at this share of positions, the most surprising"
+    )
+    min_interval: int = Field(3, ge=1, description="Tokens from one thinking position to the next, at least")
+
+
+class ThoughtInjector(nn.Module):
+    """Percentile tables of the four signals, (4, Q), made by `calibrate` and kept with the model."""
+
+    quantiles: Tensor
+
+    def __init__(self, config: InjectionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("quantiles", torch.linspace(0, 1, TABLE).repeat(len(SIGNALS), 1))
+
+    def calibrate(self, signals: list[dict[str, Tensor]]) -> None:
+        """Set the tables from the `signals` of held-out sequences.
+
+        Raises:
+            ValueError: when there are none, or a signal has no finite value (surprise may: a model without memory).
+        """
+        if not signals:
+            raise ValueError("the injector is calibrated on held-out text: give at least one batch of signals")
+        grid = torch.linspace(0, 1, TABLE, dtype=torch.float64)
+        for row, name in enumerate(SIGNALS):
+            values = torch.cat([batch[name].flatten() for batch in signals]).double()
+            known = values[torch.isfinite(values)]
+            if not len(known) and name != "surprise":
+                raise ValueError(
+                    f"none of {len(values)} values of {name} is finite, so that it has no percentiles: give windows of "
+                    "text with at least two tokens, from a model whose predictions are finite"
+                )
+            if len(known):
+                self.quantiles[row] = _quantiles(known, grid).to(self.quantiles)
+
+    def percentiles(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each signal (batch, seq) as its percentile in [0, 1], linear between quantiles, the middle of equal ones;
+        UNKNOWN where it is NaN."""
+        result = {}
+        for row, name in enumerate(SIGNALS):
+            table, values = self.quantiles[row].contiguous(), signals[name].to(self.quantiles)
+            share = (_place(table, values, right=False) + _place(table, values, right=True)) / (2 * (TABLE - 1))
+            result[name] = torch.where(torch.isnan(values), UNKNOWN[name], share)
+        return result
+
+    def difficulty(self, percentiles: dict[str, Tensor]) -> Tensor:
+        """.4 entropy + .3 dispersion + .3 loss, in [0, 1]."""
+        total = torch.zeros_like(percentiles["entropy"])
+        for name, weight in DIFFICULTY.items():
+            total = total + weight * percentiles[name]
+        return total
+
+    def decide(self, rule: Rule, percentiles: dict[str, Tensor]) -> Tensor:
+        """Where to think, (batch, seq) bool. The two gated rules keep `min_interval` tokens between thinking positions,
+        from left to right, so that a decision never depends on later text."""
+        shape = percentiles["entropy"]
+        if rule in ("everywhere", "never"):
+            return torch.full_like(shape, rule == "everywhere", dtype=torch.bool)
+        if rule == "surprise":
+            wanted = percentiles["surprise"] > 1 - self.config.surprise_share
+        else:
+            wanted = self.difficulty(percentiles) > self.config.difficulty_threshold
+        return keep_interval(wanted, self.config.min_interval)
+
+
+def _place(table: Tensor, values: Tensor, *, right: bool) -> Tensor:
+    """Where `values` stand in the ascending `table`, in 0 .. TABLE - 1; before or behind entries that equal them."""
+    above = torch.searchsorted(table, values.contiguous(), right=right).clamp(1, TABLE - 1)
+    low, high = table[above - 1], table[above]
+    return above - 1 + ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+def _quantiles(values: Tensor, grid: Tensor) -> Tensor:
+    """Linear interpolation between order statistics, as torch.quantile, which refuses long tensors."""
+    ordered = values.sort().values
+    place = grid * (len(ordered) - 1)
+    low = place.floor().long()
+    high = (low + 1).clamp_max(len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], place - low)
+
+
+def keep_interval(wanted_BS: Tensor, interval: int) -> Tensor:
+    """`wanted_BS` without the positions that come less than `interval` after one that was kept."""
+    kept = torch.zeros_like(wanted_BS)
+    rest = torch.zeros(wanted_BS.shape[0], dtype=torch.long, device=wanted_BS.device)
+    for position in range(wanted_BS.shape[1]):
+        chosen = wanted_BS[:, position] & (rest == 0)
+        kept[:, position] = chosen
+        rest = torch.where(chosen, interval - 1, (rest - 1).clamp_min(0))
+    return kept
+
+
+@torch.no_grad()
+def read_signals(model: Cognate, trace: Trace, tokens_BS: Tensor) -> dict[str, Tensor]:
+    """The four signals of a traced batch, each (batch, seq) float32.
+
+    The first token's loss is NaN, because nothing predicted it; so is every surprise of a model without memory.
+    """
+    log_p = model.logits(trace.y).float().log_softmax(-1)
+    loss = torch.full(tokens_BS.shape, float("nan"), device=tokens_BS.device)
+    loss[:, 1:] = -log_p[:, :-1].gather(-1, tokens_BS[:, 1:, None]).squeeze(-1)
+    last = trace.core[-1][-1][-1]
+    attention = cast(TitansBlock, model.core[-1]).attention
+    surprises = [record.memory.surprise().float() for record in trace.prelude if record.memory is not None]
+    return {
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        "dispersion": attention.dispersion(last.inputs).float(),
+        "loss": loss,
+        "surprise": torch.stack(surprises).mean(0) if surprises else torch.full_like(loss, float("nan")),
+    }

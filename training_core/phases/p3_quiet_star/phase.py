@@ -1,0 +1,95 @@
+"""Phase 3 from a merged model to what is stored: train, decide on validation text, measure on test text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.formats.loading import load_latents
+from training_core.nn.cognate import Cognate
+from training_core.phase import Phase, PhaseContext
+from training_core.phases.p3_quiet_star.assessment import assess, helps
+from training_core.phases.p3_quiet_star.bundles import Reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.gates import GATES
+from training_core.phases.p3_quiet_star.injection import ThoughtInjector
+from training_core.phases.p3_quiet_star.measurement import first_windows, window_signals
+from training_core.phases.p3_quiet_star.report import exhibit
+from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning, untrained
+from training_core.reporting import Figure, Reporter
+from training_core.store.bundle import Product
+from training_core.training.device import best_device
+
+HARM = 1.01
+
+
+def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfig) -> Product:
+    """Train a reasoner and measure it.
+
+    Where training made the model worse than its parent without thoughts, by more than 1 % bits per byte on validation
+    documents, the parent is handed on with thoughts that do nothing (metric `handed_on` = 1).
+    """
+    tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.seed
+    result = train_reasoning(parent, config, context.training, context.tasks, context.reporter, context.checkpoint)
+    _draw_curves(result.training.history, context.reporter)
+    device = best_device()
+    parent.to(device).eval()
+    thinker = result.thinker.to(device).eval()
+    before = measure_windows(parent, context.selection.text, batch_size)
+    after = measure_windows(thinker.cognate, context.selection.text, batch_size)
+    harmed = rate(after.nats, before.nats).value > HARM
+    if harmed:
+        thinker = untrained(parent, config, tokenizer).to(device).eval()
+    validation = first_windows(context.selection.text, config.measured_windows)
+    injector = ThoughtInjector(config)
+    injector.calibrate(window_signals(thinker.cognate, validation, batch_size))
+    chosen_on = first_windows(validation, max(1, config.measured_windows // 2))
+    enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)
+    controls = {name: control.to(device).eval() for name, control in result.controls.items()}
+    reasoner = Reasoner(thinker, injector, enabled)
+    context.fix(reasoner_document(reasoner), thinker)
+    test = first_windows(context.report.text, config.measured_windows)
+    assessed = assess(
+        parent, thinker, controls, injector, test, context.report.tasks, tokenizer, batch_size, seed, context.reporter
+    )
+    metrics = dict(assessed.metrics) | {"handed_on": float(harmed), "thoughts_enabled": float(enabled)}
+    if not harmed:  # else they would describe a model that is not stored
+        metrics |= result.training.metrics() | ({} if result.baking is None else result.baking.metrics())
+    shown = exhibit(thinker, injector, assessed, enabled, test, tokenizer, seed)
+    thinker.cpu()
+    return Product(
+        "cognate",
+        reasoner_document(reasoner),
+        reasoner_tensors(reasoner),
+        context.training.tokenizer_json,
+        metrics=metrics,
+        exhibits={"thoughts": shown},
+    )
+
+
+def _draw_curves(history: Mapping[str, Sequence[float]], reporter: Reporter) -> None:
+    """Reward and entropy over the steps of REINFORCE."""
+    shown = {
+        "thought reward": ("nats", {"best of a position": "best_reward", "root mean square": "reward_spread"}),
+        "thought entropy": ("nats per token", {"policy": "entropy"}),
+    }
+    for name, (unit, series) in shown.items():
+        lines = {label: (history["step"], history[key]) for label, key in series.items() if key in history}
+        reporter.figure(name, Figure(name.capitalize(), "step", unit, lines))
+
+
+def _make(context: PhaseContext, config: ReasoningConfig) -> Product:
+    return make_reasoner(load_latents(context.parents["merged_model"]), context, config)
+
+
+PHASES = (
+    Phase(
+        "reasoning_model",
+        3,
+        "The merged model, taught to think before hard tokens; with what its thoughts are worth.",
+        ReasoningConfig,
+        _make,
+        ("merged_model",),
+        gates=GATES["reasoning_model"],
+    ),
+)

@@ -1,0 +1,154 @@
+"""Chains of thought for tasks of the bank (Wei et al., 2022, arXiv:2201.11903), derived and checked, never generated.
+
+    arithmetic   "4 - 2 + 7 ="                        -> "4 - 2 = 2. 2 + 7 = 9."          the running sums
+    needle       "... Ann likes tea. ... Who likes tea?" -> "Ann likes tea."              the statement that answers
+    logic                                             -> None
+
+Logic has no worked solution: the generator's key calls some conclusions valid that do not follow from their premises
+("All A are B. Some B are not C." gives "Some A are not C": Yes), so that no derivation could end in every answer.
+
+A worked text is `prompt + " " + solution + " The answer is " + answer`. A paraphrase asks the same in another form; a
+model that has learned the form alone does worse on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from training_core.data.task_bank import ANSWER_CUE, FAMILIES, Task
+
+SEPARATOR = "\n\n"
+HEAD, TAIL = "Question: ", "\nAnswer:"
+ARITHMETIC = re.compile(r"(-?\d+(?: [+-] -?\d+)+) =")
+NEEDLE = re.compile(r"(.+)\. ?\nWho (.+)\?")
+LOGIC = re.compile(r"1\. (.+)\n2\. (.+)\n\nDoes it logically follow that:\n(.+)\?")
+
+
+def worked_solution(task: Task) -> str | None:
+    """The derivation of the task's answer, one sentence a step; None where there is no faithful one.
+
+    There is none for logic, nor for a needle question that several statements answer.
+
+    Raises:
+        ValueError: when the question does not have the bank's form, or the derivation does not end in `task.answer`.
+    """
+    if task.family == "arithmetic":
+        steps, result = _running_sums(_match(ARITHMETIC, task)[1])
+        solution = " ".join(steps)
+    elif task.family == "needle":
+        found = [(name, statement) for name, statement in _statements(task) if statement == f"{name} {_asked(task)}"]
+        if len(found) > 1:
+            return None
+        result, solution = (found[0][0], f"{found[0][1]}.") if found else ("nobody", "")
+    else:
+        _check_family(task)
+        return None
+    if result != task.answer:
+        raise ValueError(
+            f"the derivation of {task.prompt!r} ends in {result}, but the task's answer is {task.answer}: the task is "
+            "wrong, make the bank again"
+        )
+    return solution
+
+
+def worked_text(task: Task) -> str:
+    """`prompt + " " + solution + ANSWER_CUE + answer`.
+
+    Raises:
+        ValueError: as `worked_solution`, and when there is none.
+    """
+    solution = worked_solution(task)
+    if solution is None:
+        raise ValueError(
+            f"this {task.family} task has no worked solution ({task.prompt!r}): leave out the tasks for which "
+            "worked_solution is None"
+        )
+    return f"{task.prompt} {solution}{ANSWER_CUE}{task.answer}"
+
+
+def cot_prompt(tasks: Iterable[Task], count: int) -> str:
+    """A few-shot prompt: the first `count` worked texts, a blank line behind each; a question is put behind it.
+
+    Raises:
+        ValueError: when `count` is below 1 or fewer tasks have a worked solution.
+    """
+    if count < 1:
+        raise ValueError(f"count = {count} worked examples make no prompt: ask for at least one")
+    texts: list[str] = []
+    for task in tasks:
+        if len(texts) == count:
+            break
+        if worked_solution(task) is not None:
+            texts.append(worked_text(task))
+    if len(texts) < count:
+        raise ValueError(
+            f"only {len(texts)} of the tasks have a worked solution, not {count}: give more arithmetic or needle "
+            "tasks, or lower count"
+        )
+    return "".join(text + SEPARATOR for text in texts)
+
+
+def paraphrase(task: Task) -> Task | None:
+    """The same question in another wording and layout, with the same facts, options and answer.
+
+    None when the task does not have the bank's form, as a paraphrase does not.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    _check_family(task)
+    pattern = {"arithmetic": ARITHMETIC, "needle": NEEDLE, "logic": LOGIC}[task.family]
+    match = pattern.fullmatch(_question(task))
+    if match is None:
+        return None
+    if task.family == "arithmetic":
+        question = f"What do you get for {match[1]}?"
+    elif task.family == "needle":
+        facts = "".join(f"- {statement}\n" for _, statement in _statements(task))
+        question = f"Here are some facts:\n{facts}Name the one who {match[2]}."
+    else:
+        conclusion = match[3][0].lower() + match[3][1:]
+        question = f"Suppose this is true:\n- {match[1]}\n- {match[2]}\nCan one conclude that {conclusion}?"
+    return replace(task, prompt=question + TAIL)
+
+
+def _running_sums(expression: str) -> tuple[list[str], str]:
+    """The steps and the result: 4 - 2 + 7 gives ["4 - 2 = 2.", "2 + 7 = 9."] and "9"."""
+    first, *rest = expression.split(" ")
+    total, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        following = total + int(term) if sign == "+" else total - int(term)
+        steps.append(f"{total} {sign} {term} = {following}.")
+        total = following
+    return steps, str(total)
+
+
+def _statements(task: Task) -> list[tuple[str, str]]:
+    """(name, "name predicate") of every statement of a needle task; a name is one word."""
+    statements = _match(NEEDLE, task)[1].split(". ")
+    return [(statement.split(" ")[0], statement) for statement in statements]
+
+
+def _asked(task: Task) -> str:
+    return _match(NEEDLE, task)[2]
+
+
+def _question(task: Task) -> str:
+    return task.prompt.removeprefix(HEAD).removesuffix(TAIL)
+
+
+def _match(pattern: re.Pattern[str], task: Task) -> re.Match[str]:
+    match = pattern.fullmatch(_question(task))
+    if match is None:
+        raise ValueError(
+            f"{task.prompt!r} is not {task.family} in the form of the task bank ({pattern.pattern!r}): only the bank's "
+            "own questions can be worked out"
+        )
+    return match
+
+
+def _check_family(task: Task) -> None:
+    if task.family not in FAMILIES:
+        raise ValueError(f"unknown family {task.family!r}: the bank has {', '.join(FAMILIES)}")

@@ -1,0 +1,155 @@
+"""Dream consolidation: learning the next level without losing the earlier ones, measured against doing nothing about it
+and against plain replay.
+
+From the same model three arms learn the same next level for as long: one alone ("none"), one beside examples of earlier
+levels that it learned from ("replay"), one beside its own samples on questions of earlier levels at a higher
+temperature, with its whole former distribution as target ("dreams"). Replay and dreams rehearse the same number of
+tokens in every batch.
+
+    forgetting of an arm = mean over earlier levels of (accuracy before - accuracy of the arm), paired by question
+
+**Differs from** "Dreaming is All You Need" (arXiv:2409.01633), whose dreams are reconstructions in a classifier and
+which does not measure forgetting; the loss on dreams is that of self-distillation (arXiv:2601.19897).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+
+from training_core.evaluation.intervals import Estimate
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p5_curriculum.practice import (
+    LevelRecord,
+    Practice,
+    PracticeConfig,
+    PracticeResult,
+    examples_of,
+)
+from training_core.tasks.questions.attempts import Answerer, Attempt
+from training_core.tasks.questions.measurement import Answered, mean_difference
+from training_core.tasks.questions.sft_objective import Example, Memory
+from training_core.training.loop import step_generator
+
+ARMS = ("none", "replay", "dreams")
+Answer = Callable[[Cognate], Answered]
+
+
+class CurriculumConfig(PracticeConfig):
+    """Practice, and the consolidation after it."""
+
+    consolidation_steps: int = Field(20, ge=1, description="Training steps of each arm of the consolidation")
+    consolidation_lr_factor: float = Field(0.3, gt=0, le=1, description="Learning rates there, over those of practice")
+    dream_temperature: float = Field(1.2, gt=0, le=3, description="Temperature of dreams")
+    num_dreams: int = Field(128, ge=1, description="Dreams, and as many memories for replay")
+    memory_tokens: int = Field(96, ge=1, description="Tokens that are rehearsed beside a batch")
+    memory_weight: float = Field(1.0, gt=0, description="Weight of what is rehearsed")
+    measured_questions: int = Field(64, ge=1, description="Questions of each level for comparing models")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to learn the next level: the model, its answers to validation questions, and the tokens it rehearsed."""
+
+    name: str
+    model: Cognate
+    answered: Answered
+    rehearsed_tokens: int
+    forgetting: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Consolidation:
+    """The model before, with its answers; the arms; earlier levels, and those that were learned next."""
+
+    before: Answered
+    arms: Mapping[str, Arm]
+    earlier: tuple[int, ...]
+    following: tuple[int, ...]
+
+    def saved_by_dreams(self, other: str) -> Estimate:
+        """Accuracy on earlier levels, dreams minus `other`."""
+        return mean_difference(self.arms[other].answered, self.arms["dreams"].answered, self.earlier)
+
+    def metrics(self) -> dict[str, float]:
+        """As flat metrics of a bundle."""
+        metrics: dict[str, float] = {}
+        for name, arm in self.arms.items():
+            metrics |= arm.forgetting.metrics(f"forgetting_{name}") | arm.gain.metrics(f"next_level_gain_{name}")
+        for other in ("none", "replay"):
+            metrics |= self.saved_by_dreams(other).metrics(f"dreams_over_{other}")
+        return metrics | {"rehearsed_tokens": float(self.arms["dreams"].rehearsed_tokens)}
+
+
+def consolidate(
+    practice: Practice, result: PracticeResult, standing: LevelRecord, config: CurriculumConfig, answer: Answer
+) -> Consolidation:
+    """Train and measure the three arms; `practice.model` is left as it is. `answer` asks validation questions, from
+    which the edge is found again.
+
+    The next levels are those beyond the edge among which `answer` asks. Earlier levels are those that were learned from
+    in practice and are not beyond the edge; where nothing is within the edge yet, all that were learned from.
+    """
+    base = practice.model
+    before = answer(base)
+    standing.update({level: (int(before.right(level).sum()), len(before.right(level))) for level in before.attempts})
+    focus = standing.focus(config.focus_levels)
+    following = [level for level in focus if level in before.attempts] or [max(before.attempts)]
+    made = practice.attempt_round(config.rounds + config.policy_rounds, following)
+    news = [attempt for attempt in made if attempt.right]
+    learned = result.right()
+    levels = sorted({attempt.question.level for attempt in learned})
+    earlier = [level for level in levels if level < following[0]] or levels
+    past = _distinct([attempt for attempt in learned if attempt.question.level in earlier], config)
+    memories = {
+        "none": None,
+        "replay": Memory(examples_of(past), config.memory_tokens, config.memory_weight),
+        "dreams": Memory(_dream(practice, past, config), config.memory_tokens, config.memory_weight, _frozen(base)),
+    }
+    training = config.model_copy(
+        update={
+            "steps": config.consolidation_steps,
+            "muon_lr": config.muon_lr * config.consolidation_lr_factor,
+            "adamw_lr": config.adamw_lr * config.consolidation_lr_factor,
+        }
+    )
+    arms: dict[str, Arm] = {}
+    for name in ARMS:
+        memory = memories[name]
+        model = copy.deepcopy(base)
+        practice.learn_beside(model, f"consolidation {name}", news, memory, training)
+        answered = answer(model)
+        arms[name] = Arm(
+            name,
+            model,
+            answered,
+            0 if memory is None else config.consolidation_steps * config.memory_tokens,
+            mean_difference(answered, before, earlier),
+            mean_difference(before, answered, following),
+        )
+    return Consolidation(before, arms, tuple(earlier), tuple(following))
+
+
+def _dream(practice: Practice, past: Sequence[Attempt], config: CurriculumConfig) -> list[Example]:
+    """The base's own samples at a higher temperature on questions of earlier levels, right or wrong."""
+    answerer = Answerer(inference_copy(practice.model), practice.tokenizer, practice.tools, config.max_tokens)
+    generator = step_generator(config.seed, 2_000_000)
+    questions = [attempt.question for attempt in past]
+    return examples_of(answerer.attempt(questions, generator, temperature=config.dream_temperature))
+
+
+def _distinct(attempts: Sequence[Attempt], config: CurriculumConfig) -> list[Attempt]:
+    """At most `num_dreams` attempts, drawn by the seed, no question twice."""
+    by_prompt = list({attempt.question.prompt: attempt for attempt in attempts}.values())
+    order = torch.randperm(len(by_prompt), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return [by_prompt[i] for i in order[: config.num_dreams]]
+
+
+def _frozen(model: Cognate) -> Cognate:
+    return inference_copy(model).requires_grad_(False)

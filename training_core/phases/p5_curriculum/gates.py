@@ -1,0 +1,114 @@
+"""Gates and claims of phase 5."""
+
+from __future__ import annotations
+
+from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+
+GATES = {
+    "practised_model": (
+        *validity("practised_model"),
+        keeps_text("practised_model", against="the ternary model"),
+        gate(
+            "practised_model",
+            "keeps_levels",
+            "worst_passed_level_drop_high",
+            at_most=0.03,
+            evidence="Largest accuracy drop on a passed level (mean over levels if none passed), upper bound, paired 95 % CI",
+            against="the ternary model",
+        ),
+        sandbox_holds("practised_model"),
+        claim(
+            "practised_model",
+            "learns",
+            "level_accuracy_gain_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy gain on test questions, mean over levels, lower bound of the paired 95 % CI",
+            against="the ternary model",
+        ),
+        claim(
+            "practised_model",
+            "moves_the_edge",
+            "edge_gain",
+            at_least=1,
+            evidence="Increase of the hardest level with at least 75 % accuracy on test questions",
+            against="the ternary model",
+        ),
+        claim(
+            "practised_model",
+            "dreams_protect",
+            "dreams_over_none_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy retained on earlier levels after learning the next, lower bound, paired 95 % CI",
+            against="learning without any rehearsal",
+        ),
+        claim(
+            "practised_model",
+            "dreams_beat_replay",
+            "dreams_over_replay_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy retained on earlier levels at equal token budgets, lower bound of the paired 95 % CI",
+            against="plain replay",
+        ),
+    ),
+    "curriculum_model": (
+        *validity("curriculum_model"),
+        keeps_text("curriculum_model", against="the practised model"),
+        gate(
+            "curriculum_model",
+            "keeps_levels",
+            "worst_passed_level_drop_high",
+            at_most=0.03,
+            evidence="Largest accuracy drop on a passed level (mean over levels if none passed), upper bound, paired 95 % CI",
+            against="the practised model",
+        ),
+        sandbox_holds("curriculum_model"),
+        claim(
+            "curriculum_model",
+            "rules_baked",
+            "preference_gain_low",
+            at_least=ABOVE_ZERO,
+            evidence="Gain in preference accuracy on test scenario pairs, no prompt, lower bound, paired 95 % CI",
+            against="the practised model",
+        ),
+        claim(
+            "curriculum_model",
+            "no_regression_in_text",
+            "next_token_accuracy_drop_to_best_parent_high",
+            at_most=0.01,
+            evidence="Drop of next-token accuracy on test documents, upper bound of the paired 95 % CI",
+            against="the practised model",
+        ),
+        claim(
+            "curriculum_model",
+            "no_regression_in_levels",
+            "level_accuracy_drop_high",
+            at_most=0.01,
+            evidence="Drop of mean accuracy over levels on test questions, upper bound of the paired 95 % CI",
+            against="the practised model",
+        ),
+        claim(
+            "curriculum_model",
+            "council_helps",
+            "council_gain_over_self_consistency_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
+            against="self-consistency",
+        ),
+        claim(
+            "curriculum_model",
+            "loop_helps",
+            "ooda_gain_over_direct_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
+            against="direct answering",
+        ),
+        claim(
+            "curriculum_model",
+            "knows_its_temperature",
+            "temperature_over_chance_low",
+            at_least=ABOVE_ZERO,
+            evidence="Accuracy over ten temperature bins above chance, lower bound of the 95 % CI",
+            against="chance",
+        ),
+    ),
+}

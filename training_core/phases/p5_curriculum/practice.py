@@ -1,0 +1,315 @@
+"""Practice at the edge: rounds of attempts and of learning from those that succeeded (expert iteration).
+
+A round asks questions of the levels just beyond what the model masters, follows each of them through hints and variants
+(`threads`), and trains on every completion that was right; then the edge is found again. This is STaR (Zelikman et al.,
+2022, arXiv:2203.14465, algorithm 1) with prefix hints.
+
+After that, `policy_rounds` rounds may follow with a group-relative policy gradient (`policy_gradient`).
+
+**Differs from the paper**: a round goes on from the model of the round before, not from the first one; tokens that a
+tool put in are not learned; and beside the completions stands corpus text, without which a small model forgets it: its
+next tokens, or with `text_teacher` what the parent expects of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field, TypeAdapter
+
+from training_core.data.batches import MixConfig
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p5_curriculum.policy_gradient import (
+    PolicyGradientConfig,
+    PolicyGradientObjective,
+    group_advantages,
+)
+from training_core.phases.p5_curriculum.threads import RoundRecord, Used, advance, open_threads
+from training_core.store.bundle import canonical_json
+from training_core.store.checkpoint import weights_digest
+from training_core.tasks.questions.assessment import AssessmentConfig, isotonic_decreasing
+from training_core.tasks.questions.attempts import Answerer, Attempt
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.question import LEVELS, Question, normalise_prompt
+from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory
+from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
+
+TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+
+
+class PracticeConfig(AssessmentConfig, PolicyGradientConfig, TrainingConfig):
+    """Rounds, attempts and training of the practice. `steps` are those of one round, `batch_size` counts examples, and
+    `seq_len` is the length of the text rows."""
+
+    rounds: int = Field(3, ge=1, description="Rounds of attempts and expert iteration")
+    policy_rounds: int = Field(0, ge=0, description="Rounds of group-relative policy gradient after them")
+    focus_levels: int = Field(3, ge=1, le=10, description="Levels beyond the edge that are practised at once")
+    questions_per_round: int = Field(120, ge=1, description="Questions that a round takes up")
+    passes: int = Field(8, ge=4, description="Attempts at each of them or its variants, in a round")
+    group_size: int = Field(8, ge=2, description="Attempts at one question in a round of policy gradient")
+    attempt_temperature: float = Field(0.7, gt=0, le=2, description="Temperature of attempts in practice")
+    max_tokens: int = Field(24, ge=2, description="Most tokens of a completion, tool output included")
+    text_rows: int = Field(4, ge=1, description="Corpus rows beside a batch of examples")
+    text_weight: float = Field(1.0, ge=0, description="Weight of the corpus rows")
+    text_teacher: bool = Field(
+        False, description="On the corpus rows learn the parent's distribution, not the next token"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PracticeResult:
+    """Every attempt and record of the rounds, and the training."""
+
+    attempts: tuple[tuple[Attempt, ...], ...]
+    records: tuple[RoundRecord, ...]
+    training: tuple[TrainingResult, ...]
+
+    def right(self) -> list[Attempt]:
+        """Every attempt that was right, with a hint or without."""
+        return [attempt for attempts in self.attempts for attempt in attempts if attempt.right]
+
+
+@dataclass(slots=True)
+class LevelRecord:
+    """What is known of the model by level: right and asked without a hint; newer counts replace older ones."""
+
+    right: dict[int, int]
+    asked: dict[int, int]
+    target: float
+
+    def edge(self) -> int:
+        """The hardest level whose isotonic accuracy reaches the target; 0 when none does."""
+        levels = sorted(self.asked)
+        fitted = isotonic_decreasing([self.right[n] for n in levels], [self.asked[n] for n in levels])
+        return max((level for level, p in zip(levels, fitted, strict=True) if p >= self.target), default=0)
+
+    def focus(self, number: int) -> list[int]:
+        """The next levels beyond the edge; the hardest ones when nothing is beyond."""
+        first = min(self.edge() + 1, LEVELS[-1] - number + 1)
+        return [level for level in LEVELS if first <= level < first + number]
+
+    def update(self, counts: Mapping[int, tuple[int, int]]) -> None:
+        """Take over newer counts: right and asked, by level."""
+        for level, (right, asked) in counts.items():
+            self.right[level], self.asked[level] = right, asked
+
+
+class Practice:
+    """The rounds, on one model that is trained in place.
+
+    Training questions are asked in an order that the seed decides.
+
+    Raises:
+        ValueError: when a level that is to be practised has no questions.
+    """
+
+    def __init__(self, model: Cognate, context: QuestionContext, config: PracticeConfig) -> None:
+        self.model, self.config, self.data, self.tools = model, config, context.training, context.tools
+        self.reporter, self.checkpoint = context.reporter, context.checkpoint
+        self.tokenizer = context.tokenizer
+        self._parent = inference_copy(model).requires_grad_(False) if config.text_teacher else None
+        self._origin = weights_digest(model)
+        self.by_level = {level: _shuffled(context.train_questions, level, config.seed) for level in LEVELS}
+        self._taken = dict.fromkeys(LEVELS, 0)
+        self._used = Used({normalise_prompt(question.prompt) for question in context.train_questions}, context.avoided)
+
+    def run(self, standing: LevelRecord) -> PracticeResult:
+        """All rounds. `standing` is the assessment that they begin with; it is kept up to date."""
+        attempts: list[tuple[Attempt, ...]] = []
+        records: list[RoundRecord] = []
+        training: list[TrainingResult] = []
+        config = self.config
+        for number in range(config.rounds + config.policy_rounds):
+            gradient = number >= config.rounds
+            made = self.attempt_round(number, standing.focus(config.focus_levels), grouped=gradient)
+            record = RoundRecord()
+            for attempt in made:
+                record.observe(attempt)
+            standing.update(record.alone())
+            self.reporter.metrics(number, _round_metrics(record, standing))
+            attempts.append(tuple(made))
+            records.append(record)
+            right = [attempt for earlier in attempts for attempt in earlier if attempt.right]
+            result = self._reinforce(number, made) if gradient else self._imitate(number, right)
+            training += [] if result is None else [result]
+        return PracticeResult(tuple(attempts), tuple(records), tuple(training))
+
+    def attempt_round(self, number: int, levels: Sequence[int], *, grouped: bool = False) -> list[Attempt]:
+        """The attempts of round `number` at questions of `levels`, from disk where they were made before."""
+        questions = self._take(levels)
+        kept = None if self.checkpoint is None else self.checkpoint / f"attempts_{number}.json"
+        identity = self._identity(questions, number)
+        if kept is not None and (found := _read_attempts(kept, identity)) is not None:
+            self._used.prompts |= {normalise_prompt(attempt.question.prompt) for attempt in found}
+            return found
+        answerer = Answerer(inference_copy(self.model), self.tokenizer, self.tools, self.config.max_tokens)
+        generator = step_generator(self.config.seed, 1_000_000 + number)
+        made = self._groups(answerer, questions, generator) if grouped else self._follow(answerer, questions, generator)
+        if kept is not None:
+            _write_attempts(kept, identity, made)
+        return made
+
+    def learn_beside(
+        self,
+        model: Cognate,
+        label: str,
+        right: Sequence[Attempt],
+        memory: Memory | None,
+        training: TrainingConfig,
+        part: tuple[int, int] | None = None,
+    ) -> TrainingResult:
+        """Train `model` on completions that were right, beside what `memory` rehearses; `part` as in `train`.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        objective = LessonObjective(examples_of(right), *([] if memory is None else [memory]))
+        rehearsed = [] if memory is None else list(memory.examples)
+        return self._train(model, label, objective, right, training, rehearsed, part)
+
+    def text(self, generator: torch.Generator) -> torch.Tensor:
+        """Rows of the corpus (rows, seq_len + 1)."""
+        return self.data.batch(TEXT_ONLY, self.config.text_rows, self.config.seq_len + 1, generator)
+
+    def _follow(self, answerer: Answerer, questions: Sequence[Question], generator: torch.Generator) -> list[Attempt]:
+        config, record = self.config, RoundRecord()
+        threads = open_threads(questions)
+        made: list[Attempt] = []
+        for done in range(config.passes):
+            going = [thread for thread in threads if not thread.retired]
+            if not going:
+                break
+            attempts = answerer.attempt(
+                [thread.question for thread in going],
+                generator,
+                hints=[thread.hint for thread in going],
+                temperature=config.attempt_temperature,
+            )
+            for attempt in attempts:
+                record.observe(attempt)
+            for thread, attempt in zip(going, attempts, strict=True):
+                advance(thread, attempt, record, self._used, config.seed)
+            made += attempts
+            self.reporter.progress(done + 1, config.passes, "attempting questions")
+        return made
+
+    def _groups(self, answerer: Answerer, questions: Sequence[Question], generator: torch.Generator) -> list[Attempt]:
+        repeated = [question for question in questions for _ in range(self.config.group_size)]
+        return answerer.attempt(repeated, generator, temperature=1.0)
+
+    def _imitate(self, number: int, right: Sequence[Attempt]) -> TrainingResult:
+        """One round of expert iteration."""
+        return self.learn_beside(self.model, f"practice {number}", right, None, self.config, self._part(number))
+
+    def _reinforce(self, number: int, attempts: Sequence[Attempt]) -> TrainingResult | None:
+        """One round of policy gradient; None where every group was all right or all wrong, which teaches nothing."""
+        rewards = torch.tensor([float(attempt.right) for attempt in attempts])
+        advantages = group_advantages(rewards.view(-1, self.config.group_size)).flatten()
+        kept = advantages.nonzero().flatten().tolist()
+        if not kept:
+            self.reporter.progress(1, 1, "policy gradient: no group had both right and wrong attempts")
+            return None
+        taught = [attempts[i] for i in kept]
+        objective = PolicyGradientObjective(taught, advantages[kept], self.config)
+        return self._train(self.model, f"policy {number}", objective, taught, self.config, part=self._part(number))
+
+    def _part(self, number: int) -> tuple[int, int]:
+        """The place of a round in the one schedule over all of them."""
+        config = self.config
+        return number * config.steps, (config.rounds + config.policy_rounds) * config.steps
+
+    def _train(
+        self,
+        model: Cognate,
+        label: str,
+        objective: Objective,
+        attempts: Sequence[Attempt],
+        training: TrainingConfig,
+        rehearsed: Sequence[Example] = (),
+        part: tuple[int, int] | None = None,
+    ) -> TrainingResult:
+        def batches(generator: torch.Generator) -> torch.Tensor:
+            return torch.randint(len(attempts), (training.batch_size,), generator=generator)
+
+        taught = _TAUGHT.dump_json((list(attempts), list(rehearsed)))
+        return train(
+            model,
+            BesideText(objective, self.text, self.config.text_weight, self._parent),
+            batches,
+            training,
+            self.reporter,
+            checkpoint=self.checkpoint,
+            label=label,
+            optimizer_steps_per_batch=model.config.num_supervision,
+            identity=hashlib.sha256(self._origin + taught).hexdigest(),
+            part=part,
+        )
+
+    def _take(self, levels: Sequence[int]) -> list[Question]:
+        """The next questions of each level, as many of each; from the beginning again where they run out."""
+        share = max(1, self.config.questions_per_round // len(levels))
+        taken: list[Question] = []
+        for level in levels:
+            there = self.by_level[level]
+            if not there:
+                raise ValueError(
+                    f"level {level} has no questions for training: materialize the question bank with more of them"
+                )
+            taken += [there[(self._taken[level] + i) % len(there)] for i in range(min(share, len(there)))]
+            self._taken[level] += share
+        return taken
+
+    def _identity(self, questions: Sequence[Question], number: int) -> str:
+        hashed = [self.config.model_dump(mode="json"), number, [q.prompt for q in questions], self.tools.sandbox_name]
+        return hashlib.sha256(canonical_json(hashed) + weights_digest(self.model)).hexdigest()
+
+
+def examples_of(attempts: Sequence[Attempt]) -> list[Example]:
+    """What there is to learn in attempts: everything that no tool put in."""
+    return [
+        Example(attempt.prompt_ids, attempt.completion_ids, tuple(role != "tool" for role in attempt.roles))
+        for attempt in attempts
+    ]
+
+
+def _round_metrics(record: RoundRecord, standing: LevelRecord) -> Mapping[str, float]:
+    metrics = {"practice/edge": float(standing.edge())}
+    for level, seen in record.levels.items():
+        if seen.tried_alone:
+            metrics[f"practice/level_{level}_right_alone"] = seen.right_alone / seen.tried_alone
+        metrics[f"practice/level_{level}_shown"] = seen.shown / seen.attempts
+    return metrics
+
+
+def _shuffled(questions: Sequence[Question], level: int, seed: int) -> list[Question]:
+    there = [question for question in questions if question.level == level]
+    generator = torch.Generator().manual_seed(seed + level)
+    return [there[i] for i in torch.randperm(len(there), generator=generator).tolist()]
+
+
+def _write_attempts(path: Path, identity: str, attempts: Sequence[Attempt]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        file.write(identity.encode() + b"\n" + _ATTEMPTS.dump_json(list(attempts)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_attempts(path: Path, identity: str) -> list[Attempt] | None:
+    """The attempts, None when there are none that belong to `identity`."""
+    if not path.is_file():
+        return None
+    written, _, document = path.read_bytes().partition(b"\n")
+    return _ATTEMPTS.validate_json(document) if written == identity.encode() else None
+
+
+_ATTEMPTS = TypeAdapter(list[Attempt])
+_TAUGHT = TypeAdapter(tuple[list[Attempt], list[Example]])

@@ -1,0 +1,145 @@
+"""What the practice shows to a person besides numbers: plain JSON documents, read by the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from training_core.phases.p5_curriculum.dreams import Consolidation
+from training_core.phases.p5_curriculum.practice import PracticeResult
+from training_core.phases.p5_curriculum.threads import RoundRecord
+from training_core.tasks.questions.attempts import SHOWN, Attempt
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.measurement import Answered
+from training_core.tasks.questions.question import Question
+
+SHOWN_QUESTIONS, SHOWN_ATTEMPTS = 2, 24  # of each level; in all
+
+
+def practice_exhibit(
+    before: Answered,
+    after: Answered,
+    context: QuestionContext,
+    result: PracticeResult,
+    consolidation: Consolidation,
+    chosen: str,
+    target: float,
+) -> dict[str, Any]:
+    """Accuracy by level, questions, attempts, rounds, forgetting and spend."""
+    levels, compared = sorted(before.attempts), sorted(consolidation.before.attempts)
+    return {
+        "target": target,
+        "edge_before": before.edge(target),
+        "edge_after": after.edge(target),
+        "levels": [
+            {
+                "level": level,
+                "families": sorted({attempt.question.family for attempt in before.attempts[level]}),
+                "before": before.accuracy(level).document(),
+                "after": after.accuracy(level).document(),
+                "asked": len(before.attempts[level]),
+            }
+            for level in levels
+        ],
+        "questions": [_question(question) for level in levels for question in _some(context.train_questions, level)],
+        "attempts": [_attempt(attempt) for attempt in _telling(result)],
+        "rounds": [{"round": n, "levels": _round(record)} for n, record in enumerate(result.records, 1)],
+        "forgetting": {
+            "levels": compared,
+            "cache": [
+                {"name": "before consolidation", "accuracy": _accuracies(consolidation.before, compared)},
+                *(
+                    {"name": f"next level, {arm.name}", "accuracy": _accuracies(arm.answered, compared)}
+                    for arm in consolidation.arms.values()
+                ),
+            ],
+            "arms": [
+                {
+                    "name": arm.name,
+                    "accuracy": _accuracies(arm.answered, compared),
+                    "forgetting": arm.forgetting.document(),
+                    "tokens": arm.rehearsed_tokens,
+                }
+                for arm in consolidation.arms.values()
+            ],
+            "chosen": chosen,
+        },
+        "spend": {
+            "usd": context.spent_usd,
+            "frontier_questions": sum(q.provenance.source == "frontier" for q in context.train_questions),
+            "generator_questions": sum(q.provenance.source == "generator" for q in context.train_questions),
+            "note": context.note,
+        },
+    }
+
+
+def _accuracies(answered: Answered, levels: Sequence[int]) -> list[float]:
+    return [float(answered.right(level).mean()) for level in levels]
+
+
+def _some(questions: Sequence[Question], level: int) -> list[Question]:
+    """Questions of a level, of as many families as there is room for."""
+    there = [question for question in questions if question.level == level]
+    by_family = {question.family: question for question in reversed(there)}
+    return list(by_family.values())[:SHOWN_QUESTIONS]
+
+
+def _question(question: Question) -> dict[str, Any]:
+    return {
+        "level": question.level,
+        "family": question.family,
+        "prompt": question.prompt,
+        "answer": question.answer,
+        "solution": question.solution,
+        "check": question.check,
+        "source": question.provenance.name,
+    }
+
+
+def _telling(result: PracticeResult) -> list[Attempt]:
+    """Attempts of every kind, of every round: with tool calls, right and wrong alone, right with a hint, shown."""
+    kinds: dict[tuple[int, str], list[Attempt]] = {}
+    for number, made in enumerate(result.attempts):
+        for attempt in made:
+            kinds.setdefault((number, _kind(attempt)), []).append(attempt)
+    share = max(1, SHOWN_ATTEMPTS // max(1, len(kinds)))
+    return [attempt for kind in sorted(kinds) for attempt in kinds[kind][:share]][:SHOWN_ATTEMPTS]
+
+
+def _kind(attempt: Attempt) -> str:
+    if attempt.calls:
+        return "tool"
+    if attempt.hint == SHOWN:
+        return "shown"
+    return ("hinted " if attempt.hint else "alone ") + ("right" if attempt.right else "wrong")
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "level": attempt.question.level,
+        "prompt": attempt.question.prompt,
+        "hint": attempt.hint,
+        "given": attempt.given,
+        "written": attempt.text[len(attempt.given) :],
+        "calls": [
+            {"tool": call.tool, "input": call.input, "output": call.output, "status": call.status}
+            for call in attempt.calls
+        ],
+        "answer": attempt.answer,
+        "expected": attempt.question.answer,
+        "right": attempt.right,
+    }
+
+
+def _round(record: RoundRecord) -> list[dict[str, int]]:
+    return [
+        {
+            "level": level,
+            "attempts": seen.attempts,
+            "right_alone": seen.right_alone,
+            "right_with_hint": seen.right_with_hint,
+            "shown": seen.shown,
+            "retired": seen.retired,
+        }
+        for level, seen in sorted(record.levels.items())
+    ]

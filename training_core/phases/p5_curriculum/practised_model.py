@@ -1,0 +1,124 @@
+"""Phase 5, first half, from a ternary model to what is stored: assess, practise, consolidate, measure.
+
+Choices (where the edge is, which arm of the consolidation is kept) are made on validation questions; what is printed
+was measured on test questions, which nothing before has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.formats.ternary_packing import round_to_half_, ternary_product
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.nn.ternary_cognate import TernarySettings
+from training_core.phases.p5_curriculum.dreams import Consolidation, CurriculumConfig, consolidate
+from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult
+from training_core.phases.p5_curriculum.practice_report import practice_exhibit
+from training_core.store.bundle import Product
+from training_core.tasks.questions.assessment import Assessment
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.measurement import (
+    Answered,
+    answer_all,
+    answer_both,
+    assess_levels,
+    by_level,
+    first_questions,
+    level_metrics,
+    require_questions,
+)
+from training_core.training.device import best_device
+
+HARM = 1.015  # bits per byte on validation documents over the parent's; a candidate beyond is not kept
+
+
+def make_practised(
+    parent: Cognate, settings: TernarySettings, context: QuestionContext, config: CurriculumConfig
+) -> Product:
+    """Practise with a straight-through ternary `parent` and measure what came of it.
+
+    Of the model before the consolidation and its three arms the one with the highest accuracy on validation questions
+    (of the levels up to twice `focus_levels` beyond the edge) is kept, among those whose bits per byte on validation
+    text are at most 1.5 % above the parent's; where none is, the parent is handed on (metric `handed_on` = 1).
+    """
+    parent.to(best_device()).eval()
+    practice = Practice(copy.deepcopy(parent), context, config)
+    validation = by_level(context.selection.questions)
+    chosen_on = first_questions(validation, config.measured_questions)
+    context.refuse_unless(partial(require_questions, number=config.measured_questions))
+    assessment = assess_levels(parent, validation, config, context.tokenizer, context.tools, config.max_tokens)
+    standing = _standing(assessment, config)
+    result = practice.run(standing)
+
+    within_reach = {
+        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.focus_levels
+    }
+
+    def answer(model: Cognate) -> Answered:
+        return answer_all(model, within_reach, context.tokenizer, context.tools, config.max_tokens)
+
+    consolidation = consolidate(practice, result, standing, config, answer)
+    chosen, model = _choose(parent, practice.model, consolidation, context)
+    round_to_half_(model)  # what is measured is what is stored
+    context.fix(model)
+    before, after = answer_both(
+        parent,
+        model,
+        by_level(context.report.questions),
+        config.measured_questions,
+        config.target,
+        context.tokenizer,
+        context.tools,
+        config.max_tokens,
+    )
+    metrics = level_metrics(before, after, config.target) | consolidation.metrics() | _practice_metrics(result)
+    metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
+    shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.target)
+    tokenizer_json = context.training.tokenizer_json
+    return ternary_product(model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"practice": shown})
+
+
+def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
+    return LevelRecord(
+        {level.level: level.right for level in assessment.levels},
+        {level.level: level.asked for level in assessment.levels},
+        config.target,
+    )
+
+
+def _choose(
+    parent: Cognate, practised: Cognate, consolidation: Consolidation, context: QuestionContext
+) -> tuple[str, Cognate]:
+    """The best candidate on validation questions that does no harm to text, and its name; else the parent."""
+    batch_size, windows = context.batch_size, context.selection.text
+    text = measure_windows(parent, windows, batch_size).nats
+    candidates = {"practised": (practised, consolidation.before)}
+    candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
+    harmless: dict[str, float] = {}
+    for name, (model, answered) in candidates.items():
+        ratio = rate(measure_windows(inference_copy(model), windows, batch_size).nats, text).value
+        context.reporter.metrics(
+            0, {f"candidate/{name}_accuracy": answered.mean(), f"candidate/{name}_bpb_ratio": ratio}
+        )
+        if ratio <= HARM:
+            harmless[name] = answered.mean()
+    if not harmless:
+        return "parent", parent
+    chosen = max(harmless, key=lambda name: harmless[name])
+    return chosen, candidates[chosen][0]
+
+
+def _practice_metrics(result: PracticeResult) -> dict[str, float]:
+    attempts = [attempt for made in result.attempts for attempt in made]
+    return {
+        "practice_attempts": float(len(attempts)),
+        "practice_right_alone": float(sum(a.right and a.hint == 0 for a in attempts)),
+        "practice_right_completions": float(len(result.right())),
+        "practice_tool_calls": float(sum(len(a.calls) for a in attempts)),
+        "practice_retired": float(sum(r.retired for record in result.records for r in record.levels.values())),
+        "practice_train_seconds": sum(training.seconds for training in result.training),
+    }

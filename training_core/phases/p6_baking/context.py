@@ -1,0 +1,200 @@
+"""What both cycles work with, and what they share: a prompt that is baked in by half, and the harm that it did."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from training_core.data.batches import MixConfig
+from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
+from training_core.distill.rehearsal_data import staying_rows
+from training_core.distill.trajectories import Trajectory
+from training_core.evaluation.intervals import Z95, Estimate, rate
+from training_core.evaluation.language_modeling import measure_windows
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p6_baking.config import CyclesConfig
+from training_core.phases.p6_baking.half_baking import HalfBaking, half_bake
+from training_core.tasks.questions.attempts import completion_text, question_text
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.likelihood import Likelihoods, family_drops, measure_likelihoods
+from training_core.tasks.questions.measurement import by_level, spread
+from training_core.tasks.questions.question import LEVELS, Question
+
+REACH = 0.1  # share of exact completions at which a level is in reach
+HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
+HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
+STAYING_QUESTIONS = 128  # of all levels
+STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
+STAYING_REPAIRS = 160
+SEPARATOR = "\n"  # between a prompt and what follows it
+TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
+
+
+class NothingToBakeError(ValueError):
+    """A cycle has nothing that can be baked: no proposal, or a prompt without an effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """What the prompted teacher wrote: to learn from, to set the strength by, and to measure it on at the end."""
+
+    teaching: tuple[Trajectory, ...]
+    setting: tuple[Trajectory, ...]
+    measuring: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """A prompt that was baked in: `teacher` answered with it, baking began with `start`, `full` is its full bake and
+    `half.model` the one by half. `origin` is where the first bake towards this teacher began."""
+
+    cycle: str
+    text: str
+    prompt_ids: tuple[int, ...]
+    teacher: Cognate
+    trajectories: Trajectories
+    origin: Cognate
+    start: Cognate
+    full: Cognate
+    half: HalfBaking
+    target: float
+
+
+class CycleContext:
+    """The parent, the data, and measurements of the parent that everything is compared with.
+
+    Raises:
+        ValueError: when a level has no held-out questions.
+    """
+
+    def __init__(self, parent: Cognate, context: QuestionContext, config: CyclesConfig) -> None:
+        self.parent, self.config, self.context = parent, config, context
+        self.cache = context.cache(context.fingerprint(parent, config))
+        self.levels_in_reach: list[int] = self.cache.cached("reach", self._reach)["levels"]
+        self.harm_questions = self.questions(context.selection.questions)
+        self._before: tuple[Likelihoods, torch.Tensor] | None = None
+
+    def questions(self, held_out: Sequence[Question]) -> list[Question]:
+        """All questions of the families that have a level in reach, and of the others the first of each level."""
+        in_reach = {question.family for question in held_out if question.level in self.levels_in_reach}
+        found = [question for question in held_out if question.family in in_reach]
+        for there in by_level([question for question in held_out if question.family not in in_reach]).values():
+            found += there[:BEYOND_REACH]
+        return found
+
+    def staying(self, repairs: Sequence[str] = ()) -> TextBatches:
+        """Rows on which a bake must not change anything: text, questions, and the given repairs."""
+        asked = [
+            *spread(self.context.train_questions, STAYING_QUESTIONS, LEVELS),
+            *spread(self.context.train_questions, STAYING_IN_REACH, self.levels_in_reach),
+        ]
+        stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
+        return staying_rows(
+            self.context.training, stay, self.config, self.config.question_share, self.config.staying_rows
+        )
+
+    def bake(
+        self,
+        number: int,
+        cycle: str,
+        text: str,
+        prompt_ids: Sequence[int],
+        teacher: Cognate,
+        start: Cognate,
+        trajectories: Trajectories,
+        target: float,
+        staying: TextBatches,
+        stays_as: Cognate,
+        origin: Cognate,
+    ) -> Baked:
+        """Bake a prompt fully into a copy of `start`, then go back to the strength `target`. On rows of `staying` the
+        student becomes, or stays, as `stays_as` is.
+
+        Raises:
+            NothingToBakeError: when the prompt has no effect on the teacher.
+        """
+        effect = measure_baking(teacher, start, prompt_ids, trajectories.setting).kl_after
+        if effect < NO_EFFECT_NATS:
+            raise NothingToBakeError(
+                f"with the prompt the model differs by {effect:.2g} nats per token from what it is without: there is "
+                "nothing to bake"
+            )
+        full = copy.deepcopy(start)
+        bake(
+            teacher,
+            full,
+            prompt_ids,
+            trajectories.teaching,
+            staying,
+            self.config.baking(),
+            self.context.reporter,
+            self.context.checkpoint,
+            f"baking {number}",
+            inference_copy(stays_as),
+        )
+        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength_tolerance)
+        return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, origin, start, full, half, target)
+
+    def harm(self, model: Cognate) -> dict[str, Any]:
+        """What `model` lost on validation data: bits per byte over the parent's, the worst fall of a family's expected
+        accuracy (high end of its paired interval) and which family that is."""
+        size = self.context.batch_size
+        if self._before is None:
+            answers = measure_likelihoods(self.parent, self.context.tokenizer, self.harm_questions)
+            self._before = answers, measure_windows(inference_copy(self.parent), self.context.selection.text, size).nats
+        answers, nats = self._before
+        after = measure_windows(inference_copy(model), self.context.selection.text, size).nats
+        drops = family_drops(
+            self.harm_questions, answers, measure_likelihoods(model, self.context.tokenizer, self.harm_questions)
+        )
+        worst = max(drops, key=lambda family: drops[family].high)
+        return {"text_ratio": rate(after, nats).value, "family": worst, "family_drop": drops[worst].high}
+
+    def _reach(self) -> Mapping[str, Any]:
+        """Levels at which the parent writes a tenth of the worked completions; all where it does at none."""
+        found = by_level(self.context.selection.questions)
+        shares = {
+            level: measure_likelihoods(self.parent, self.context.tokenizer, there[: self.config.questions_per_level])
+            for level, there in found.items()
+        }
+        return {"levels": [level for level, told in shares.items() if told.exact().value >= REACH] or list(found)}
+
+
+def harmful(harm: Mapping[str, Any]) -> str:
+    """Why a model with this harm is not kept, empty where it is."""
+    if harm["text_ratio"] > HARM_TEXT:
+        return f"bits per byte on validation text were {harm['text_ratio']:.4f} of the parent's, at most {HARM_TEXT}"
+    if harm["family_drop"] > HARM_FAMILY:
+        return f"accuracy in the family {harm['family']} fell by up to {harm['family_drop']:.3f}, at most {HARM_FAMILY}"
+    return ""
+
+
+def standard_error(estimate: Estimate) -> float:
+    """Of a 95 % interval, as if it were normal."""
+    return (estimate.high - estimate.low) / (2 * Z95)
+
+
+def as_json(trajectories: Trajectories) -> dict[str, Any]:
+    """Trajectories as a JSON document."""
+    return {
+        name: [
+            [list(t.prefix), list(t.continuation), list(t.own), list(t.history)] for t in getattr(trajectories, name)
+        ]
+        for name in Trajectories.__slots__
+    }
+
+
+def from_json(document: Mapping[str, Any]) -> Trajectories:
+    """The same back."""
+    return Trajectories(
+        *(
+            tuple(Trajectory(*(tuple(part) for part in parts)) for parts in document[name])
+            for name in Trajectories.__slots__
+        )
+    )

@@ -1,0 +1,211 @@
+"""The B-cycle: the model proposes prompts to itself, and the one under which it answers best is baked in by half.
+
+    propose    sampled from the model behind nothing but END_OF_TEXT: no template, no list of traits
+    score      mean probability of the right answers' tokens on validation questions, the proposal in front
+    bake       replies of the model prompted with the winner, to lines of text in conversations; questions and repairs
+               have to stay as they are
+    score      the same mean without any prompt
+
+A persona is nothing but this: what a sentence in front does to accuracy, to style, and for how many turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.distill.trajectories import sample_continuations
+from training_core.evaluation.intervals import Estimate
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.phases.p6_baking.context import (
+    SEPARATOR,
+    TEXT_ONLY,
+    Baked,
+    CycleContext,
+    NothingToBakeError,
+    Trajectories,
+    as_json,
+    from_json,
+)
+from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
+from training_core.tasks.questions.measurement import spread
+from training_core.tasks.questions.question import Question
+from training_core.text.sampling import continue_rows
+from training_core.training.loop import step_generator
+
+REPLY_CUE = "\nAnswer:"
+HISTORY_TURNS = (0, 2, 4)
+LEAST_WORDS = 2  # of a proposal: less says nothing
+TRIES = 4  # times as many samples as proposals, at most: some say nothing
+
+
+class PersonaCycle:
+    """Iterations of the B-cycle. `proposals` collects what was proposed, with scores, for the exhibit."""
+
+    name: Literal["persona"] = "persona"
+
+    def __init__(self, material: CycleContext, tools: ToolCycle) -> None:
+        self.material, self.tools = material, tools
+        self.winners: list[str] = []
+        self.proposals: list[dict[str, Any]] = []
+        config = material.config
+        self.validation = spread(
+            material.context.selection.questions, config.scored_questions, material.levels_in_reach
+        )
+        self._check_length(self.validation)
+        material.context.refuse_unless(lambda test: self._check_length(self._asked(test)))
+
+    @cached_property
+    def test(self) -> list[Question]:
+        """Test questions of the levels in reach."""
+        return self._asked(self.material.context.report.questions)
+
+    def _asked(self, held_out: Sequence[Question]) -> list[Question]:
+        return [q for q in self.material.questions(held_out) if q.level in self.material.levels_in_reach]
+
+    def _check_length(self, questions: Sequence[Question]) -> None:
+        """Whatever a prompt may stand in front of must fit: refused before anything is trained."""
+        config, material = self.material.config, self.material
+        longest, prompt = material.parent.config.max_seq_len, config.proposal_tokens + 1
+        examples = [example_of(question, material.context.tokenizer) for question in questions]
+        line = config.line_tokens + len(material.context.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
+        turn = line + config.reply_tokens
+        most_turns = max(HISTORY_TURNS)
+        lengths = {
+            "a question with its answer": max(len(e.prompt) + len(e.completion) for e in examples),
+            f"{most_turns} turns and a reply of persona_tokens": most_turns * turn + line + config.persona_tokens,
+            f"{config.turns} turns of line_tokens and reply_tokens": config.turns * turn,
+            "given_tokens and style_tokens": config.given_tokens + config.style_tokens,
+        }
+        for name, length in lengths.items():
+            if prompt + length > longest:
+                raise ValueError(
+                    f"a prompt of up to {prompt} tokens and {length} of {name} exceed max_seq_len = {longest}: lower "
+                    "what is named, or proposal_tokens"
+                )
+        window = material.context.selection.text.inputs.shape[1]
+        if max(config.line_tokens, config.given_tokens) > window:
+            raise ValueError(
+                f"line_tokens = {config.line_tokens} and given_tokens = {config.given_tokens} are taken from held-out "
+                f"windows of {window} tokens: lower them"
+            )
+
+    def score(self, model: Cognate, prompt: str = "") -> Estimate:
+        """Mean probability of a right answer's token on validation questions, `prompt` in front."""
+        return measure_likelihoods(model, self.material.context.tokenizer, self.validation, prompt).mean_probability()
+
+    def iterate(self, number: int, model: Cognate, target: float) -> Baked:
+        """One iteration, from the current model.
+
+        Raises:
+            NothingToBakeError: when the model proposes nothing, or its best proposal has no effect on it.
+        """
+        material = self.material
+        teacher = inference_copy(model)
+        proposed = material.cache.cached(f"proposals {number}", lambda: self._propose(number, teacher))["proposals"]
+        self.proposals += [{"iteration": number, **proposal} for proposal in proposed]
+        if not proposed:
+            raise NothingToBakeError("the model proposed no prompt that says anything")
+        chosen = next(proposal for proposal in proposed if proposal["chosen"])
+        prompt = chosen["text"]
+        prompt_ids = tuple(material.context.tokenizer.encode(prompt).ids)
+        trajectories = from_json(
+            material.cache.cached(
+                f"trajectories {number}", lambda: as_json(self._trajectories(number, teacher, prompt_ids))
+            )
+        )
+        staying = material.staying(self.tools.taught() if self.tools.examples else ())
+        baked = material.bake(
+            number, self.name, prompt, prompt_ids, teacher, model, trajectories, target, staying, model, model
+        )
+        self.winners.append(prompt)
+        return baked
+
+    def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
+        """Sampled prompts and earlier winners, scored with each in front; the best is chosen."""
+        config, tokenizer = self.material.config, self.material.context.tokenizer
+        generator = step_generator(config.seed, -7_000_000 - number)
+        found = list(dict.fromkeys(self.winners))
+        wanted = len(found) + config.proposals
+        for _ in range(TRIES):
+            drawn = continue_rows(
+                teacher,
+                [()] * config.proposals,
+                config.proposal_tokens,
+                generator,
+                temperature=config.proposal_temperature,
+            )
+            for row in drawn:
+                text = " ".join(tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]).split())
+                prompt = text + SEPARATOR
+                fits = len(tokenizer.encode(prompt).ids) <= config.proposal_tokens + 1
+                if len(text.split()) >= LEAST_WORDS and fits and prompt not in found:
+                    found.append(prompt)
+            if len(found) >= wanted:
+                break
+        found = found[:wanted]
+        scores = [self.score(teacher, prompt) for prompt in found]
+        best = max(range(len(found)), key=lambda i: scores[i].value, default=-1)
+        return {
+            "proposals": [
+                {"text": text, "score": score.document(), "chosen": i == best}
+                for i, (text, score) in enumerate(zip(found, scores, strict=True))
+            ]
+        }
+
+    def _trajectories(self, number: int, teacher: Cognate, prompt_ids: Sequence[int]) -> Trajectories:
+        """Replies of the prompted model to lines of training text, and of validation text to set and measure the
+        strength by, in conversations."""
+        config = self.material.config
+        generator = step_generator(config.seed, -8_000_000 - number)
+        split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
+        histories = self._histories(split, teacher, prompt_ids, generator)
+        prefixes = self._lines(split, generator)
+        sampling = config.baking().model_copy(update={"max_tokens": config.persona_tokens})
+        drawn = sample_continuations(teacher, prompt_ids, prefixes, sampling, generator, histories=histories)
+        first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
+        return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))
+
+    def _histories(
+        self, split: Sequence[str], teacher: Cognate, prompt_ids: Sequence[int], generator: torch.Generator
+    ) -> list[list[int]]:
+        """Earlier turns, in front of the prompt: none, two or four in turn, each a line and the prompted reply to it.
+        Without them the effect would not be learned where a conversation has it, far from its beginning."""
+        sampling = self.material.config.baking().model_copy(update={"max_tokens": self.material.config.reply_tokens})
+        turns = [HISTORY_TURNS[place % len(HISTORY_TURNS)] for place in range(len(split))]
+        lines = self._lines([of for of, many in zip(split, turns, strict=True) for _ in range(many)], generator)
+        replies = sample_continuations(teacher, prompt_ids, lines, sampling, generator)
+        said = iter([[*reply.prefix, *(i for i in reply.continuation if i != END_OF_TEXT_ID)] for reply in replies])
+        return [[token for _ in range(many) for token in next(said)] for many in turns]
+
+    def _lines(self, split: list[str], generator: torch.Generator) -> list[list[int]]:
+        """A user's line for each place: a few tokens of text of that split, and the cue for a reply."""
+        before, behind = (self.material.context.tokenizer.encode(text).ids for text in (SEPARATOR, REPLY_CUE))
+        of_split = {
+            name: iter(self.text(split.count(name), name, self.material.config.line_tokens, generator))
+            for name in dict.fromkeys(split)
+        }
+        return [[*before, *next(of_split[name]), *behind] for name in split]
+
+    def conversations(self, count: int, turns: int, generator: torch.Generator) -> list[list[list[int]]]:
+        """User's lines of test text for each turn of `count` conversations."""
+        lines = self._lines(["test"] * (count * turns), generator)
+        return [lines[place::count] for place in range(count)]
+
+    def text(self, count: int, split: str, tokens: int, generator: torch.Generator) -> list[list[int]]:
+        """Pieces of text from anywhere, (count) lists of `tokens` ids; held-out ones are of the evaluation suite."""
+        if split == "train":
+            return [
+                list(map(int, row)) for row in self.material.context.training.batch(TEXT_ONLY, count, tokens, generator)
+            ]
+        held_out = self.material.context
+        windows = (held_out.selection if split == "validation" else held_out.report).text.inputs
+        rows = torch.randint(len(windows), (count, 1), generator=generator)
+        places = torch.randint(windows.shape[1] - tokens + 1, (count, 1), generator=generator)
+        return [list(map(int, row)) for row in windows[rows, places + torch.arange(tokens)]]

@@ -1,0 +1,377 @@
+"""How many experts a model needs, and for which task families: found in how it would have to change on each of them.
+
+    u_q      = g_q / |g_q|                                 of each question (`profile`)
+    mu_f     = mean of u_q over the questions of family f
+    d_c      = sum of mu_f over the families of cluster c, at length 1
+    gain_q   = <u_q, d_c>                                  c is the cluster of q's family, found without q
+    G(k)     = mean over families of the mean of gain_q over their questions, with the families in k clusters
+
+gain_q is the share of the fastest possible fall of q's loss that a step along its cluster's direction brings, to first
+order. Every family's questions are divided into two halves. Families are clustered, by average linkage on 1 - cosine of
+their mu, on one half, and gains are measured on the other; then the other way round. Too few clusters point in no
+family's direction; too many are each found from fewer questions, and noise costs them gain on questions that they were
+not found from.
+
+**The criterion.** Wanted is the smallest k whose G is within one standard error of the best k's (the rule of Breiman et
+al., "Classification and Regression Trees", 1984, section 3.4.3). The standard error is that of the paired difference
+over questions. N is wanted, raised to 3 or lowered to 10 or to the number of families. The families are then clustered
+once more, on all questions, into N.
+
+**Stability** is measured, never forced: questions are drawn again with replacement within each half of a family, and
+all of it is repeated.
+
+**Differs from the paper** (Transformer^2, arXiv:2501.06252): its experts are given, one for each data set.
+
+**Does not cover**: whether families help each other beyond a first step, and families with fewer than 4 questions,
+which are left out and named.
+
+Shape legend: Q questions, F families, K numbers of clusters 1 .. most, P all multipliers of all matrices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training_core.phases.p7_experts.gradient_profile import FamilyBaseline, Profile
+
+FEWEST_EXPERTS, MOST_EXPERTS = 3, 10
+LEAST_QUESTIONS = 4  # of a family: two in each half, so that both have a spread
+RESAMPLES = 100
+STABLE = 0.8  # share of resamples with the same N that is wanted
+STRONGEST = 3
+
+Clusters = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One number of clusters: G(k), how far it is behind the best, and the standard error of that difference."""
+
+    k: int
+    gain: float
+    behind: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertProfile:
+    """One expert to be trained: its families, the model on their questions without it, and where it would act.
+
+    number: from 1; 0 is the model without an expert. nearest, farthest: the other experts by the cosine of their
+    directions, None where there is no other. strongest: matrices by their share of the direction's squared length.
+    """
+
+    number: int
+    families: tuple[str, ...]
+    before: FamilyBaseline
+    nearest: tuple[int, float] | None
+    farthest: tuple[int, float] | None
+    strongest: tuple[tuple[str, float], ...]
+
+    @property
+    def name(self) -> str:
+        """One readable word: the first of its families."""
+        return self.families[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What was found. `families` names the rows of `similarity` (cosines of mu) and `together` (share of resamples in
+    which two families had the same expert).
+
+    wanted: N before it was brought into range. same_number: share of resamples with the same N. pair_agreement: mean
+    over pairs of families of the share of resamples that put them together, or apart, as the result does; None for one
+    family. left_out: families with too few questions, and how many they have.
+    """
+
+    families: tuple[str, ...]
+    experts: tuple[ExpertProfile, ...]
+    wanted: int
+    curve: tuple[Step, ...]
+    standings: Mapping[str, FamilyBaseline]
+    similarity: Tensor
+    together: Tensor
+    same_number: float
+    pair_agreement: float | None
+    resamples: int
+    left_out: Mapping[str, int]
+
+    @property
+    def num_experts(self) -> int:
+        """N."""
+        return len(self.experts)
+
+    @property
+    def expert_of(self) -> dict[str, int]:
+        """The number of each family's expert, from 1. A family that is not named here has none."""
+        return {family: expert.number for expert in self.experts for family in expert.families}
+
+    def remarks(self) -> list[str]:
+        """What a reader should know of N, in sentences."""
+        found = []
+        if self.wanted < self.num_experts:
+            found.append(
+                f"{self.wanted} would do: N was raised to {self.num_experts}, the smallest allowed for "
+                f"{len(self.families)} families"
+            )
+        if self.wanted > self.num_experts:
+            found.append(f"{self.wanted} are wanted: N was lowered to {self.num_experts}, the most that were allowed")
+        if self.wanted == 1 and len(self.families) > 1:
+            found.append("no structure was found: one direction serves all families as well as several do")
+        if len(self.families) <= FEWEST_EXPERTS:
+            found.append(f"with {len(self.families)} families there was no choice: each has an expert of its own")
+        if self.same_number < STABLE:
+            found.append(f"N is not stable: {self.same_number:.0%} of {self.resamples} resamples gave the same")
+        if self.left_out:
+            told = ", ".join(f"{family} ({number})" for family, number in self.left_out.items())
+            found.append(f"left out, fewer than {LEAST_QUESTIONS} questions: {told}")
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON exhibit."""
+        return {
+            "num_experts": self.num_experts,
+            "wanted": self.wanted,
+            "remarks": self.remarks(),
+            "experts": [_expert_document(expert) for expert in self.experts],
+            "families": [
+                {"family": family, "expert": self.expert_of[family]} | self.standings[family].document()
+                for family in self.families
+            ],
+            "curve": [
+                {"k": s.k, "gain": s.gain, "behind_best": s.behind, "standard_error": s.standard_error}
+                for s in self.curve
+            ],
+            "similarity": self.similarity.tolist(),
+            "stability": {
+                "resamples": self.resamples,
+                "same_number": self.same_number,
+                "pair_agreement": self.pair_agreement,
+                "together": self.together.tolist(),
+            },
+            "left_out": dict(self.left_out),
+        }
+
+
+def discover(
+    profile: Profile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
+) -> Discovery:
+    """Decide N and which families each expert has. `generator` divides the questions and draws the resamples. There
+    are at most `most` experts, where fewer than 10 can be afforded.
+
+    Raises:
+        ValueError: when no family has enough questions, for no resamples, or no expert.
+    """
+    if not 1 <= most <= MOST_EXPERTS:
+        raise ValueError(f"there are 1 to {MOST_EXPERTS} experts, got {most} at most")
+    if resamples < 1:
+        raise ValueError(f"stability takes at least one resample, got {resamples}")
+    counted = Counter(profile.families)
+    families = tuple(sorted(family for family, number in counted.items() if number >= LEAST_QUESTIONS))
+    left_out = {family: counted[family] for family in sorted(counted) if family not in families}
+    if not families:
+        raise ValueError(
+            f"a family takes {LEAST_QUESTIONS} questions, the most that one has is {max(counted.values())}"
+        )
+    kept = torch.tensor([family in families for family in profile.families])
+    u_QP = profile.directions()[kept]
+    family_Q = torch.tensor([families.index(family) for family in profile.families if family in families])
+    problem = _Problem(u_QP @ u_QP.T, family_Q, _halves(family_Q, generator), len(families), most)
+    found = problem.solve(torch.ones(len(family_Q), dtype=torch.float64))
+    again = [problem.solve(problem.resample(generator)) for _ in range(resamples)]
+    together_FF = torch.stack([_together(other.clusters, len(families)) for other in again]).mean(0)
+    standings = {
+        family: FamilyBaseline.of(profile.told, torch.tensor([other == family for other in profile.families]))
+        for family in families
+    }
+    return Discovery(
+        families,
+        _experts(profile, families, found.clusters, problem.means(u_QP)),
+        found.wanted,
+        found.curve,
+        standings,
+        found.similarity_FF,
+        together_FF,
+        sum(len(other.clusters) == len(found.clusters) for other in again) / resamples,
+        _agreement(found.clusters, together_FF),
+        resamples,
+        left_out,
+    )
+
+
+def average_linkage(distance_FF: Tensor) -> list[Clusters]:
+    """Clusters for every number of them, most first: the two with the least mean distance between their members are
+    joined, again and again (Sokal and Michener, 1958). Of equals, those that come first."""
+    members: dict[int, list[int]] = {f: [f] for f in range(len(distance_FF))}
+    apart_FF = distance_FF.clone().fill_diagonal_(torch.inf)
+    found = [list(members.values())]
+    while len(members) > 1:
+        a, b = sorted(divmod(int(apart_FF.argmin()), len(apart_FF)))
+        left, right = len(members[a]), len(members[b])
+        mean_F = (left * apart_FF[a] + right * apart_FF[b]) / (left + right)  # to every other cluster
+        apart_FF[a], apart_FF[:, a] = mean_F, mean_F
+        apart_FF[b], apart_FF[:, b] = torch.inf, torch.inf
+        apart_FF[a, a] = torch.inf
+        members[a] = sorted(members[a] + members.pop(b))
+        found.append(list(members.values()))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Solution:
+    clusters: Clusters
+    wanted: int
+    curve: tuple[Step, ...]
+    similarity_FF: Tensor
+
+
+class _Problem:
+    """The products of all questions' directions, their families and halves: all that clustering and gains depend on."""
+
+    def __init__(self, gram_QQ: Tensor, family_Q: Tensor, half_Q: Tensor, num_families: int, afforded: int) -> None:
+        self.gram_QQ, self.half_Q, self.num_families = gram_QQ, half_Q, num_families
+        self.member_FQ = torch.arange(num_families)[:, None] == family_Q
+        self.most, self.afforded = min(MOST_EXPERTS, num_families), afforded
+
+    def means(self, u_QP: Tensor) -> Tensor:
+        """mu of every family, (families, multipliers)."""
+        return _weights(self.member_FQ.double()) @ u_QP
+
+    def resample(self, generator: torch.Generator) -> Tensor:
+        """How often each question is drawn, with replacement within its half of its family, (questions,)."""
+        counts_Q = torch.zeros(len(self.half_Q), dtype=torch.float64)
+        for member_Q in self.member_FQ:
+            for half in range(2):
+                places = (member_Q & (self.half_Q == half)).nonzero().flatten()
+                drawn = places[torch.randint(len(places), (len(places),), generator=generator)]
+                counts_Q.index_add_(0, drawn, torch.ones(len(places), dtype=torch.float64))
+        return counts_Q
+
+    def solve(self, counts_Q: Tensor) -> _Solution:
+        """The criterion, with every question counted as often as `counts_Q` (questions,) says."""
+        gains_KQ = self._gains(counts_Q)
+        weights_FQ = _weights(self.member_FQ * counts_Q)
+        mean_K = (gains_KQ @ weights_FQ.T).mean(1)
+        best = int(mean_K.argmax())
+        behind_KQ = gains_KQ[best] - gains_KQ
+        errors_K = _standard_errors(behind_KQ, weights_FQ, (self.member_FQ * counts_Q).sum(1))
+        told = zip(mean_K.tolist(), (mean_K[best] - mean_K).tolist(), errors_K.tolist(), strict=True)
+        curve = [Step(k, gain, behind, error) for k, (gain, behind, error) in enumerate(told, 1)]
+        wanted = next(step.k for step in curve if step.behind <= step.standard_error)
+        similarity_FF, _ = self._similarity(counts_Q)
+        number = min(max(wanted, min(FEWEST_EXPERTS, self.num_families)), self.afforded)
+        return _Solution(average_linkage(1 - similarity_FF)[-number], wanted, tuple(curve), similarity_FF)
+
+    def _gains(self, counts_Q: Tensor) -> Tensor:
+        """gain_q for every number of clusters, each question's with those that were found from the other half."""
+        gains_KQ = torch.zeros(self.most, len(counts_Q), dtype=torch.float64)
+        for half in range(2):
+            found_Q, held_Q = self.half_Q == half, self.half_Q != half
+            similarity_FF, products_QF = self._similarity(counts_Q * found_Q)
+            means_FF = _weights(self.member_FQ * counts_Q * found_Q) @ products_QF
+            held_FQ = (self.member_FQ & held_Q).double()
+            for k, clusters in enumerate(reversed(average_linkage(1 - similarity_FF)[-self.most :])):
+                in_FC = _members(clusters, self.num_families)
+                lengths_C = _length((in_FC * (means_FF @ in_FC)).sum(0))
+                # of every question and cluster, and then of its own cluster
+                gains_KQ[k] += ((products_QF @ in_FC / lengths_C) * (held_FQ.T @ in_FC)).sum(1)
+        return gains_KQ
+
+    def _similarity(self, counts_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of the mu of counted questions (families, families), and <u_q, mu_f> (questions, families)."""
+        weights_FQ = _weights(self.member_FQ * counts_Q)
+        products_QF = self.gram_QQ @ weights_FQ.T
+        means_FF = weights_FQ @ products_QF
+        lengths_F = _length(means_FF.diagonal())
+        return means_FF / (lengths_F[:, None] * lengths_F), products_QF
+
+
+def _weights(counts_FQ: Tensor) -> Tensor:
+    return counts_FQ / counts_FQ.sum(1, keepdim=True)
+
+
+def _length(squared: Tensor) -> Tensor:
+    """Of vectors of which some may be 0, which have a product of 0 with everything."""
+    return squared.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+
+
+def _standard_errors(values_KQ: Tensor, weights_FQ: Tensor, number_F: Tensor) -> Tensor:
+    """Of the mean over families of their means over questions, for each number of clusters."""
+    means_KF = values_KQ @ weights_FQ.T
+    around_KQ = values_KQ - means_KF @ (weights_FQ > 0).double()
+    spread_KF = around_KQ**2 @ weights_FQ.T / (number_F - 1)  # the unbiased variance over the number of questions
+    return spread_KF.sum(1).sqrt() / len(weights_FQ)
+
+
+def _halves(family_Q: Tensor, generator: torch.Generator) -> Tensor:
+    """0 or 1 for each question: by turns within its family, in random order."""
+    half_Q = torch.zeros(len(family_Q), dtype=torch.long)
+    for family in range(int(family_Q.max()) + 1):
+        places = (family_Q == family).nonzero().flatten()
+        half_Q[places[torch.randperm(len(places), generator=generator)]] = torch.arange(len(places)) % 2
+    return half_Q
+
+
+def _members(clusters: Clusters, num_families: int) -> Tensor:
+    """1 where a family is in a cluster, (families, clusters) float64."""
+    cluster_of = {family: number for number, cluster in enumerate(clusters) for family in cluster}
+    return F.one_hot(torch.tensor([cluster_of[family] for family in range(num_families)]), len(clusters)).double()
+
+
+def _together(clusters: Clusters, num_families: int) -> Tensor:
+    in_FC = _members(clusters, num_families)
+    return in_FC @ in_FC.T
+
+
+def _agreement(clusters: Clusters, together_FF: Tensor) -> float | None:
+    if len(together_FF) < 2:
+        return None
+    same_FF = _together(clusters, len(together_FF))
+    agree_FF = same_FF * together_FF + (1 - same_FF) * (1 - together_FF)
+    return float(agree_FF[torch.ones_like(agree_FF).triu(1) > 0].mean())
+
+
+def _experts(
+    profile: Profile, families: Sequence[str], clusters: Clusters, means_FP: Tensor
+) -> tuple[ExpertProfile, ...]:
+    directions_NP = torch.stack([means_FP[cluster].sum(0) for cluster in clusters])
+    directions_NP = directions_NP / _length((directions_NP**2).sum(1))[:, None]
+    cosines_NN = directions_NP @ directions_NP.T
+    widths = [g_QR.shape[1] for g_QR in profile.gradients.values()]
+    experts = []
+    for index, cluster in enumerate(clusters):
+        its = tuple(families[family] for family in cluster)
+        others = [other for other in range(len(clusters)) if other != index]
+        ends = sorted(((other + 1, float(cosines_NN[index, other])) for other in others), key=lambda end: end[1])
+        shares = [float((part**2).sum()) for part in directions_NP[index].split_with_sizes(widths)]
+        strongest = sorted(zip(profile.gradients, shares, strict=True), key=lambda pair: -pair[1])[:STRONGEST]
+        there = torch.tensor([family in its for family in profile.families])
+        before = FamilyBaseline.of(profile.told, there)
+        experts.append(
+            ExpertProfile(
+                index + 1, its, before, ends[-1] if ends else None, ends[0] if ends else None, tuple(strongest)
+            )
+        )
+    return tuple(experts)
+
+
+def _expert_document(expert: ExpertProfile) -> dict[str, Any]:
+    def other(end: tuple[int, float] | None) -> dict[str, Any] | None:
+        return None if end is None else {"expert": end[0], "cosine": end[1]}
+
+    return {
+        "number": expert.number,
+        "name": expert.name,
+        "families": list(expert.families),
+        "before": expert.before.document(),
+        "nearest": other(expert.nearest),
+        "farthest": other(expert.farthest),
+        "strongest": [{"matrix": matrix, "share": share} for matrix, share in expert.strongest],
+    }

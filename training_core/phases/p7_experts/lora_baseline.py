@@ -1,0 +1,131 @@
+"""Low-rank adapters that take as many bytes as an expert: what the bytes could buy otherwise.
+
+    W' = W + B A,      A (rank, in) and B (out, rank), a byte for each entry and a float16 spread for each of the two
+
+The same completions, steps and batches as `learn_supervised`. An expert has r + 2 bytes for a matrix, an adapter of
+rank 1 in + out + 4: about three and a half times as many where d_ff = 2.5 d_model, so that not every matrix has one.
+
+**Differs from** LoRA as phases bake with it (`baking.low_rank`): the sum is not ternarised again. Like an expert, the
+adapter is beside the ternary weights and not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training_core.distill.lora import LowRank, low_rank
+from training_core.nn.cognate import Cognate
+from training_core.nn.svf import MOST_CODE, ScaledLinear, SVFModel
+from training_core.nn.ternary import SMALLEST_HALF
+from training_core.reporting import Reporter
+from training_core.svf.supervised import (
+    CompletionObjective,
+    DrawNumbers,
+    ExpertLearningConfig,
+    identity_of,
+    training_config,
+)
+from training_core.tasks.questions.sft_objective import Example
+from training_core.training.device import best_device
+from training_core.training.loop import TrainingResult, step_generator, train
+
+SPREAD_BYTES = 2
+RANK = 1
+FIRST = (
+    "down",
+    "gate",
+    "up",
+)  # which matrices have adapters where there are not bytes for all; the best of five choices
+ADAPTER_SEED_STEP = -1  # the step of `step_generator` from which adapters are drawn; training has 0 and above
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankRival:
+    """A model with adapters merged into its matrices, the names of these, and the bytes that the adapters take."""
+
+    model: Cognate
+    layers: tuple[str, ...]
+    num_bytes: int
+    training: TrainingResult
+
+
+def adapter_bytes(weight_OI: Tensor, rank: int = RANK) -> int:
+    """What an adapter of a weight (out, in) takes."""
+    return rank * sum(weight_OI.shape) + 2 * SPREAD_BYTES
+
+
+def affordable(layers: Mapping[str, ScaledLinear], num_bytes: int) -> list[str]:
+    """The matrices whose adapters fit into `num_bytes` together: by kind as in `FIRST`, those of the last block first.
+
+    Raises:
+        ValueError: when there is not room for one.
+    """
+    chosen: list[str] = []
+    left = num_bytes
+    for name in sorted(reversed(list(layers)), key=lambda name: FIRST.index(name.rpartition(".")[2])):
+        if (takes := adapter_bytes(layers[name].weight)) <= left:
+            chosen.append(name)
+            left -= takes
+    if not chosen:
+        raise ValueError(
+            f"an adapter of rank 1 needs {min(adapter_bytes(layer.weight) for layer in layers.values())} bytes and "
+            f"there are {num_bytes}: compare with the bytes of a whole expert"
+        )
+    return chosen
+
+
+def learn_low_rank(
+    scalable: SVFModel,
+    examples: Sequence[Example],
+    num_bytes: int,
+    config: ExpertLearningConfig,
+    reporter: Reporter,
+    *,
+    checkpoint: Path | None = None,
+    label: str = "low rank",
+) -> LowRankRival:
+    """Adapters in `num_bytes` bytes for worked completions. A run that was killed goes on from `checkpoint`.
+
+    Raises:
+        ValueError: when there are no examples, or no adapter fits.
+        TrainingDivergedError: as `train`.
+    """
+    scalable.model.to(best_device())
+    chosen = affordable(scalable.layers, num_bytes)
+    trained = scalable.plain()
+    layers = {name: trained.get_submodule(name) for name in chosen}
+    generator = step_generator(config.seed, ADAPTER_SEED_STEP)
+    with (
+        scalable.using(None) as reference,
+        low_rank(trained, RANK, float(RANK), generator, layers) as adapters,
+    ):
+        result = train(
+            trained,
+            CompletionObjective(examples, reference, config.supervised_kl_weight),
+            DrawNumbers(len(examples), config.supervised_batch),
+            training_config(config, config.supervised_steps, config.supervised_batch, config.low_rank_lr, 1.0),
+            reporter,
+            checkpoint=checkpoint,
+            label=label,
+            identity=identity_of(scalable, [str(examples), str(config.supervised_kl_weight), *chosen]),
+        )
+        takes = sum(store_in_bytes_(adapter) for adapter in adapters)
+    return LowRankRival(trained, tuple(chosen), takes, result)
+
+
+@torch.no_grad()
+def store_in_bytes_(adapter: LowRank) -> int:
+    """Round A and B, in place, to what a byte for each entry and a float16 spread hold; how many bytes that is."""
+    takes = 0
+    for parameter in (adapter.A, adapter.B):
+        spread = parameter.abs().max().to(torch.float16)
+        unit = spread.float().clamp(min=SMALLEST_HALF)
+        codes = (parameter / unit * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE).to(torch.int8)
+        parameter.copy_(spread.float() * codes.float() / MOST_CODE)
+        takes += codes.numel() + spread.element_size()
+    return takes

@@ -1,0 +1,226 @@
+"""The exhibit of phase 7: what was found, taught, routed and composed, as a JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from training_core.nn.svf import SVFModel
+from training_core.phases.p7_experts.discovery import Discovery, ExpertProfile
+from training_core.phases.p7_experts.evaluator import Measured
+from training_core.phases.p7_experts.genome import Composition
+from training_core.phases.p7_experts.measurement import Answers
+from training_core.phases.p7_experts.routing_measurement import Routing
+from training_core.phases.p7_experts.search import SearchResult
+from training_core.phases.p7_experts.train_experts import TrainedExpert
+from training_core.svf.routing import NONE
+
+CRITERION = (
+    "Wanted is the smallest number of groups whose first-order gain on held-out questions is within one standard error "
+    "of the best; it is raised to 3, or to the number of families, or lowered to 10."
+)
+RULE = (
+    "Chosen is the knee: of all points that keep nine tenths of the largest gain in accuracy the one that costs least "
+    "in time, bytes and bits per byte, each scaled to its range on the front; at most 1 % bits per byte are given "
+    "away, and no family may get worse beyond chance."
+)
+NAMES = {
+    "none": ("no expert", "none"),
+    "single": ("the best single expert", "single"),
+    "low rank": ("low-rank adapters of as many bytes, by family", "rival"),
+    "oracle": ("the expert of the family", "oracle"),
+    "prompt": ("the expert that the model names when asked", "router"),
+    "few shots": ("a mixture found on a few solved examples", "router"),
+    "classifier": ("the expert that the linear router names", "router"),
+    "composed": ("the composition that was chosen", "searched"),
+}
+
+
+def exhibit(
+    discovery: Discovery,
+    taught: Sequence[TrainedExpert],
+    found: SearchResult,
+    composition: Composition,
+    answers: Answers,
+    scalable: SVFModel,
+    why: str,
+) -> dict[str, Any]:
+    """The whole document (`forge_assets.exhibits.experts_document`). `why` is empty where experts are used."""
+    names = [profile.name for profile in discovery.experts]
+    families, cells = answers.alone.by_family()
+    return {
+        "discovery": _discovery(discovery),
+        "experts": [_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
+        "heat": {"families": families, "rows": [NONE, *names], "cells": cells},
+        "routing": _routing(answers, names),
+        "answering": [
+            {
+                "name": NAMES[name][0],
+                "kind": NAMES[name][1],
+                "accuracy": answers.of(name).document(),
+                "over_none": answers.over(name, "none").document(),
+            }
+            for name in NAMES
+        ],
+        "costs": _costs(answers),
+        "search": _search(found, composition, names),
+        "not_kept": why,
+    }
+
+
+def describe(composition: Composition, names: Sequence[str], unadapted: Composition) -> str:
+    """A composition in words."""
+    inside = [
+        f"{name} x {strength:g}"
+        for name, there, strength in zip(names, composition.experts, composition.strengths, strict=True)
+        if there
+    ]
+    parts = [", ".join(inside) or "no expert"]
+    if inside:
+        parts.append(f"from layer {composition.first_layer} on")
+        parts.append(f"routed at temperature {composition.temperature:.3g}")
+    own = unadapted.recursion()
+    changed = [f"{name} {value:g}" for name, value in composition.recursion().items() if value != own[name]]
+    return "; ".join([*parts, *changed])
+
+
+def _discovery(discovery: Discovery) -> dict[str, Any]:
+    names = {profile.number: profile.name for profile in discovery.experts}
+    return {
+        "criterion": CRITERION,
+        "chosen": discovery.num_experts,
+        "stability": discovery.same_number,
+        "resamples": discovery.resamples,
+        "note": ". ".join(remark[0].upper() + remark[1:] for remark in discovery.remarks()),
+        "profile": [
+            {
+                "family": family,
+                "expert": names[discovery.expert_of[family]],
+                "questions": its.questions,
+                "expected": its.expected.document(),
+                "exact": its.exact.value,
+                "nats": its.nats_per_token,
+            }
+            for family, its in ((family, discovery.standings[family]) for family in discovery.families)
+        ],
+        "similarity": discovery.similarity.tolist(),
+        "curve": [{"experts": step.k, "gain": step.gain, "error": step.standard_error} for step in discovery.curve],
+    }
+
+
+def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> dict[str, Any]:
+    strongest = ", ".join(f"{matrix} ({share:.0%})" for matrix, share in profile.strongest)
+    says = f"Its direction lies mostly in {strongest}."
+    if profile.nearest is not None and profile.farthest is not None:
+        says += f" Nearest is expert {profile.nearest[0]} (cosine {profile.nearest[1]:+.2f}), farthest "
+        says += f"{profile.farthest[0]} ({profile.farthest[1]:+.2f})."
+    moved = ", ".join(f"{kl:.3g} by {method}" for method, kl in taught.kl.items())
+    says += f" Nats per token from the model without it: {moved}. The adapter of as many bytes is of rank 1 on "
+    says += f"{', '.join(taught.rival_weights)}."
+    multipliers = taught.expert.multipliers()
+    return {
+        "name": profile.name,
+        "families": list(profile.families),
+        "says": says,
+        "parameters": taught.expert.num_parameters,
+        "bytes": taught.expert.num_bytes,
+        "learned": [
+            {
+                "method": method,
+                "gain": gain.document(),
+                "bytes": taught.rival_bytes if method == "low rank" else taught.expert.num_bytes,
+                "kept": method == taught.method,
+            }
+            for method, gain in taught.gains.items()
+        ],
+        "rewards": taught.rewards,
+        "spectra": [{"matrix": name, "multipliers": multipliers[name].tolist()} for name in scalable.layers],
+    }
+
+
+def _routing(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
+    used = answers.routing[0]
+    return {
+        "routers": [_router(routing, names) for routing in answers.routing],
+        "labels": [NONE, *names],
+        "confusion": used.confusion.tolist(),
+    }
+
+
+def _router(routing: Routing, names: Sequence[str]) -> dict[str, Any]:
+    always = routing.always_picks
+    return {
+        "name": routing.name,
+        "accuracy": routing.accuracy.document(),
+        "entropy": routing.entropy_bits,
+        "chance": routing.commonest.value,
+        "note": "" if always is None else f"always {[NONE, *names][always]}: it does not route",
+    }
+
+
+def _costs(answers: Answers) -> list[dict[str, Any]]:
+    cost = answers.cost
+    parts = {
+        "one pass, no expert": cost.plain_s,
+        "first pass: read and route": cost.first_s,
+        "second pass: answer with one expert": cost.second_s,
+        "both": cost.first_s + cost.second_s,
+    }
+    return [
+        {"name": name, "milliseconds": 1000 * seconds / cost.questions, "ratio": seconds / cost.plain_s}
+        for name, seconds in parts.items()
+    ]
+
+
+def _search(found: SearchResult, composition: Composition, names: Sequence[str]) -> dict[str, Any]:
+    unadapted = found.unadapted[0]
+    points = list(found.front)
+    if composition not in [point for point, _ in points]:
+        points.append(found.unadapted)
+    outcomes = {status: sum(run.outcomes.get(status, 0) for run in found.runs) for status in ("raced out", "too slow")}
+    return {
+        "rule": RULE,
+        "evaluations": sum(run.asked for run in found.runs),
+        "measured": found.measured,
+        "raced_out": outcomes["raced out"],
+        "too_slow": outcomes["too slow"],
+        "front": [
+            _point(number, point, measured, found, point == composition, describe(point, names, unadapted))
+            for number, (point, measured) in enumerate(points)
+        ],
+        "climbs": _climbs(found),
+    }
+
+
+def _point(
+    number: int, point: Composition, measured: Measured, found: SearchResult, chosen: bool, says: str
+) -> dict[str, Any]:
+    its = measured.document()
+    return {
+        "number": number,
+        "chosen": chosen,
+        "accuracy": 1 - its["loss"],
+        "latency_ms": 1000 * found.latencies[point.structure].seconds,
+        "latency_ratio": its["latency"],
+        "bytes": int(its["bytes"]),
+        "bits_per_byte": its["bits_per_byte"],
+        "says": says,
+        "composition": point.document(),
+    }
+
+
+def _climbs(found: SearchResult) -> list[dict[str, Any]]:
+    by_method = {(run.method, run.seed): run for run in found.runs}
+    climbs = []
+    for (method, seed), run in by_method.items():
+        if method == "nsga2":
+            each = run.asked // len(run.hypervolumes)
+            climbs.append(
+                {
+                    "seed": seed,
+                    "evaluations": [each * (place + 1) for place in range(len(run.hypervolumes))],
+                    "search": run.hypervolumes,
+                    "random": by_method["random", seed].hypervolumes,
+                }
+            )
+    return climbs

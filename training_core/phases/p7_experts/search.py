@@ -1,0 +1,345 @@
+"""A search over compositions of experts with NSGA-II, beside a random search of as many evaluations.
+
+References
+    [1] Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002).
+    [2] Hu, Lu and Clune, "Automated Design of Agentic Systems" (2024, arXiv:2408.08435): a search over designs that
+        keeps an archive of all that it measured.
+
+Every search asks for population * generations evaluations, exactly; what it has measured before is looked up and counts
+all the same. For each seed the two begin with the same population: the model as it is, every expert alone, all of
+them together, and random genomes. After each generation all that a search needs to go on is one file.
+
+**Differs from the paper** [2]: designs are vectors, not programs, and no language model proposes them.
+
+Shape legend: P population, n genes, M objectives, C constraints, N compositions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training_core.phases.p7_experts.evaluator import OBJECTIVES, Evaluator, Latency, Measured, Status
+from training_core.phases.p7_experts.genome import Composition, Space, Structure
+from training_core.phases.p7_experts.nsga2 import Method, Nsga2, RandomSearch
+from training_core.phases.p7_experts.pareto import Box, Floats, hypervolume, knee, non_dominated
+from training_core.reporting import Figure, Reporter
+from training_core.store.bundle import canonical_json
+from training_core.store.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+
+TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
+KNEE_TEXT = 1.01
+METHODS = ("nsga2", "random")
+_STATUSES: tuple[Status, ...] = ("measured", "too slow", "raced out")
+_CONSTRAINTS = 2
+
+
+class SearchConfig(BaseModel):
+    """How long is searched, and what a composition is measured on. The defaults are 5,000 evaluations a search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search_population: int = Field(50, ge=4, description="Compositions in a generation")
+    search_generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
+    search_seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
+    search_seed: int = Field(0, ge=0, description="Seed of the first of them")
+    search_questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
+    search_windows: int = Field(4, ge=1, description="Windows of validation text that all share")
+    search_window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
+    search_racing_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the questions on which a composition can be stopped; 1 stops none"
+    )
+    search_latency_bound: float = Field(
+        4.0, ge=1, description="Most seconds for a question, in those of the unadapted model"
+    )
+    search_latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
+    search_latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
+
+
+@dataclass(slots=True)
+class Run:
+    """One search so far. `front` are the codes of what no other that it asked for dominates; `hypervolumes` are of
+    all that it asked for, behind every generation; `outcomes` count evaluations, and `measured` those that were not
+    known before."""
+
+    method: str
+    seed: int
+    hypervolumes: list[float] = field(default_factory=list)
+    front: list[list[int]] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    measured: int = 0
+
+    @property
+    def asked(self) -> int:
+        """Evaluations that it asked for."""
+        return sum(self.outcomes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What the searches found. `front` holds what no composition of any of them dominates, `knee` the one of it, or
+    the unadapted model, that is used."""
+
+    runs: tuple[Run, ...]
+    front: tuple[tuple[Composition, Measured], ...]
+    knee: tuple[Composition, Measured]
+    unadapted: tuple[Composition, Measured]
+    box: Box
+    latencies: Mapping[Structure, Latency]
+    measured: int
+
+    def differences(self) -> list[float]:
+        """Final hypervolume of NSGA-II minus that of the random search, of each seed."""
+        last = {(run.method, run.seed): run.hypervolumes[-1] for run in self.runs}
+        return [value - last["random", seed] for (method, seed), value in last.items() if method == "nsga2"]
+
+    def metrics(self) -> dict[str, float]:
+        """As flat metrics."""
+        differences = self.differences()
+        asked = sum(run.asked for run in self.runs)
+        values = {f"search_{method}_hypervolume": self._mean(method) for method in METHODS}
+        return values | {
+            "search_hypervolume_gain": sum(differences) / len(differences),
+            "search_hypervolume_gain_lowest": min(differences),
+            "search_evaluations": float(asked),
+            "search_measured": float(self.measured),
+            "search_front": float(len(self.front)),
+            **{f"search_knee_{name}": value for name, value in zip(OBJECTIVES, _objectives(self.knee[1]), strict=True)},
+        }
+
+    def document(self) -> dict[str, Any]:
+        """As an exhibit; every point of the front can be used with `Composition.from_document`."""
+        return {
+            "runs": [asdict(run) | {"asked": run.asked} for run in self.runs],
+            "front": [_point(*point) for point in self.front],
+            "knee": _point(*self.knee),
+            "unadapted": _point(*self.unadapted),
+            "box": self.box.document() | {"objectives": list(OBJECTIVES)},
+            "latencies": _latencies(self.latencies),
+            "differences": self.differences(),
+            "measured": self.measured,
+        }
+
+    def figure(self) -> Figure:
+        """Hypervolume by generation, mean over seeds."""
+        series: dict[str, tuple[list[float], list[float]]] = {}
+        for method in METHODS:
+            curves = np.array([run.hypervolumes for run in self.runs if run.method == method])
+            series[method] = ([float(g + 1) for g in range(curves.shape[1])], curves.mean(0).tolist())
+        return Figure("Search over compositions", "generation", "share of the box that is dominated", series)
+
+    def _mean(self, method: str) -> float:
+        return float(np.mean([run.hypervolumes[-1] for run in self.runs if run.method == method]))
+
+
+def search(
+    evaluator: Evaluator,
+    config: SearchConfig,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+    identity: str = "",
+) -> SearchResult:
+    """Search with NSGA-II and at random, for every seed.
+
+    A search that was killed goes on from the file `checkpoint` behind its last generation, with what was measured and
+    timed. `identity` is a digest of whatever else determines the result.
+
+    Raises:
+        ValueError: when the population is smaller than what it begins with.
+    """
+    space = evaluator.space
+    progress = _Progress(evaluator, config, checkpoint, _fingerprint(evaluator, config, identity))
+    unadapted = evaluator.evaluate(space.unadapted)
+    box = _box(evaluator, unadapted)
+    plan = [(m, config.search_seed + i) for i in range(config.search_seeds) for m in METHODS]
+    for place, (name, seed) in enumerate(plan):
+        method = _method(name, seed, space, config)
+        run = progress.begin(place, method, Run(name, seed))
+        label = f"search {place + 1} of {len(plan)}"
+        total = config.search_population * config.search_generations
+        for generation in range(len(run.hypervolumes), config.search_generations):
+            found: list[tuple[Composition, Measured]] = []
+            before = len(evaluator.known)
+            for genome in method.ask():
+                composition = space.decode(genome.tolist())
+                found.append((composition, evaluator.evaluate(composition)))
+                reporter.progress(run.asked + len(found), total, label)
+            method.tell(*_told([measured for _, measured in found]))
+            _record(run, found, space, evaluator, box)
+            run.measured += len(evaluator.known) - before
+            values = {"hypervolume": run.hypervolumes[-1], "measured": float(run.measured)}
+            reporter.metrics(generation, {f"search/{name}_{seed}_{key}": value for key, value in values.items()})
+            progress.save(method)
+    return _result(evaluator, tuple(progress.runs), unadapted, box)
+
+
+def knee_of(
+    front: Sequence[tuple[Composition, Measured]], unadapted: tuple[Composition, Measured]
+) -> tuple[Composition, Measured]:
+    """The `pareto.knee` of a front and the unadapted model, among those whose accuracy is not below that model's and
+    whose bits per byte are at most 1 % above it. The model is one of them, so that there always is one."""
+    candidates = [*front, *([] if unadapted in front else [unadapted])]
+    objectives = np.array([_objectives(measured) for _, measured in candidates])
+    own = _objectives(unadapted[1])
+    loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
+    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
+    return candidates[knee(objectives, allowed.tolist(), candidates.index(unadapted))]
+
+
+def starting_population(space: Space, population: int, seed: int) -> Floats:
+    """Genomes (P, n) that all decode to something else: unadapted, every expert alone, all together, then random.
+
+    Raises:
+        ValueError: when the population is smaller than what it begins with.
+    """
+    known = [space.unadapted, *(space.alone(k) for k in range(space.num_experts)), space.together()]
+    genomes = {composition: space.encode(composition) for composition in known}
+    if population < len(genomes):
+        raise ValueError(
+            f"a population of {population} has no room for the {len(genomes)} compositions that a search of "
+            f"{space.num_experts} experts begins with: raise search_population"
+        )
+    random = np.random.default_rng((seed, 0))
+    while len(genomes) < population:
+        genome = random.random(space.num_genes).tolist()
+        genomes.setdefault(space.decode(genome), genome)
+    return np.array(list(genomes.values()))
+
+
+def _method(name: str, seed: int, space: Space, config: SearchConfig) -> Method:
+    start = starting_population(space, config.search_population, seed)
+    if name == "random":
+        return RandomSearch(start, seed)
+
+    def identity(genomes: Floats) -> Floats:
+        return np.array([space.codes(space.decode(genome)) for genome in genomes.tolist()], dtype=np.float64)
+
+    return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.search_population, seed, start, identity)
+
+
+def _told(found: list[Measured]) -> tuple[Floats, Floats]:
+    """Objectives (P, M), NaN where there are none, and constraints (P, C)."""
+    nothing = (float("nan"),) * len(OBJECTIVES)
+    objectives = [nothing if one.objectives is None else one.objectives for one in found]
+    return np.array(objectives), np.array([one.constraints for one in found])
+
+
+def _record(run: Run, found: list[tuple[Composition, Measured]], space: Space, evaluator: Evaluator, box: Box) -> None:
+    """What a generation adds to a search."""
+    run.outcomes = dict(Counter(run.outcomes) + Counter(measured.status for _, measured in found))
+    known = [(space.of_codes(codes), codes) for codes in run.front]
+    known += [(c, space.codes(c)) for c, measured in found if measured.objectives is not None]
+    objectives = np.array([_objectives(evaluator.known[composition]) for composition, _ in known])
+    first = non_dominated(objectives)
+    run.front = [known[i][1] for i in first]
+    run.hypervolumes.append(hypervolume(objectives[first], box))
+
+
+def _result(evaluator: Evaluator, runs: tuple[Run, ...], unadapted: Measured, box: Box) -> SearchResult:
+    space = evaluator.space
+    found = list(dict.fromkeys(space.of_codes(codes) for run in runs for codes in run.front))
+    first = non_dominated(np.array([_objectives(evaluator.known[c]) for c in found]))
+    front = [(found[i], evaluator.known[found[i]]) for i in first]
+    own = (space.unadapted, unadapted)
+    return SearchResult(runs, tuple(front), knee_of(front, own), own, box, evaluator.latencies, len(evaluator.known))
+
+
+def _box(evaluator: Evaluator, unadapted: Measured) -> Box:
+    """No accuracy to all, no time to the bound, no bytes to all there are, 5 % of text to either side."""
+    text = _objectives(unadapted)[OBJECTIVES.index("bits_per_byte")]
+    most = float(evaluator.num_bytes(evaluator.space.together()))
+    low, high = (share * text for share in TEXT_BOX)
+    return Box((0.0, 0.0, 0.0, low), (1.0, evaluator.latency_bound, most, high))
+
+
+class _Progress:
+    """The searches so far, and the file that they are in."""
+
+    def __init__(self, evaluator: Evaluator, config: SearchConfig, path: Path | None, fingerprint: str) -> None:
+        self.evaluator, self.path, self.fingerprint = evaluator, path, fingerprint
+        self.runs: list[Run] = []
+        self._arrays: dict[str, Floats] = {}
+        self._document: dict[str, Any] = {}
+        found = None if path is None else load_checkpoint(path, fingerprint)
+        if found is not None:
+            self._load(*cast(tuple[dict[str, Tensor], dict[str, Any]], found))
+
+    def begin(self, place: int, method: Method, run: Run) -> Run:
+        """The search at a place, as far as it has come."""
+        if place == len(self.runs):
+            self.runs.append(run)
+        elif place + 1 == len(self.runs):
+            method.restore(self._arrays, self._document)
+        return self.runs[place]
+
+    def save(self, method: Method) -> None:
+        """Keep all of it."""
+        if self.path is None:
+            return
+        arrays, document = method.state()
+        space, known = self.evaluator.space, self.evaluator.known
+        objectives, constraints = _told(list(known.values()))
+        arrays = {f"method.{name}": array for name, array in arrays.items()} | {
+            "known.codes": np.array([space.codes(composition) for composition in known]),
+            "known.status": np.array([_STATUSES.index(measured.status) for measured in known.values()]),
+            "known.objectives": objectives,
+            "known.constraints": constraints,
+        }
+        state = {
+            "fingerprint": self.fingerprint,
+            "runs": [asdict(run) for run in self.runs],
+            "method": document,
+            "latencies": _latencies(self.evaluator.latencies),
+        }
+        save_checkpoint(self.path, {name: torch.from_numpy(array) for name, array in arrays.items()}, state)
+
+    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        space = self.evaluator.space
+        self.runs = [Run(**run) for run in state["runs"]]
+        self._document = state["method"]
+        self._arrays = {n.removeprefix("method."): t.numpy() for n, t in tensors.items() if n.startswith("method.")}
+        self.evaluator.latencies.update(
+            {Structure(*entry["structure"]): Latency(*entry["seconds"]) for entry in state["latencies"]}
+        )
+        columns = ("codes", "status", "objectives", "constraints")
+        rows = zip(*(tensors[f"known.{column}"].tolist() for column in columns), strict=True)
+        for codes, status, objectives, constraints in rows:
+            its = tuple(objectives) if _STATUSES[status] == "measured" else None
+            self.evaluator.known[space.of_codes(codes)] = Measured(_STATUSES[status], its, tuple(constraints))
+
+
+def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> str:
+    hasher = hashlib.sha256(canonical_json([config.model_dump(), evaluator.model.config.model_dump(), identity]))
+    hasher.update(weights_digest(evaluator.model))
+    given = evaluator.given
+    tensors = [layer.weight for layer in evaluator.scalable.layers.values()]
+    tensors += [tensor for expert in evaluator.experts for tensor in expert.tensors("").values()]
+    tensors += [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
+    tensors += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
+    for tensor in tensors:
+        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    hasher.update(canonical_json([evaluator.router_bytes, evaluator.latency_bound, given.tokens_per_byte]))
+    return hasher.hexdigest()
+
+
+def _latencies(latencies: Mapping[Structure, Latency]) -> list[dict[str, Any]]:
+    return [{"structure": list(structure), "seconds": list(its)} for structure, its in latencies.items()]
+
+
+def _objectives(measured: Measured) -> tuple[float, ...]:
+    if measured.objectives is None:
+        raise ValueError(f"a composition that is {measured.status!r} has no objectives: leave it out of the front")
+    return measured.objectives
+
+
+def _point(composition: Composition, measured: Measured) -> dict[str, Any]:
+    return {"composition": composition.document(), **measured.document()}

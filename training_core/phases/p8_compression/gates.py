@@ -1,0 +1,41 @@
+"""Gates and claims of phase 8."""
+
+from __future__ import annotations
+
+from training_core.gates import ABOVE_ZERO, claim, gate, validity
+
+GATES = {
+    "compressed_model": (
+        *validity("compressed_model"),
+        gate(
+            "compressed_model",
+            "fits",
+            "bytes_on_disk",
+            at_most={"nano": 110000, "mini": 520000, "forge_25m": 400000},
+            evidence="Size of model.forge on disk in bytes",
+        ),
+        gate(
+            "compressed_model",
+            "retains",
+            "retention_to_best_parent_low",
+            at_least=0.84,
+            evidence="Retention of next-token accuracy on test documents, lower bound of the paired 95 % CI",
+            against="the expert model",
+        ),
+        claim(
+            "compressed_model",
+            "experts_survive",
+            "file_experts_gain_low",
+            at_least=ABOVE_ZERO,
+            evidence="Macro-averaged accuracy gain from the file's experts, lower bound of the paired 95 % CI",
+            against="the file without its experts",
+        ),
+        claim(
+            "compressed_model",
+            "seed_ratio",
+            "bits_per_parameter",
+            at_most=0.128,
+            evidence="Bits on disk per parameter of the trained model",
+        ),
+    ),
+}

@@ -1,0 +1,42 @@
+"""Phase 8: the teacher, as it decodes from its packed file, distilled into a student in its compressed form."""
+
+from __future__ import annotations
+
+from training_core.formats.loading import load_model
+from training_core.phase import Phase
+from training_core.phases.p8_compression.gates import GATES
+from training_core.phases.p8_compression.student import CompressionConfig, carry_experts, train_compressed
+from training_core.store.bundle import Product
+from training_core.tasks.questions.context import QUESTIONED, QuestionContext
+
+
+def make_compressed(context: QuestionContext, config: CompressionConfig) -> Product:
+    """Distil the teacher into a student, teach the student experts of its own, and write both into one file."""
+    teacher = context.parents["expert_model"]
+    without, student, result = train_compressed(
+        load_model(teacher), config, context.training, context.reporter, context.checkpoint
+    )
+    experts = teacher.model_config["experts"]
+    payload, taught = carry_experts(without, student, experts["names"], experts["families"], config, context)
+    metrics = {
+        **result.metrics(),
+        **taught.metrics(),
+        "file_expert_bytes": float(len(payload) - len(without)),
+    }
+    document = {"cognate": student.config.model_dump()}
+    return Product("compressed", document, None, context.training.tokenizer_json, payload=payload, metrics=metrics)
+
+
+PHASES = (
+    Phase(
+        "compressed_model",
+        8,
+        "The file that ships: a restructured ternary student, entropy coded with its tokenizer.",
+        CompressionConfig,
+        make_compressed,
+        ("expert_model",),
+        QUESTIONED,
+        gates=GATES["compressed_model"],
+        context=QuestionContext,
+    ),
+)

@@ -1,0 +1,163 @@
+"""Phase 8, first form: a restructured student, trained in its compressed form to imitate its teacher.
+
+The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
+embedding, and ternary weights everywhere. Sharing across depth and a small rank are in the training graph from the
+first step, the ternary codes harden gradually; afterwards norms are rounded to 8 bits and the
+rest is coded without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from training_core.data.batches import MixConfig, TrainingData
+from training_core.distill.distillation import distil
+from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
+from training_core.nn.cognate import Carry, Cognate, CognateConfig, effective_weight
+from training_core.nn.ternary import Granularity, hardness, set_hardness
+from training_core.phases.p8_compression.student_experts import (
+    FileExpertsReport,
+    StudentExpertsConfig,
+    measure_student,
+    teach_student,
+)
+from training_core.reporting import Reporter
+from training_core.tasks.questions.context import QuestionContext
+from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
+
+
+class CompressionConfig(TrainingConfig, MixConfig, StudentExpertsConfig):
+    """Shape of the student, its ternary form, and its distillation."""
+
+    student_d_model: int = Field(96, ge=8, description="Width of the student")
+    student_num_heads: int = Field(3, ge=1, description="Heads of the student; must divide its width into even widths")
+    student_d_ff: int = Field(192, ge=8, description="Hidden width of the student's SwiGLU")
+    student_blocks: int = Field(1, ge=1, description="Distinct blocks; all of them run in every loop")
+    student_loops: int = Field(3, ge=1, description="Passes through the blocks")
+    student_window: int = Field(64, ge=1, description="Attention window of the student in tokens")
+    student_embedding_rank: int = Field(48, ge=0, description="Rank of the student's embedding; 0 for a full one")
+    threshold: float = Field(0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|")
+    granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
+    hardening_fraction: float = Field(
+        0.6, ge=0, le=1, description="Share of the steps over which weights go from full precision to ternary"
+    )
+    distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")
+    temperature: float = Field(1.0, gt=0, description="Distillation temperature")
+
+
+def carry_experts(
+    payload: bytes,
+    student: Cognate,
+    names: Sequence[str],
+    families: Sequence[Sequence[str]],
+    config: CompressionConfig,
+    context: QuestionContext,
+) -> tuple[bytes, FileExpertsReport]:
+    """The file with experts of its own, one for each of the teacher's that helps, and what they are worth."""
+    decoded = read_artifact(payload).model
+    taught = teach_student(decoded, names, families, context, config, config.seed)
+    if taught.kept is not None:
+        tokenizer_json = context.training.tokenizer_json
+        payload = write_artifact(student, tokenizer_json, config.threshold, config.granularity, taught.kept)
+    context.fix(payload)
+    return payload, measure_student(taught, context, config)
+
+
+def student_config(config: CompressionConfig, teacher: CognateConfig) -> CognateConfig:
+    """The student's shape: the teacher's vocabulary and sequence length, everything else from the phase."""
+    return CognateConfig(
+        vocab_size=teacher.vocab_size,
+        max_seq_len=teacher.max_seq_len,
+        d_model=config.student_d_model,
+        num_heads=config.student_num_heads,
+        d_ff=config.student_d_ff,
+        num_layers=config.student_blocks,
+        num_core_layers=config.student_blocks,
+        window=config.student_window,
+        num_persistent=0,
+        memory_layers=[],
+        embedding_rank=config.student_embedding_rank,
+        cycles=config.student_loops,
+        grad_cycles=config.student_loops,
+    )
+
+
+def train_compressed(
+    teacher: Cognate,
+    config: CompressionConfig,
+    data: TrainingData,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
+) -> tuple[bytes, Cognate, TrainingResult]:
+    """Train the student and write its file; returns the file's bytes and the student it was written from."""
+    torch.manual_seed(config.seed)
+    student = Cognate(student_config(config, teacher.config))
+    initialise_from(student, teacher)
+    make_compressible(student, config.threshold, config.granularity)
+    for parameter in (student.latent, *student.halt_head.parameters()):
+        parameter.requires_grad_(False)
+
+    def batches(generator: torch.Generator) -> Tensor:
+        return data.batch(config, config.batch_size, config.seq_len + 1, generator)
+
+    result = train(
+        student,
+        distil(cross_entropy_objective, teacher, config.distillation_weight, config.temperature),
+        batches,
+        config,
+        reporter,
+        checkpoint=checkpoint,
+        label="compressed",
+        identity=config.model_dump_json(exclude={"checkpoint_interval_s"}),
+        before_step=lambda step: set_hardness(student, hardness(step, config.steps, config.hardening_fraction)),
+    )
+    set_hardness(student, 1.0)
+    payload = write_artifact(student, data.tokenizer_json, config.threshold, config.granularity)
+    return payload, student, result
+
+
+@torch.no_grad()
+def initialise_from(student: Cognate, teacher: Cognate) -> None:
+    """Start the student from the teacher as far as their shapes allow.
+
+    The factorised embedding is the best rank-r approximation of the teacher's (Eckart & Young, 1936), E = U S V^T
+    cut to U sqrt(S) and V sqrt(S), rotated at random where the widths differ. Blocks of the teacher's shape are
+    copied, the teacher's last ones to the student's last ones.
+    """
+    table = effective_weight(teacher.embedding).float()
+    width, own = student.config.d_model, table.shape[1]
+    rotation = torch.eye(own) if width == own else torch.linalg.qr(torch.randn(max(width, own), min(width, own)))[0]
+    if rotation.shape != (width, own):
+        rotation = rotation.T
+    if student.embedding_out is not None:
+        u, s, vh = torch.linalg.svd(table, full_matrices=False)
+        rank = min(student.config.embedding_rank, s.shape[0])
+        student.embedding.weight[:, :rank] = u[:, :rank] * s[:rank].sqrt()
+        student.embedding_out.weight[:, :rank] = rotation @ (vh[:rank].T * s[:rank].sqrt())
+    else:
+        student.embedding.weight.copy_(table @ rotation.T)
+    for target, source in zip(reversed(student.core), reversed(teacher.core), strict=False):
+        source_modules = dict(source.named_modules())
+        for name, module in target.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.shape == effective_weight(source_modules[name]).shape:
+                weight.copy_(effective_weight(source_modules[name]))
+
+
+def cross_entropy_objective(
+    model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
+) -> StepResult:
+    """Next-token cross-entropy of one supervision step, without halting (a compressed file has no halting head)."""
+    assert isinstance(model, Cognate)
+    h = model.encode(batch[:, :-1])
+    logits = model.logits(model.supervise(h, model.start(h)).y).float()
+    targets = batch[:, 1:]
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    accuracy = (logits.detach().argmax(-1) == targets).float().mean()
+    return StepResult(loss, logits, None, {"cross_entropy": loss.detach(), "accuracy": accuracy})

@@ -1,0 +1,187 @@
+"""Experts that a compressed file carries: taught anew on the student, because theirs are other matrices.
+
+    experts.codes      int8 (experts, singular values of all matrices)     multipliers, as `experts.singular.Expert`
+    experts.spreads    float16 (experts, matrices)
+    experts.head.*     the router, as `experts.routing.Head`: int8 codes, float16 scales and biases
+
+The teacher says how many experts there are and for which families. Each learns from the same completions, on the
+student as it decodes from its file; one that does not help beyond chance on validation questions stays out of the file.
+What is decomposed is the decoded ternary weight, in float64, so that no decomposition is stored.
+
+**Does not cover** a search over compositions: the likeliest expert of a text has all the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from training_core.data.batches import MixConfig
+from training_core.evaluation.intervals import Estimate
+from training_core.formats.file_experts import FileExperts
+from training_core.nn.cognate import Cognate
+from training_core.nn.svf import Expert, SVFModel
+from training_core.svf.expert_accuracy import PerExpertAccuracy, accuracy, gain, of_each_family
+from training_core.svf.routing import ClassifierRouter
+from training_core.svf.supervised import ExpertLearningConfig, learn_supervised
+from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.likelihood import AskedQuestions, example_of
+from training_core.tasks.questions.question import Question
+from training_core.training.loop import step_generator
+
+TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+ROUTER_STEP = -1_000_001
+
+
+class StudentExpertsConfig(BaseModel):
+    """How the experts of the file are taught and measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expert_steps: int = Field(40, ge=1, description="Steps that each expert of the file is taught")
+    expert_batch: int = Field(32, ge=1, description="Worked completions in each of them")
+    expert_lr: float = Field(0.1, gt=0, description="Peak learning rate of the experts of the file")
+    expert_questions: int = Field(400, ge=1, description="Training questions of a family that they learn from")
+    expert_measured: int = Field(
+        40, ge=2, description="Validation, and test, questions of a family they are measured on"
+    )
+    expert_texts: int = Field(200, ge=1, description="Pieces of training text that teach their router to choose none")
+    expert_text_tokens: int = Field(16, ge=1, description="Tokens of such a piece")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentTeaching:
+    """What came of it: experts for the file (None where none helps), their router, how many the teacher had, and the
+    student that they scale."""
+
+    model: SVFModel
+    kept: FileExperts | None
+    taught: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileExpertsReport:
+    """What the experts of a file are worth: the gain of routing between them on test questions, families weighted
+    alike, and the accuracy with them."""
+
+    kept: FileExperts | None
+    taught: int
+    gain: Estimate
+    accuracy: float
+
+    def metrics(self) -> dict[str, float]:
+        """As flat metrics."""
+        experts = () if self.kept is None else self.kept.experts
+        return {
+            "file_experts": float(len(experts)),
+            "file_experts_taught": float(self.taught),
+            "file_expert_parameters": float(sum(expert.num_parameters for expert in experts)),
+            "file_accuracy_routed": self.accuracy,
+            **self.gain.metrics("file_experts_gain"),
+        }
+
+
+def teach_student(
+    student: Cognate,
+    names: Sequence[str],
+    families: Sequence[Sequence[str]],
+    context: QuestionContext,
+    config: StudentExpertsConfig,
+    seed: int,
+) -> StudentTeaching:
+    """Experts for a student as it decodes from its file. `families` are those of each of the teacher's experts.
+
+    Raises:
+        ValueError: when there is no expert, or as `learn_supervised`.
+    """
+    if not names or len(names) != len(families):
+        raise ValueError(f"every expert has a name and families, got {len(names)} and {len(families)}")
+    tokenizer = context.tokenizer
+    model = SVFModel(student)
+    learning = ExpertLearningConfig(
+        supervised_steps=config.expert_steps,
+        supervised_batch=config.expert_batch,
+        supervised_lr=config.expert_lr,
+        seed=seed,
+    )
+    experts: list[Expert] = []
+    for number, its in enumerate(families, 1):
+        questions = of_each_family([q for q in context.train_questions if q.family in its], config.expert_questions)
+        examples = [example_of(question, tokenizer) for question in questions]
+        learned = learn_supervised(
+            model,
+            examples,
+            learning,
+            context.reporter,
+            checkpoint=context.checkpoint,
+            label=f"expert {number} of the file",
+        )
+        experts.append(learned.expert)
+    chosen_on = _measured(model, experts, context.selection.questions, context, config)
+    kept = _helpful(chosen_on, families)
+    if not kept:
+        return StudentTeaching(model, None, len(experts))
+    expert_of = {family: place for place, number in enumerate(kept, 1) for family in families[number]}
+    text = context.training.batch(
+        TEXT_ONLY, config.expert_texts, config.expert_text_tokens, step_generator(seed, ROUTER_STEP)
+    )
+    taught_on = of_each_family(context.train_questions, config.expert_measured)
+    router = ClassifierRouter.fit(model.model, tokenizer, taught_on, expert_of, text.tolist())
+    found = FileExperts(tuple(names[n] for n in kept), tuple(experts[n] for n in kept), router.head)
+    return StudentTeaching(model, found, len(experts))
+
+
+def measure_student(
+    teaching: StudentTeaching, context: QuestionContext, config: StudentExpertsConfig
+) -> FileExpertsReport:
+    """What the file's experts gain on test questions, each routed to its likeliest expert."""
+    kept = teaching.kept
+    if kept is None:
+        on_test = _measured(teaching.model, [], context.report.questions, context, config)
+        routed_Q = on_test.none_Q
+    else:
+        on_test = _measured(teaching.model, kept.experts, context.report.questions, context, config)
+        router = ClassifierRouter(teaching.model.model, context.tokenizer, kept.head)
+        with teaching.model.using(None):
+            routed_Q = on_test.chosen(router.probabilities(on_test.questions).argmax(1))
+    its = gain(routed_Q, on_test.none_Q, on_test.questions)
+    return FileExpertsReport(kept, teaching.taught, its, accuracy(routed_Q, on_test.questions).value)
+
+
+def _measured(
+    model: SVFModel,
+    experts: Sequence[Expert],
+    questions: Sequence[Question],
+    context: QuestionContext,
+    config: StudentExpertsConfig,
+) -> PerExpertAccuracy:
+    chosen = of_each_family(questions, config.expert_measured)
+    asked = AskedQuestions(chosen, context.tokenizer, model.model.config.max_seq_len)
+    return PerExpertAccuracy.measure(model, experts, asked)
+
+
+@contextmanager
+def answering(
+    experts: FileExperts, scalable: SVFModel, prompt: Sequence[int], tokenizer: Tokenizer
+) -> Iterator[tuple[Cognate, str]]:
+    """The model as the likeliest expert of a prompt (token ids) has it, and that expert's name, "" for none."""
+    with scalable.using(None) as model:
+        choice = int(ClassifierRouter(model, tokenizer, experts.head).of_prompts([prompt])[0].argmax())
+    multipliers = None if choice == 0 else experts.experts[choice - 1].multipliers()
+    with scalable.using(multipliers) as model:
+        yield model, "" if choice == 0 else experts.names[choice - 1]
+
+
+def _helpful(chosen_on: PerExpertAccuracy, families: Sequence[Sequence[str]]) -> list[int]:
+    """The experts, from 0, with which their families are answered better beyond chance, on validation questions."""
+    kept = []
+    for number, its in enumerate(families):
+        places = [place for place, question in enumerate(chosen_on.questions) if question.family in its]
+        with_Q, without_Q = chosen_on.expected_KQ[number + 1][places], chosen_on.none_Q[places]
+        if places and gain(with_Q, without_Q, [chosen_on.questions[place] for place in places]).low > 0:
+            kept.append(number)
+    return kept

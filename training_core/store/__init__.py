@@ -1,0 +1,1 @@
+"""Bundles, digests, checkpoints and cached results on disk."""

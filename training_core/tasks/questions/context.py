@@ -1,0 +1,117 @@
+"""The context of a phase that asks questions: a question bank in three splits, and tools in a sandbox."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel
+from torch import nn
+
+from training_core.phase import DATA, PhaseContext, ReportData, SelectionData
+from training_core.store.bundle import canonical_json
+from training_core.store.checkpoint import weights_digest
+from training_core.tasks.questions.bank import QuestionBank, open_bank
+from training_core.tasks.questions.question import Question
+from training_core.tasks.questions.tools import ToolBox
+
+QUESTIONED = (*DATA, "question_bank")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSelection(SelectionData):
+    """Validation text and validation questions."""
+
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionReport(ReportData):
+    """Test text, test tasks and test questions."""
+
+    questions: Sequence[Question]
+
+
+class QuestionContext(PhaseContext):
+    """`PhaseContext` with questions. bank: given in place of what lies in the folder `question_bank`."""
+
+    def __init__(self, *, bank: QuestionBank | None = None, **given: Any) -> None:
+        super().__init__(**given)
+        self._bank_given = bank
+
+    @cached_property
+    def tools(self) -> ToolBox:
+        """The calculator, and Python in the sandbox.
+
+        Raises:
+            SandboxUnavailableError: when there is no sandbox.
+        """
+        return ToolBox(self.sandbox)
+
+    @property
+    def train_questions(self) -> Sequence[Question]:
+        """Questions to learn from."""
+        return self._bank.train
+
+    @property
+    def avoided(self) -> frozenset[str]:
+        """Contents that no further question may have (`tasks.questions.bank`)."""
+        return self._bank.avoided
+
+    @property
+    def spent_usd(self) -> float:
+        """What frontier models cost for the question bank."""
+        return self._bank.spent_usd
+
+    @property
+    def note(self) -> str:
+        """Why collecting questions stopped early, empty where it did not."""
+        return self._bank.note
+
+    @cached_property
+    def selection(self) -> QuestionSelection:
+        """Validation text and questions."""
+        return QuestionSelection(self._suite.validation, self._bank.validation)
+
+    @property
+    def report(self) -> QuestionReport:
+        """Test text, tasks and questions.
+
+        Raises:
+            TestDataSealedError: before `fix`, and when what was fixed has changed since.
+        """
+        self.require_fixed()
+        return self._report
+
+    def refuse_unless(self, check: Callable[[Sequence[Question]], None]) -> None:
+        """Let `check` raise a ValueError where the test questions do not suffice, before anything is trained. It gives
+        nothing back, so that nothing can be chosen by it."""
+        check(self._report.questions)
+
+    def fingerprint(self, parent: nn.Module, config: BaseModel) -> str:
+        """SHA-256 of the parent's weights, the configuration (but how often it is saved), questions, suite, tokenizer
+        and sandbox: a cached result under another one is not used."""
+        hasher = hashlib.sha256(canonical_json(_without_interval(config.model_dump(mode="json"))))
+        hasher.update(canonical_json([self._suite.digest, self.training.tokenizer_json, self.tools.sandbox_name]))
+        for split in (self._bank.train, self._bank.validation, self._bank.test):
+            hasher.update(canonical_json([[q.prompt, q.solution, q.answer] for q in split]))
+        hasher.update(weights_digest(parent))
+        return hasher.hexdigest()
+
+    @cached_property
+    def _bank(self) -> QuestionBank:
+        return self._bank_given if self._bank_given is not None else open_bank(self._folder("question_bank"))
+
+    @cached_property
+    def _report(self) -> QuestionReport:
+        return QuestionReport(self._suite.test, self._suite.tasks, self._bank.test)
+
+
+def _without_interval(document: Any) -> Any:
+    """A configuration without the field that changes no result."""
+    if isinstance(document, dict):
+        return {k: _without_interval(v) for k, v in document.items() if k != "checkpoint_interval_s"}
+    return document

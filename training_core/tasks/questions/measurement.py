@@ -1,0 +1,222 @@
+"""Accuracy by level on questions that were never trained on, and paired comparisons of two models on the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, wilson
+from training_core.nn.cognate import Cognate
+from training_core.nn.ternary import inference_copy
+from training_core.tasks.questions.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
+from training_core.tasks.questions.attempts import Answerer, Attempt
+from training_core.tasks.questions.question import LEVELS, Question
+from training_core.tasks.questions.tools import ToolBox
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Greedy attempts of one model at the questions of each level, without hints."""
+
+    attempts: Mapping[int, tuple[Attempt, ...]]
+
+    def right(self, level: int) -> Tensor:
+        """1.0 where the answer was right, (questions,) float64."""
+        return torch.tensor([float(attempt.right) for attempt in self.attempts[level]], dtype=torch.float64)
+
+    def accuracy(self, level: int) -> Estimate:
+        """Share of right answers, with Wilson's interval."""
+        right = self.right(level)
+        return wilson(int(right.sum()), len(right))
+
+    def edge(self, target: float) -> int:
+        """The hardest level whose isotonic accuracy reaches `target`; 0 when none does."""
+        levels = sorted(self.attempts)
+        counts = [int(self.right(level).sum()) for level in levels]
+        fitted = isotonic_decreasing(counts, [len(self.attempts[level]) for level in levels])
+        return max((level for level, p in zip(levels, fitted, strict=True) if p >= target), default=0)
+
+    def mean(self) -> float:
+        """Mean accuracy over levels, each counting the same."""
+        return sum(float(self.right(level).mean()) for level in self.attempts) / len(self.attempts)
+
+
+def answer_all(
+    model: Cognate, questions: Mapping[int, Sequence[Question]], tokenizer: Tokenizer, tools: ToolBox, max_tokens: int
+) -> Answered:
+    """Ask every question once, greedily; all levels in one go."""
+    answerer = Answerer(inference_copy(model), tokenizer, tools, max_tokens)
+    flat = [question for level in questions for question in questions[level]]
+    attempts = iter(answerer.attempt(flat, torch.Generator()))
+    return Answered({level: tuple(next(attempts) for _ in questions[level]) for level in questions})
+
+
+def answer_both(
+    before: Cognate,
+    after: Cognate,
+    questions: Mapping[int, Sequence[Question]],
+    measured: int,
+    target: float,
+    tokenizer: Tokenizer,
+    tools: ToolBox,
+    max_tokens: int,
+) -> tuple[Answered, Answered]:
+    """Both models' answers to the first `measured` questions of every level; and to all of a level at which `before`
+    reaches `target` on these, where a fall of a few points has to be told from none.
+
+    Raises:
+        ValueError: when a level has fewer questions.
+    """
+    asked = dict(first_questions(questions, measured))
+    first = answer_all(before, asked, tokenizer, tools, max_tokens)
+    more = {level: questions[level] for level in asked if first.accuracy(level).value >= target}
+    known = dict(first.attempts)
+    if more:
+        known |= answer_all(before, more, tokenizer, tools, max_tokens).attempts
+    if after is before:
+        return Answered(known), Answered(known)
+    return Answered(known), answer_all(after, asked | more, tokenizer, tools, max_tokens)
+
+
+def first_questions(questions: Mapping[int, Sequence[Question]], number: int) -> dict[int, Sequence[Question]]:
+    """The first `number` questions of every level.
+
+    Raises:
+        ValueError: when a level has fewer.
+    """
+    for level, there in questions.items():
+        if len(there) < number:
+            raise ValueError(
+                f"level {level} has {len(there)} held-out questions and {number} are to be measured: lower "
+                "measured_questions or questions_per_level, or materialize the question bank with a larger "
+                "held_out_per_level"
+            )
+    return {level: there[:number] for level, there in questions.items()}
+
+
+def require_questions(questions: Sequence[Question], number: int) -> None:
+    """Refuse held-out questions that are too few.
+
+    Raises:
+        ValueError: when a level has fewer than `number`.
+    """
+    first_questions(by_level(questions), number)
+
+
+def difference(before: Answered, after: Answered, level: int) -> Estimate:
+    """Accuracy at a level, `after` minus `before`, paired by question."""
+    right = after.right(level)
+    return difference_of_rates(right, before.right(level), torch.ones_like(right))
+
+
+def mean_difference(before: Answered, after: Answered, levels: Sequence[int]) -> Estimate:
+    """Mean over levels of the accuracy `after` minus `before`: paired by question, each level counting the same."""
+    pairs = [(after.right(level), before.right(level)) for level in levels]
+    weights = torch.cat([torch.full_like(one, 1 / len(one)) for one, _ in pairs])
+    return rate(torch.cat([one - other for one, other in pairs]) * weights, weights)
+
+
+def assess_levels(
+    model: Cognate,
+    questions: Mapping[int, Sequence[Question]],
+    config: AssessmentConfig,
+    tokenizer: Tokenizer,
+    tools: ToolBox,
+    max_tokens: int,
+) -> Assessment:
+    """Where the model's edge is, from questions of every level in the order given, none asked twice.
+
+    Raises:
+        ValueError: when a level has fewer questions than may be asked.
+    """
+    for level in LEVELS:
+        if (there := len(questions.get(level, ()))) < config.most_questions:
+            raise ValueError(
+                f"level {level} has {there} questions for assessment, and up to {config.most_questions} may be asked: "
+                "lower most_questions, or materialize the question bank with a larger held_out_per_level"
+            )
+    first = {level: questions[level][: config.first_questions] for level in LEVELS}
+    known = {  # what every level is asked anyway, in one go
+        level: [attempt.right for attempt in attempts]
+        for level, attempts in answer_all(model, first, tokenizer, tools, max_tokens).attempts.items()
+    }
+    answerer = Answerer(inference_copy(model), tokenizer, tools, max_tokens)
+    used = dict.fromkeys(LEVELS, 0)
+
+    def ask(level: int, count: int) -> int:
+        start, end = used[level], used[level] + count
+        used[level] = end
+        if end > len(known[level]):
+            more = questions[level][len(known[level]) : end]
+            known[level] += [attempt.right for attempt in answerer.attempt(more, torch.Generator())]
+        return sum(known[level][start:end])
+
+    return find_edge(ask, len(LEVELS), config)
+
+
+def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
+    """The questions of every level, in the order given."""
+    found: dict[int, list[Question]] = {level: [] for level in LEVELS}
+    for question in questions:
+        found[question.level].append(question)
+    return found
+
+
+def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
+    """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
+
+    `worst_passed_level_drop_high` is `worst_fall`.
+    """
+    metrics: dict[str, float] = {}
+    for level in before.attempts:
+        metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
+        metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
+    passed = [level for level in before.attempts if before.accuracy(level).value >= target]
+    metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
+    return metrics | {
+        "level_accuracy_before": before.mean(),
+        "level_accuracy": after.mean(),
+        "edge_before": float(before.edge(target)),
+        "edge": float(after.edge(target)),
+        "edge_gain": float(after.edge(target) - before.edge(target)),
+        "num_passed_levels": float(len(passed)),
+        "worst_passed_level_drop_high": worst_fall(before, after, target),
+    }
+
+
+def worst_fall(before: Answered, after: Answered, target: float) -> float:
+    """Highest end of the paired intervals of `before` minus `after`, over the levels at which `before` reaches the
+    target. Where it reaches it at none there is no level to lose, and it is that of the mean over all levels: of single
+    ones an answer that was right by luck would decide."""
+    return max(fall.high for fall in _falls(before, after, target))
+
+
+def foreseen_fall(before: Answered, after: Answered, target: float) -> float:
+    """What `worst_fall` will not exceed on as many other questions, in nineteen of twenty cases or so.
+
+    Two independent means of d differ by sqrt(2) standard errors, so that the other interval's high end stays below
+    d + 1.96 (1 + sqrt(2)) SE; that SE is itself found from these questions costs another few percent. Whoever chooses
+    on some questions and is judged on others has to ask for this.
+    """
+    return max(fall.value + (1 + math.sqrt(2)) * (fall.high - fall.value) for fall in _falls(before, after, target))
+
+
+def _falls(before: Answered, after: Answered, target: float) -> list[Estimate]:
+    levels = list(before.attempts)
+    passed = [level for level in levels if before.accuracy(level).value >= target]
+    if not passed:
+        return [mean_difference(after, before, levels)]
+    return [difference(after, before, level) for level in passed]
+
+
+def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
+    """The first `number` questions of some levels, one of each level in turn."""
+    found = by_level(questions)
+    turns = zip_longest(*(found[level] for level in levels))
+    return [question for turn in turns for question in turn if question is not None][:number]
