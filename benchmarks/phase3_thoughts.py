@@ -34,10 +34,10 @@ from torch import Tensor
 from training_core.nn.branching import Branches
 from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
 from training_core.phases.p3_quiet_star.bundles import Reasoner, load_reasoner
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.injection import Rule, ThoughtInjector, read_signals
 from training_core.phases.p3_quiet_star.policy import act
 from training_core.phases.p3_quiet_star.thoughts import Thinker, Thoughts
-from training_core.phases.p3_quiet_star.training import ReasoningConfig
 from training_core.profiles import preset
 from training_core.store.bundle import open_bundle
 from training_core.training.device import best_device

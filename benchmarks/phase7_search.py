@@ -121,7 +121,7 @@ def whole_search(evaluator: Evaluator, profile: str) -> None:
     """The search of a profile with one seed: its time, and what it found."""
     config = preset(profile, "expert_model")
     assert isinstance(config, SearchConfig)
-    found = search(evaluator, config.model_copy(update={"search_seeds": 1}), Clock())
+    found = search(evaluator, config.model_copy(update={"seeds": 1}), Clock())
     print({name: round(value, 5) for name, value in found.metrics().items()})
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast
-from training_core.phases.p1_cognate.train import TrunkConfig
+from training_core.phases.p1_cognate.config import TrunkConfig
 from training_core.profiles import preset
 from training_core.reporting import SilentReporter
 from training_core.training import distributed

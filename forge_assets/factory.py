@@ -97,7 +97,7 @@ def phase_asset(
         metadata={CONFIG_CLASS: f"{phase.config.__module__}:{phase.config.__qualname__}"},
         pool=ACCELERATOR_POOL,
         retry_policy=dg.RetryPolicy(max_retries=1),
-        config_schema=launchpad_fields(phase.config, _defaults(preset, phase.name)),
+        config_schema=launchpad_fields(phase.config, preset(selected_profile(), phase.name)),
         required_resource_keys={*RESOURCES, "launcher"},
     )
     def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
@@ -132,7 +132,7 @@ def data_asset(
             kinds=kinds or {"python"},
             code_version=version,
             metadata={CONFIG_CLASS: f"{config.__module__}:{config.__qualname__}"},
-            config_schema=launchpad_fields(config, _defaults(preset, name)),
+            config_schema=launchpad_fields(config, preset(selected_profile(), name)),
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
@@ -317,8 +317,3 @@ def _config_class(compute: Callable[..., Any]) -> type[BaseModel]:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         raise ValueError(f"{compute.__name__} needs a parameter config: SomeConfig (a pydantic model)")
     return annotation
-
-
-def _defaults(preset: Preset, asset: str) -> dict[str, Any]:
-    values = preset(selected_profile(), asset)
-    return {} if values is None else {name: getattr(values, name) for name in type(values).model_fields}
