@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -15,8 +16,13 @@ COMMON = ("training.", "mix.", "shape.")  # whose fields are meant where a name 
 def nested(config: type[ConfigT] | ConfigT, **values: Any) -> ConfigT:
     """A configuration, or another one with some other values. A value is named as its field, or `section_field`."""
     base = config() if isinstance(config, type) else config
-    known = list(paths(type(base)))
-    return with_values(base, {_path(name, known): value for name, value in values.items()})
+    return with_values(base, dotted(type(base), values))
+
+
+def dotted(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values by the dotted paths that they have in `config`; a name that is a path already stays."""
+    known = list(paths(config))
+    return {name if "." in name or name in known else _path(name, known): value for name, value in values.items()}
 
 
 def _path(name: str, known: list[str]) -> str:

@@ -204,8 +204,8 @@ def shown_margins(product: Product, which: str) -> list[float]:
 def margins_of(model: Cognate, product: Product) -> list[float]:
     """Margins of all pairs, as the phase takes them, but for those that are not shown."""
     config = nested(CharacterConfig, **TINY)
-    each = config.fillings_per_template
-    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.seed)]
+    each = config.rules.fillings_per_template
+    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.training.seed)]
     found = margins(model, Tokenizer.from_str(product.tokenizer_json), pairs)
     chosen = [n for rule in RULES for n in [i for i in range(0, len(pairs), each) if pairs[i].rule == rule.name][:3]]
     return [found[n] for n in chosen]
@@ -303,14 +303,18 @@ def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path])
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     words = tokenizer(small_data)
     config = nested(CharacterConfig, **(TINY | {"batch_size": 8, "question_share": 0.5}))
-    draw = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share, 4)
+    draw = staying_rows(
+        data, ["Question: zzz?\nAnswer: zzz"] * 3, config.mix, config.training.seq_len, config.rules.question_share, 4
+    )
     rows = draw(torch.Generator().manual_seed(0))
     assert rows.shape == (4, 33)
     assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
     for row in rows[2:].tolist():
         assert row[0] == 0
         assert words.decode(row[1:]).startswith("Question: zzz?"), "asked at the beginning of a row"
-    alone = staying_rows(data, [], config, config.question_share, 4)(torch.Generator().manual_seed(0))
+    alone = staying_rows(data, [], config.mix, config.training.seq_len, 0.5, 4)(
+        torch.Generator().manual_seed(0)
+    )
     assert alone.shape == (4, 33)
 
 

@@ -122,7 +122,7 @@ def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
     with torch.no_grad():
         trained_halting.halt_head.bias += 1
     with pytest.raises(ValueError, match=r"halt_head.bias was trained"):
-        write_artifact(trained_halting, data.tokenizer_json, config.threshold, config.granularity)
+        write_artifact(trained_halting, data.tokenizer_json, config.student.threshold, config.student.granularity)
 
 
 def test_the_25m_student_fits_its_file(data: TrainingData) -> None:

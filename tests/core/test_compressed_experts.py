@@ -15,10 +15,10 @@ from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
 from training_core.formats.container import ContainerError, read_container, write_container
+from training_core.formats.file_experts import PREFIX
 from training_core.formats.tensor_code import Int8Code
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import SVFModel, scaled_matrices
-from training_core.phases.p8_compression import student_experts as file_experts
 from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.phases.p8_compression.student import carry_experts
 from training_core.phases.p8_compression.student_experts import FileExpertsReport, teach_student
@@ -93,7 +93,7 @@ def test_what_is_measured_is_what_the_file_answers(
     read = read_artifact(payload)
     assert read.experts is not None
     tokenizer, scalable = Tokenizer.from_str(data.tokenizer_json), SVFModel(read.model)
-    questions = of_each_family(bank().test, CONFIG.expert_measured)
+    questions = of_each_family(bank().test, CONFIG.experts.measured)
     expected: dict[str, list[float]] = {}
     for question in questions:
         prompt = tokenizer.encode(f"Question: {question.prompt}\nAnswer:").ids
@@ -131,14 +131,14 @@ def test_a_file_that_lies_about_its_experts_is_refused(carried: tuple[bytes, byt
             read_artifact(rewritten({**container.config, "experts": wrong}))
     short = Int8Code(np.zeros((len(names), 3), np.int8), 1.0)
     with pytest.raises(ContainerError, match="experts must have the shapes"):
-        read_artifact(rewritten(container.config, **{f"{file_experts.PREFIX}codes": short}))
-    lacking = {name: code for name, code in container.tensors.items() if name != f"{file_experts.PREFIX}head.scales"}
+        read_artifact(rewritten(container.config, **{f"{PREFIX}codes": short}))
+    lacking = {name: code for name, code in container.tensors.items() if name != f"{PREFIX}head.scales"}
     with pytest.raises(ContainerError, match=r"names experts but has no tensor experts\.head\.scales"):
         read_artifact(write_container(container.config, container.tokenizer_json, lacking))
 
 
 def test_bad_input_says_what_to_change(contexts: Callable[[], QuestionContext]) -> None:
     with pytest.raises(ValueError, match="every expert has a name and families, got 2 and 1"):
-        teach_student(student(), ["a", "b"], [["copying"]], contexts(), CONFIG, 0)
+        teach_student(student(), ["a", "b"], [["copying"]], contexts(), CONFIG.experts, 0)
     with pytest.raises(ValueError, match="no worked completions to learn from"):
-        teach_student(student(), ["a"], [["absent"]], contexts(), CONFIG, 0)
+        teach_student(student(), ["a"], [["absent"]], contexts(), CONFIG.experts, 0)

@@ -60,14 +60,14 @@ def answered(right: dict[int, list[bool]]) -> Answered:
 def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> None:
     assert set(METRICS) <= product.metrics.keys()
     assert product.kind == "ternary"
-    assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation_steps * CONFIG.memory_tokens
+    assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation.steps * CONFIG.consolidation.memory_tokens
     shown = product.exhibits["practice"]
     assert [level["level"] for level in shown["levels"]] == list(range(1, 11))
     assert all(level["asked"] == CONFIG.measured_questions for level in shown["levels"])
-    assert len(shown["rounds"]) == CONFIG.rounds
+    assert len(shown["rounds"]) == CONFIG.practice.rounds
     first = shown["rounds"][0]["levels"]
     assert {row["level"] for row in first} == {1, 2}, "an untrained model begins at the first levels"
-    assert sum(row["attempts"] for row in first) == 6 * CONFIG.passes
+    assert sum(row["attempts"] for row in first) == 6 * CONFIG.practice.passes
     assert all(row["shown"] > 0 and row["right_alone"] == 0 for row in first)
     assert [arm["tokens"] for arm in shown["forgetting"]["arms"]] == [0, 14, 14], "equal tokens, exactly"
     assert shown["spend"] == {"usd": 0.0, "frontier_questions": 0, "generator_questions": 120, "note": bank.note}
@@ -206,8 +206,8 @@ def test_no_round_reads_the_text_of_another(
         told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
         practice._imitate(0, told[:1])
         practice._imitate(1, told[:1])
-        practice._reinforce(2, told[: CONFIG.group_size])
-    assert len(set(drawn)) == len(drawn) == 3 * CONFIG.steps
+        practice._reinforce(2, told[: CONFIG.practice.group_size])
+    assert len(set(drawn)) == len(drawn) == 3 * CONFIG.training.steps
 
 
 def test_what_another_parent_learned_is_not_taken_over(
