@@ -27,5 +27,6 @@ PHASES = (
         make_ternary_model,
         ("reasoning_model",),
         gates=GATES["ternary_model"],
+        kind="ternary",
     ),
 )

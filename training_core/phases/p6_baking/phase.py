@@ -227,6 +227,7 @@ PHASES = (
         ("curriculum_model",),
         QUESTIONED,
         gates=GATES["baked_model"],
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

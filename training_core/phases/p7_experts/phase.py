@@ -320,6 +320,7 @@ PHASES = (
         ("baked_model",),
         QUESTIONED,
         gates=GATES["expert_model"],
+        kind="ternary",
         measure=measure_expert_bundle,
         sandboxed=True,
         context=QuestionContext,

@@ -38,6 +38,7 @@ PHASES = (
         ("expert_model",),
         QUESTIONED,
         gates=GATES["compressed_model"],
+        kind="compressed",
         context=QuestionContext,
     ),
 )
