@@ -69,7 +69,7 @@ class ToolCycle:
         """Test micro-repositories.
 
         Raises:
-            TestDataSealedError: before the product is fixed.
+            SealedDataError: before the product is fixed.
         """
         config = self.material.config
         self.material.context.require_fixed()
