@@ -37,7 +37,6 @@ from training_core.store.bundle import canonical_json
 from training_core.store.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 
 TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
-KNEE_TEXT = 1.01
 METHODS = ("nsga2", "random")
 _STATUSES: tuple[Status, ...] = ("measured", "too slow", "raced out")
 _CONSTRAINTS = 2
@@ -189,7 +188,7 @@ def knee_of(
     objectives = np.array([_objectives(measured) for _, measured in candidates])
     own = _objectives(unadapted[1])
     loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
-    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
+    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= EXPERTS.text_ratio * own[text])
     return candidates[knee(objectives, allowed.tolist(), candidates.index(unadapted))]
 
 
