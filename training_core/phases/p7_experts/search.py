@@ -34,7 +34,7 @@ from training_core.phases.p7_experts.nsga2 import Method, Nsga2, RandomSearch
 from training_core.phases.p7_experts.pareto import Box, Floats, hypervolume, knee, non_dominated
 from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import canonical_json
-from training_core.store.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from training_core.store.checkpoint import load_checkpoint, save_checkpoint, tensors_digest, weights_digest
 
 TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
 KNEE_TEXT = 1.01
@@ -271,7 +271,7 @@ class _Progress:
         self._document: dict[str, Any] = {}
         found = None if path is None else load_checkpoint(path, fingerprint)
         if found is not None:
-            self._load(*cast(tuple[dict[str, Tensor], dict[str, Any]], found))
+            self._load(*found)
 
     def begin(self, place: int, method: Method, run: Run) -> Run:
         """The search at a place, as far as it has come."""
@@ -321,12 +321,11 @@ def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> s
     hasher = hashlib.sha256(canonical_json([config.model_dump(), evaluator.model.config.model_dump(), identity]))
     hasher.update(weights_digest(evaluator.model))
     given = evaluator.given
-    tensors = [layer.weight for layer in evaluator.scalable.layers.values()]
-    tensors += [tensor for expert in evaluator.experts for tensor in expert.tensors("").values()]
-    tensors += [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
-    tensors += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
-    for tensor in tensors:
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    experts = {f"{i}.{name}": t for i, e in enumerate(evaluator.experts) for name, t in e.tensors("").items()}
+    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.scalable.layers.items()} | experts))
+    asked = [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
+    asked += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
+    hasher.update(tensors_digest({str(place): tensor for place, tensor in enumerate(asked)}))
     hasher.update(canonical_json([evaluator.router_bytes, evaluator.latency_bound, given.tokens_per_byte]))
     return hasher.hexdigest()
 
