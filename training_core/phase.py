@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -28,6 +28,17 @@ from training_core.store.result_cache import ResultCache
 from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 DATA = ("tokens", "task_bank", "evaluation_suite")
+TITLES = {
+    1: "cognate",
+    2: "evomerge",
+    3: "quiet_star",
+    4: "bitnet",
+    5: "curriculum",
+    6: "baking",
+    7: "experts",
+    8: "compression",
+}
+Kind = Literal["cognate", "ternary", "compressed"]
 
 # Opens a sandbox for model-written programs that was probed first, with the metrics of that probe.
 OpenSandbox = Callable[[], AbstractContextManager[tuple[Sandbox, Mapping[str, float]]]]
@@ -206,6 +217,7 @@ class Phase:
     gates: what the model must fulfil and what it promises.
     parallel: whether several processes can share the work (`training_core.training.distributed`).
     sandboxed: whether model-written programs run, and so a sandbox is opened and probed.
+    kind: of the bundle that is made (`training_core.store.bundle`).
     module: where a worker process finds the phase, in `PHASES`.
 
     Raises:
@@ -224,12 +236,18 @@ class Phase:
     measure: Measure = measure_bundle
     parallel: bool = False
     sandboxed: bool = False
+    kind: Kind = "cognate"
     context: type[PhaseContext] = PhaseContext
     module: str = "training_core.registry"
 
     def __post_init__(self) -> None:
         if self.suite not in self.data:
             raise ValueError(f"data must include {self.suite!r}, on which the model is measured, got {self.data}")
+
+    @property
+    def group(self) -> str:
+        """The phase, as assets are grouped by it, such as phase_1_cognate."""
+        return f"phase_{self.number}_{TITLES[self.number]}"
 
     def make(
         self,

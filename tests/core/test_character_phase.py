@@ -20,6 +20,7 @@ from forge_assets.exhibits.character import EXHIBIT
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
@@ -46,10 +47,10 @@ from training_core.tasks.questions.question import LEVELS, Question
 
 SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
-    "situations_per_rule": 4, "held_out_situations": 2, "baking_max_tokens": 4, "fillings_per_template": 2,
+    "situations_per_rule": 4, "held_out_situations": 2, "rules_max_tokens": 4, "fillings_per_template": 2,
     "answer_tokens": 3, "ooda_budget_tokens": 60, "council_questions": 4, "ooda_practice_questions": 4,
-    "ooda_questions": 4,
-    "questions_per_level": 2, "self_samples": 20, "self_held_out": 20, "self_tokens": 4, "self_steps": 3,
+    "ooda_questions": 4, "questions_per_level": 2, "self_model_samples": 20, "self_model_held_out": 20,
+    "self_model_tokens": 4, "self_model_steps": 3,
     "steps": 2, "batch_size": 2, "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4,
 }  # fmt: skip
 STAGES = ["virtues", "validation", "preferences", "council", "ooda", "self_model", "temperature", "levels"]
@@ -107,7 +108,7 @@ def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, 
         context = QuestionContext(
             folders=folders, bank=bank(), sandbox=sandbox, reporter=reporter, checkpoint=checkpoint
         )
-        config = CharacterConfig(**(TINY | changes))  # type: ignore[arg-type]
+        config = nested(CharacterConfig, **(TINY | changes))
         return make_character(parent(), TernarySettings(), context, config)
 
 
@@ -203,9 +204,9 @@ def shown_margins(product: Product, which: str) -> list[float]:
 
 def margins_of(model: Cognate, product: Product) -> list[float]:
     """Margins of all pairs, as the phase takes them, but for those that are not shown."""
-    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
-    each = config.fillings_per_template
-    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.seed)]
+    config = nested(CharacterConfig, **TINY)
+    each = config.rules.fillings_per_template
+    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.training.seed)]
     found = margins(model, Tokenizer.from_str(product.tokenizer_json), pairs)
     chosen = [n for rule in RULES for n in [i for i in range(0, len(pairs), each) if pairs[i].rule == rule.name][:3]]
     return [found[n] for n in chosen]
@@ -272,7 +273,7 @@ def test_preferences_are_resampled_by_template() -> None:
 
 def test_rules_are_sampled_from_the_prompted_teacher(small_data: dict[str, Path]) -> None:
     model, words = inference_copy(parent()), tokenizer(small_data)
-    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
+    config = nested(CharacterConfig, **TINY)
     drawn = sample_rule(model, words, RULES[1], config, 1)
     assert (len(drawn.teaching), len(drawn.held_out)) == (4, 2)
     assert drawn.prompt == tuple(words.encode("Consider the impact on others.\n").ids)
@@ -302,15 +303,17 @@ def test_flipped_codes_by_hand() -> None:
 def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     words = tokenizer(small_data)
-    config = CharacterConfig(**(TINY | {"batch_size": 8, "question_share": 0.5}))  # type: ignore[arg-type]
-    draw = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share, 4)
+    config = nested(CharacterConfig, **(TINY | {"batch_size": 8, "question_share": 0.5}))
+    draw = staying_rows(
+        data, ["Question: zzz?\nAnswer: zzz"] * 3, config.mix, config.training.seq_len, config.rules.question_share, 4
+    )
     rows = draw(torch.Generator().manual_seed(0))
     assert rows.shape == (4, 33)
     assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
     for row in rows[2:].tolist():
         assert row[0] == 0
         assert words.decode(row[1:]).startswith("Question: zzz?"), "asked at the beginning of a row"
-    alone = staying_rows(data, [], config, config.question_share, 4)(torch.Generator().manual_seed(0))
+    alone = staying_rows(data, [], config.mix, config.training.seq_len, 0.5, 4)(torch.Generator().manual_seed(0))
     assert alone.shape == (4, 33)
 
 

@@ -185,7 +185,7 @@ def test_scores_are_measured_with_the_text_in_front_and_the_highest_wins(cycle: 
 
 
 def test_the_score_of_a_model_is_that_without_a_prompt(cycle: PersonaCycle) -> None:
-    assert len(cycle.validation) == cycle.material.config.scored_questions
+    assert len(cycle.validation) == cycle.material.config.persona.scored_questions
     assert set(cycle.validation) <= set(cycle.material.context.selection.questions)
     assert {q.level for q in cycle.validation} <= set(cycle.material.levels_in_reach)
     told = measure_likelihoods(parent(), cycle.material.context.tokenizer, cycle.validation)

@@ -69,7 +69,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
     measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
     for gate in gates_for("baked_model", "nano"):
         assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
-    assert metrics["weakest_effect_low"] == min(prompt["strength"]["low"] for prompt in shown["prompts"])
+    assert metrics["weakest_effect_low"] == min(prompt["strength_first"]["low"] for prompt in shown["prompts"])
     assert metrics["prompted_over_baked_high"] == max(
         metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
     )
@@ -92,7 +92,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
 
 def test_a_turn_bakes_one_teacher_further_and_stacking_is_measured_on_it(small_data: dict[str, Path]) -> None:
     reporter = _Heard()
-    product = made(small_data, reporter, None, max_iterations=3, max_turn=2, last_strength=0.9,
+    product = made(small_data, reporter, None, max_iterations=3, max_turn=2, strength_last=0.9,
                    strength_schedule="linear", seed=3)  # fmt: skip
     metrics, shown = product.metrics, product.exhibits["baked"]
     first, second, third = shown["timeline"]

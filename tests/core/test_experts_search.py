@@ -24,7 +24,7 @@ from training_core.reporting import SilentReporter
 
 SEEDS = (1, 2, 3)
 NO_CONSTRAINTS = np.zeros((50, 0))
-SMALL = SearchConfig(search_population=6, search_generations=3, search_seeds=2, search_seed=5)
+SMALL = SearchConfig(population=6, generations=3, seeds=2, seed=5)
 
 
 def zdt1(genomes: Floats) -> Floats:
@@ -269,14 +269,14 @@ def test_a_killed_search_ends_as_an_undisturbed_one(
 
 
 def test_latencies_go_on_and_another_search_does_not(small_data: dict[str, Path], tmp_path: Path) -> None:
-    config = SMALL.model_copy(update={"search_generations": 1, "search_seeds": 1})
+    config = SMALL.model_copy(update={"generations": 1, "seeds": 1})
     made = evaluator(small_data)
     search(made, config, SilentReporter(), tmp_path / "state")
     other = evaluator(small_data)
     search(other, config, heard := _Heard(), tmp_path / "state")
     assert other.latencies == made.latencies
     assert heard.done == []
-    for changed, identity in ((config.model_copy(update={"search_seed": 9}), ""), (config, "another parent")):
+    for changed, identity in ((config.model_copy(update={"seed": 9}), ""), (config, "another parent")):
         search(evaluator(small_data), changed, heard := _Heard(), tmp_path / "state", identity)
         assert len(heard.done) == 2 * 6
 
@@ -286,13 +286,13 @@ def test_one_expert_can_be_searched(small_data: dict[str, Path]) -> None:
     from training_core.nn.svf import SVFModel
 
     made = evaluator(small_data, experts=experts_for(SVFModel(cognate()), 1))
-    config = SearchConfig(search_population=4, search_generations=2, search_seeds=1)
+    config = SearchConfig(population=4, generations=2, seeds=1)
     assert [run.asked for run in search(made, config, SilentReporter()).runs] == [8, 8]
 
 
 def test_the_defaults_are_five_thousand() -> None:
     config = SearchConfig()
-    assert config.search_population * config.search_generations == 5000
+    assert config.population * config.generations == 5000
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from functools import partial
 from training_core.formats.loading import load_latents
 from training_core.nn.cognate import Cognate
 from training_core.phase import Phase, PhaseContext
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.gates import GATES
-from training_core.phases.p1_cognate.train import TrunkConfig, Variant, VariantConfig, specialise, train_trunk
+from training_core.phases.p1_cognate.train import Variant, specialise, train_trunk
 from training_core.store.bundle import Product
 from training_core.training.loop import TrainingResult
 

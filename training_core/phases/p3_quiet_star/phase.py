@@ -11,11 +11,12 @@ from training_core.nn.cognate import Cognate
 from training_core.phase import Phase, PhaseContext
 from training_core.phases.p3_quiet_star.assessment import assess, helps
 from training_core.phases.p3_quiet_star.bundles import Reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.gates import GATES
 from training_core.phases.p3_quiet_star.injection import ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import first_windows, window_signals
 from training_core.phases.p3_quiet_star.report import exhibit
-from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning, untrained
+from training_core.phases.p3_quiet_star.training import train_reasoning, untrained
 from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import Product
 from training_core.training.device import best_device
@@ -29,7 +30,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
     Where training made the model worse than its parent without thoughts, by more than 1 % bits per byte on validation
     documents, the parent is handed on with thoughts that do nothing (metric `handed_on` = 1).
     """
-    tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.seed
+    tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.training.seed
     result = train_reasoning(parent, config, context.training, context.tasks, context.reporter, context.checkpoint)
     _draw_curves(result.training.history, context.reporter)
     device = best_device()
@@ -41,7 +42,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
     if harmed:
         thinker = untrained(parent, config, tokenizer).to(device).eval()
     validation = first_windows(context.selection.text, config.measured_windows)
-    injector = ThoughtInjector(config)
+    injector = ThoughtInjector(config.injection)
     injector.calibrate(window_signals(thinker.cognate, validation, batch_size))
     chosen_on = first_windows(validation, max(1, config.measured_windows // 2))
     enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)

@@ -85,8 +85,8 @@ def make_character(
     Raises:
         ValueError: when a level has fewer held-out questions than are to be asked.
     """
-    require_questions(context.selection.questions, config.questions_per_level)  # before anything is trained
-    context.refuse_unless(partial(require_questions, number=config.questions_per_level))
+    require_questions(context.selection.questions, config.decisions.questions_per_level)  # before anything is trained
+    context.refuse_unless(partial(require_questions, number=config.decisions.questions_per_level))
     parent.to(best_device()).eval()
     round_to_half_(parent)
     character = Character(parent, context, config)
@@ -96,7 +96,7 @@ def make_character(
     handed_on = validated["text_ratio"] > HARM or validated["foreseen_drop"] > FORGOTTEN
     model = parent if handed_on else baked
     still = inference_copy(model)
-    answerer = Answerer(still, context.tokenizer, context.tools, config.answer_tokens)
+    answerer = Answerer(still, context.tokenizer, context.tools, config.decisions.answer_tokens)
     heads = cache.cached_tensors("self_model", lambda: character.heads(still))
     controller = character.controller(still, answerer)
     context.fix(model, heads)
@@ -147,8 +147,15 @@ class Character:
         def bake() -> dict[str, Tensor]:
             asked = spread(self.context.train_questions, STAYING_QUESTIONS, self.levels_in_reach)
             stay = [question_text(question) + completion_text(question) for question in asked]
-            rows = max(2, self.config.batch_size // 2)
-            text = staying_rows(self.context.training, stay, self.config, self.config.question_share, rows)
+            rows = max(2, self.config.training.batch_size // 2)
+            text = staying_rows(
+                self.context.training,
+                stay,
+                self.config.mix,
+                self.config.training.seq_len,
+                self.config.rules.question_share,
+                rows,
+            )
             model, measures = bake_rules(
                 self.parent, self.config, self.context.tokenizer, text, self.context.reporter, self.context.checkpoint
             )
@@ -173,8 +180,10 @@ class Character:
         """The levels at which the parent gets a tenth of some validation questions right: what it could forget, and
         where there is something to decide. All levels where there is none."""
         config = self.config
-        asked = first_questions(by_level(self.context.selection.questions), config.questions_per_level)
-        answered = answer_all(self.parent, asked, self.context.tokenizer, self.context.tools, config.answer_tokens)
+        asked = first_questions(by_level(self.context.selection.questions), config.decisions.questions_per_level)
+        answered = answer_all(
+            self.parent, asked, self.context.tokenizer, self.context.tools, config.decisions.answer_tokens
+        )
         return {"levels": [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)}
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
@@ -187,13 +196,13 @@ class Character:
         before, after = self._answers(baked, self.context.selection.questions)
         return {
             "text_ratio": rate(*nats).value,
-            "foreseen_drop": foreseen_fall(before, after, self.config.target),
+            "foreseen_drop": foreseen_fall(before, after, self.config.decisions.target),
         }
 
     def council(self, answerer: Answerer) -> dict[str, dict[str, Any]]:
         """The council on test questions of the levels in reach."""
-        questions = spread(self.context.report.questions, self.config.council_questions, self.levels_in_reach)
-        return measure_council(answerer, questions, self.config.answer_temperature, self.config.seed)
+        questions = spread(self.context.report.questions, self.config.decisions.council_questions, self.levels_in_reach)
+        return measure_council(answerer, questions, self.config.decisions.answer_temperature, self.config.training.seed)
 
     def controller(self, model: Cognate, answerer: Answerer) -> Controller:
         """The loop, which has learned on validation questions of the levels in reach."""
@@ -201,39 +210,41 @@ class Character:
         def look(questions: Sequence[Question]) -> list[Observation]:
             return observe(model, self.context.tokenizer, questions)
 
-        controller = Controller(answerer, look, self.config, self.config.seed)
+        controller = Controller(answerer, look, self.config.decisions, self.config.training.seed)
         controller.learn(
-            spread(self.context.selection.questions, self.config.ooda_practice_questions, self.levels_in_reach)
+            spread(
+                self.context.selection.questions, self.config.decisions.ooda_practice_questions, self.levels_in_reach
+            )
         )
         return controller
 
     def ooda(self, controller: Controller) -> dict[str, dict[str, Any]]:
         """The loop on test questions of the levels in reach."""
-        questions = spread(self.context.report.questions, self.config.ooda_questions, self.levels_in_reach)
+        questions = spread(self.context.report.questions, self.config.decisions.ooda_questions, self.levels_in_reach)
         return measure_ooda(controller, questions)
 
     def heads(self, model: Cognate) -> dict[str, Tensor]:
         """The self-model, and some that learned from shuffled ranges."""
-        generator = step_generator(self.config.seed, -9_100_000)
-        given = self.context.training.batch(self.config, self.config.self_samples, GIVEN_TOKENS, generator)
-        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        generator = step_generator(self.config.training.seed, -9_100_000)
+        given = self.context.training.batch(self.config.mix, self.config.self_model.samples, GIVEN_TOKENS, generator)
+        samples = draw_samples(model, given, self.config.self_model.tokens, generator)
         told = features(own_logits(model, samples), samples.tokens)
-        head = train_self_model(told, samples.ranges, self.config, self.config.seed)
+        head = train_self_model(told, samples.ranges, self.config.self_model, self.config.training.seed)
         found = self_model_tensors(head)
         for number in range(CONTROLS):
-            ranges = shuffled(samples.ranges, self.config.seed + number)
-            control = train_self_model(told, ranges, self.config, self.config.seed)
+            ranges = shuffled(samples.ranges, self.config.training.seed + number)
+            control = train_self_model(told, ranges, self.config.self_model, self.config.training.seed)
             found |= {f"control {number}/{name}": t for name, t in self_model_tensors(control).items()}
         return found
 
     def temperature(self, model: Cognate, heads: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """All heads and the best possible predictor, on samples that begin with held-out text."""
-        generator = step_generator(self.config.seed, -9_200_000)
+        generator = step_generator(self.config.training.seed, -9_200_000)
         inputs = self.context.report.text.inputs
-        rows = torch.randint(len(inputs), (self.config.self_held_out, 1), generator=generator)
+        rows = torch.randint(len(inputs), (self.config.self_model.held_out, 1), generator=generator)
         places = torch.randint(inputs.shape[1] - GIVEN_TOKENS, (len(rows), 1), generator=generator)
         given = inputs[rows, places + torch.arange(GIVEN_TOKENS)]
-        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        samples = draw_samples(model, given, self.config.self_model.tokens, generator)
         control = [
             {k.removeprefix(f"control {number}/"): t for k, t in heads.items() if k.startswith(f"control {number}/")}
             for number in range(CONTROLS)
@@ -244,7 +255,7 @@ class Character:
     def levels(self, model: Cognate) -> dict[str, float]:
         """Accuracy by level on test questions, of the parent and of what is stored."""
         before, after = self._answers(model, self.context.report.questions)
-        return with_drop(level_metrics(before, after, self.config.target))
+        return with_drop(level_metrics(before, after, self.config.decisions.target))
 
     def _answers(self, model: Cognate, questions: Sequence[Question]) -> tuple[Answered, Answered]:
         """The parent's answers and those of `model`."""
@@ -253,11 +264,11 @@ class Character:
             self.parent,
             model,
             by_level(questions),
-            config.questions_per_level,
-            config.target,
+            config.decisions.questions_per_level,
+            config.decisions.target,
             self.context.tokenizer,
             self.context.tools,
-            config.answer_tokens,
+            config.decisions.answer_tokens,
         )
 
 

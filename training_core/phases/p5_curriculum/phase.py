@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.phase import Phase
-from training_core.phases.p5_curriculum.config import CharacterConfig
+from training_core.phases.p5_curriculum.config import CharacterConfig, CurriculumConfig
 from training_core.phases.p5_curriculum.curriculum_model import make_character
-from training_core.phases.p5_curriculum.dreams import CurriculumConfig
 from training_core.phases.p5_curriculum.gates import GATES
 from training_core.phases.p5_curriculum.practised_model import make_practised
 from training_core.store.bundle import Product
@@ -33,6 +32,7 @@ PHASES = (
         ("ternary_model",),
         QUESTIONED,
         gates=GATES["practised_model"],
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),
@@ -45,6 +45,7 @@ PHASES = (
         ("practised_model",),
         QUESTIONED,
         gates=GATES["curriculum_model"],
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

@@ -15,7 +15,8 @@ from training_core.formats.ternary_packing import round_to_half_, ternary_produc
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.nn.ternary_cognate import TernarySettings
-from training_core.phases.p5_curriculum.dreams import Consolidation, CurriculumConfig, consolidate
+from training_core.phases.p5_curriculum.config import CurriculumConfig
+from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult
 from training_core.phases.p5_curriculum.practice_report import practice_exhibit
 from training_core.store.bundle import Product
@@ -50,16 +51,18 @@ def make_practised(
     validation = by_level(context.selection.questions)
     chosen_on = first_questions(validation, config.measured_questions)
     context.refuse_unless(partial(require_questions, number=config.measured_questions))
-    assessment = assess_levels(parent, validation, config, context.tokenizer, context.tools, config.max_tokens)
+    assessment = assess_levels(
+        parent, validation, config.assessment, context.tokenizer, context.tools, config.practice.max_tokens
+    )
     standing = _standing(assessment, config)
     result = practice.run(standing)
 
     within_reach = {
-        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.focus_levels
+        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.practice.focus_levels
     }
 
     def answer(model: Cognate) -> Answered:
-        return answer_all(model, within_reach, context.tokenizer, context.tools, config.max_tokens)
+        return answer_all(model, within_reach, context.tokenizer, context.tools, config.practice.max_tokens)
 
     consolidation = consolidate(practice, result, standing, config, answer)
     chosen, model = _choose(parent, practice.model, consolidation, context)
@@ -70,14 +73,16 @@ def make_practised(
         model,
         by_level(context.report.questions),
         config.measured_questions,
-        config.target,
+        config.assessment.target,
         context.tokenizer,
         context.tools,
-        config.max_tokens,
+        config.practice.max_tokens,
     )
-    metrics = level_metrics(before, after, config.target) | consolidation.metrics() | _practice_metrics(result)
+    metrics = (
+        level_metrics(before, after, config.assessment.target) | consolidation.metrics() | _practice_metrics(result)
+    )
     metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
-    shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.target)
+    shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.assessment.target)
     tokenizer_json = context.training.tokenizer_json
     return ternary_product(model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"practice": shown})
 
@@ -86,7 +91,7 @@ def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
     return LevelRecord(
         {level.level: level.right for level in assessment.levels},
         {level.level: level.asked for level in assessment.levels},
-        config.target,
+        config.assessment.target,
     )
 
 

@@ -96,7 +96,12 @@ class CycleContext:
         ]
         stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
         return staying_rows(
-            self.context.training, stay, self.config, self.config.question_share, self.config.staying_rows
+            self.context.training,
+            stay,
+            self.config.mix,
+            self.config.training.seq_len,
+            self.config.strength.question_share,
+            self.config.strength.staying_rows,
         )
 
     def bake(
@@ -138,7 +143,7 @@ class CycleContext:
             f"baking {number}",
             inference_copy(stays_as),
         )
-        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength_tolerance)
+        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength.tolerance)
         return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, origin, start, full, half, target)
 
     def harm(self, model: Cognate) -> dict[str, Any]:
@@ -160,7 +165,9 @@ class CycleContext:
         """Levels at which the parent writes a tenth of the worked completions; all where it does at none."""
         found = by_level(self.context.selection.questions)
         shares = {
-            level: measure_likelihoods(self.parent, self.context.tokenizer, there[: self.config.questions_per_level])
+            level: measure_likelihoods(
+                self.parent, self.context.tokenizer, there[: self.config.measurement.questions_per_level]
+            )
             for level, there in found.items()
         }
         return {"levels": [level for level, told in shares.items() if told.exact().value >= REACH] or list(found)}

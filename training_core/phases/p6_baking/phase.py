@@ -104,9 +104,9 @@ class _Cycles:
         """All iterations; the model after the last one that was kept."""
         config = self.shared.config
         model = self.shared.parent
-        alternation = Alternation(config)
+        alternation = Alternation(config.alternation)
         schedule = strength_schedule(
-            config.strength_schedule, config.strength, config.last_strength, config.max_iterations
+            config.strength.schedule, config.strength.first, config.strength.last, config.alternation.max_iterations
         )
         tried = dict.fromkeys((self.tools.name, self.persona.name), 0)
         while not alternation.stopped:
@@ -227,6 +227,7 @@ PHASES = (
         ("curriculum_model",),
         QUESTIONED,
         gates=GATES["baked_model"],
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

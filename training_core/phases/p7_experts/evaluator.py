@@ -123,7 +123,7 @@ def shared(
         if racing_share < 1 and not FEWEST_RACED <= first < len(chosen):
             raise ValueError(
                 f"a race takes at least {FEWEST_RACED} questions of a family and leaves at least one, got {first} of "
-                f"{len(chosen)} of {family!r}: raise search_questions, or set search_racing_share to 1"
+                f"{len(chosen)} of {family!r}: raise search.questions, or set search.racing_share to 1"
             )
         raced = _spread(range(len(chosen)), first)
         for place, question in enumerate(chosen):

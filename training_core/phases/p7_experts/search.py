@@ -48,21 +48,19 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    search_population: int = Field(50, ge=4, description="Compositions in a generation")
-    search_generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
-    search_seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
-    search_seed: int = Field(0, ge=0, description="Seed of the first of them")
-    search_questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
-    search_windows: int = Field(4, ge=1, description="Windows of validation text that all share")
-    search_window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
-    search_racing_share: float = Field(
+    population: int = Field(50, ge=4, description="Compositions in a generation")
+    generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
+    seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
+    seed: int = Field(0, ge=0, description="Seed of the first of them")
+    questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
+    windows: int = Field(4, ge=1, description="Windows of validation text that all share")
+    window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
+    racing_share: float = Field(
         0.5, gt=0, le=1, description="Share of the questions on which a composition can be stopped; 1 stops none"
     )
-    search_latency_bound: float = Field(
-        4.0, ge=1, description="Most seconds for a question, in those of the unadapted model"
-    )
-    search_latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
-    search_latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
+    latency_bound: float = Field(4.0, ge=1, description="Most seconds for a question, in those of the unadapted model")
+    latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
+    latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
 
 
 @dataclass(slots=True)
@@ -160,13 +158,13 @@ def search(
     progress = _Progress(evaluator, config, checkpoint, _fingerprint(evaluator, config, identity))
     unadapted = evaluator.evaluate(space.unadapted)
     box = _box(evaluator, unadapted)
-    plan = [(m, config.search_seed + i) for i in range(config.search_seeds) for m in METHODS]
+    plan = [(m, config.seed + i) for i in range(config.seeds) for m in METHODS]
     for place, (name, seed) in enumerate(plan):
         method = _method(name, seed, space, config)
         run = progress.begin(place, method, Run(name, seed))
         label = f"search {place + 1} of {len(plan)}"
-        total = config.search_population * config.search_generations
-        for generation in range(len(run.hypervolumes), config.search_generations):
+        total = config.population * config.generations
+        for generation in range(len(run.hypervolumes), config.generations):
             found: list[tuple[Composition, Measured]] = []
             before = len(evaluator.known)
             for genome in method.ask():
@@ -216,14 +214,14 @@ def starting_population(space: Space, population: int, seed: int) -> Floats:
 
 
 def _method(name: str, seed: int, space: Space, config: SearchConfig) -> Method:
-    start = starting_population(space, config.search_population, seed)
+    start = starting_population(space, config.population, seed)
     if name == "random":
         return RandomSearch(start, seed)
 
     def identity(genomes: Floats) -> Floats:
         return np.array([space.codes(space.decode(genome)) for genome in genomes.tolist()], dtype=np.float64)
 
-    return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.search_population, seed, start, identity)
+    return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.population, seed, start, identity)
 
 
 def _told(found: list[Measured]) -> tuple[Floats, Floats]:
