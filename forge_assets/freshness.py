@@ -14,17 +14,14 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from forge_assets.factory import CONFIG_CLASS
-from forge_assets.gates import GATES, gates_for
+from forge_assets.forge_report import report_inputs
+from forge_assets.graph_view import Forge, UserError
 from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
-from forge_resources.model_store import ModelStore, recorded_text
-from training_core.gates import Gate, judge
+from forge_resources.model_store import recorded_text
+from training_core.gates import judge
 from training_core.store.identity import inputs_digest
 
 Action = Literal["make", "judge", "keep", "closed"]
-
-
-class UserError(ValueError):
-    """Something that the user can put right; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +37,6 @@ class Step:
     action: Action
     reason: str
     inputs: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Forge:
-    """A graph of assets with its gate table, in an instance with its store."""
-
-    definitions: dg.Definitions
-    instance: dg.DagsterInstance
-    store: ModelStore
-    gates: Sequence[Gate] = GATES
-
-    def job(self) -> dg.JobDefinition:
-        """The job of all assets and checks."""
-        return self.definitions.resolve_implicit_global_asset_job_def()
-
-    def assets(self) -> list[str]:
-        """All assets, inputs first."""
-        graph = self.definitions.resolve_asset_graph()
-        return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
-
-    def inputs_of(self, asset: str) -> list[str]:
-        """The assets that `asset` is made from."""
-        node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
-        return sorted(key.to_user_string() for key in node.parent_keys)
-
-    def checks_of(self, asset: str) -> list[dg.AssetCheckKey]:
-        """The gate of `asset` and its claims; a data asset has neither."""
-        found = self.definitions.resolve_asset_graph().asset_check_keys
-        return sorted((c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
-
-    def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
-        """The gates and claims of `asset` at `profile`."""
-        return gates_for(asset, profile, self.gates)
 
 
 def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:
@@ -152,8 +116,6 @@ def _report_step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str
     """A report can always be made; it is fresh until something was made, judged or overridden since."""
     if any(step.action in ("make", "judge") for step in steps.values()):
         return Step(asset, "make", "reports what is made or judged first")
-    from forge_assets.forge_report import report_inputs  # it reads the ledger, which is made of what stands here
-
     inputs = report_inputs(forge, config)
     reason = (
         "asked for by --force" if forced else _stale(forge, asset, inputs, "something was made, judged or overridden")

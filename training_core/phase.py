@@ -17,8 +17,9 @@ from torch import nn
 
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
-from training_core.evaluation.held_out import Suite, Windows, open_suite
+from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.suite import Measurement, measure_bundle
+from training_core.evaluation.windows import Windows
 from training_core.gates import Gate
 from training_core.record import Record, record
 from training_core.reporting import Reporter, SilentReporter

@@ -21,10 +21,10 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
 from tests.nested import nested
-from training_core.evaluation.harm import RULES as RULES_HARM
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
+from training_core.evaluation.harm import RULES as RULES_HARM
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -39,6 +39,7 @@ from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, sc
 from training_core.phases.p5_curriculum.self_model import load_self_model
 from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Product, write_bundle
+from training_core.store.checkpoint import DamagedCheckpointError
 from training_core.store.result_cache import ResultCache
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
@@ -331,10 +332,14 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
         return {"x": 0.1}
 
     for fingerprint, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        assert ResultCache(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
+        assert ResultCache(tmp_path, fingerprint, SilentReporter()).cached("s", compute) == {"x": 0.1}
         assert len(calls) == expected
-    (tmp_path / "s.json").write_text('{"half')
-    assert ResultCache(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    for damaged in ('{"half', "[1]", '{"fingerprint": "b"}'):
+        (tmp_path / "s.json").write_text(damaged)
+        with pytest.raises(DamagedCheckpointError, match=r"s\.json is not a readable checkpoint .*: delete it"):
+            ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute)
+    (tmp_path / "s.json").unlink()
+    assert ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 3
     kept = ResultCache(tmp_path, "b", SilentReporter())
     value = {"t": torch.tensor([0.1, 1e-30], dtype=torch.float64)}
@@ -342,5 +347,5 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
     assert torch.equal(kept.cached_tensors("t", lambda: {})["t"], value["t"])
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.cached("nan", lambda: {"x": math.nan})
-    assert ResultCache(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert ResultCache(None, "a", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 4

@@ -22,7 +22,6 @@ from training_core.store.bundle import Product
 from training_core.training.device import best_device
 
 
-
 def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfig) -> Product:
     """Train a reasoner and measure it.
 

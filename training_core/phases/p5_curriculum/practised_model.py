@@ -12,7 +12,6 @@ from functools import partial
 from training_core.evaluation.harm import PRACTICE, text_ratio
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
-from training_core.nn.ternary import inference_copy
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
@@ -32,7 +31,6 @@ from training_core.tasks.questions.measurement import (
     require_questions,
 )
 from training_core.training.device import best_device
-
 
 
 def make_practised(

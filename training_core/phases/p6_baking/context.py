@@ -13,6 +13,7 @@ from training_core.data.batches import MixConfig
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.distill.trajectories import Trajectory
+from training_core.evaluation.harm import BAKES, in_reach
 from training_core.evaluation.intervals import Z95, rate
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.nn.cognate import Cognate

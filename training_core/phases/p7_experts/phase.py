@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from training_core.data.batches import MixConfig
+from training_core.evaluation.harm import EXPERTS
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
