@@ -273,8 +273,9 @@ def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
 def _refusal(validated: Mapping[str, float]) -> str:
     return (
         f"with the rules baked, bits per byte on validation text were {validated['text_ratio']:.4f} of the parent's "
-        f"(at most {RULES_HARM.text_ratio}), and on other questions accuracy at the worst passed level may fall by up to "
-        f"{validated['foreseen_drop']:.3f} (at most {RULES_HARM.accuracy_drop}). The model is the practised one, unchanged."
+        f"(at most {RULES_HARM.text_ratio}), and on other questions accuracy at the worst passed level may fall by up "
+        f"to {validated['foreseen_drop']:.3f} (at most {RULES_HARM.accuracy_drop}). The model is the practised one, "
+        "unchanged."
     )
 
 
