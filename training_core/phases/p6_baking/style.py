@@ -38,7 +38,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import RESAMPLES, Estimate, percentile_interval, resample_weights
+from training_core.evaluation.intervals import RESAMPLES, percentile_interval, resample_weights
+from training_core.record import Estimate
 
 STATISTICS = (
     "characters_per_word",
