@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig, count_parameters
+from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
 from training_core.nn.svf import Expert, SVFModel, decompose
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p7_experts.lora_baseline import adapter_bytes

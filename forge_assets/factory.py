@@ -7,7 +7,7 @@ checkpoint.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +90,9 @@ def phase_asset(
         name=phase.name,
         deps=[*phase.parents, *phase.data],
         description=phase.description,
-        group_name="forge",
+        group_name=phase.group,
         owners=["team:agent-forge"],
-        kinds={"pytorch"},
+        kinds={"pytorch", phase.kind},
         code_version=version,
         metadata={CONFIG_CLASS: f"{phase.config.__module__}:{phase.config.__qualname__}"},
         pool=ACCELERATOR_POOL,
@@ -111,7 +111,7 @@ def data_asset(
     *,
     inputs: Sequence[str] = (),
     description: str = "",
-    kinds: set[str] | None = None,
+    kinds: Set[str] = frozenset(),
     preset: Preset = profile_preset,
 ) -> Callable[[Callable[[DataRun, Any], Mapping[str, float | str]]], dg.AssetsDefinition]:
     """Make a data asset of `(run: DataRun, config: SomeConfig) -> metadata`, which fills `run.out`."""
@@ -127,9 +127,9 @@ def data_asset(
             name=name,
             deps=list(inputs),
             description=description or inspect.getdoc(compute) or "",
-            group_name="forge",
+            group_name="data",
             owners=["team:agent-forge"],
-            kinds=kinds or {"python"},
+            kinds={"python", *kinds},
             code_version=version,
             metadata={CONFIG_CLASS: f"{config.__module__}:{config.__qualname__}"},
             config_schema=launchpad_fields(config, preset(selected_profile(), name)),

@@ -312,9 +312,7 @@ def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path])
     for row in rows[2:].tolist():
         assert row[0] == 0
         assert words.decode(row[1:]).startswith("Question: zzz?"), "asked at the beginning of a row"
-    alone = staying_rows(data, [], config.mix, config.training.seq_len, 0.5, 4)(
-        torch.Generator().manual_seed(0)
-    )
+    alone = staying_rows(data, [], config.mix, config.training.seq_len, 0.5, 4)(torch.Generator().manual_seed(0))
     assert alone.shape == (4, 33)
 
 

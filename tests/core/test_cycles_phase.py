@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from forge_assets.exhibits.baked import EXHIBIT
 from forge_assets.gates import gates_for
 from tests.core.small_cycles import made, parent
-from training_core.evaluation.intervals import Estimate
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking import context as material
 from training_core.phases.p6_baking import phase
 from training_core.phases.p6_baking.context import HARM_FAMILY, HARM_TEXT, harmful
+from training_core.record import Estimate
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import write_bundle
 

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from training_core.record import Estimate
+
 RESAMPLES = 1000
 Z95 = 1.959963984540054
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A measured value with its two-sided 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """As flat metrics: the value under `name`, the ends under `name_low` and `name_high`."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-    def document(self) -> dict[str, float]:
-        """As part of an exhibit."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def resample_weights(num_documents: int, seed: int = 0) -> Tensor:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, resample_weights
+from training_core.evaluation.intervals import difference_of_rates, rate, resample_weights
 from training_core.nn.svf import Expert, SVFModel
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import AskedQuestions
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.question import LEVELS, Question

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from training_core.data.batches import MixConfig
-from training_core.nn.cognate import ShapeConfig
-from training_core.phases.p1_cognate.config import RecursionConfig, TrunkConfig, VariantConfig
+from training_core.nn.cognate import RecursionConfig, ShapeConfig
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.training.loop import TrainingConfig
 
 

@@ -16,6 +16,7 @@ from training_core.phases.p3_quiet_star.gates import GATES
 from training_core.phases.p3_quiet_star.injection import ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import first_windows, window_signals
 from training_core.phases.p3_quiet_star.report import exhibit
+from training_core.phases.p3_quiet_star.result import ReasoningResult
 from training_core.phases.p3_quiet_star.training import train_reasoning, untrained
 from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import Product
@@ -92,5 +93,6 @@ PHASES = (
         _make,
         ("merged_model",),
         gates=GATES["reasoning_model"],
+        result=ReasoningResult,
     ),
 )

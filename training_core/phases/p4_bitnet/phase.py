@@ -7,6 +7,7 @@ from training_core.formats.ternary_packing import ternary_product
 from training_core.phase import Phase, PhaseContext
 from training_core.phases.p4_bitnet.config import TernaryConfig
 from training_core.phases.p4_bitnet.gates import GATES
+from training_core.phases.p4_bitnet.result import TernaryResult
 from training_core.phases.p4_bitnet.train import train_ternary
 from training_core.store.bundle import Product
 
@@ -27,5 +28,7 @@ PHASES = (
         make_ternary_model,
         ("reasoning_model",),
         gates=GATES["ternary_model"],
+        result=TernaryResult,
+        kind="ternary",
     ),
 )

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult, examples_of
+from training_core.record import Estimate
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.measurement import Answered, mean_difference
 from training_core.tasks.questions.sft_objective import Example, Memory

@@ -8,6 +8,7 @@ from training_core.phases.p5_curriculum.config import CharacterConfig, Curriculu
 from training_core.phases.p5_curriculum.curriculum_model import make_character
 from training_core.phases.p5_curriculum.gates import GATES
 from training_core.phases.p5_curriculum.practised_model import make_practised
+from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
 from training_core.store.bundle import Product
 from training_core.tasks.questions.context import QUESTIONED, QuestionContext
 
@@ -32,6 +33,8 @@ PHASES = (
         ("ternary_model",),
         QUESTIONED,
         gates=GATES["practised_model"],
+        result=PractisedResult,
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),
@@ -44,6 +47,8 @@ PHASES = (
         ("practised_model",),
         QUESTIONED,
         gates=GATES["curriculum_model"],
+        result=CharacterResult,
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

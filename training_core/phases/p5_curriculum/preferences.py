@@ -24,11 +24,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate
+from training_core.evaluation.intervals import difference_of_rates, rate
 from training_core.nn.cognate import Cognate
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.eudaimonia import rule_prompt
 from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, scenario_pairs
+from training_core.record import Estimate
 
 ROWS_AT_ONCE = 32
 PAIRS_SHOWN = 3  # of each rule, of different templates

@@ -13,12 +13,13 @@ from training_core.data.batches import MixConfig
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.distill.trajectories import Trajectory
-from training_core.evaluation.intervals import Z95, Estimate, rate
+from training_core.evaluation.intervals import Z95, rate
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.config import CyclesConfig
 from training_core.phases.p6_baking.half_baking import HalfBaking, half_bake
+from training_core.record import Estimate
 from training_core.tasks.questions.attempts import completion_text, question_text
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.likelihood import Likelihoods, family_drops, measure_likelihoods

@@ -41,9 +41,10 @@ from training_core.distill.trajectories import (
     check_prompt,
     sample_continuations,
 )
-from training_core.evaluation.intervals import Estimate, resample_weights
+from training_core.evaluation.intervals import resample_weights
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.record import Estimate
 
 REPLIES_PER_LINE = 4  # different replies to the same line; conversations take them in turn
 Conversation = Sequence[Sequence[int]]

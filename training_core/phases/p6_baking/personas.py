@@ -19,7 +19,6 @@ import torch
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import sample_continuations
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
@@ -33,6 +32,7 @@ from training_core.phases.p6_baking.context import (
     from_json,
 )
 from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.question import Question

@@ -38,7 +38,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import RESAMPLES, Estimate, resample_weights
+from training_core.evaluation.intervals import RESAMPLES, resample_weights
+from training_core.record import Estimate
 
 STATISTICS = (
     "characters_per_word",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from training_core.distill.trajectories import Trajectory
-from training_core.evaluation.intervals import Estimate, wilson
+from training_core.evaluation.intervals import wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
@@ -32,6 +32,7 @@ from training_core.phases.p6_baking.context import (
     as_json,
     from_json,
 )
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import example_of
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory

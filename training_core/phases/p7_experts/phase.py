@@ -39,6 +39,7 @@ from training_core.phases.p7_experts.gradient_profile import measure_profile
 from training_core.phases.p7_experts.measurement import Answers, expected_by, measure_answers, measure_text
 from training_core.phases.p7_experts.report import exhibit
 from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle
+from training_core.phases.p7_experts.result import ExpertResult
 from training_core.phases.p7_experts.search import SearchResult, knee_of, search
 from training_core.phases.p7_experts.train_experts import Teacher, TrainedExpert
 from training_core.store.bundle import Product
@@ -320,6 +321,8 @@ PHASES = (
         ("baked_model",),
         QUESTIONED,
         gates=GATES["expert_model"],
+        result=ExpertResult,
+        kind="ternary",
         measure=measure_expert_bundle,
         sandboxed=True,
         context=QuestionContext,

@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, SVFModel
 from training_core.phases.p7_experts.config import ExpertsConfig
 from training_core.phases.p7_experts.discovery import ExpertProfile
 from training_core.phases.p7_experts.lora_baseline import learn_low_rank
 from training_core.phases.p7_experts.reinforce import learn_by_reward
+from training_core.record import Estimate
 from training_core.store.result_cache import ResultCache
 from training_core.svf.expert_accuracy import gain, of_each_family
 from training_core.svf.supervised import learn_supervised

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from training_core.data.batches import MixConfig
-from training_core.evaluation.intervals import Estimate
 from training_core.formats.file_experts import FileExperts
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, SVFModel
 from training_core.phases.p8_compression.config import StudentExpertsConfig
+from training_core.record import Estimate
 from training_core.svf.expert_accuracy import PerExpertAccuracy, accuracy, gain, of_each_family
 from training_core.svf.routing import ClassifierRouter
 from training_core.svf.supervised import ExpertLearningConfig, learn_supervised

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training_core.evaluation.intervals import Estimate, wilson
+from training_core.evaluation.intervals import wilson
+from training_core.record import Estimate
 
 Ask = Callable[[int, int], int]  # (level, count) -> how many of `count` fresh questions were answered right
 
