@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.evaluation.harm import EXPERTS
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
@@ -52,7 +52,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 PROFILE_STEP, ROUTER_STEP, FEW_SHOT_STEP = -1_000_001, -1_000_002, -1_000_100  # of `step_generator`
 
 
