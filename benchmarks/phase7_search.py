@@ -31,7 +31,7 @@ import torch
 from tokenizers import Tokenizer
 
 from training_core.data.tokenizer import train_tokenizer
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import Expert, SVFModel
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary

@@ -14,10 +14,10 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
 from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
-from forge_assets.freshness import Forge
 from forge_assets.gate_history import AssetGates, collect_gates
 from forge_assets.gate_report import history_sections
 from forge_assets.gates import GATES
+from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
 from forge_assets.launchpad import launchpad_fields
 from forge_assets.ledger import collect

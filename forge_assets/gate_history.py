@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from forge_assets.freshness import Forge
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdicts, judge_latest, verdict_rows
 from forge_resources.model_store import ModelStore, StoreError

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from forge_assets.freshness import Forge
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdict, latest_materialization
 from training_core.gates import Gate

@@ -17,14 +17,16 @@ from torch import nn
 
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
-from training_core.evaluation.held_out import Suite, Windows, open_suite
+from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.suite import Measurement, measure_bundle
+from training_core.evaluation.windows import Windows
 from training_core.gates import Gate
 from training_core.record import Record, record
 from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Bundle, Product, canonical_json
 from training_core.store.checkpoint import tensors_digest, weights_digest
 from training_core.store.result_cache import ResultCache
+from training_core.tasks.result import SandboxResult
 from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 DATA = ("tokens", "task_bank", "evaluation_suite")
@@ -46,7 +48,7 @@ OpenSandbox = Callable[[], AbstractContextManager[tuple[Sandbox, Mapping[str, fl
 Fixed = nn.Module | Mapping[str, torch.Tensor] | bytes | Mapping[str, Any] | Sequence[Any] | str | float | None
 
 
-class TestDataSealedError(RuntimeError):
+class SealedDataError(RuntimeError):
     """Test data was read before the product was fixed, or the product changed after that."""
 
 
@@ -143,7 +145,7 @@ class PhaseContext:
         """Test data.
 
         Raises:
-            TestDataSealedError: before `fix`, and when what was fixed has changed since.
+            SealedDataError: before `fix`, and when what was fixed has changed since.
         """
         self.require_fixed()
         return self._report
@@ -153,20 +155,20 @@ class PhaseContext:
         change any more, which every reading of `report` verifies.
 
         Raises:
-            TestDataSealedError: when a product was fixed before.
+            SealedDataError: when a product was fixed before.
         """
         if self._fixed is not None:
-            raise TestDataSealedError("the product of a phase is fixed once")
+            raise SealedDataError("the product of a phase is fixed once")
         self._fixed, self._fixed_digest = product, _digest(product)
 
     def check_fixed(self) -> None:
         """Refuse a product that has changed since it was fixed.
 
         Raises:
-            TestDataSealedError: when it has.
+            SealedDataError: when it has.
         """
         if self._fixed is not None and _digest(self._fixed) != self._fixed_digest:
-            raise TestDataSealedError("the product changed after it was fixed: call context.fix(...) when it is final")
+            raise SealedDataError("the product changed after it was fixed: call context.fix(...) when it is final")
 
     def cache(self, fingerprint: str) -> ResultCache:
         """Results of this phase that a retry finds again, as long as `fingerprint` is the same."""
@@ -176,10 +178,10 @@ class PhaseContext:
         """Refuse to go on to test data that is made, not read, before `fix`.
 
         Raises:
-            TestDataSealedError: as `report`.
+            SealedDataError: as `report`.
         """
         if self._fixed is None:
-            raise TestDataSealedError(
+            raise SealedDataError(
                 "test data is sealed until the product is fixed: choose by context.selection, and call "
                 "context.fix(...) before anything is reported"
             )
@@ -263,7 +265,7 @@ class Phase:
 
         Raises:
             SandboxUnavailableError: when the phase is `sandboxed` and there is no sandbox.
-            TestDataSealedError: when the phase chose by test data, or changed its product after reading it.
+            SealedDataError: when the phase chose by test data, or changed its product after reading it.
             ValueError: when what was measured is not what `result` declares.
         """
         context = partial(self.context, parents=parents, folders=folders, reporter=reporter, checkpoint=checkpoint)
@@ -271,7 +273,7 @@ class Phase:
             return self._made(context(), config)
         with sandbox() as (opened, conformance):
             product = self._made(context(sandbox=opened), config)
-        return replace(product, metrics={**product.metrics, **conformance})
+        return replace(product, metrics={**product.metrics, **record(SandboxResult, conformance).metrics()})
 
     def _made(self, context: PhaseContext, config: BaseModel) -> Product:
         product = self.compute(context, config)

@@ -24,6 +24,7 @@ from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
+from training_core.evaluation.harm import RULES as RULES_HARM
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -38,6 +39,7 @@ from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, sc
 from training_core.phases.p5_curriculum.self_model import load_self_model
 from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Product, write_bundle
+from training_core.store.checkpoint import DamagedCheckpointError
 from training_core.store.result_cache import ResultCache
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
@@ -153,7 +155,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
     product = made(small_data, SilentReporter(), None)
     metrics = product.metrics
     assert metrics["handed_on"] == 0
-    assert 0 < metrics["text_ratio_of_rules"] < phase.HARM
+    assert 0 < metrics["text_ratio_of_rules"] < RULES_HARM.text_ratio
     assert all(math.isfinite(value) for value in metrics.values())
     for name in (
         "preference_gain_low", "council_gain_over_self_consistency_low", "ooda_gain_over_direct_low",
@@ -184,7 +186,7 @@ def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
     product = made(small_data, SilentReporter(), None, muon_lr=0.5, adamw_lr=0.5, warmup_fraction=0.0)
     metrics, shown = product.metrics, product.exhibits["character"]
     assert metrics["handed_on"] == 1
-    assert metrics["text_ratio_of_rules"] > phase.HARM
+    assert metrics["text_ratio_of_rules"] > RULES_HARM.text_ratio
     assert f"{metrics['text_ratio_of_rules']:.4f} of the parent's" in shown["not_kept"]
     assert not any(name.startswith(("baking_", "flipped")) for name in metrics), "of a model that is not stored"
     assert [metrics[f"preference_gain{end}"] for end in ("", "_low", "_high")] == [0.0] * 3
@@ -330,10 +332,14 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
         return {"x": 0.1}
 
     for fingerprint, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        assert ResultCache(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
+        assert ResultCache(tmp_path, fingerprint, SilentReporter()).cached("s", compute) == {"x": 0.1}
         assert len(calls) == expected
-    (tmp_path / "s.json").write_text('{"half')
-    assert ResultCache(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    for damaged in ('{"half', "[1]", '{"fingerprint": "b"}'):
+        (tmp_path / "s.json").write_text(damaged)
+        with pytest.raises(DamagedCheckpointError, match=r"s\.json is not a readable checkpoint .*: delete it"):
+            ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute)
+    (tmp_path / "s.json").unlink()
+    assert ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 3
     kept = ResultCache(tmp_path, "b", SilentReporter())
     value = {"t": torch.tensor([0.1, 1e-30], dtype=torch.float64)}
@@ -341,5 +347,5 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
     assert torch.equal(kept.cached_tensors("t", lambda: {})["t"], value["t"])
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.cached("nan", lambda: {"x": math.nan})
-    assert ResultCache(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert ResultCache(None, "a", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 4

@@ -22,7 +22,7 @@ from forge_assets.checks import asset_checks
 from forge_assets.exhibits.interval_chart import Interval, interval_chart
 from forge_assets.exhibits.markup import plain, visible
 from forge_assets.factory import phase_asset
-from forge_assets.freshness import Forge
+from forge_assets.graph_view import Forge
 from forge_assets.ledger import collect
 from forge_assets.report import html_page
 from forge_resources.launcher import Launcher

@@ -25,7 +25,7 @@ def rate(numerator: Tensor, denominator: Tensor) -> Estimate:
     """sum(numerator) / sum(denominator) over documents, with a percentile bootstrap over documents (Efron, 1979)."""
     weights = resample_weights(numerator.shape[0])
     samples = (weights @ numerator.double()) / (weights @ denominator.double())
-    return _estimate(float(numerator.double().sum() / denominator.double().sum()), samples)
+    return percentile_interval(float(numerator.double().sum() / denominator.double().sum()), samples)
 
 
 def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -> Estimate:
@@ -47,6 +47,7 @@ def wilson(successes: int, trials: int) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _estimate(value: float, samples: Tensor) -> Estimate:
-    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+def percentile_interval(value: float, samples: Tensor, tail: float = 0.025) -> Estimate:
+    """A value with the percentiles `tail` and 1 - `tail` of its resamples, (resamples,) float64 (Efron, 1979)."""
+    low, high = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(value, low, high)

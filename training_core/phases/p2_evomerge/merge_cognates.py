@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from training_core.evaluation.held_out import Windows
 from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate, RecursionConfig
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
 from training_core.phases.p2_evomerge.methods import StateDict

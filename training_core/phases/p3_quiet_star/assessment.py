@@ -24,7 +24,7 @@ from torch import Tensor
 
 from training_core.data.task_bank import Task
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.held_out import IGNORED, Windows
+from training_core.evaluation.windows import IGNORED, Windows
 from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import SIGNALS, Rule, ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import (

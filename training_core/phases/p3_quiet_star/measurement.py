@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
 from training_core.evaluation.intervals import rate
+from training_core.evaluation.windows import Windows
 from training_core.nn.branching import Branches
 from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import read_signals

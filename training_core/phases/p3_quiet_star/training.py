@@ -10,7 +10,6 @@ place of thoughts (equal compute), *random reward* has thoughts whose reward is 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from training_core.phases.p3_quiet_star.objective import ThoughtObjective, check
 from training_core.phases.p3_quiet_star.thoughts import Thinker, check_length
 from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, worked_solution
 from training_core.reporting import Reporter
+from training_core.store.checkpoint import weights_digest
 from training_core.training.loop import TrainingResult, step_generator, train
 
 DELIMITERS_LIKE = "---"
@@ -185,18 +185,11 @@ def _teach(
         reporter,
         checkpoint=checkpoint,
         label=label,
-        identity=f"{label}/{config.mix.shares()}/{sorted(policy.items())}/{_digest(thinker)}",
+        identity=f"{label}/{config.mix.shares()}/{sorted(policy.items())}/{weights_digest(thinker).hex()}",
         lr_factors={"cognate.": config.backbone_lr_factor},
     )
     learner.slow = None
     return learner, result
-
-
-def _digest(thinker: Thinker) -> str:
-    hasher = hashlib.sha256()
-    for name, value in sorted(thinker.state_dict().items()):
-        hasher.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def _batches(data: TrainingData, config: ReasoningConfig, rows: int) -> Callable[[torch.Generator], Tensor]:

@@ -14,7 +14,6 @@ next tokens, or with `text_teacher` what the parent expects of them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p5_curriculum.config import CurriculumConfig
@@ -31,16 +30,15 @@ from training_core.phases.p5_curriculum.policy_gradient import (
     group_advantages,
 )
 from training_core.phases.p5_curriculum.threads import RoundRecord, Used, advance, open_threads
+from training_core.store.atomic import write_atomically
 from training_core.store.bundle import canonical_json
-from training_core.store.checkpoint import weights_digest
+from training_core.store.checkpoint import DamagedCheckpointError, weights_digest
 from training_core.tasks.questions.assessment import isotonic_decreasing
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.question import LEVELS, Question, normalise_prompt
 from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory
 from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
-
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,21 +279,24 @@ def _shuffled(questions: Sequence[Question], level: int, seed: int) -> list[Ques
 
 
 def _write_attempts(path: Path, identity: str, attempts: Sequence[Attempt]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        file.write(identity.encode() + b"\n" + _ATTEMPTS.dump_json(list(attempts)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, identity.encode() + b"\n" + _ATTEMPTS.dump_json(list(attempts)))
 
 
 def _read_attempts(path: Path, identity: str) -> list[Attempt] | None:
-    """The attempts, None when there are none that belong to `identity`."""
+    """The attempts, None when there are none that belong to `identity`.
+
+    Raises:
+        DamagedCheckpointError: when they belong to it and cannot be read.
+    """
     if not path.is_file():
         return None
     written, _, document = path.read_bytes().partition(b"\n")
-    return _ATTEMPTS.validate_json(document) if written == identity.encode() else None
+    if written != identity.encode():
+        return None
+    try:
+        return _ATTEMPTS.validate_json(document)
+    except ValueError as error:
+        raise DamagedCheckpointError(path, error) from error
 
 
 _ATTEMPTS = TypeAdapter(list[Attempt])

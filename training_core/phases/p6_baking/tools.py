@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from training_core.data.batches import TEXT_ONLY
 from training_core.distill.trajectories import Trajectory
 from training_core.evaluation.intervals import wilson
 from training_core.nn.cognate import Cognate
@@ -25,7 +26,6 @@ from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
     SEPARATOR,
     STAYING_REPAIRS,
-    TEXT_ONLY,
     Baked,
     CycleContext,
     Trajectories,
@@ -69,7 +69,7 @@ class ToolCycle:
         """Test micro-repositories.
 
         Raises:
-            TestDataSealedError: before the product is fixed.
+            SealedDataError: before the product is fixed.
         """
         config = self.material.config
         self.material.context.require_fixed()

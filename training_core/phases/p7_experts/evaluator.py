@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, Multipliers, SVFModel, mixture
 from training_core.phases.p7_experts.genome import NEVER_STOPS, Composition, Space, Structure

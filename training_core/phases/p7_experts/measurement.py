@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
 from training_core.evaluation.intervals import rate
+from training_core.evaluation.windows import Windows
 from training_core.nn.svf import Expert, SVFModel, mixture
 from training_core.phases.p7_experts.discovery import Discovery
 from training_core.phases.p7_experts.evaluator import Latency, composed
