@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from training_core.data.batches import MixConfig, TrainingData
+from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.packing import TokenStream, encode, write_stream
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
-from training_core.evaluation.held_out import cut_windows
 from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import ShapeConfig
 from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.train import specialise, train_trunk
@@ -31,7 +31,6 @@ TOPICS = {
 }
 PLACES = ("the old harbour", "a green valley", "the northern hills", "two small towns")
 SHAPE = ShapeConfig(d_model=64, num_layers=3, num_core_layers=2, num_heads=4, d_ff=160, memory_layers=[0])
-MIX = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 TRUNK = TrainingConfig(steps=30, batch_size=8, seq_len=64, muon_lr=0.01, adamw_lr=0.004, grokfast_lambda=0.0)
 SHORT = TRUNK.model_copy(update={"muon_lr": 0.005, "adamw_lr": 0.002})
 
@@ -60,11 +59,11 @@ with tempfile.TemporaryDirectory() as name:
     validation = cut_windows(stream("validation", mixed[300:375]), max_tokens=4000, length=64)
     test = cut_windows(stream("test", mixed[375:]), max_tokens=4000, length=64)
     # 2. A trunk, trained briefly, and three models that branch from it, each trained more on one topic.
-    trunk, _ = train_trunk(TrunkConfig(shape=SHAPE, training=TRUNK, mix=MIX), everything, reporter)
+    trunk, _ = train_trunk(TrunkConfig(shape=SHAPE, training=TRUNK, mix=TEXT_ONLY), everything, reporter)
     parents = {}
     for topic, texts in topics.items():
         data = TrainingData({"text": stream(topic, texts[:100] + mixed[:300:2])}, tokenizer.to_str())
-        parents[topic], _ = specialise(trunk, "speed", VariantConfig(training=SHORT, mix=MIX), data, reporter)
+        parents[topic], _ = specialise(trunk, "speed", VariantConfig(training=SHORT, mix=TEXT_ONLY), data, reporter)
     # 3. Evolution: linear, SLERP, TIES and DARE merges and mutants of them, the fittest on validation text survive.
     merged, metrics = merge_cognates(trunk, parents, EvolutionConfig(generations=4), validation, 16, reporter)
 # 4. The choice was made on validation text, so the test text says whether the gain is real.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from training_core.data.batches import MixConfig, TrainingData
+from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.packing import TokenStream, encode, write_stream
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
-from training_core.evaluation.held_out import cut_windows
 from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import Cognate, CognateConfig, ShapeConfig, count_parameters
 from training_core.phases.p1_cognate.config import TrunkConfig
 from training_core.phases.p1_cognate.train import train_trunk
@@ -28,7 +28,6 @@ from training_core.training.loop import TrainingConfig
 NAMES, COLOURS, THINGS = ("Anna", "Ben", "Cleo", "Dario"), ("red", "green", "yellow"), ("apples", "kites", "stones")
 SHAPE = ShapeConfig(d_model=64, num_layers=3, num_core_layers=2, num_heads=4, d_ff=160, memory_layers=[0])
 TRAINING = TrainingConfig(steps=300, batch_size=8, seq_len=64, muon_lr=0.02, adamw_lr=0.01, grokfast_lambda=0.0)
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 
 
 def stories() -> list[str]:
