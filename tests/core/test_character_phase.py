@@ -24,6 +24,7 @@ from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
+from training_core.evaluation.harm import RULES as RULES_HARM
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -154,7 +155,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
     product = made(small_data, SilentReporter(), None)
     metrics = product.metrics
     assert metrics["handed_on"] == 0
-    assert 0 < metrics["text_ratio_of_rules"] < phase.HARM
+    assert 0 < metrics["text_ratio_of_rules"] < RULES_HARM.text_ratio
     assert all(math.isfinite(value) for value in metrics.values())
     for name in (
         "preference_gain_low", "council_gain_over_self_consistency_low", "ooda_gain_over_direct_low",
@@ -185,7 +186,7 @@ def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
     product = made(small_data, SilentReporter(), None, muon_lr=0.5, adamw_lr=0.5, warmup_fraction=0.0)
     metrics, shown = product.metrics, product.exhibits["character"]
     assert metrics["handed_on"] == 1
-    assert metrics["text_ratio_of_rules"] > phase.HARM
+    assert metrics["text_ratio_of_rules"] > RULES_HARM.text_ratio
     assert f"{metrics['text_ratio_of_rules']:.4f} of the parent's" in shown["not_kept"]
     assert not any(name.startswith(("baking_", "flipped")) for name in metrics), "of a model that is not stored"
     assert [metrics[f"preference_gain{end}"] for end in ("", "_low", "_high")] == [0.0] * 3

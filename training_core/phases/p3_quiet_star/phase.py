@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import THOUGHTS, text_ratio
 from training_core.formats.loading import load_latents
 from training_core.nn.cognate import Cognate
 from training_core.phase import Phase, PhaseContext
@@ -22,8 +21,6 @@ from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import Product
 from training_core.training.device import best_device
 
-HARM = 1.01
-
 
 def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfig) -> Product:
     """Train a reasoner and measure it.
@@ -37,9 +34,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
     device = best_device()
     parent.to(device).eval()
     thinker = result.thinker.to(device).eval()
-    before = measure_windows(parent, context.selection.text, batch_size)
-    after = measure_windows(thinker.cognate, context.selection.text, batch_size)
-    harmed = rate(after.nats, before.nats).value > HARM
+    harmed = THOUGHTS.exceeded(text_ratio(thinker.cognate, parent, context.selection.text, batch_size))
     if harmed:
         thinker = untrained(parent, config, tokenizer).to(device).eval()
     validation = first_windows(context.selection.text, config.measured_windows)

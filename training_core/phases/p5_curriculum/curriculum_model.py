@@ -23,8 +23,8 @@ from torch import Tensor
 
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, BakingMeasure
 from training_core.distill.rehearsal_data import staying_rows
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import RULES as RULES_HARM
+from training_core.evaluation.harm import in_reach, text_ratio
 from training_core.formats.loading import SELF_MODEL
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
@@ -64,9 +64,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
-REACH = 0.1  # accuracy on validation questions at which a level is in reach
-FORGOTTEN = 0.03  # fall at the worst passed level that is foreseen of other questions; beyond is not kept
 STAYING_QUESTIONS = 512
 CONTROLS = 4  # heads that learn from shuffled ranges
 GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
@@ -93,7 +90,7 @@ def make_character(
     cache = character.cache
     baked, measures = character.virtues()
     validated = cache.cached("validation", lambda: character.validate(baked))
-    handed_on = validated["text_ratio"] > HARM or validated["foreseen_drop"] > FORGOTTEN
+    handed_on = RULES_HARM.exceeded(validated["text_ratio"], validated["foreseen_drop"])
     model = parent if handed_on else baked
     still = inference_copy(model)
     answerer = Answerer(still, context.tokenizer, context.tools, config.decisions.answer_tokens)
@@ -184,18 +181,14 @@ class Character:
         answered = answer_all(
             self.parent, asked, self.context.tokenizer, self.context.tools, config.decisions.answer_tokens
         )
-        return {"levels": [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)}
+        return {"levels": in_reach({level: answered.accuracy(level).value for level in asked})}
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
         """What the rules cost on validation text (a ratio) and on validation questions (the fall at the worst passed
         level that they let foresee)."""
-        size = self.context.batch_size
-        nats = [
-            measure_windows(inference_copy(m), self.context.selection.text, size).nats for m in (baked, self.parent)
-        ]
         before, after = self._answers(baked, self.context.selection.questions)
         return {
-            "text_ratio": rate(*nats).value,
+            "text_ratio": text_ratio(baked, self.parent, self.context.selection.text, self.context.batch_size),
             "foreseen_drop": foreseen_fall(before, after, self.config.decisions.target),
         }
 
@@ -280,8 +273,9 @@ def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
 def _refusal(validated: Mapping[str, float]) -> str:
     return (
         f"with the rules baked, bits per byte on validation text were {validated['text_ratio']:.4f} of the parent's "
-        f"(at most {HARM}), and on other questions accuracy at the worst passed level may fall by up to "
-        f"{validated['foreseen_drop']:.3f} (at most {FORGOTTEN}). The model is the practised one, unchanged."
+        f"(at most {RULES_HARM.text_ratio}), and on other questions accuracy at the worst passed level may fall by up "
+        f"to {validated['foreseen_drop']:.3f} (at most {RULES_HARM.accuracy_drop}). The model is the practised one, "
+        "unchanged."
     )
 
 

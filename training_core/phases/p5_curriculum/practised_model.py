@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import PRACTICE, text_ratio
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
-from training_core.nn.ternary import inference_copy
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
@@ -33,8 +31,6 @@ from training_core.tasks.questions.measurement import (
     require_questions,
 )
 from training_core.training.device import best_device
-
-HARM = 1.015  # bits per byte on validation documents over the parent's; a candidate beyond is not kept
 
 
 def make_practised(
@@ -99,17 +95,15 @@ def _choose(
     parent: Cognate, practised: Cognate, consolidation: Consolidation, context: QuestionContext
 ) -> tuple[str, Cognate]:
     """The best candidate on validation questions that does no harm to text, and its name; else the parent."""
-    batch_size, windows = context.batch_size, context.selection.text
-    text = measure_windows(parent, windows, batch_size).nats
     candidates = {"practised": (practised, consolidation.before)}
     candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
     harmless: dict[str, float] = {}
     for name, (model, answered) in candidates.items():
-        ratio = rate(measure_windows(inference_copy(model), windows, batch_size).nats, text).value
+        ratio = text_ratio(model, parent, context.selection.text, context.batch_size)
         context.reporter.metrics(
             0, {f"candidate/{name}_accuracy": answered.mean(), f"candidate/{name}_bpb_ratio": ratio}
         )
-        if ratio <= HARM:
+        if not PRACTICE.exceeded(ratio):
             harmless[name] = answered.mean()
     if not harmless:
         return "parent", parent

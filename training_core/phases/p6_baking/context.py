@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from training_core.data.batches import MixConfig
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.distill.trajectories import Trajectory
+from training_core.evaluation.harm import BAKES, in_reach
 from training_core.evaluation.intervals import Z95, rate
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.nn.cognate import Cognate
@@ -26,14 +26,10 @@ from training_core.tasks.questions.likelihood import Likelihoods, family_drops, 
 from training_core.tasks.questions.measurement import by_level, spread
 from training_core.tasks.questions.question import LEVELS, Question
 
-REACH = 0.1  # share of exact completions at which a level is in reach
-HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
-HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
 STAYING_QUESTIONS = 128  # of all levels
 STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
 STAYING_REPAIRS = 160
 SEPARATOR = "\n"  # between a prompt and what follows it
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
 
 
@@ -171,20 +167,22 @@ class CycleContext:
             )
             for level, there in found.items()
         }
-        return {"levels": [level for level, told in shares.items() if told.exact().value >= REACH] or list(found)}
+        return {"levels": in_reach({level: told.exact().value for level, told in shares.items()})}
 
 
 def harmful(harm: Mapping[str, Any]) -> str:
     """Why a model with this harm is not kept, empty where it is."""
-    if harm["text_ratio"] > HARM_TEXT:
-        return f"bits per byte on validation text were {harm['text_ratio']:.4f} of the parent's, at most {HARM_TEXT}"
-    if harm["family_drop"] > HARM_FAMILY:
-        return f"accuracy in the family {harm['family']} fell by up to {harm['family_drop']:.3f}, at most {HARM_FAMILY}"
+    text, most = harm["text_ratio"], BAKES.text_ratio
+    if text > most:
+        return f"bits per byte on validation text were {text:.4f} of the parent's, at most {most}"
+    drop, most = harm["family_drop"], BAKES.accuracy_drop
+    if drop > most:
+        return f"accuracy in the family {harm['family']} fell by up to {drop:.3f}, at most {most}"
     return ""
 
 
 def standard_error(estimate: Estimate) -> float:
-    """Of a 95 % interval, as if it were normal."""
+    """Standard error implied by a 95 % interval, assuming normality."""
     return (estimate.high - estimate.low) / (2 * Z95)
 
 

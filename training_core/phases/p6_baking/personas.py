@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import torch
 
+from training_core.data.batches import TEXT_ONLY
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import sample_continuations
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
     SEPARATOR,
-    TEXT_ONLY,
     Baked,
     CycleContext,
     NothingToBakeError,

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
+from training_core.evaluation.harm import EXPERTS
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
@@ -51,8 +52,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
-MOST_FALL = 0.01  # of a family's expected accuracy on validation questions; a composition beyond is not used
 PROFILE_STEP, ROUTER_STEP, FEW_SHOT_STEP = -1_000_001, -1_000_002, -1_000_100  # of `step_generator`
 
 
@@ -165,7 +164,7 @@ class Specialists:
         left, refused = list(found.front), ""
         while (point := knee_of(left, found.unadapted))[0].adapts:
             harm = self.cache.cached(f"harm {len(left)}", partial(self._harm, point[0], taught, router))
-            if harm["low"] <= 0 and harm["fall"] <= MOST_FALL:
+            if harm["low"] <= 0 and not EXPERTS.exceeded(1.0, harm["fall"]):
                 return point[0], ""
             left.remove(point)
             fall = f"would fall by {harm['fall']:.4f}, and one family by {harm['low']:.4f} at least"

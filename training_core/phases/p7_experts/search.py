@@ -29,6 +29,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training_core.evaluation.harm import EXPERTS
 from training_core.phases.p7_experts.evaluator import OBJECTIVES, Evaluator, Latency, Measured, Status
 from training_core.phases.p7_experts.genome import Composition, Space, Structure
 from training_core.phases.p7_experts.nsga2 import Method, Nsga2, RandomSearch, pymoo_version, replay
@@ -38,7 +39,6 @@ from training_core.store.bundle import canonical_json
 from training_core.store.checkpoint import load_checkpoint, save_checkpoint, tensors_digest, weights_digest
 
 TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
-KNEE_TEXT = 1.01
 METHODS = ("nsga2", "random")
 _STATUSES: tuple[Status, ...] = ("measured", "too slow", "raced out")
 _CONSTRAINTS = 2
@@ -190,7 +190,7 @@ def knee_of(
     objectives = np.array([_objectives(measured) for _, measured in candidates])
     own = _objectives(unadapted[1])
     loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
-    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
+    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= EXPERTS.text_ratio * own[text])
     return candidates[knee(objectives, allowed.tolist(), candidates.index(unadapted))]
 
 
