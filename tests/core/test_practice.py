@@ -20,12 +20,11 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
 from tests.nested import nested
-from training_core.data.batches import TrainingData
 from training_core.phases.p5_curriculum.dreams import consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
-from training_core.reporting import SilentReporter
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.measurement import (
     Answered,
     difference,
@@ -34,7 +33,6 @@ from training_core.tasks.questions.measurement import (
     mean_difference,
     worst_fall,
 )
-from training_core.tasks.questions.tools import ToolBox
 
 METRICS = (
     "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
@@ -81,9 +79,9 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
     small_data: dict[str, Path], bank: QuestionBank
 ) -> None:
     """Everything up to the last compared level is mastered at once: the next level is that last one."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
+        practice = Practice(small_ternary(320), context, CONFIG)
         result = practice.run(LevelRecord({1: 0}, {1: 10}, 0.75))
         mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
         found = consolidate(practice, result, LevelRecord({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
@@ -176,10 +174,10 @@ def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: Questio
 
 def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: QuestionBank) -> None:
     """The attempts of a question stand together; the reward counts against the others of the same question alone."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     config = nested(CONFIG, **{"group_size": 2})
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), config, data, bank, ToolBox(sandbox), SilentReporter())
+        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
+        practice = Practice(small_ternary(320), context, config)
         made = practice.attempt_round(0, [1], grouped=True)
         asked = [attempt.question.prompt for attempt in made]
         assert len(asked) == 12
@@ -198,10 +196,10 @@ def test_no_round_reads_the_text_of_another(
     small_data: dict[str, Path], bank: QuestionBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rounds are parts of one schedule, by gradient of rewards or not."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     drawn: list[int] = []
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
+        practice = Practice(small_ternary(320), context, CONFIG)
         monkeypatch.setattr(practice, "text", lambda g: drawn.append(g.initial_seed()) or Practice.text(practice, g))
         told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
         practice._imitate(0, told[:1])
@@ -214,7 +212,6 @@ def test_what_another_parent_learned_is_not_taken_over(
     small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
 ) -> None:
     """The same lessons and the same folder: its own training is found again, that of another parent is not."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     told = [replace(attempt(train_question(), 0, True), completion_ids=(65, 0), roles=("own", "own"))]
 
     def trained(shift: float) -> torch.Tensor:
@@ -222,7 +219,8 @@ def test_what_another_parent_learned_is_not_taken_over(
         with torch.no_grad():
             parent.embedding.weight.add_(shift)
         with open_sandbox("embedded") as sandbox:
-            practice = Practice(parent, CONFIG, data, bank, ToolBox(sandbox), SilentReporter(), tmp_path)
+            context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox, checkpoint=tmp_path)
+            practice = Practice(parent, context, CONFIG)
             practice._imitate(0, told)
         return practice.model.embedding.weight.detach()
 

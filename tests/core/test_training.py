@@ -217,7 +217,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
             factors[-1] += [value for name, value in values.items() if name.endswith("/lr_factor")]
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        batch = data.batch(config, 2, 17, generator)
+        batch = data.batch(config.mix, 2, 17, generator)
         batches.append(batch.numpy().tobytes())
         return batch
 
@@ -225,7 +225,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
     model = Cognate(CognateConfig(vocab_size=size, **SHAPE))
     for before in (0, 5):
         factors.append([])
-        train(model, next_token_objective, draw, config, Factors(), part=(before, 10))
+        train(model, next_token_objective, draw, config.training, Factors(), part=(before, 10))
     assert factors[0] == pytest.approx([0.5, 9 / 11, 8 / 11, 7 / 11, 6 / 11])
     assert factors[1] == pytest.approx([5 / 11, 4 / 11, 3 / 11, 2 / 11, 1 / 11])
     assert len(set(batches)) == 10
