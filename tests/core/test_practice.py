@@ -33,6 +33,7 @@ from training_core.tasks.questions.measurement import (
     mean_difference,
     worst_fall,
 )
+from training_core.tasks.sandbox import Sandbox
 
 METRICS = (
     "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
@@ -48,6 +49,13 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> QuestionBank:
 @pytest.fixture(scope="module")
 def product(small_data: dict[str, Path], bank: QuestionBank, tmp_path_factory: pytest.TempPathFactory) -> Product:
     return practise(small_data, bank, CONFIG, tmp_path_factory.mktemp("checkpoint"))
+
+
+def given(
+    data: dict[str, Path], bank: QuestionBank, sandbox: Sandbox, checkpoint: Path | None = None
+) -> QuestionContext:
+    """What practice is given."""
+    return QuestionContext(folders=data, bank=bank, sandbox=sandbox, checkpoint=checkpoint)
 
 
 def answered(right: dict[int, list[bool]]) -> Answered:
@@ -80,8 +88,7 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
 ) -> None:
     """Everything up to the last compared level is mastered at once: the next level is that last one."""
     with open_sandbox("embedded") as sandbox:
-        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
-        practice = Practice(small_ternary(320), context, CONFIG)
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), CONFIG)
         result = practice.run(LevelRecord({1: 0}, {1: 10}, 0.75))
         mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
         found = consolidate(practice, result, LevelRecord({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
@@ -176,8 +183,7 @@ def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: Ques
     """The attempts of a question stand together; the reward counts against the others of the same question alone."""
     config = nested(CONFIG, **{"group_size": 2})
     with open_sandbox("embedded") as sandbox:
-        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
-        practice = Practice(small_ternary(320), context, config)
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), config)
         made = practice.attempt_round(0, [1], grouped=True)
         asked = [attempt.question.prompt for attempt in made]
         assert len(asked) == 12
@@ -198,8 +204,7 @@ def test_no_round_reads_the_text_of_another(
     """The rounds are parts of one schedule, by gradient of rewards or not."""
     drawn: list[int] = []
     with open_sandbox("embedded") as sandbox:
-        context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox)
-        practice = Practice(small_ternary(320), context, CONFIG)
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), CONFIG)
         monkeypatch.setattr(practice, "text", lambda g: drawn.append(g.initial_seed()) or Practice.text(practice, g))
         told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
         practice._imitate(0, told[:1])
@@ -219,8 +224,7 @@ def test_what_another_parent_learned_is_not_taken_over(
         with torch.no_grad():
             parent.embedding.weight.add_(shift)
         with open_sandbox("embedded") as sandbox:
-            context = QuestionContext(folders=small_data, bank=bank, sandbox=sandbox, checkpoint=tmp_path)
-            practice = Practice(parent, context, CONFIG)
+            practice = Practice(parent, given(small_data, bank, sandbox, tmp_path), CONFIG)
             practice._imitate(0, told)
         return practice.model.embedding.weight.detach()
 
