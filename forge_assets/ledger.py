@@ -10,15 +10,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from forge_assets.freshness import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdict, latest_materialization
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
+
+if TYPE_CHECKING:
+    from forge_assets.freshness import Forge
 
 ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 
@@ -107,7 +109,7 @@ class Ledger:
         }
 
 
-def collect(forge: Forge) -> Ledger:
+def collect(forge: "Forge") -> Ledger:
     """Read the ledger of the profile that was made last (without any model: of the selected profile)."""
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
     exhibits: dict[str, dict[str, Any]] = {}
@@ -144,7 +146,7 @@ def collect(forge: Forge) -> Ledger:
     return Ledger(profile, tuple(models), tuple(gates), artifact, missing)
 
 
-def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
+def _gate_rows(forge: "Forge", record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
     """Each gate with the verdict and the threshold that Dagster recorded for this version."""
     verdicts: dict[str, tuple[bool, float]] = {}
     for check in forge.checks_of(lineage.asset):
