@@ -5,7 +5,7 @@ to be understood without scrolling at 1280 x 900 by somebody who has never seen 
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -30,14 +30,14 @@ from forge_assets.report.templates import macro, source
 
 # Title and purpose of each phase.
 _PHASES = {
-    1: ("Cognate", "a small recursive language model, and three specialists of it"),
-    2: ("EvoMerge", "the best of many merges of the specialists"),
+    1: ("Cognate", "a small model and three specialists"),
+    2: ("EvoMerge", "the best of many merges of them"),
     3: ("Quiet-STaR", "thoughts before tokens"),
     4: ("BitNet 1.58", "weights of -1, 0 and +1"),
-    5: ("Curriculum", "practice at the edge of its abilities; rules of character"),
-    6: ("Baking", "prompts and the use of tools, baked into the weights"),
-    7: ("Experts", "small experts on singular values, routed and composed"),
-    8: ("Compression", "one file, entropy coded, with experts inside"),
+    5: ("Curriculum", "practice at the edge of its abilities"),
+    6: ("Baking", "prompts and tools in the weights"),
+    7: ("Experts", "small experts, routed and composed"),
+    8: ("Compression", "one entropy coded file"),
 }
 _SAMPLES = 2
 
@@ -66,13 +66,16 @@ class Made:
         facts = [
             ("parameters", formatted(row.metric("params"), "{:,.0f}")),
             ("next token right", with_interval(row.metric("next_token_accuracy"), row.interval("next_token_accuracy"))),
-            ("bits per byte of text", formatted(row.metric("bits_per_byte"), "{:.4f}")),
+            ("bits per byte", formatted(row.metric("bits_per_byte"), "{:.4f}")),
         ]
+        if (baseline := row.metric("baseline_bits_per_byte")) is not None:
+            facts[-1] = (facts[-1][0], f"{facts[-1][1]}, best n-gram {baseline:.4f}")
         if self.file is not None and self.file.retention is not None:
-            kept = with_interval(self.file.retention, self.file.retention_ci95)
-            facts.append(("of its parent's accuracy", kept))
+            facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))
         if self.file is not None and self.file.bits_per_parameter is not None:
-            facts.append(("bits per trained parameter", f"{self.file.bits_per_parameter:.3f}"))
+            facts.append(("bits per parameter", f"{self.file.bits_per_parameter:.3f} of the trained model"))
+        if tasks := [_task(family, scores) for family, scores in row.lineage.tasks.items()]:
+            facts.append(("tasks (guessing)", ", ".join(tasks)))
         return facts
 
 
@@ -130,11 +133,6 @@ class PhaseView:
         return _PHASES.get(self.number, ("", ""))[1]
 
     @property
-    def made(self) -> str:
-        """The model, or how many there are."""
-        return self.models[0].row.lineage.asset if len(self.models) == 1 else f"{len(self.models)} models"
-
-    @property
     def gates(self) -> str:
         """How many gates passed."""
         return passed_of([row for row in self.rows if row.gate.blocking])
@@ -172,7 +170,7 @@ class PhaseView:
     def _range(self, metric: str, form: str) -> str:
         found = [value for model in self.models if (value := model.row.metric(metric)) is not None]
         ends = [formatted(end, form) for end in (min(found), max(found))] if found else [formatted(None, form)]
-        return " to ".join(dict.fromkeys(ends))
+        return "-".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +223,11 @@ class PageView:
         return found
 
     @property
-    def failed(self) -> list[GateRow]:
-        """What did not pass, gates first."""
-        return sorted((row for row in self.ledger.gates if row.passed is False), key=lambda row: not row.gate.blocking)
+    def failed(self) -> list[tuple[int, GateRow]]:
+        """What did not pass and its phase, gates first."""
+        phase_of = {row.lineage.asset: row.lineage.phase for row in self.ledger.models}
+        failed = [(phase_of[row.gate.asset], row) for row in self.ledger.gates if row.passed is False]
+        return sorted(failed, key=lambda entry: not entry[1].gate.blocking)
 
     @property
     def notes(self) -> list[str]:
@@ -253,6 +253,11 @@ class PageView:
     def artifact_line(self) -> str:
         """The file that ships, in a line."""
         return "" if self.ledger.artifact is None else artifact_line(self.ledger.artifact)
+
+
+def _task(family: str, scores: Mapping[str, float]) -> str:
+    chance = scores.get("chance")
+    return f"{family} {scores['accuracy']:.0%}" + ("" if chance is None else f" ({chance:.0%})")
 
 
 def html_page(ledger: Ledger, more: Sequence[tuple[str, Markup]] = ()) -> str:

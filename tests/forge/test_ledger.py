@@ -9,7 +9,7 @@ from forge_instance import Make
 
 from forge_assets.freshness import Forge
 from forge_assets.ledger import collect
-from forge_assets.report import gate_counts, missing_lines
+from forge_assets.report.cells import gate_counts, missing_lines
 from forge_resources.model_store import ModelStore
 
 
@@ -73,7 +73,7 @@ def test_version_that_was_not_judged_has_no_verdict(forge: Forge, make: Make) ->
 
 def test_threshold_is_the_one_that_was_judged_with(forge: Forge, make: Make) -> None:
     make("trunk")
-    changed = Forge(forge.definitions, forge.instance, forge.store, forge.gates[:5], {})
+    changed = Forge(forge.definitions, forge.instance, forge.store, forge.gates[:5])
     assert [row.gate.name for row in collect(changed).gates] == ["finite"]
     assert [row.threshold for row in collect(forge).gates] == [0.0, 1.0]
 
