@@ -67,7 +67,7 @@ def exhibit(
     names = [profile.name for profile in discovery.experts]
     families, cells = answers.alone.by_family()
     return ExpertsExhibit(
-        discovery=_discovery(discovery),
+        discovery=shown_discovery(discovery),
         experts=[_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
         heat=ExpertHeatMap(families=families, rows=[NONE, *names], cells=cells),
         routing=_routing(answers, names),
@@ -102,7 +102,8 @@ def describe(composition: Composition, names: Sequence[str], unadapted: Composit
     return "; ".join([*parts, *changed])
 
 
-def _discovery(discovery: Discovery) -> ShownDiscovery:
+def shown_discovery(discovery: Discovery) -> ShownDiscovery:
+    """How the number of experts was decided, and the profile that it was decided on."""
     names = {profile.number: profile.name for profile in discovery.experts}
     return ShownDiscovery(
         criterion=CRITERION,
