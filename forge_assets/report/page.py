@@ -88,6 +88,14 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A gate or claim that failed, and the phase of its model."""
+
+    phase: int
+    row: GateRow
+
+
+@dataclass(frozen=True, slots=True)
 class ModelView:
     """A model's figures (caption, data URI) and exhibits (title, content, why it cannot be shown)."""
 
@@ -223,11 +231,11 @@ class PageView:
         return found
 
     @property
-    def failed(self) -> list[tuple[int, GateRow]]:
-        """What did not pass and its phase, gates first."""
+    def failed(self) -> list[Failure]:
+        """What did not pass, gates first."""
         phase_of = {row.lineage.asset: row.lineage.phase for row in self.ledger.models}
-        failed = [(phase_of[row.gate.asset], row) for row in self.ledger.gates if row.passed is False]
-        return sorted(failed, key=lambda entry: not entry[1].gate.blocking)
+        failed = [Failure(phase_of[row.gate.asset], row) for row in self.ledger.gates if row.passed is False]
+        return sorted(failed, key=lambda failure: not failure.row.gate.blocking)
 
     @property
     def notes(self) -> list[str]:

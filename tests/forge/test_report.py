@@ -9,16 +9,18 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from bs4 import BeautifulSoup, Tag
 from jinja2 import UndefinedError
 from markupsafe import Markup
 from rich.console import Console
 
+from forge_assets.forge_report import report_asset
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import html_page, print_ledger, templates
 from forge_assets.report.cells import margin_of, summary
-from forge_assets.report.templates import JoinedLines, environment, templates_digest
+from forge_assets.report.templates import JoinedLines, environment
 from training_core.gates import Gate
 from training_core.store.bundle import Lineage
 
@@ -260,10 +262,15 @@ def test_templates_lie_in_the_packages_and_change_the_code_of_the_report(monkeyp
         for file in files:
             assert resources.files(package).joinpath(file).read_text()
     assert len(environment().list_templates(extensions=["j2", "css"])) == 13, "every one of them is found by its loader"
-    before = templates_digest()
-    read = templates.source
+
+    def version() -> str | None:
+        (found,) = report_asset(dg.Definitions, []).code_versions_by_key.values()
+        return found
+
+    before, read = version(), templates.source
+    assert version() == before
     monkeypatch.setattr(templates, "source", lambda name: read(name) + ("x" if name.endswith("report.css") else ""))
-    assert templates_digest() != before
+    assert version() != before
 
 
 def test_exhibits_are_declared_without_torch() -> None:
