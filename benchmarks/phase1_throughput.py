@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from training_core.evaluation.probes import latency_ms_per_token
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig, count_parameters
+from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
-from training_core.profiles import preset
+from training_core.profiles import profile_of
 from training_core.training.device import autocast, best_device
 from training_core.training.objective import next_token_objective
 
@@ -50,10 +50,10 @@ def main() -> None:
     parser.add_argument("--profile", default="nano")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    trunk = preset(arguments.profile, "trunk")
-    shape = {field: getattr(trunk, field) for field in SHAPE_FIELDS}
-    rows, length = trunk.batch_size, trunk.seq_len  # type: ignore[attr-defined]
-    vocab = preset(arguments.profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
+    sizes = profile_of(arguments.profile)
+    shape = sizes.trunk.shape.model_dump()
+    rows, length = sizes.trunk.training.batch_size, sizes.trunk.training.seq_len
+    vocab = sizes.tokenizer.vocab_size
     models = {
         name: Cognate(CognateConfig(vocab_size=vocab, **shape | changes)).to(best_device())
         for name, changes in VARIANTS.items()

@@ -32,13 +32,12 @@ import torch
 from torch import Tensor
 
 from training_core.nn.branching import Branches
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phases.p3_quiet_star.bundles import Reasoner, load_reasoner
 from training_core.phases.p3_quiet_star.injection import Rule, ThoughtInjector, read_signals
 from training_core.phases.p3_quiet_star.policy import act
 from training_core.phases.p3_quiet_star.thoughts import Thinker, Thoughts
-from training_core.phases.p3_quiet_star.training import ReasoningConfig
-from training_core.profiles import preset
+from training_core.profiles import profile_of
 from training_core.store.bundle import open_bundle
 from training_core.training.device import best_device
 
@@ -58,14 +57,12 @@ def open_reasoner(profile: str, bundle: Path | None, tokens_BS: Tensor) -> Reaso
         reasoner = load_reasoner(open_bundle(bundle))
     else:
         torch.manual_seed(0)
-        config = preset(profile, "reasoning_model")
-        assert isinstance(config, ReasoningConfig)
-        shape = {field: getattr(preset(profile, "trunk"), field) for field in SHAPE_FIELDS}
-        vocab = preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
-        thinker = Thinker(Cognate(CognateConfig(vocab_size=vocab, **shape)), config).eval()
+        sizes = profile_of(profile)
+        shape = CognateConfig(vocab_size=sizes.tokenizer.vocab_size, **sizes.trunk.shape.model_dump())
+        thinker = Thinker(Cognate(shape), sizes.reasoning_model.thoughts).eval()
         thinker.initialise_delimiters([1], torch.Generator().manual_seed(0))
         torch.nn.init.normal_(thinker.head.output.weight, std=0.02)
-        injector = ThoughtInjector(config)
+        injector = ThoughtInjector(sizes.reasoning_model.injection)
         injector.calibrate([read_signals(thinker.cognate, thinker.cognate.trace(tokens_BS), tokens_BS)])
         reasoner = Reasoner(thinker, injector, enabled=True)
     reasoner.thinker.to(best_device())
@@ -78,7 +75,7 @@ def text(profile: str, bundle: Path | None, rows: int, length: int) -> Tensor:
     vocab = (
         open_bundle(bundle).model_config["cognate"]["vocab_size"]
         if bundle is not None
-        else preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
+        else profile_of(profile).tokenizer.vocab_size
     )
     return torch.randint(1, vocab, (rows, length), generator=torch.Generator().manual_seed(0))
 

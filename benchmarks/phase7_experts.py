@@ -24,20 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig, count_parameters
+from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
 from training_core.nn.svf import Expert, SVFModel, decompose
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p7_experts.lora_baseline import adapter_bytes
-from training_core.profiles import PROFILES, preset
+from training_core.profiles import PROFILES, profile_of
 from training_core.training.device import best_device
 
 
 def random_model(profile: str) -> Cognate:
     """A ternary model of a profile's shape."""
-    trunk, tokenizer = preset(profile, "trunk"), preset(profile, "tokenizer")
-    shape = {field: getattr(trunk, field) for field in SHAPE_FIELDS}
+    sizes = profile_of(profile)
     torch.manual_seed(0)
-    model = Cognate(CognateConfig(vocab_size=tokenizer.vocab_size, **shape))  # type: ignore[attr-defined]
+    model = Cognate(CognateConfig(vocab_size=sizes.tokenizer.vocab_size, **sizes.trunk.shape.model_dump()))
     make_ternary(model, TernarySettings())
     return model.to(best_device())
 

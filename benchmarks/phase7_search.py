@@ -30,15 +30,15 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
-from training_core.evaluation.held_out import Windows
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
+from training_core.data.tokenizer import train_tokenizer
+from training_core.evaluation.windows import Windows
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import Expert, SVFModel
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p7_experts.evaluator import Evaluator, shared
 from training_core.phases.p7_experts.genome import Composition
-from training_core.phases.p7_experts.search import SearchConfig, search
-from training_core.profiles import preset
+from training_core.phases.p7_experts.search import search
+from training_core.profiles import profile_of
 from training_core.reporting import SilentReporter
 from training_core.tasks.questions.attempts import completion_text, question_text
 from training_core.tasks.questions.ladder import cells, make_with_content
@@ -57,9 +57,8 @@ def ladder(number: int) -> list[Question]:
 def random_model(profile: str) -> Cognate:
     """A ternary model of the profile's shape."""
     torch.manual_seed(0)
-    shape = {field: getattr(preset(profile, "trunk"), field) for field in SHAPE_FIELDS}
-    vocab = preset(profile, "tokenizer").vocab_size  # type: ignore[attr-defined]
-    model = Cognate(CognateConfig(vocab_size=vocab, **shape))
+    sizes = profile_of(profile)
+    model = Cognate(CognateConfig(vocab_size=sizes.tokenizer.vocab_size, **sizes.trunk.shape.model_dump()))
     make_ternary(model, TernarySettings())
     return model.eval()
 
@@ -78,7 +77,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
     ]
     tokens = torch.randint(0, vocab, (16, 257), generator=draw)
     windows = Windows(tokens[:, :-1], tokens[:, 1:], torch.zeros(16, 256, dtype=torch.long), torch.tensor([16 * 768]))
-    bound = preset(arguments.profile, "expert_model").search_latency_bound  # type: ignore[attr-defined]
+    bound = profile_of(arguments.profile).expert_model.search.latency_bound
     found = {}
     for name, share, keep in (("nothing", 1.0, False), ("kept", 1.0, True), ("raced", 0.5, True)):
         given = shared(
@@ -119,9 +118,8 @@ class Clock(SilentReporter):
 
 def whole_search(evaluator: Evaluator, profile: str) -> None:
     """The search of a profile with one seed: its time, and what it found."""
-    config = preset(profile, "expert_model")
-    assert isinstance(config, SearchConfig)
-    found = search(evaluator, config.model_copy(update={"search_seeds": 1}), Clock())
+    config = profile_of(profile).expert_model.search
+    found = search(evaluator, config.model_copy(update={"seeds": 1}), Clock())
     print({name: round(value, 5) for name, value in found.metrics().items()})
 
 
@@ -137,8 +135,7 @@ def main() -> None:
     parser.add_argument("--search", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = preset(arguments.profile, "tokenizer")
-    assert isinstance(config, TokenizerConfig)
+    config = profile_of(arguments.profile).tokenizer
     texts = [question_text(q) + completion_text(q) for q in ladder(150)]
     ways = evaluators(arguments, train_tokenizer(config.model_copy(update={"vocab_size": 400}), iter(texts)))
     if arguments.search:

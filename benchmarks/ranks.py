@@ -22,10 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training_core.nn.cognate import SHAPE_FIELDS, Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast
-from training_core.phases.p1_cognate.train import TrunkConfig
-from training_core.profiles import preset
+from training_core.profiles import profile_of
 from training_core.reporting import SilentReporter
 from training_core.training import distributed
 from training_core.training.device import best_device
@@ -61,9 +60,8 @@ class Loss(nn.Module):
 
 def configured(options: argparse.Namespace) -> TrainingConfig:
     """The trunk's training at this profile, short and without a schedule."""
-    config = preset(options.profile, "trunk")
     changed = {"steps": options.steps, "batch_size": options.rows, "warmup_fraction": 0.0, "decay_fraction": 0.0}
-    return TrunkConfig.model_validate(config.model_dump() | changed)
+    return profile_of(options.profile).trunk.training.model_copy(update=changed)
 
 
 def batches(config: TrainingConfig, generator: torch.Generator) -> Tensor:
@@ -95,7 +93,7 @@ def peer(model: Cognate, config: TrainingConfig) -> list[float]:
 def work(options: argparse.Namespace) -> None:
     """Train in this process, alone or as one of several, and write what came out."""
     config = configured(options)
-    shape = CognateConfig(vocab_size=VOCABULARY, **{f: getattr(config, f) for f in SHAPE_FIELDS})
+    shape = CognateConfig(vocab_size=VOCABULARY, **profile_of(options.profile).trunk.shape.model_dump())
     torch.manual_seed(config.seed)
     model = Cognate(shape)
     start = {n: t.clone() for n, t in model.state_dict().items()}

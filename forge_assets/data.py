@@ -15,13 +15,13 @@ from training_core.tasks.questions.bank import QuestionBankConfig, make_question
 Metadata = Mapping[str, float | str]
 
 
-@data_asset()
+@data_asset(kinds={"text"})
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
     """Distinct documents from a pinned package, local files or a data-set hub, split by a hash of their content."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
 
 
-@data_asset(inputs=["corpus"])
+@data_asset(inputs=["corpus"], kinds={"bpe"})
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     """Byte-level BPE, learned from the training documents."""
     learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
@@ -29,19 +29,19 @@ def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     return {"vocab_size": learned.get_vocab_size()}
 
 
-@data_asset(inputs=["corpus", "tokenizer"])
+@data_asset(inputs=["corpus", "tokenizer"], kinds={"numpy"})
 def tokens(run: DataRun, config: PackingConfig) -> Metadata:
     """Packed uint16 shards of every split, with the tokenizer that made them."""
     return pack_corpus(config, run.inputs["corpus"], run.inputs["tokenizer"], run.out, run.reporter)
 
 
-@data_asset()
+@data_asset(kinds={"questions"})
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
     """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out questions are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
 
 
-@data_asset(inputs=["task_bank"])
+@data_asset(inputs=["task_bank"], kinds={"questions"})
 def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     """Verified questions of ten levels, for training and held out, of generators and, if wanted, of frontier models.
 
@@ -53,7 +53,7 @@ def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     return make_question_bank(config, run.out, run.reporter, avoid, found, collected)
 
 
-@data_asset(inputs=["tokens", "task_bank"])
+@data_asset(inputs=["tokens", "task_bank"], kinds={"benchmark"})
 def evaluation_suite(run: DataRun, config: SuiteConfig) -> Metadata:
     """The yardstick of every phase: held-out documents and tasks, and what counting models reach on them."""
     return make_suite(config, run.inputs["tokens"], run.inputs["task_bank"], run.out, run.reporter)

@@ -7,7 +7,7 @@ checkpoint.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +90,14 @@ def phase_asset(
         name=phase.name,
         deps=[*phase.parents, *phase.data],
         description=phase.description,
-        group_name="forge",
+        group_name=phase.group,
         owners=["team:agent-forge"],
-        kinds={"pytorch"},
+        kinds={"pytorch", phase.kind},
         code_version=version,
         metadata={CONFIG_CLASS: f"{phase.config.__module__}:{phase.config.__qualname__}"},
         pool=ACCELERATOR_POOL,
         retry_policy=dg.RetryPolicy(max_retries=1),
-        config_schema=launchpad_fields(phase.config, _defaults(preset, phase.name)),
+        config_schema=launchpad_fields(phase.config, preset(selected_profile(), phase.name)),
         required_resource_keys={*RESOURCES, "launcher"},
     )
     def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
@@ -111,7 +111,7 @@ def data_asset(
     *,
     inputs: Sequence[str] = (),
     description: str = "",
-    kinds: set[str] | None = None,
+    kinds: Set[str] = frozenset(),
     preset: Preset = profile_preset,
 ) -> Callable[[Callable[[DataRun, Any], Mapping[str, float | str]]], dg.AssetsDefinition]:
     """Make a data asset of `(run: DataRun, config: SomeConfig) -> metadata`, which fills `run.out`."""
@@ -127,12 +127,12 @@ def data_asset(
             name=name,
             deps=list(inputs),
             description=description or inspect.getdoc(compute) or "",
-            group_name="forge",
+            group_name="data",
             owners=["team:agent-forge"],
-            kinds=kinds or {"python"},
+            kinds={"python", *kinds},
             code_version=version,
             metadata={CONFIG_CLASS: f"{config.__module__}:{config.__qualname__}"},
-            config_schema=launchpad_fields(config, _defaults(preset, name)),
+            config_schema=launchpad_fields(config, preset(selected_profile(), name)),
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
@@ -317,8 +317,3 @@ def _config_class(compute: Callable[..., Any]) -> type[BaseModel]:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         raise ValueError(f"{compute.__name__} needs a parameter config: SomeConfig (a pydantic model)")
     return annotation
-
-
-def _defaults(preset: Preset, asset: str) -> dict[str, Any]:
-    values = preset(selected_profile(), asset)
-    return {} if values is None else {name: getattr(values, name) for name in type(values).model_fields}

@@ -14,9 +14,9 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
 from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
-from forge_assets.freshness import Forge
 from forge_assets.gate_history import AssetGates, collect_gates
 from forge_assets.gates import GATES
+from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
 from forge_assets.launchpad import launchpad_fields
 from forge_assets.ledger import collect
@@ -52,9 +52,9 @@ def report_asset(
         name="forge_report",
         deps=list(after),
         description=f"The ledger and every gate's history ({PAGE}), and the latest verdicts ({JUNIT}).",
-        group_name="forge",
+        group_name="report",
         owners=["team:agent-forge"],
-        kinds={"python"},
+        kinds={"python", "html"},
         code_version=_code(ReportConfig.model_json_schema()),
         metadata={CONFIG_CLASS: f"{ReportConfig.__module__}:{ReportConfig.__qualname__}"},
         tags={REPORTS: "true"},

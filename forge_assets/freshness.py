@@ -14,17 +14,15 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from forge_assets.factory import CONFIG_CLASS
-from forge_assets.gates import GATES, gates_for
+from forge_assets.forge_report import report_inputs
+from forge_assets.graph_view import Forge, UserError
 from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
-from forge_resources.model_store import ModelStore, recorded_text
-from training_core.gates import Gate, judge
+from forge_resources.model_store import recorded_text
+from training_core.config import paths, suggestion, unknown_paths
+from training_core.gates import judge
 from training_core.store.identity import inputs_digest
 
 Action = Literal["make", "judge", "keep", "closed"]
-
-
-class UserError(ValueError):
-    """Something that the user can put right; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,39 +40,6 @@ class Step:
     inputs: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Forge:
-    """A graph of assets with its gate table, in an instance with its store."""
-
-    definitions: dg.Definitions
-    instance: dg.DagsterInstance
-    store: ModelStore
-    gates: Sequence[Gate] = GATES
-
-    def job(self) -> dg.JobDefinition:
-        """The job of all assets and checks."""
-        return self.definitions.resolve_implicit_global_asset_job_def()
-
-    def assets(self) -> list[str]:
-        """All assets, inputs first."""
-        graph = self.definitions.resolve_asset_graph()
-        return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
-
-    def inputs_of(self, asset: str) -> list[str]:
-        """The assets that `asset` is made from."""
-        node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
-        return sorted(key.to_user_string() for key in node.parent_keys)
-
-    def checks_of(self, asset: str) -> list[dg.AssetCheckKey]:
-        """The gate of `asset` and its claims; a data asset has neither."""
-        found = self.definitions.resolve_asset_graph().asset_check_keys
-        return sorted((c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
-
-    def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
-        """The gates and claims of `asset` at `profile`."""
-        return gates_for(asset, profile, self.gates)
-
-
 def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:
     """Every asset's configuration: the profile's values with `overrides` (asset to fields), fully checked.
 
@@ -87,22 +52,32 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
             raise UserError(f"the configuration names {asset!r}; assets are {', '.join(known)}")
         if not isinstance(values, Mapping):
             raise UserError(f"the configuration of {asset} must be fields with values, got {values!r}")
+    classes = {asset: _config_class(forge, asset) for asset in known}
+    for asset, values in overrides.items():
+        if unknown := unknown_paths(classes[asset], values):
+            paths_there = list(paths(classes[asset]))
+            told = "; ".join(f"{path}: there is no such value, {suggestion(path, paths_there)}" for path in unknown)
+            raise UserError(f"the configuration of {asset} is refused: {told}")
     run_config = {"ops": {asset: {"config": dict(values)} for asset, values in overrides.items()}}
     try:
         complete = dg.validate_run_config(forge.job(), run_config)
     except dg.DagsterInvalidConfigError as error:
         raise UserError("; ".join(problem.message for problem in error.errors)) from error
-    graph = forge.definitions.resolve_asset_graph()
     configs: dict[str, BaseModel] = {}
     for asset in known:
-        module, _, name = str(graph.get(dg.AssetKey(asset)).metadata[CONFIG_CLASS]).partition(":")
-        model: type[BaseModel] = getattr(importlib.import_module(module), name)
         try:
-            configs[asset] = model(**complete["ops"][asset]["config"])
+            configs[asset] = classes[asset](**complete["ops"][asset]["config"])
         except ValidationError as error:
             problems = (f"{'.'.join(map(str, e['loc'])) or asset}: {e['msg']}" for e in error.errors())
             raise UserError(f"the configuration of {asset} is refused: {'; '.join(problems)}") from error
     return configs
+
+
+def _config_class(forge: Forge, asset: str) -> type[BaseModel]:
+    node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
+    module, _, name = str(node.metadata[CONFIG_CLASS]).partition(":")
+    found: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def plan(
@@ -152,8 +127,6 @@ def _report_step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str
     """A report can always be made; it is fresh until something was made, judged or overridden since."""
     if any(step.action in ("make", "judge") for step in steps.values()):
         return Step(asset, "make", "reports what is made or judged first")
-    from forge_assets.forge_report import report_inputs  # it reads the ledger, which is made of what stands here
-
     inputs = report_inputs(forge, config)
     reason = (
         "asked for by --force" if forced else _stale(forge, asset, inputs, "something was made, judged or overridden")

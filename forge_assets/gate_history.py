@@ -7,18 +7,16 @@ and the model store says whether that version is still there.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdicts, judge_latest, verdict_rows
 from forge_resources.model_store import ModelStore, StoreError
 from forge_resources.overrides import Override, overrides_of, utc_text
 from training_core.gates import Gate
-
-if TYPE_CHECKING:
-    from forge_assets.freshness import Forge
 
 _PAGE = 100
 
@@ -105,12 +103,12 @@ class AssetGates:
         return {key: entries for key, entries in order.items() if entries}
 
 
-def collect_gates(forge: "Forge") -> tuple[AssetGates, ...]:
+def collect_gates(forge: Forge) -> tuple[AssetGates, ...]:
     """The gates of every model, inputs first."""
     return tuple(_asset_gates(forge, asset) for asset in forge.assets() if forge.checks_of(asset))
 
 
-def _asset_gates(forge: "Forge", asset: str) -> AssetGates:
+def _asset_gates(forge: Forge, asset: str) -> AssetGates:
     checks = forge.checks_of(asset)
     key = dg.AssetKey(asset)
     judged = judge_latest(forge.instance, key, [check for check in checks if check.name == "gate"])

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG
 
 from forge_assets.factory import model_metadata
-from forge_assets.freshness import Forge, UserError
+from forge_assets.graph_view import Forge, UserError
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.model_store import recorded_text
 from training_core.phase import Phase

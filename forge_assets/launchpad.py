@@ -1,12 +1,12 @@
 """The launchpad's view of a phase's configuration.
 
-The configuration itself is a frozen pydantic model in `training_core`. Its Dagster view has the same fields,
-descriptions and types with the selected profile's values as defaults, but no bounds: the bounds are checked
+The configuration itself is a frozen, nested pydantic model in `training_core`. Its Dagster view has the same sections,
+fields, descriptions and types with the selected profile's values as defaults, but no bounds: the bounds are checked
 inside the asset, where a violation ends the run at once instead of being retried.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
 import dagster as dg
@@ -20,25 +20,32 @@ def selected_profile() -> str:
     return os.environ.get("FORGE_PROFILE") or DEFAULT_PROFILE
 
 
-def launchpad_fields(config: type[BaseModel], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The fields of `config` as Dagster config fields, with `defaults` in place of the model's own.
+def launchpad_fields(config: type[BaseModel], preset: BaseModel | None = None) -> dict[str, Any]:
+    """The fields of `config` as Dagster config fields, with the values of `preset` in place of its own defaults.
 
     Raises:
-        ValueError: when a default names no field of `config`.
+        ValueError: when `preset` is not a configuration of this class.
     """
-    defaults = dict(defaults or {})
-    if unknown := sorted(defaults.keys() - config.model_fields.keys()):
-        raise ValueError(f"the preset sets {', '.join(unknown)}, which {config.__name__} does not have")
+    if preset is not None and not isinstance(preset, config):
+        raise ValueError(f"the preset is a {type(preset).__name__}, and the asset's configuration a {config.__name__}")
+    return dict(_view(config, preset).to_fields_dict())
+
+
+def _view(config: type[BaseModel], values: BaseModel | None) -> type[dg.Config]:
+    """A Dagster configuration with a section for each nested model."""
     fields: dict[str, Any] = {}
     for name, info in config.model_fields.items():
-        default = defaults.get(name, ... if info.is_required() else info.get_default(call_default_factory=True))
+        default: Any = ... if info.is_required() else info.get_default(call_default_factory=True)
+        if values is not None:
+            default = getattr(values, name)
+        if isinstance(default, BaseModel):
+            section = _view(type(default), default)
+            fields[name] = (section, Field(section(), description=info.description))
+            continue
         default = list(default) if isinstance(default, tuple) else default
-        fields[name] = (
-            _plain(info.annotation),
-            Field(default, description=_describe(info.description, info.metadata)),
-        )
-    view = create_model(f"{config.__name__}View", __base__=dg.Config, **fields)
-    return dict(view.to_fields_dict())
+        described = _describe(info.description, info.metadata)
+        fields[name] = (_plain(info.annotation), Field(default, description=described))
+    return create_model(f"{config.__name__}View", __base__=dg.Config, **fields)
 
 
 def _plain(annotation: Any) -> Any:

@@ -10,17 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import selected_profile
 from forge_resources.gatekeeping import completed_verdict, latest_materialization
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
-
-if TYPE_CHECKING:
-    from forge_assets.freshness import Forge
 
 ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 
@@ -29,7 +27,7 @@ ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 class ModelRow:
     """One model as it lies in the store. `outdated` names the parents that were made again after it.
 
-    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.exhibits`).
+    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.report.exhibits`).
     """
 
     lineage: Lineage
@@ -109,7 +107,7 @@ class Ledger:
         }
 
 
-def collect(forge: "Forge") -> Ledger:
+def collect(forge: Forge) -> Ledger:
     """Read the ledger of the profile that was made last (without any model: of the selected profile)."""
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
     exhibits: dict[str, dict[str, Any]] = {}
@@ -146,7 +144,7 @@ def collect(forge: "Forge") -> Ledger:
     return Ledger(profile, tuple(models), tuple(gates), artifact, missing)
 
 
-def _gate_rows(forge: "Forge", record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
+def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
     """Each gate with the verdict and the threshold that Dagster recorded for this version."""
     verdicts: dict[str, tuple[bool, float]] = {}
     for check in forge.checks_of(lineage.asset):

@@ -21,7 +21,8 @@ from dagster._core.snap import snapshot_from_execution_plan
 from rich.console import Console
 from rich.markup import escape
 
-from forge_assets.freshness import Forge, Step, UserError
+from forge_assets.freshness import Step
+from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import selected_profile
 from forge_resources.run_process import died, forget
 

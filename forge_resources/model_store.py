@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from forge_resources import forge_home
 from forge_resources.full_disk import disk_full
 from forge_resources.run_process import alone, executing
+from training_core.store.atomic import flush
 from training_core.store.bundle import EXHIBITS, Bundle, BundleError, open_bundle
 from training_core.store.identity import digest_folder
 
@@ -123,8 +124,8 @@ class ModelStore(dg.ConfigurableResource[Any]):
                 os.utime(target / "lineage.json")
                 return target
         os.rename(staged, target)
-        _flush_folder(target.parent)
-        _flush_folder(self.path)
+        flush(target.parent)
+        flush(self.path)
         return target
 
     def open_bundle(self, asset: str, digest: str, measurements: str | None = None) -> Bundle:
@@ -296,17 +297,5 @@ def _require_name(asset: str) -> None:
 
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
+    flush(folder)

@@ -15,23 +15,114 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CORE_MAY_IMPORT = {
     "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "reasoning_gym",
-    "pycosat", "pymoo", "training_core",
+    "pycosat", "pymoo", "scipy", "training_core",
 }  # fmt: skip
+
+
+MAY_IMPORT_PHASES = ("training_core.registry", "training_core.gate_table", "training_core.profiles")
 
 
 def ids(paths: list[Path]) -> list[str]:
     return [str(p.relative_to(ROOT)) for p in paths]
 
 
+def import_graph(root: Path, packages: tuple[str, ...]) -> dict[str, set[str]]:
+    """For every module below `root`, the modules that its import statements name, wherever they stand in the file."""
+    files = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in packages
+        for path in (root / package).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {part for part in parts if part in files} or {node.module or ""}
+        graph[module] = (named & files.keys()) - {module}
+    return graph
+
+
+def import_circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other: what is left after modules that import none of the rest are removed."""
+    graph = {module: set(imports) for module, imports in graph.items()}
+    while leaves := [module for module, imports in graph.items() if not imports & graph.keys()]:
+        for module in leaves:
+            del graph[module]
+    reach = {module: _reach(graph, module) for module in graph}
+    groups = {tuple(sorted(other for other in reach[m] if m in reach[other])) for m in graph if m in reach[m]}
+    return [list(group) for group in sorted(groups)]
+
+
+def _reach(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = (graph[waiting.pop()] & graph.keys()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def wrong_phase_imports(graph: dict[str, set[str]]) -> list[str]:
+    """Imports of one phase by another, and of a phase by the library around the phases."""
+    wrong = []
+    for module, imports in graph.items():
+        own = ".".join(module.split(".")[:3])
+        phases = {name for name in imports if name.startswith("training_core.phases.")}
+        if module.startswith("training_core.phases."):
+            phases = {name for name in phases if name != own and not name.startswith(f"{own}.")}
+        elif module in MAY_IMPORT_PHASES or not module.startswith("training_core"):
+            continue
+        wrong += [f"{module} imports {name}" for name in sorted(phases)]
+    return sorted(wrong)
+
+
+def test_no_import_circles() -> None:
+    assert import_circles(import_graph(ROOT, PACKAGES)) == []
+
+
+def test_no_phase_imports_another_phase() -> None:
+    assert wrong_phase_imports(import_graph(ROOT, PACKAGES)) == []
+
+
+def test_planted_circles_and_phase_imports_are_found(tmp_path: Path) -> None:
+    for name, text in {
+        "training_core/phases/p1_cognate/phase.py": "from training_core.phases.p2_evomerge import phase",
+        "training_core/phases/p1_cognate/train.py": "from training_core.phases.p1_cognate import phase",
+        "training_core/phases/p2_evomerge/phase.py": "import training_core.text",
+        "training_core/text.py": "def f():\n    from training_core.phases.p2_evomerge.phase import x",
+        "training_core/registry.py": "from training_core.phases.p1_cognate.phase import PHASE",
+        "training_core/store.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import training_core.data",
+        "training_core/data.py": "from training_core.store import write",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    graph = import_graph(tmp_path, ("training_core",))
+    assert import_circles(graph) == [
+        ["training_core.data", "training_core.store"],
+        ["training_core.phases.p2_evomerge.phase", "training_core.text"],
+    ]
+    assert wrong_phase_imports(graph) == [
+        "training_core.phases.p1_cognate.phase imports training_core.phases.p2_evomerge.phase",
+        "training_core.text imports training_core.phases.p2_evomerge.phase",
+    ]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
 def test_sizes(path: Path) -> None:
+    """Far above what a file should have: no file is cut in two to meet a number."""
     text = path.read_text()
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 600
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             documented = ast.get_docstring(node, clean=False) or ""
             lines = (node.end_lineno or 0) - node.lineno + 1 - documented.count("\n")
-            assert lines <= 60, f"{node.name} has {lines} lines"
+            assert lines <= 80, f"{node.name} has {lines} lines"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
@@ -75,3 +166,17 @@ def test_the_graph_module_loads_without_models_in_the_coordinator() -> None:
 
     code = "import sys, forge_resources.coordinator, forge_assets.gates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_opening_a_trunk_loads_what_a_trunk_needs() -> None:
+    """Neither experts nor questions nor the compressed file's format, and few modules in all."""
+    import sys
+
+    code = (
+        "import sys, training_core.formats.loading; print(*[m for m in sys.modules if m.startswith('training_core')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = ran.stdout.split()
+    assert "training_core.nn.cognate" in loaded
+    assert len(loaded) < 30
+    assert not [name for name in loaded if re.search(r"expert|question|svf|phases|codec|container|artifact", name)]

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from training_core.config import with_values
 from training_core.phase import OpenSandbox
 from training_core.profiles import PROFILES, preset
 from training_core.registry import PHASES
@@ -82,9 +83,8 @@ def _job(options: argparse.Namespace) -> Job:
         raise ValueError(f"{phase.name} is made from other models: give {' '.join(missing)}")
     if missing := [f"--data {n}=FOLDER" for n in phase.data if n not in dict(options.data)]:
         raise ValueError(f"{phase.name} is made from data: give {' '.join(missing)}")
-    values = preset(options.profile, phase.name).model_dump() | dict(options.set)
     try:
-        config = phase.config.model_validate(values)
+        config = with_values(preset(options.profile, phase.name), dict(options.set))
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"--set is refused: {'; '.join(problems)}") from error
@@ -128,7 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent", help="a bundle that the model is made from", **named)
     parser.add_argument("--data", help="a data asset's folder", **named)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", type=_field, help="another value (JSON)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        type=_field,
+        help="another value (JSON), as training.steps=100",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder for the state that survives a kill")
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; it must not exist")

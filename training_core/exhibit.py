@@ -2,14 +2,16 @@
 
 Each phase declares its exhibit once, as a `Document` in its own `exhibit.py`, builds it there where the phase is
 measured, and hands over `Document.as_json()` in `training_core.store.bundle.Product.exhibits`. The report reads the
-stored JSON back through the same class. These modules import pydantic only, so that a page is rendered without torch.
+stored JSON back through the same class. These modules import no torch, so that a page is rendered without it.
 
 Every text in an exhibit counts as untrusted: a model may have written it.
 """
 
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training_core.record import Estimate
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -40,26 +42,13 @@ class IntervalEnds(Document):
         return self
 
 
-class Estimated(Protocol):
-    """What `training_core.evaluation.intervals.Estimate` is; these modules do not import it, as it needs torch."""
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
-
-
 class MeasuredValue(IntervalEnds):
     """A value and its 95 % interval."""
 
     value: float
 
     @classmethod
-    def of(cls, estimate: Estimated) -> Self:
+    def of(cls, estimate: Estimate) -> Self:
         """The exhibit's form of an estimate."""
         return cls(value=estimate.value, low=estimate.low, high=estimate.high)
 

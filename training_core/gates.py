@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from training_core.evaluation.result import SuiteResult
+from training_core.record import of
+from training_core.tasks.result import SandboxResult
+
+SUITE = of(SuiteResult)
 ABOVE_ZERO = 1e-4  # for a lower bound: beyond chance
 Threshold = float | Mapping[str, float]  # by profile, where the unit grows with the model
 
@@ -79,7 +84,7 @@ def judge(gate: Gate, metrics: Mapping[str, float]) -> Verdict:
 def gate(
     asset: str,
     name: str,
-    metric: str,
+    metric: float,
     *,
     at_least: Threshold | None = None,
     at_most: Threshold | None = None,
@@ -87,7 +92,7 @@ def gate(
     against: str = "",
     blocking: bool = True,
 ) -> Gate:
-    """A gate with one bound, `at_least` or `at_most`.
+    """A gate with one bound, `at_least` or `at_most`. `metric` is a field of a record (`training_core.record.of`).
 
     Raises:
         ValueError: when there is not exactly one.
@@ -97,13 +102,13 @@ def gate(
         raise ValueError(f"gate {asset}.{name} needs exactly one of at_least and at_most")
     by_profile = threshold if isinstance(threshold, Mapping) else None
     value = threshold if not isinstance(threshold, Mapping) else min(threshold.values())
-    return Gate(asset, name, metric, direction, value, evidence, against, blocking, by_profile)  # type: ignore[arg-type]
+    return Gate(asset, name, str(metric), direction, value, evidence, against, blocking, by_profile)  # type: ignore[arg-type]
 
 
 def claim(
     asset: str,
     name: str,
-    metric: str,
+    metric: float,
     *,
     at_least: Threshold | None = None,
     at_most: Threshold | None = None,
@@ -119,11 +124,11 @@ def claim(
 def validity(asset: str) -> tuple[Gate, ...]:
     """What every model must fulfil."""
     return (
-        gate(asset, "finite", "non_finite_weights", at_most=0, evidence="Number of NaN or infinite weights"),
+        gate(asset, "finite", SUITE.non_finite_weights, at_most=0, evidence="Number of NaN or infinite weights"),
         gate(
             asset,
             "causal",
-            "causality_violations",
+            SUITE.causality_violations,
             at_most=0,
             evidence="Logits before a changed token that changed in any bit",
         ),
@@ -135,7 +140,7 @@ def keeps_text(asset: str, *, against: str) -> Gate:
     return gate(
         asset,
         "keeps_text",
-        "bits_per_byte_ratio_to_best_parent_high",
+        SUITE.bits_per_byte_ratio_to_best_parent.high,
         at_most=1.02,
         evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI",
         against=against,
@@ -147,7 +152,7 @@ def sandbox_holds(asset: str) -> Gate:
     return gate(
         asset,
         "sandbox_holds",
-        "sandbox_breaches",
+        of(SandboxResult).sandbox_breaches,
         at_most=0,
         evidence="Attacks that succeeded against the sandbox used by the phase",
     )

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -17,16 +17,30 @@ from torch import nn
 
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
-from training_core.evaluation.held_out import Suite, Windows, open_suite
+from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.suite import Measurement, measure_bundle
+from training_core.evaluation.windows import Windows
 from training_core.gates import Gate
+from training_core.record import Record, record
 from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Bundle, Product, canonical_json
 from training_core.store.checkpoint import tensors_digest, weights_digest
 from training_core.store.result_cache import ResultCache
+from training_core.tasks.result import SandboxResult
 from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 DATA = ("tokens", "task_bank", "evaluation_suite")
+TITLES = {
+    1: "cognate",
+    2: "evomerge",
+    3: "quiet_star",
+    4: "bitnet",
+    5: "curriculum",
+    6: "baking",
+    7: "experts",
+    8: "compression",
+}
+Kind = Literal["cognate", "ternary", "compressed"]
 
 # Opens a sandbox for model-written programs that was probed first, with the metrics of that probe.
 OpenSandbox = Callable[[], AbstractContextManager[tuple[Sandbox, Mapping[str, float]]]]
@@ -34,7 +48,7 @@ OpenSandbox = Callable[[], AbstractContextManager[tuple[Sandbox, Mapping[str, fl
 Fixed = nn.Module | Mapping[str, torch.Tensor] | bytes | Mapping[str, Any] | Sequence[Any] | str | float | None
 
 
-class TestDataSealedError(RuntimeError):
+class SealedDataError(RuntimeError):
     """Test data was read before the product was fixed, or the product changed after that."""
 
 
@@ -131,7 +145,7 @@ class PhaseContext:
         """Test data.
 
         Raises:
-            TestDataSealedError: before `fix`, and when what was fixed has changed since.
+            SealedDataError: before `fix`, and when what was fixed has changed since.
         """
         self.require_fixed()
         return self._report
@@ -141,20 +155,20 @@ class PhaseContext:
         change any more, which every reading of `report` verifies.
 
         Raises:
-            TestDataSealedError: when a product was fixed before.
+            SealedDataError: when a product was fixed before.
         """
         if self._fixed is not None:
-            raise TestDataSealedError("the product of a phase is fixed once")
+            raise SealedDataError("the product of a phase is fixed once")
         self._fixed, self._fixed_digest = product, _digest(product)
 
     def check_fixed(self) -> None:
         """Refuse a product that has changed since it was fixed.
 
         Raises:
-            TestDataSealedError: when it has.
+            SealedDataError: when it has.
         """
         if self._fixed is not None and _digest(self._fixed) != self._fixed_digest:
-            raise TestDataSealedError("the product changed after it was fixed: call context.fix(...) when it is final")
+            raise SealedDataError("the product changed after it was fixed: call context.fix(...) when it is final")
 
     def cache(self, fingerprint: str) -> ResultCache:
         """Results of this phase that a retry finds again, as long as `fingerprint` is the same."""
@@ -164,10 +178,10 @@ class PhaseContext:
         """Refuse to go on to test data that is made, not read, before `fix`.
 
         Raises:
-            TestDataSealedError: as `report`.
+            SealedDataError: as `report`.
         """
         if self._fixed is None:
-            raise TestDataSealedError(
+            raise SealedDataError(
                 "test data is sealed until the product is fixed: choose by context.selection, and call "
                 "context.fix(...) before anything is reported"
             )
@@ -202,9 +216,10 @@ class Phase:
     name: of the model, and of its asset. number: 1 to 8, as in the graph. description: for a reader, in one sentence.
     compute: makes the model from a `context`; `config` is the class of its configuration.
     parents: models, whose gates must be open. data: data assets, among them the evaluation `suite`.
-    gates: what the model must fulfil and what it promises.
+    gates: what the model must fulfil and what it promises. result: the record of what `compute` measures.
     parallel: whether several processes can share the work (`training_core.training.distributed`).
     sandboxed: whether model-written programs run, and so a sandbox is opened and probed.
+    kind: of the bundle that is made (`training_core.store.bundle`).
     module: where a worker process finds the phase, in `PHASES`.
 
     Raises:
@@ -219,16 +234,23 @@ class Phase:
     parents: tuple[str, ...] = ()
     data: tuple[str, ...] = DATA
     gates: tuple[Gate, ...] = ()
+    result: type[Record] | None = None
     suite: str = "evaluation_suite"
     measure: Measure = measure_bundle
     parallel: bool = False
     sandboxed: bool = False
+    kind: Kind = "cognate"
     context: type[PhaseContext] = PhaseContext
     module: str = "training_core.registry"
 
     def __post_init__(self) -> None:
         if self.suite not in self.data:
             raise ValueError(f"data must include {self.suite!r}, on which the model is measured, got {self.data}")
+
+    @property
+    def group(self) -> str:
+        """The phase, as assets are grouped by it, such as phase_1_cognate."""
+        return f"phase_{self.number}_{TITLES[self.number]}"
 
     def make(
         self,
@@ -243,18 +265,21 @@ class Phase:
 
         Raises:
             SandboxUnavailableError: when the phase is `sandboxed` and there is no sandbox.
-            TestDataSealedError: when the phase chose by test data, or changed its product after reading it.
+            SealedDataError: when the phase chose by test data, or changed its product after reading it.
+            ValueError: when what was measured is not what `result` declares.
         """
         context = partial(self.context, parents=parents, folders=folders, reporter=reporter, checkpoint=checkpoint)
         if not self.sandboxed or sandbox is None:
             return self._made(context(), config)
         with sandbox() as (opened, conformance):
             product = self._made(context(sandbox=opened), config)
-        return replace(product, metrics={**product.metrics, **conformance})
+        return replace(product, metrics={**product.metrics, **record(SandboxResult, conformance).metrics()})
 
     def _made(self, context: PhaseContext, config: BaseModel) -> Product:
         product = self.compute(context, config)
         context.check_fixed()
+        if self.result is not None:
+            record(self.result, product.metrics)
         return product
 
     def roots(self) -> list[str]:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forge_resources.frontier.errors import StorageError
 from forge_resources.frontier.protocol import Answer, ChatRequest
+from training_core.store.atomic import flush, replace_durably
 
 Event = Literal["started", "answered", "released", "lost"]
 
@@ -163,10 +164,7 @@ class AnswerCache:
             with room.open("r+b") as file:
                 file.write(content)
                 file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(room, target)
-            _flush_folder(target.parent)
+            replace_durably(room, target)
             self._append(started.model_copy(update={"event": "answered", "usd": answer.cost_usd}))
         except OSError as error:
             raise _unwritable(self._folder, error, paid=True) from error
@@ -233,7 +231,7 @@ class AnswerCache:
         room = self._path(digest).with_suffix(".room")
         if not room.parent.exists():
             room.parent.mkdir()
-            _flush_folder(room.parent.parent)
+            flush(room.parent.parent)
         with room.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -318,14 +316,6 @@ class AnswerCache:
 
 def _checksum(record: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(folder: Path, error: OSError, paid: bool = False) -> StorageError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig
 

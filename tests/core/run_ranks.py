@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.core.small_data import SHAPE, TRAINING
+from tests.nested import nested
 from tests.oracles.merging_landscape import branched_models, quadratic
 from training_core.data.batches import TrainingData
 from training_core.nn.cognate import Carry
-from training_core.phases.p1_cognate.train import TrunkConfig, train_trunk
+from training_core.phases.p1_cognate.config import TrunkConfig
+from training_core.phases.p1_cognate.train import train_trunk
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
 from training_core.reporting import SilentReporter
 from training_core.store.checkpoint import weights_digest
@@ -40,7 +42,7 @@ class Counting(SilentReporter):
 def trunk(data: TrainingData, rows: int, checkpoint: Path | None = None) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The weights and losses of a trunk after a few steps, with batches of `rows` rows."""
     reporter = Counting()
-    config = TrunkConfig(**SHAPE, **(TRAINING | {"batch_size": rows}), steps=4, cycles=2, num_supervision=2)
+    config = nested(TrunkConfig, **SHAPE, **(TRAINING | {"batch_size": rows}), steps=4, cycles=2, num_supervision=2)
     model, _ = train_trunk(config, data, reporter, checkpoint)
     return dict(model.state_dict()), reporter.losses
 

@@ -11,9 +11,10 @@ import torch
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
+from tests.nested import nested
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
-from training_core.phases.p5_curriculum.dreams import CurriculumConfig
+from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.practised_model import make_practised
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import Product
@@ -21,7 +22,8 @@ from training_core.tasks.questions.bank import QuestionBank, QuestionBankConfig,
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.question import LEVELS, Question
 
-CONFIG = CurriculumConfig(
+CONFIG = nested(
+    CurriculumConfig,
     rounds=2, steps=3, batch_size=4, seq_len=32, text_rows=1, questions_per_round=6, passes=4, focus_levels=2,
     max_tokens=6, first_questions=4, more_questions=2, most_questions=6, measured_questions=3, consolidation_steps=2,
     num_dreams=6, memory_tokens=7, checkpoint_interval_s=0.0, muon_lr=0.01, adamw_lr=0.005, grokfast_lambda=0.0,
@@ -64,4 +66,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     root, bank_folder, checkpoint_folder = map(Path, sys.argv[1:4])
     folders = {name: root / name for name in ("tokens", "task_bank", "evaluation_suite")}
-    practise(folders, shortened(open_bank(bank_folder)), CONFIG.model_copy(update={"steps": 40}), checkpoint_folder)
+    practise(folders, shortened(open_bank(bank_folder)), nested(CONFIG, **{"steps": 40}), checkpoint_folder)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_phase import bank
+from tests.nested import nested
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p6_baking.config import CyclesConfig
@@ -27,14 +28,14 @@ from training_core.tasks.sandbox import Sandbox
 SMALL = SHAPE | {"max_seq_len": 320, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
     "tool_prompt": "Fix.", "repairs": 2, "shown_repairs": 2, "unprompted_repairs": 2,
-    "staying_rows": 2, "tool_questions": 2, "lesson_steps": 2,
-    "lesson_batch": 2, "lesson_text_tokens": 32, "rehearsed_tokens": 4,
+    "staying_rows": 2, "tool_questions": 2, "lessons_steps": 2,
+    "lessons_batch_size": 2, "lessons_text_tokens": 32, "rehearsed_tokens": 4,
     "repair_tokens": 20, "repair_lines": 2, "proposals": 3, "proposal_tokens": 8, "scored_questions": 4,
     "persona_tokens": 4, "num_trajectories": 4, "held_out_trajectories": 3, "scored_repairs": 3,
     "measured_repairs": 3, "questions_per_level": 2, "conversations": 2, "turns": 3, "reply_tokens": 2,
     "style_texts": 3, "style_tokens": 8, "max_iterations": 2, "max_turn": 1, "steps": 2, "batch_size": 2,
-    "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4, "lesson_muon_lr": 1e-4,
-    "lesson_adamw_lr": 1e-4,
+    "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4, "lessons_muon_lr": 1e-4,
+    "lessons_adamw_lr": 1e-4,
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def parent() -> Cognate:
 
 
 def config(**changes: object) -> CyclesConfig:
-    return CyclesConfig(**(TINY | changes))  # type: ignore[arg-type]
+    return nested(CyclesConfig, **(TINY | changes))
 
 
 def material(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_cycles import parent
+from tests.nested import nested
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p7_experts import evaluator
 from training_core.phases.p7_experts.config import ExpertsConfig
@@ -52,7 +53,7 @@ def bank(families: Sequence[str] = FAMILIES) -> QuestionBank:
 
 
 def config(**changes: object) -> ExpertsConfig:
-    return ExpertsConfig(**(TINY | changes))  # type: ignore[arg-type]
+    return nested(ExpertsConfig, **(TINY | changes))
 
 
 def made(

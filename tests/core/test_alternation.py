@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.nested import nested
 from training_core.phases.p6_baking.alternation import Alternation, AlternationConfig, Cycle, Decision
 from training_core.phases.p6_baking.plateau import PlateauConfig, Score, judge
 
 FINE = 1e-4  # a standard error that hides nothing here
-CONFIG = AlternationConfig(
+CONFIG = nested(
+    AlternationConfig,
     max_iterations=30,
     max_turn=10,
     plateau_window=3,
@@ -112,7 +114,7 @@ def test_an_improvement_must_be_significant(last: float, action: str) -> None:
 
 
 def test_the_longest_turn_switches_and_is_no_plateau() -> None:
-    config = CONFIG.model_copy(update={"max_turn": 2})
+    config = nested(CONFIG, **{"max_turn": 2})
     alternation = begun(config)
     decision = observe(alternation, 0.6, 0.7)
     assert (decision.action, decision.cycle) == ("switch", "persona")
@@ -124,7 +126,7 @@ def test_the_longest_turn_switches_and_is_no_plateau() -> None:
 
 
 def test_only_the_latest_turn_of_the_other_cycle_counts() -> None:
-    alternation = begun(CONFIG.model_copy(update={"max_turn": 3}))
+    alternation = begun(nested(CONFIG, **{"max_turn": 3}))
     assert observe(alternation, 0.5, 0.5).action == "switch"
     alternation.begin("persona", score(0.3))
     assert observe(alternation, 0.4, 0.4, 0.4).action == "switch"
@@ -135,7 +137,7 @@ def test_only_the_latest_turn_of_the_other_cycle_counts() -> None:
 
 
 def test_the_largest_number_of_iterations_stops() -> None:
-    config = CONFIG.model_copy(update={"max_iterations": 3})
+    config = nested(CONFIG, **{"max_iterations": 3})
     decision = observe(begun(config), 0.7, 0.9, 0.8)
     assert (decision.action, decision.cycle) == ("stop", "tools")
     assert decision.why.startswith("3 iterations are all there are; ")
@@ -187,7 +189,7 @@ def test_the_other_cycle_runs_alone_after_a_failure() -> None:
 
 
 def test_failures_are_iterations() -> None:
-    alternation = Alternation(CONFIG.model_copy(update={"max_iterations": 1}))
+    alternation = Alternation(nested(CONFIG, **{"max_iterations": 1}))
     decision = alternation.fail("no trajectory")
     assert (decision.action, decision.cycle) == ("stop", "tools")
     assert decision.why == "1 iterations are all there are; tools could not run: no trajectory"
@@ -206,7 +208,7 @@ def test_a_failure_within_a_turn_switches_and_what_the_turn_brought_counts() -> 
 
 def test_a_plateau_at_the_first_step() -> None:
     """The window of a plateau holds the baseline: with patience 1 the first iteration that is not kept ends it all."""
-    config = CONFIG.model_copy(update={"plateau_patience": 1})
+    config = nested(CONFIG, **{"plateau_patience": 1})
     alternation = begun(config)
     assert alternation.observe(score(0.5), kept=False).action == "switch"
     alternation.begin("persona", score(0.3))
@@ -237,11 +239,11 @@ def test_calls_out_of_order_are_refused() -> None:
 def test_configuration_has_bounds() -> None:
     for wrong in ({"max_iterations": 0}, {"max_turn": 0}, {"first": "memory"}, {"turns": 3}, {"plateau_window": 17}):
         with pytest.raises(ValidationError):
-            AlternationConfig(**wrong)
+            nested(AlternationConfig, **wrong)
     default = AlternationConfig()
     assert default.plateau() == PlateauConfig(), "both state the same defaults"
     assert CONFIG.plateau() == PlateauConfig(window=3, patience=2, threshold=0.01, adaptive=False)
-    persona = AlternationConfig(first="persona")
+    persona = nested(AlternationConfig, first="persona")
     assert Alternation(persona).cycle == "persona"
 
 
@@ -303,7 +305,9 @@ def run(seed: int, config: AlternationConfig, error: float) -> list[Step]:
     return steps
 
 
-RUNS = AlternationConfig(plateau_window=4, plateau_patience=3, plateau_threshold=0.02, max_iterations=40, max_turn=12)
+RUNS = nested(
+    AlternationConfig, plateau_window=4, plateau_patience=3, plateau_threshold=0.02, max_iterations=40, max_turn=12
+)
 
 
 def test_saturating_cycles_end_bounded_and_gain_most_of_what_there_was() -> None:

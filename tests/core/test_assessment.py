@@ -98,6 +98,20 @@ def test_isotonic_fit_is_the_likeliest_curve_that_does_not_rise(counts: list[tup
     assert likelihood(fitted) >= best - 1e-9
 
 
+def test_a_pooled_accuracy_is_the_quotient_of_its_counts() -> None:
+    """29 of 40 and 31 of 40 pool to 60 of 80, .75 exactly: a float below would say that the target is missed."""
+    assert isotonic_decreasing([40, 29, 31, 7, 8, 0], [40, 40, 40, 30, 30, 10]) == [1.0, 0.75, 0.75, 0.25, 0.25, 0.0]
+    counts = list(itertools.product(range(0, 8, 2), range(1, 8, 2), range(0, 8, 3)))
+    for right in counts:  # pool adjacent violators in integers
+        blocks: list[tuple[int, int]] = []
+        for k in right:
+            blocks.append((k, 1))
+            while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] < blocks[-1][0] * blocks[-2][1]:
+                (a, b), (c, d) = blocks[-2:]
+                blocks[-2:] = [(a + c, b + d)]
+        assert isotonic_decreasing(right, [7] * 3) == [k / (7 * n) for k, n in blocks for _ in range(n)]
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one level"):
         find_edge(lambda _, count: count, 0, AssessmentConfig())

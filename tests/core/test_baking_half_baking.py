@@ -15,7 +15,6 @@ from tests.core.test_baking import LEARNING, PROMPT, drawn, make_model
 from tests.oracles.prompted_bigram import PROMPT_TOKEN, SIZE, PromptedBigram, baked_table, closed_strength
 from training_core.distill.prompt_baking import BakingConfig, bake, measure_baking
 from training_core.distill.trajectories import SamplingConfig, Trajectory, sample_continuations
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
@@ -28,6 +27,7 @@ from training_core.phases.p6_baking.half_baking import (
     measure_stacking,
     strength_schedule,
 )
+from training_core.record import Estimate
 from training_core.reporting import SilentReporter
 
 BIAS = [PROMPT_TOKEN]

@@ -19,9 +19,11 @@ from tokenizers import Tokenizer
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
+from training_core.evaluation.harm import RULES as RULES_HARM
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -37,6 +39,7 @@ from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, sc
 from training_core.phases.p5_curriculum.self_model import load_self_model
 from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Product, write_bundle
+from training_core.store.checkpoint import DamagedCheckpointError
 from training_core.store.result_cache import ResultCache
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
@@ -45,10 +48,10 @@ from training_core.tasks.questions.question import LEVELS, Question
 
 SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "memory_layers": []}
 TINY = {
-    "situations_per_rule": 4, "held_out_situations": 2, "baking_max_tokens": 4, "fillings_per_template": 2,
+    "situations_per_rule": 4, "held_out_situations": 2, "rules_max_tokens": 4, "fillings_per_template": 2,
     "answer_tokens": 3, "ooda_budget_tokens": 60, "council_questions": 4, "ooda_practice_questions": 4,
-    "ooda_questions": 4,
-    "questions_per_level": 2, "self_samples": 20, "self_held_out": 20, "self_tokens": 4, "self_steps": 3,
+    "ooda_questions": 4, "questions_per_level": 2, "self_model_samples": 20, "self_model_held_out": 20,
+    "self_model_tokens": 4, "self_model_steps": 3,
     "steps": 2, "batch_size": 2, "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4,
 }  # fmt: skip
 STAGES = ["virtues", "validation", "preferences", "council", "ooda", "self_model", "temperature", "levels"]
@@ -106,7 +109,7 @@ def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, 
         context = QuestionContext(
             folders=folders, bank=bank(), sandbox=sandbox, reporter=reporter, checkpoint=checkpoint
         )
-        config = CharacterConfig(**(TINY | changes))  # type: ignore[arg-type]
+        config = nested(CharacterConfig, **(TINY | changes))
         return make_character(parent(), TernarySettings(), context, config)
 
 
@@ -152,7 +155,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
     product = made(small_data, SilentReporter(), None)
     metrics = product.metrics
     assert metrics["handed_on"] == 0
-    assert 0 < metrics["text_ratio_of_rules"] < phase.HARM
+    assert 0 < metrics["text_ratio_of_rules"] < RULES_HARM.text_ratio
     assert all(math.isfinite(value) for value in metrics.values())
     for name in (
         "preference_gain_low", "council_gain_over_self_consistency_low", "ooda_gain_over_direct_low",
@@ -183,7 +186,7 @@ def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
     product = made(small_data, SilentReporter(), None, muon_lr=0.5, adamw_lr=0.5, warmup_fraction=0.0)
     metrics, shown = product.metrics, product.exhibits["character"]
     assert metrics["handed_on"] == 1
-    assert metrics["text_ratio_of_rules"] > phase.HARM
+    assert metrics["text_ratio_of_rules"] > RULES_HARM.text_ratio
     assert f"{metrics['text_ratio_of_rules']:.4f} of the parent's" in shown["not_kept"]
     assert not any(name.startswith(("baking_", "flipped")) for name in metrics), "of a model that is not stored"
     assert [metrics[f"preference_gain{end}"] for end in ("", "_low", "_high")] == [0.0] * 3
@@ -202,9 +205,9 @@ def shown_margins(product: Product, which: str) -> list[float]:
 
 def margins_of(model: Cognate, product: Product) -> list[float]:
     """Margins of all pairs, as the phase takes them, but for those that are not shown."""
-    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
-    each = config.fillings_per_template
-    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.seed)]
+    config = nested(CharacterConfig, **TINY)
+    each = config.rules.fillings_per_template
+    pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.training.seed)]
     found = margins(model, Tokenizer.from_str(product.tokenizer_json), pairs)
     chosen = [n for rule in RULES for n in [i for i in range(0, len(pairs), each) if pairs[i].rule == rule.name][:3]]
     return [found[n] for n in chosen]
@@ -271,7 +274,7 @@ def test_preferences_are_resampled_by_template() -> None:
 
 def test_rules_are_sampled_from_the_prompted_teacher(small_data: dict[str, Path]) -> None:
     model, words = inference_copy(parent()), tokenizer(small_data)
-    config = CharacterConfig(**TINY)  # type: ignore[arg-type]
+    config = nested(CharacterConfig, **TINY)
     drawn = sample_rule(model, words, RULES[1], config, 1)
     assert (len(drawn.teaching), len(drawn.held_out)) == (4, 2)
     assert drawn.prompt == tuple(words.encode("Consider the impact on others.\n").ids)
@@ -301,15 +304,17 @@ def test_flipped_codes_by_hand() -> None:
 def test_rows_that_must_stay_mix_text_and_questions(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     words = tokenizer(small_data)
-    config = CharacterConfig(**(TINY | {"batch_size": 8, "question_share": 0.5}))  # type: ignore[arg-type]
-    draw = staying_rows(data, ["Question: zzz?\nAnswer: zzz"] * 3, config, config.question_share, 4)
+    config = nested(CharacterConfig, **(TINY | {"batch_size": 8, "question_share": 0.5}))
+    draw = staying_rows(
+        data, ["Question: zzz?\nAnswer: zzz"] * 3, config.mix, config.training.seq_len, config.rules.question_share, 4
+    )
     rows = draw(torch.Generator().manual_seed(0))
     assert rows.shape == (4, 33)
     assert ["zzz" in words.decode(row.tolist()) for row in rows] == [False, False, True, True]
     for row in rows[2:].tolist():
         assert row[0] == 0
         assert words.decode(row[1:]).startswith("Question: zzz?"), "asked at the beginning of a row"
-    alone = staying_rows(data, [], config, config.question_share, 4)(torch.Generator().manual_seed(0))
+    alone = staying_rows(data, [], config.mix, config.training.seq_len, 0.5, 4)(torch.Generator().manual_seed(0))
     assert alone.shape == (4, 33)
 
 
@@ -327,10 +332,14 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
         return {"x": 0.1}
 
     for fingerprint, expected in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        assert ResultCache(tmp_path, fingerprint, SilentReporter()).keep("s", compute) == {"x": 0.1}
+        assert ResultCache(tmp_path, fingerprint, SilentReporter()).cached("s", compute) == {"x": 0.1}
         assert len(calls) == expected
-    (tmp_path / "s.json").write_text('{"half')
-    assert ResultCache(tmp_path, "b", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    for damaged in ('{"half', "[1]", '{"fingerprint": "b"}'):
+        (tmp_path / "s.json").write_text(damaged)
+        with pytest.raises(DamagedCheckpointError, match=r"s\.json is not a readable checkpoint .*: delete it"):
+            ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute)
+    (tmp_path / "s.json").unlink()
+    assert ResultCache(tmp_path, "b", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 3
     kept = ResultCache(tmp_path, "b", SilentReporter())
     value = {"t": torch.tensor([0.1, 1e-30], dtype=torch.float64)}
@@ -338,5 +347,5 @@ def test_stages_keep_results_of_their_own_fingerprint_alone(tmp_path: Path) -> N
     assert torch.equal(kept.cached_tensors("t", lambda: {})["t"], value["t"])
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.cached("nan", lambda: {"x": math.nan})
-    assert ResultCache(None, "a", SilentReporter()).keep("s", compute) == {"x": 0.1}
+    assert ResultCache(None, "a", SilentReporter()).cached("s", compute) == {"x": 0.1}
     assert len(calls) == 4

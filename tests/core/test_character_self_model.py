@@ -123,7 +123,7 @@ def test_integration_within_a_range_is_right_more_often_than_its_middle_alone() 
 
 
 def test_head_comes_near_the_best_and_falls_to_chance_when_it_learned_from_shuffled_ranges() -> None:
-    config = SelfModelConfig(self_steps=300)
+    config = SelfModelConfig(steps=300)
     logits, samples = planted(400)
     held_logits, held = planted(600, seed=9)
     told = features(logits, samples.tokens)

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
@@ -18,16 +19,14 @@ from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import ternary_product
 from training_core.nn.cognate import Cognate, CognateConfig, effective_weight
 from training_core.nn.ternary import TernaryLinear
-from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
+from training_core.phases.p1_cognate.train import specialise, train_trunk
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
-from training_core.phases.p4_bitnet.train import TernaryConfig, settings_of, train_ternary
-from training_core.phases.p8_compression.student import (
-    CompressionConfig,
-    initialise_from,
-    student_config,
-    train_compressed,
-)
+from training_core.phases.p4_bitnet.config import TernaryConfig
+from training_core.phases.p4_bitnet.train import settings_of, train_ternary
+from training_core.phases.p8_compression.config import CompressionConfig
+from training_core.phases.p8_compression.student import initialise_from, student_config, train_compressed
 from training_core.profiles import preset
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import write_bundle
@@ -46,14 +45,14 @@ def data(small_data: dict[str, Path]) -> TrainingData:
 
 @pytest.fixture(scope="module")
 def trunk(data: TrainingData) -> Cognate:
-    return train_trunk(TrunkConfig(**SHAPE, **TRAINING, steps=40), data, SilentReporter())[0]  # type: ignore[arg-type]
+    return train_trunk(nested(TrunkConfig, **SHAPE, **TRAINING, steps=40), data, SilentReporter())[0]
 
 
 def test_merged_model_is_never_worse_than_the_best_parent(
     small_data: dict[str, Path], data: TrainingData, trunk: Cognate, tmp_path: Path
 ) -> None:
-    deep = VariantConfig(**TRAINING, steps=5, latent_steps=1, num_supervision=2, memory_max_lr=1.0)  # type: ignore[arg-type]
-    plain = VariantConfig(**TRAINING, steps=5, seed=7)  # type: ignore[arg-type]
+    deep = nested(VariantConfig, **TRAINING, steps=5, latent_steps=1, num_supervision=2, memory_max_lr=1.0)
+    plain = nested(VariantConfig, **TRAINING, steps=5, seed=7)
     parents = {
         "a": specialise(trunk, "reasoning", deep, data, SilentReporter())[0],
         "b": specialise(trunk, "speed", plain, data, SilentReporter())[0],
@@ -69,7 +68,7 @@ def test_merged_model_is_never_worse_than_the_best_parent(
 
 
 def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk: Cognate, tmp_path: Path) -> None:
-    config = TernaryConfig(**TRAINING, steps=4)  # type: ignore[arg-type]
+    config = nested(TernaryConfig, **TRAINING, steps=4)
     before = {n: t.clone() for n, t in trunk.state_dict().items()}
     model, _ = train_ternary(trunk, config, data, SilentReporter())
     assert all(torch.equal(t, before[n]) for n, t in trunk.state_dict().items()), "the parent is left as it was"
@@ -102,7 +101,7 @@ def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk:
 
 
 def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
-    config = CompressionConfig(**TRAINING, **STUDENT, steps=6, student_loops=2)  # type: ignore[arg-type]
+    config = nested(CompressionConfig, **TRAINING, **STUDENT, steps=6, student_num_loops=2)
     payload, student, _ = train_compressed(trunk, config, data, SilentReporter())
     artifact = read_artifact(payload)
     assert artifact.tokenizer_json == data.tokenizer_json or (
@@ -123,7 +122,7 @@ def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
     with torch.no_grad():
         trained_halting.halt_head.bias += 1
     with pytest.raises(ValueError, match=r"halt_head.bias was trained"):
-        write_artifact(trained_halting, data.tokenizer_json, config.threshold, config.granularity)
+        write_artifact(trained_halting, data.tokenizer_json, config.student.threshold, config.student.granularity)
 
 
 def test_the_25m_student_fits_its_file(data: TrainingData) -> None:
@@ -140,11 +139,11 @@ def test_the_25m_student_fits_its_file(data: TrainingData) -> None:
 def test_the_student_starts_from_its_teacher(trunk: Cognate) -> None:
     """A student of the teacher's width copies its table and last blocks; a low rank is the best approximation of it."""
     same = {"student_d_model": 32, "student_num_heads": 2, "student_d_ff": 48, "student_window": 16}
-    full = Cognate(student_config(CompressionConfig(**same, student_embedding_rank=0), trunk.config))  # type: ignore[arg-type]
+    full = Cognate(student_config(nested(CompressionConfig, **same, student_embedding_rank=0), trunk.config))
     initialise_from(full, trunk)
     assert torch.equal(full.embedding.weight, trunk.embedding.weight)
     assert torch.equal(full.core[0].mlp.up.weight, trunk.core[-1].mlp.up.weight)
-    low = Cognate(student_config(CompressionConfig(**same, student_embedding_rank=12), trunk.config))  # type: ignore[arg-type]
+    low = Cognate(student_config(nested(CompressionConfig, **same, student_embedding_rank=12), trunk.config))
     initialise_from(low, trunk)
     assert low.embedding_out is not None
     rebuilt = low.embedding.weight @ low.embedding_out.weight.T

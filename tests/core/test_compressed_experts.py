@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,25 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.core.small_experts import FAMILIES, bank
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
 from training_core.formats.container import ContainerError, read_container, write_container
+from training_core.formats.file_experts import PREFIX
 from training_core.formats.tensor_code import Int8Code
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import SVFModel, scaled_matrices
-from training_core.phases.p8_compression import student_experts as file_experts
-from training_core.phases.p8_compression.student import CompressionConfig, carry_experts
+from training_core.phases.p8_compression.config import CompressionConfig
+from training_core.phases.p8_compression.student import carry_experts
 from training_core.phases.p8_compression.student_experts import FileExpertsReport, teach_student
 from training_core.svf.expert_accuracy import of_each_family
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.likelihood import AskedQuestions
 
-CONFIG = CompressionConfig(
-    expert_steps=12, expert_batch=8, expert_lr=0.3, expert_questions=12, expert_measured=6, expert_texts=12,
-    expert_text_tokens=8,
+CONFIG = nested(
+    CompressionConfig,
+    experts_steps=12, experts_batch_size=8, experts_lr=0.3, experts_questions=12, experts_measured=6, experts_texts=12,
+    experts_text_tokens=8,
 )  # fmt: skip
 GROUPS = (("copying", "lists"), ("counting",), ("ordering",))
 
@@ -43,17 +47,18 @@ def student() -> Cognate:
     return model
 
 
-def context(data: TrainingData) -> QuestionContext:
-    return QuestionContext(data=data, bank=bank())
+@pytest.fixture(scope="module")
+def contexts(small_data: dict[str, Path]) -> Callable[[], QuestionContext]:
+    return lambda: QuestionContext(folders=small_data, bank=bank())
 
 
 @pytest.fixture(scope="module")
-def carried(data: TrainingData) -> tuple[bytes, bytes, FileExpertsReport]:
+def carried(data: TrainingData, contexts: Callable[[], QuestionContext]) -> tuple[bytes, bytes, FileExpertsReport]:
     """The file without experts, the file with them, and what they are worth."""
     model = student()
     without = write_artifact(model, data.tokenizer_json, 0.5, "tensor")
     names = [families[0] for families in GROUPS]
-    payload, taught = carry_experts(without, model, names, GROUPS, CONFIG, context(data))
+    payload, taught = carry_experts(without, model, names, GROUPS, CONFIG, contexts())
     return without, payload, taught
 
 
@@ -88,7 +93,7 @@ def test_what_is_measured_is_what_the_file_answers(
     read = read_artifact(payload)
     assert read.experts is not None
     tokenizer, scalable = Tokenizer.from_str(data.tokenizer_json), SVFModel(read.model)
-    questions = of_each_family(bank().test, CONFIG.expert_measured)
+    questions = of_each_family(bank().test, CONFIG.experts.measured)
     expected: dict[str, list[float]] = {}
     for question in questions:
         prompt = tokenizer.encode(f"Question: {question.prompt}\nAnswer:").ids
@@ -102,12 +107,12 @@ def test_what_is_measured_is_what_the_file_answers(
     assert set(expected) == set(FAMILIES)
 
 
-def test_an_expert_that_does_not_help_stays_out(data: TrainingData) -> None:
+def test_an_expert_that_does_not_help_stays_out(data: TrainingData, contexts: Callable[[], QuestionContext]) -> None:
     """At a rate that does not move it none helps: the file is as it was."""
     model = student()
     without = write_artifact(model, data.tokenizer_json, 0.5, "tensor")
-    still = CONFIG.model_copy(update={"expert_lr": 1e-12})
-    payload, taught = carry_experts(without, model, ["a"], [["copying"]], still, context(data))
+    still = nested(CONFIG, **{"experts_lr": 1e-12})
+    payload, taught = carry_experts(without, model, ["a"], [["copying"]], still, contexts())
     assert taught.kept is None
     assert payload == without
     assert taught.metrics()["file_experts_gain"] == taught.metrics()["file_experts"] == 0.0
@@ -126,14 +131,14 @@ def test_a_file_that_lies_about_its_experts_is_refused(carried: tuple[bytes, byt
             read_artifact(rewritten({**container.config, "experts": wrong}))
     short = Int8Code(np.zeros((len(names), 3), np.int8), 1.0)
     with pytest.raises(ContainerError, match="experts must have the shapes"):
-        read_artifact(rewritten(container.config, **{f"{file_experts.PREFIX}codes": short}))
-    lacking = {name: code for name, code in container.tensors.items() if name != f"{file_experts.PREFIX}head.scales"}
+        read_artifact(rewritten(container.config, **{f"{PREFIX}codes": short}))
+    lacking = {name: code for name, code in container.tensors.items() if name != f"{PREFIX}head.scales"}
     with pytest.raises(ContainerError, match=r"names experts but has no tensor experts\.head\.scales"):
         read_artifact(write_container(container.config, container.tokenizer_json, lacking))
 
 
-def test_bad_input_says_what_to_change(data: TrainingData) -> None:
+def test_bad_input_says_what_to_change(contexts: Callable[[], QuestionContext]) -> None:
     with pytest.raises(ValueError, match="every expert has a name and families, got 2 and 1"):
-        teach_student(student(), ["a", "b"], [["copying"]], context(data), CONFIG, 0)
+        teach_student(student(), ["a", "b"], [["copying"]], contexts(), CONFIG.experts, 0)
     with pytest.raises(ValueError, match="no worked completions to learn from"):
-        teach_student(student(), ["a"], [["absent"]], context(data), CONFIG, 0)
+        teach_student(student(), ["a"], [["absent"]], contexts(), CONFIG.experts, 0)

@@ -17,7 +17,7 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
-from training_core.data.batches import TrainingData
+from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import Trajectory
@@ -26,7 +26,7 @@ from training_core.nn.ternary import inference_copy
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.phases.p6_baking import context as limits
 from training_core.phases.p6_baking import personas
-from training_core.phases.p6_baking.context import TEXT_ONLY, CycleContext, NothingToBakeError, Trajectories
+from training_core.phases.p6_baking.context import CycleContext, NothingToBakeError, Trajectories
 from training_core.phases.p6_baking.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
 from training_core.phases.p6_baking.tools import ToolCycle
 from training_core.tasks.questions.bank import QuestionBank
@@ -185,7 +185,7 @@ def test_scores_are_measured_with_the_text_in_front_and_the_highest_wins(cycle: 
 
 
 def test_the_score_of_a_model_is_that_without_a_prompt(cycle: PersonaCycle) -> None:
-    assert len(cycle.validation) == cycle.material.config.scored_questions
+    assert len(cycle.validation) == cycle.material.config.persona.scored_questions
     assert set(cycle.validation) <= set(cycle.material.context.selection.questions)
     assert {q.level for q in cycle.validation} <= set(cycle.material.levels_in_reach)
     told = measure_likelihoods(parent(), cycle.material.context.tokenizer, cycle.validation)

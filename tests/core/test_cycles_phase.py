@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 
 from forge_assets.gates import gates_for
 from tests.core.small_cycles import made, parent
-from training_core.evaluation.intervals import Estimate
+from training_core.evaluation.harm import BAKES, HarmLimits
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking import context as material
 from training_core.phases.p6_baking import phase
-from training_core.phases.p6_baking.context import HARM_FAMILY, HARM_TEXT, harmful
+from training_core.phases.p6_baking.context import harmful
 from training_core.phases.p6_baking.exhibit import BakedExhibit
+from training_core.record import Estimate
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import write_bundle
 
@@ -69,7 +70,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
     measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
     for gate in gates_for("baked_model", "nano"):
         assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
-    assert metrics["weakest_effect_low"] == min(prompt["strength"]["low"] for prompt in shown["prompts"])
+    assert metrics["weakest_effect_low"] == min(prompt["strength_first"]["low"] for prompt in shown["prompts"])
     assert metrics["prompted_over_baked_high"] == max(
         metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
     )
@@ -92,7 +93,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dic
 
 def test_a_turn_bakes_one_teacher_further_and_stacking_is_measured_on_it(small_data: dict[str, Path]) -> None:
     reporter = _Heard()
-    product = made(small_data, reporter, None, max_iterations=3, max_turn=2, last_strength=0.9,
+    product = made(small_data, reporter, None, max_iterations=3, max_turn=2, strength_last=0.9,
                    strength_schedule="linear", seed=3)  # fmt: skip
     metrics, shown = product.metrics, product.exhibits["baked"]
     first, second, third = shown["timeline"]
@@ -124,7 +125,7 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
     small_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit that nothing keeps: bits per byte a tenth lower than the parent's."""
-    monkeypatch.setattr(material, "HARM_TEXT", 0.9)
+    monkeypatch.setattr(material, "BAKES", HarmLimits(text_ratio=0.9, accuracy_drop=0.03))
     product = made(small_data, SilentReporter(), None)
     metrics, shown = product.metrics, product.exhibits["baked"]
     assert [step["kept"] for step in shown["timeline"]] == [False, False]
@@ -157,10 +158,10 @@ def test_a_cycle_that_has_nothing_to_bake_has_plateaued_at_its_first_step(small_
 
 
 def test_the_limits_of_harm() -> None:
-    assert harmful({"text_ratio": HARM_TEXT, "family": "lists", "family_drop": HARM_FAMILY}) == ""
+    assert harmful({"text_ratio": BAKES.text_ratio, "family": "lists", "family_drop": BAKES.accuracy_drop}) == ""
     assert "1.0101 of the parent's" in harmful({"text_ratio": 1.0101, "family": "lists", "family_drop": 0.0})
     assert "family lists fell by up to 0.031" in harmful(
-        {"text_ratio": 1.0, "family": "lists", "family_drop": HARM_FAMILY + 0.001}
+        {"text_ratio": 1.0, "family": "lists", "family_drop": BAKES.accuracy_drop + 0.001}
     )
 
 

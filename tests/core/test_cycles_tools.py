@@ -146,7 +146,7 @@ def test_what_was_not_resolved_is_shown_with_the_prompt_and_the_sandboxs_reply(
 
 def test_what_was_resolved_is_learned_as_it_was_written(cycle: ToolCycle) -> None:
     """The first instance is repaired at the second attempt, the second one at none."""
-    first, second, *others = cycle.instances("train", 2 + 2, cycle.material.config.seed + 1)
+    first, second, *others = cycle.instances("train", 2 + 2, cycle.material.config.training.seed + 1)
     wrong = str(wrong_edit(first))
     scripts = {
         cycle.prompt + instance_text(first): (wrong, gold_text(first)),
@@ -167,7 +167,7 @@ def test_what_was_resolved_is_learned_as_it_was_written(cycle: ToolCycle) -> Non
 
 def test_a_demonstrations_reply_is_the_sandboxs_whatever_it_is(cycle: ToolCycle, sandbox: Sandbox) -> None:
     cycle.material.context._sandbox = Contrary(sandbox)  # type: ignore[assignment]
-    instances = cycle.instances("train", 2 + 2, cycle.material.config.seed + 1)
+    instances = cycle.instances("train", 2 + 2, cycle.material.config.training.seed + 1)
     scripts = {cycle.prompt + instance_text(instances[0]): (gold_text(instances[0]),)}
     lesson = cycle._lesson(0, model_that_writes(cycle, scripts))["examples"]
     for instance, (_, completion, learned) in zip(instances, lesson, strict=True):
@@ -242,8 +242,8 @@ def test_replies_in_trajectories_are_the_tools_and_nothing_else_is(cycle: ToolCy
     """Right and wrong repairs, one that does not apply, and one that is no repair, all drawn at temperature 1."""
     config = cycle.material.config
     instances = [
-        *cycle.instances("train", config.num_trajectories, config.seed + 1001),
-        *cycle.instances("validation", 2 * config.held_out_trajectories, config.seed + 2001),
+        *cycle.instances("train", config.strength.num_trajectories, config.training.seed + 1001),
+        *cycle.instances("validation", 2 * config.strength.held_out_trajectories, config.training.seed + 2001),
     ]
     written = {
         0: ((gold_text(instances[0]),), (gold_text(instances[0]), OK)),
@@ -298,7 +298,7 @@ def test_attempts_are_greedy_unless_they_are_drawn(small_data: dict[str, Path], 
         with torch.no_grad():
             likeliest = inference_copy(model)(torch.tensor([ids[:-1]])).logits[0].argmax(-1)
         assert completion == tuple(likeliest[-len(completion) :].tolist())
-        assert len(completion) == cycle.material.config.repair_tokens
+        assert len(completion) == cycle.material.config.lessons.repair_tokens
     assert greedy != drawn
 
 
@@ -317,8 +317,8 @@ def test_instances_are_as_hard_as_configured(small_data: dict[str, Path], sandbo
         made = [i for split in ("train", "validation", "test") for i in cycle.instances(split, 40, 3)]
         functions = [node for i in made for node in ast.walk(ast.parse(i.source)) if isinstance(node, ast.FunctionDef)]
         assert [*cycle.validation] == make_instances(
-            "validation", 3, cycle.material.config.seed, most_lines=cycle.material.config.repair_lines,
-            num_names=cycle.material.config.repair_names,
+            "validation", 3, cycle.material.config.training.seed, most_lines=cycle.material.config.lessons.repair_lines,
+            num_names=cycle.material.config.lessons.repair_names,
         )  # fmt: skip
         return max(i.source.count("\n") for i in made), {arg.arg for f in functions for arg in f.args.args}
 

@@ -14,12 +14,13 @@ from training_core.data.packing import TokenStream
 from training_core.data.task_bank import Task
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.baselines import counting_baselines
-from training_core.evaluation.held_out import cut_windows, open_suite
+from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.intervals import rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
 from training_core.evaluation.probes import causality_violations, non_finite_weights, streaming_error
 from training_core.evaluation.suite import compare_counts, measure_bundle
+from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.core.small_cycles import parent
 from tests.core.test_character_council import question
+from tests.oracles.average_linkage import clusterings
 from training_core.data.tokenizer import load_tokenizer
 from training_core.nn.svf import P_START, ScaledLinear, SVFModel
 from training_core.phases.p7_experts.discovery import Discovery, Step, average_linkage, discover
@@ -104,19 +105,27 @@ def test_a_profile_holds_the_likelihoods_and_leaves_the_model_alone(scalable: SV
     assert measured.directions().norm(dim=1).tolist() == pytest.approx([1.0] * 4, rel=1e-12)
 
 
-def test_average_linkage_against_scipy() -> None:
-    """On 30 random distances, each number of clusters; scipy's labels name the same groups."""
+def test_average_linkage_is_that_of_the_definition() -> None:
+    """On 30 random distances, each number of clusters; scipy's own labels name the same groups."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         above = torch.rand(9, 9, generator=generator, dtype=torch.float64).triu(1)
         distance = above + above.T
         ours = average_linkage(distance)
         joined = linkage(squareform(distance.numpy()), "average")
+        assert ours == clusterings(distance.tolist())
         assert [len(clusters) for clusters in ours] == list(range(9, 0, -1))
         for clusters in ours:
             labels = fcluster(joined, len(clusters), "maxclust")
             groups = {frozenset(f for f in range(9) if labels[f] == label) for label in set(labels)}
             assert {frozenset(cluster) for cluster in clusters} == groups
+
+
+def test_average_linkage_of_one_family_and_of_a_distance_table_with_rounding_errors() -> None:
+    """Cosines of computed directions are not quite symmetric, and 1 - cosine can be just below 0."""
+    assert average_linkage(torch.zeros(1, 1)) == [[[0]]]
+    distance = torch.tensor([[0.0, -1e-16, 0.5], [1e-17, 1e-16, 0.5], [0.5, 0.5, 1.0]], dtype=torch.float64)
+    assert average_linkage(distance) == [[[0], [1], [2]], [[0, 1], [2]], [[0, 1, 2]]]
 
 
 def test_gains_by_hand() -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tests.core.test_character_council import question
 from training_core.data.tokenizer import load_tokenizer
-from training_core.evaluation.held_out import Windows, open_suite
+from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import Expert, SVFModel
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary

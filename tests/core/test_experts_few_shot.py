@@ -52,7 +52,7 @@ def test_every_round_is_what_the_definition_says() -> None:
         asked.append(weights_K.tolist())
         return float(round(3 * float(weights_K[0]))), float(round(4 * float(weights_K[1] - weights_K[0])))
 
-    found = cross_entropy_method(coarse, 2, FewShotConfig(few_shot_rounds=4), seeded(3))
+    found = cross_entropy_method(coarse, 2, FewShotConfig(rounds=4), seeded(3))
     draws = seeded(3)
     mean, std, best = np.full(2, 0.5), np.full(2, 0.5), np.full(2, 0.5)
     expected: list[list[float]] = []
@@ -101,7 +101,7 @@ def test_the_expert_that_helps_is_turned_up_and_the_one_that_harms_down(tokenize
     good, bad = (
         Expert.of({name: 1 - sign * step_R for name, step_R in steps.items()}, scalable.singular) for sign in (1, -1)
     )
-    found = few_shot_weights(scalable, [bad, good], shots, FewShotConfig(few_shot_rounds=3), seeded())
+    found = few_shot_weights(scalable, [bad, good], shots, FewShotConfig(rounds=3), seeded())
     assert found.weights_K[0] < 0.1
     assert found.weights_K[1] > 0.9
     assert all(layer.multipliers is None for layer in scalable.layers.values())
@@ -114,6 +114,6 @@ def test_the_expert_that_helps_is_turned_up_and_the_one_that_harms_down(tokenize
 
 def test_a_search_without_a_spread_is_refused() -> None:
     with pytest.raises(ValueError, match="got 3 experts and 1 elites: raise few_shot_population"):
-        cross_entropy_method(near, 3, FewShotConfig(few_shot_population=8), seeded())
+        cross_entropy_method(near, 3, FewShotConfig(population=8), seeded())
     with pytest.raises(ValueError, match="got 0 experts"):
         cross_entropy_method(near, 0, FewShotConfig(), seeded())

@@ -17,14 +17,14 @@ import torch
 from tests.core.test_experts_evaluator import evaluator, some
 from training_core.phases.p7_experts.evaluator import Evaluator, Latency, Measured
 from training_core.phases.p7_experts.genome import Composition, Structure
-from training_core.phases.p7_experts.nsga2 import Nsga2, RandomSearch
+from training_core.phases.p7_experts.nsga2 import Nsga2, RandomSearch, replay
 from training_core.phases.p7_experts.pareto import Floats, non_dominated
 from training_core.phases.p7_experts.search import SearchConfig, SearchResult, knee_of, search, starting_population
 from training_core.reporting import SilentReporter
 
 SEEDS = (1, 2, 3)
 NO_CONSTRAINTS = np.zeros((50, 0))
-SMALL = SearchConfig(search_population=6, search_generations=3, search_seeds=2, search_seed=5)
+SMALL = SearchConfig(population=6, generations=3, seeds=2, seed=5)
 
 
 def zdt1(genomes: Floats) -> Floats:
@@ -36,15 +36,20 @@ def zdt1(genomes: Floats) -> Floats:
 
 
 def driven(seed: int, generations: int, broken_at: int | None = None) -> Nsga2:
-    """Our driver, made anew from its stored state behind one generation."""
+    """Our driver, made anew behind one generation and replayed up to it."""
     method = Nsga2(30, 2, 0, 50, seed)
     for generation in range(generations):
         if generation == broken_at:
-            arrays, document = method.state()
-            method = Nsga2(30, 2, 0, 50, seed + 100)
-            method.restore({k: v.copy() for k, v in arrays.items()}, json.loads(json.dumps(document)))
+            method = Nsga2(30, 2, 0, 50, seed)
+            replay(method, generation, lambda genomes: (zdt1(genomes), NO_CONSTRAINTS))
         method.tell(zdt1(method.ask()), NO_CONSTRAINTS)
     return method
+
+
+def living(method: Nsga2, what: str) -> Floats:
+    """Genomes (X), objectives (F) or constraints (G) of the population that survived."""
+    values: Floats = method._algorithm.pop.get(what)
+    return values
 
 
 @pytest.mark.parametrize("broken_at", [None, 1, 17])
@@ -53,33 +58,35 @@ def test_our_steps_are_those_of_pymoo_to_the_bit(broken_at: int | None) -> None:
     from pymoo.optimize import minimize
     from pymoo.problems import get_problem
 
-    found = driven(1, 40, broken_at).state()[0]
+    found = driven(1, 40, broken_at)
     expected = minimize(get_problem("zdt1"), NSGA2(pop_size=50), ("n_gen", 40), seed=1, verbose=False).pop
-    assert np.array_equal(found["X"], expected.get("X"))
-    assert np.array_equal(found["F"], expected.get("F"))
+    assert np.array_equal(living(found, "X"), expected.get("X"))
+    assert np.array_equal(living(found, "F"), expected.get("F"))
 
 
 def test_zdt1_is_solved_as_well_as_pymoo_is_known_to() -> None:
     """50 x 100 evaluations reach .7866 on average over three seeds (reference point 1.1, 1.1); the front has .8762."""
     from pymoo.indicators.hv import HV
 
-    volumes = [HV(ref_point=np.array([1.1, 1.1]))(driven(seed, 100).state()[0]["F"]) for seed in SEEDS]
+    volumes = [HV(ref_point=np.array([1.1, 1.1]))(living(driven(seed, 100), "F")) for seed in SEEDS]
     assert float(np.mean(volumes)) == pytest.approx(0.7866, abs=0.02)
 
 
 def test_what_is_not_feasible_never_lives_on_beside_enough_that_is() -> None:
     """Objectives that were not measured are NaN; the constraint decides."""
-    method = Nsga2(30, 2, 1, 50, 1)
-    for _ in range(12):
-        genomes = method.ask()
+
+    def answer(genomes: Floats) -> tuple[Floats, Floats]:
         objectives, constraints = zdt1(genomes), 0.5 - genomes[:, 1:2]
         objectives[constraints[:, 0] > 0] = float("nan")
-        method.tell(objectives, constraints)
-    arrays, document = method.state()
-    assert (arrays["G"] <= 0).all()
-    assert np.isfinite(arrays["F"]).all()
-    again = Nsga2(30, 2, 1, 50, 9)
-    again.restore(arrays, document)
+        return objectives, constraints
+
+    method = Nsga2(30, 2, 1, 50, 1)
+    for _ in range(12):
+        method.tell(*answer(method.ask()))
+    assert (living(method, "G") <= 0).all()
+    assert np.isfinite(living(method, "F")).all()
+    again = Nsga2(30, 2, 1, 50, 1)
+    replay(again, 12, answer)
     assert np.array_equal(method.ask(), again.ask())
 
 
@@ -91,7 +98,7 @@ def test_genomes_that_mean_the_same_do_not_live_twice() -> None:
     method = Nsga2(6, 2, 0, 50, 1, start, coarse)
     for _ in range(3):
         method.tell(zdt1(method.ask()), NO_CONSTRAINTS)
-    assert len(np.unique(coarse(method.state()[0]["X"]), axis=0)) == 50
+    assert len(np.unique(coarse(living(method, "X")), axis=0)) == 50
 
 
 def test_where_mating_finds_nothing_new_random_genomes_are_asked_for() -> None:
@@ -103,7 +110,7 @@ def test_where_mating_finds_nothing_new_random_genomes_are_asked_for() -> None:
         assert genomes.shape == (10, 6)
         method.tell(zdt1(genomes), np.zeros((10, 0)))
     again = Nsga2(6, 2, 0, 10, 1, None, lambda genomes: genomes[:, :1] * 0)
-    again.restore(*method.state())
+    replay(again, 3, lambda genomes: (zdt1(genomes), np.zeros((10, 0))))
     genomes = method.ask()
     assert np.array_equal(genomes, again.ask())
     assert len(np.unique(genomes, axis=0)) == 10
@@ -111,16 +118,14 @@ def test_where_mating_finds_nothing_new_random_genomes_are_asked_for() -> None:
 
 def test_random_search_goes_on_with_its_numbers() -> None:
     start = np.zeros((3, 4))
-    whole, first = RandomSearch(start, 1), RandomSearch(start, 1)
+    whole = RandomSearch(start, 1)
     drawn = []
     for _ in range(3):
         drawn.append(whole.ask())
         whole.tell(NO_CONSTRAINTS, NO_CONSTRAINTS)
     assert np.array_equal(drawn[0], start)
-    first.ask()
-    first.tell(NO_CONSTRAINTS, NO_CONSTRAINTS)
-    second = RandomSearch(start, 77)
-    second.restore(*first.state())
+    second = RandomSearch(start, 1)
+    replay(second, 1, lambda _: (NO_CONSTRAINTS, NO_CONSTRAINTS))
     assert np.array_equal(second.ask(), drawn[1])
     assert np.array_equal(second.ask(), drawn[2])
 
@@ -269,14 +274,14 @@ def test_a_killed_search_ends_as_an_undisturbed_one(
 
 
 def test_latencies_go_on_and_another_search_does_not(small_data: dict[str, Path], tmp_path: Path) -> None:
-    config = SMALL.model_copy(update={"search_generations": 1, "search_seeds": 1})
+    config = SMALL.model_copy(update={"generations": 1, "seeds": 1})
     made = evaluator(small_data)
     search(made, config, SilentReporter(), tmp_path / "state")
     other = evaluator(small_data)
     search(other, config, heard := _Heard(), tmp_path / "state")
     assert other.latencies == made.latencies
     assert heard.done == []
-    for changed, identity in ((config.model_copy(update={"search_seed": 9}), ""), (config, "another parent")):
+    for changed, identity in ((config.model_copy(update={"seed": 9}), ""), (config, "another parent")):
         search(evaluator(small_data), changed, heard := _Heard(), tmp_path / "state", identity)
         assert len(heard.done) == 2 * 6
 
@@ -286,13 +291,13 @@ def test_one_expert_can_be_searched(small_data: dict[str, Path]) -> None:
     from training_core.nn.svf import SVFModel
 
     made = evaluator(small_data, experts=experts_for(SVFModel(cognate()), 1))
-    config = SearchConfig(search_population=4, search_generations=2, search_seeds=1)
+    config = SearchConfig(population=4, generations=2, seeds=1)
     assert [run.asked for run in search(made, config, SilentReporter()).runs] == [8, 8]
 
 
 def test_the_defaults_are_five_thousand() -> None:
     config = SearchConfig()
-    assert config.search_population * config.search_generations == 5000
+    assert config.population * config.generations == 5000
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from torch import Tensor
 from tests.core.small_data import SHAPE
 from tests.oracles.singular_value_reference import compose, compose_paper
 from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.int8 import MOST_CODE
 from training_core.nn.svf import (
     LEAST_MULTIPLIER,
-    MOST_CODE,
     P_START,
     SVD,
     Expert,

@@ -290,15 +290,13 @@ def test_impossible_configurations_say_what_to_change(changes: dict[str, object]
 
 def test_true_sizes() -> None:
     """The example shape of the specification constructs and is not 25 M; the forge_25m preset is, within 2 %."""
-    from training_core.nn.cognate import SHAPE_FIELDS
-    from training_core.profiles import preset
+    from training_core.profiles import profile_of
 
     example = CognateConfig(
         d_model=512, num_layers=8, num_heads=8, d_ff=2048, vocab_size=32768, max_seq_len=2048, window=256,
         memory_layers=[1, 4], memory_heads=8, memory_rank=64,
     )  # fmt: skip
-    trunk = preset("forge_25m", "trunk")
-    ours = CognateConfig(vocab_size=6144, **{f: getattr(trunk, f) for f in SHAPE_FIELDS})
+    ours = CognateConfig(vocab_size=6144, **profile_of("forge_25m").trunk.shape.model_dump())
     with torch.device("meta"):
         assert count_parameters(Cognate(example)) == pytest.approx(51.3e6, rel=0.01)
         assert count_parameters(Cognate(ours)) == pytest.approx(25.0e6, rel=0.02)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import optimize, stats
 
+from tests.oracles import student_t
 from training_core.phases.p6_baking.plateau import (
     PlateauConfig,
     Score,
@@ -19,7 +20,6 @@ from training_core.phases.p6_baking.plateau import (
     scatter,
     scores_needed,
     since_new_best,
-    student_cdf,
     student_quantile,
 )
 
@@ -95,12 +95,13 @@ def test_a_score_with_error_zero_among_others_does_not_rule_the_fit() -> None:
     assert line.slope == pytest.approx(known[0], rel=1e-9)
 
 
-def test_student_is_that_of_scipy() -> None:
+def test_student_inverts_the_finite_sums_and_is_that_of_scipy() -> None:
     for degrees in (1, 2, 3, 4, 5, 8, 13, 40):
         for p in (0.5, 0.6, 0.9, 0.975, 0.995, 0.9995):
+            assert student_t.cdf(student_quantile(p, degrees), degrees) == pytest.approx(p, abs=1e-12)
             assert student_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), rel=1e-9, abs=1e-12)
         for t in (-3.0, -0.5, 0.0, 1.0, 12.7):
-            assert student_cdf(t, degrees) == pytest.approx(stats.t.cdf(t, degrees), abs=1e-12)
+            assert student_t.cdf(t, degrees) == pytest.approx(stats.t.cdf(t, degrees), abs=1e-12)
     for wrong in ((0.4, 3), (1.0, 3), (0.9, 0)):
         with pytest.raises(ValueError, match="degree of freedom"):
             student_quantile(*wrong)

@@ -19,6 +19,7 @@ import torch
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.phases.p5_curriculum.dreams import consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
@@ -59,14 +60,14 @@ def answered(right: dict[int, list[bool]]) -> Answered:
 def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> None:
     assert set(METRICS) <= product.metrics.keys()
     assert product.kind == "ternary"
-    assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation_steps * CONFIG.memory_tokens
+    assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation.steps * CONFIG.consolidation.memory_tokens
     shown = product.exhibits["practice"]
     assert [level["level"] for level in shown["levels"]] == list(range(1, 11))
     assert all(level["asked"] == CONFIG.measured_questions for level in shown["levels"])
-    assert len(shown["rounds"]) == CONFIG.rounds
+    assert len(shown["rounds"]) == CONFIG.practice.rounds
     first = shown["rounds"][0]["levels"]
     assert {row["level"] for row in first} == {1, 2}, "an untrained model begins at the first levels"
-    assert sum(row["attempts"] for row in first) == 6 * CONFIG.passes
+    assert sum(row["attempts"] for row in first) == 6 * CONFIG.practice.passes
     assert all(row["shown"] > 0 and row["right_alone"] == 0 for row in first)
     assert [arm["tokens"] for arm in shown["forgetting"]["arms"]] == [0, 14, 14], "equal tokens, exactly"
     assert shown["spend"] == {"usd": 0.0, "frontier_questions": 0, "generator_questions": 120, "note": bank.note}
@@ -93,7 +94,7 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
 
 def test_harm_to_text_hands_the_parent_on(small_data: dict[str, Path], bank: QuestionBank) -> None:
     """At a thousand times the rate every candidate forgets its text; what is stored then is the parent."""
-    violent = CONFIG.model_copy(update={"muon_lr": 1.0, "adamw_lr": 1.0, "rounds": 1, "text_weight": 0.0})
+    violent = nested(CONFIG, **{"muon_lr": 1.0, "adamw_lr": 1.0, "rounds": 1, "text_weight": 0.0})
     product = practise(small_data, bank, violent)
     assert product.metrics["handed_on"] == 1.0
     assert product.metrics["worst_passed_level_drop_high"] == 0.0
@@ -155,9 +156,9 @@ def test_a_fall_that_is_foreseen_is_not_exceeded_on_other_questions() -> None:
 
 def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: QuestionBank) -> None:
     with pytest.raises(ValueError, match=r"level 1 has 6 held-out questions and 7 are to be measured"):
-        practise(small_data, bank, CONFIG.model_copy(update={"measured_questions": 7}))
+        practise(small_data, bank, nested(CONFIG, **{"measured_questions": 7}))
     with pytest.raises(ValueError, match=r"level 1 has 6 questions for assessment, and up to 50 may be asked"):
-        practise(small_data, bank, CONFIG.model_copy(update={"most_questions": 50}))
+        practise(small_data, bank, nested(CONFIG, **{"most_questions": 50}))
     without = QuestionBank([q for q in bank.train if q.level != 2], bank.validation, bank.test, 0.0, "")
     with pytest.raises(ValueError, match="level 2 has no questions for training"):
         practise(small_data, without, CONFIG)
@@ -165,7 +166,7 @@ def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: Questi
 
 def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path) -> None:
     """A model that is never right has no group to learn from: the round is made, and teaches nothing."""
-    config = CONFIG.model_copy(update={"rounds": 1, "policy_rounds": 1, "group_size": 2, "questions_per_round": 4})
+    config = nested(CONFIG, **{"rounds": 1, "policy_rounds": 1, "group_size": 2, "questions_per_round": 4})
     product = practise(small_data, bank, config)
     assert len(product.exhibits["practice"]["rounds"]) == 2
     second = product.exhibits["practice"]["rounds"][1]["levels"]
@@ -176,7 +177,7 @@ def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: Questio
 def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: QuestionBank) -> None:
     """The attempts of a question stand together; the reward counts against the others of the same question alone."""
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
-    config = CONFIG.model_copy(update={"group_size": 2})
+    config = nested(CONFIG, **{"group_size": 2})
     with open_sandbox("embedded") as sandbox:
         practice = Practice(small_ternary(320), config, data, bank, ToolBox(sandbox), SilentReporter())
         made = practice.attempt_round(0, [1], grouped=True)
@@ -205,8 +206,8 @@ def test_no_round_reads_the_text_of_another(
         told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
         practice._imitate(0, told[:1])
         practice._imitate(1, told[:1])
-        practice._reinforce(2, told[: CONFIG.group_size])
-    assert len(set(drawn)) == len(drawn) == 3 * CONFIG.steps
+        practice._reinforce(2, told[: CONFIG.practice.group_size])
+    assert len(set(drawn)) == len(drawn) == 3 * CONFIG.training.steps
 
 
 def test_what_another_parent_learned_is_not_taken_over(
@@ -234,7 +235,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(
     small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Killed in the second round of training: the first one's attempts and weights are found again."""
-    config = CONFIG.model_copy(update={"steps": 40})
+    config = nested(CONFIG, **{"steps": 40})
     undisturbed = practise(small_data, bank, config, tmp_path / "a").tensors or {}
     folder = tmp_path_factory.mktemp("bank_again")
     small_bank(folder)

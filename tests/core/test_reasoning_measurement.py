@@ -15,7 +15,7 @@ from tests.core.planted_thinker import LENGTH, cycling_text, planted, true_thoug
 from tests.core.test_models import small
 from tests.core.test_reasoning_thoughts import make_thinker, mix_at_random
 from training_core.data.task_bank import Task, read_tasks
-from training_core.evaluation.held_out import IGNORED, Windows
+from training_core.evaluation.windows import IGNORED, Windows
 from training_core.nn.cognate import Cognate, Trace
 from training_core.phases.p3_quiet_star.assessment import Assessment, assess, helps, leaks, undecodable
 from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector

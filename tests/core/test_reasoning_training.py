@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.core.small_data import SHAPE
 from tests.core.test_reasoning_thoughts import answers, make_thinker, mix_at_random, seeded
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
 from training_core.evaluation.held_out import open_suite
@@ -23,10 +24,11 @@ from training_core.formats.loading import load_latents, load_model
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phase import PhaseContext
 from training_core.phases.p3_quiet_star.bundles import Reasoner, load_reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
 from training_core.phases.p3_quiet_star.objective import PolicyConfig, ThoughtObjective
 from training_core.phases.p3_quiet_star.phase import make_reasoner
-from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning
+from training_core.phases.p3_quiet_star.training import train_reasoning
 from training_core.reporting import Figure, SilentReporter
 from training_core.store.bundle import BundleError, Product, open_bundle, write_bundle
 from training_core.training.loop import TrainingConfig, train
@@ -43,7 +45,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tests.core.test_reasoning_training import TINY, arithmetic, parent
 from training_core.data.batches import TrainingData
-from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning
+from tests.nested import nested
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
+from training_core.phases.p3_quiet_star.training import train_reasoning
 from training_core.reporting import SilentReporter
 torch.set_num_threads(1)
 tokens, task_bank, folder = map(Path, sys.argv[1:4])
@@ -56,7 +60,7 @@ def run(name):
     model = parent()
     torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
     data = TrainingData.open(tokens, task_bank)
-    config = ReasoningConfig(**TINY, reward="information_gain")
+    config = nested(ReasoningConfig, **TINY, reward="information_gain")
     result = train_reasoning(model, config, data, arithmetic(task_bank), Deadly(), folder / f"{name} checkpoint")
     thinkers = {"thoughts": result.thinker, **result.controls}
     tensors = {f"{n}/{k}": v for n, thinker in thinkers.items() for k, v in thinker.state_dict().items()}
@@ -135,7 +139,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     changes: dict[str, object], message: str, small_data: dict[str, Path], tmp_path: Path
 ) -> None:
     data, recorder = TrainingData.open(small_data["tokens"], small_data["task_bank"]), Recorder()
-    config = ReasoningConfig(**(TINY | changes))  # type: ignore[arg-type]
+    config = nested(ReasoningConfig, **(TINY | changes))
     with pytest.raises(ValueError, match=message):
         train_reasoning(parent(), config, data, arithmetic(small_data["task_bank"]), recorder, tmp_path)
     assert recorder.told == []
@@ -143,7 +147,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 
 
 def made(small_data: dict[str, Path], recorder: Recorder, **changes: object) -> Product:
-    config = ReasoningConfig(**(TINY | {"baking_steps": 0, "steps": 2} | changes))  # type: ignore[arg-type]
+    config = nested(ReasoningConfig, **(TINY | {"baking_steps": 0, "steps": 2} | changes))
     suite = open_suite(small_data["evaluation_suite"])
     suite = replace(suite, tasks=tuple(task for task in suite.tasks if task.family == "arithmetic")[:4])
     context = PhaseContext(folders=small_data, suite=suite, reporter=recorder)
@@ -278,7 +282,7 @@ def test_factors_of_the_learning_rates(small_data: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("factor", [1e-6, 1.0])
 def test_model_moves_more_slowly_than_what_thinking_adds(factor: float, small_data: dict[str, Path]) -> None:
-    config = ReasoningConfig(**(TINY | {"baking_steps": 0, "steps": 1, "backbone_lr_factor": factor}))  # type: ignore[arg-type]
+    config = nested(ReasoningConfig, **(TINY | {"baking_steps": 0, "steps": 1, "backbone_lr_factor": factor}))
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     result = train_reasoning(parent(), config, data, [], SilentReporter())
     assert result.baking is None

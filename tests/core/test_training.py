@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
+from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.distillation import distil, distillation_loss
 from training_core.nn.cognate import Cognate, CognateConfig
-from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig, specialise, train_trunk
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
+from training_core.phases.p1_cognate.train import specialise, train_trunk
 from training_core.reporting import Figure, SilentReporter
 from training_core.training.loop import TrainingDivergedError, train
 from training_core.training.objective import next_token_objective
@@ -30,7 +32,9 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from tests.core.small_data import SHAPE, TRAINING
-from training_core.phases.p1_cognate.train import TrunkConfig, train_trunk
+from tests.nested import nested
+from training_core.phases.p1_cognate.config import TrunkConfig
+from training_core.phases.p1_cognate.train import train_trunk
 from training_core.data.batches import TrainingData
 from training_core.reporting import SilentReporter
 torch.set_num_threads(1)
@@ -38,7 +42,7 @@ tokens, tasks, out, checkpoint = map(Path, sys.argv[1:5])
 class Slow(SilentReporter):
     def progress(self, done, total, label):
         print(done, flush=True)
-config = TrunkConfig(**SHAPE, **TRAINING, steps=int(sys.argv[5]), cycles=2, latent_steps=1, num_supervision=2)
+config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=int(sys.argv[5]), cycles=2, latent_steps=1, num_supervision=2)
 model, result = train_trunk(config, TrainingData.open(tokens, tasks), Slow(), checkpoint)
 save_file(model.state_dict(), out)
 """
@@ -89,7 +93,7 @@ class Recorder(SilentReporter):
 def test_training_learns_and_reports(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     recorder = Recorder()
-    config = TrunkConfig(**SHAPE, **TRAINING, steps=60)  # type: ignore[arg-type]
+    config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=60)
     started = time.monotonic()
     model, result = train_trunk(config, data, recorder)
     assert result.tokens == 60 * 4 * 64
@@ -103,9 +107,11 @@ def test_training_learns_and_reports(small_data: dict[str, Path]) -> None:
 
 def test_specialists_differ_from_the_trunk_and_from_each_other(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
-    trunk, _ = train_trunk(TrunkConfig(**SHAPE, **TRAINING, steps=2), data, SilentReporter())  # type: ignore[arg-type]
-    deep = VariantConfig(**TRAINING, steps=2, latent_steps=1, num_supervision=2, halt_threshold=0.5, arithmetic_share=1)  # type: ignore[arg-type]
-    plain = VariantConfig(**TRAINING, steps=2)  # type: ignore[arg-type]
+    trunk, _ = train_trunk(nested(TrunkConfig, **SHAPE, **TRAINING, steps=2), data, SilentReporter())
+    deep = nested(
+        VariantConfig, **TRAINING, steps=2, latent_steps=1, num_supervision=2, halt_threshold=0.5, arithmetic_share=1
+    )  # type: ignore[arg-type]
+    plain = nested(VariantConfig, **TRAINING, steps=2)
     reasoning, result = specialise(trunk, "reasoning", deep, data, SilentReporter())
     speed, _ = specialise(trunk, "speed", plain, data, SilentReporter())
     assert result.optimizer_steps == 4
@@ -118,7 +124,7 @@ def test_specialists_differ_from_the_trunk_and_from_each_other(small_data: dict[
 
 def test_divergence_is_an_error(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
-    config = TrunkConfig(**SHAPE, **TRAINING, steps=20, muon_lr=1e30, adamw_lr=1e30)  # type: ignore[arg-type]
+    config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=20, muon_lr=1e30, adamw_lr=1e30)
     with pytest.raises(TrainingDivergedError, match="lower muon_lr"):
         train_trunk(config, data, SilentReporter())
 
@@ -126,7 +132,7 @@ def test_divergence_is_an_error(small_data: dict[str, Path]) -> None:
 def test_sequence_longer_than_the_model_is_an_error(small_data: dict[str, Path]) -> None:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     with pytest.raises(ValueError, match="seq_len = 65 exceeds max_seq_len = 64"):
-        train_trunk(TrunkConfig(**SHAPE, **TRAINING | {"seq_len": 65}, steps=1), data, SilentReporter())  # type: ignore[arg-type]
+        train_trunk(nested(TrunkConfig, **SHAPE, **TRAINING | {"seq_len": 65}, steps=1), data, SilentReporter())
 
 
 def test_objective_by_hand() -> None:
@@ -202,7 +208,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
     """Two runs of five steps: the learning rate falls over all ten, each begins with a warm-up of its own, and no batch
     comes twice."""
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
-    config = TrunkConfig(**SHAPE, **TRAINING | {"warmup_fraction": 0.4, "decay_fraction": 1.0}, steps=5)
+    config = nested(TrunkConfig, **SHAPE, **TRAINING | {"warmup_fraction": 0.4, "decay_fraction": 1.0}, steps=5)
     factors: list[list[float]] = []
     batches: list[bytes] = []
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.core.small_data import SHAPE, TRAINING
+from tests.nested import dotted
 from training_core.__main__ import main
 from training_core.phase import DATA
 from training_core.registry import PHASES
@@ -38,9 +39,8 @@ sys.exit(main(sys.argv[1:]))
 
 def arguments(data: dict[str, Path], out: Path, model: str = "trunk", **values: object) -> list[str]:
     given = [f"--data={name}={data[name]}" for name in DATA]
-    fields = [
-        f"--set={name}={json.dumps(value)}" for name, value in (SMALL | values if model == "trunk" else values).items()
-    ]
+    wanted = dotted(PHASES[model].config, SMALL | values if model == "trunk" else values)
+    fields = [f"--set={name}={json.dumps(value)}" for name, value in wanted.items()]
     return [model, *given, *fields, f"--out={out}", f"--checkpoint={out.parent / 'state'}"]
 
 
@@ -63,7 +63,7 @@ def test_the_core_alone_makes_a_complete_bundle(made: Path, small_data: dict[str
     assert (lineage.asset, lineage.phase, lineage.profile) == ("trunk", 1, "nano")
     assert lineage.digest == bundle.digest()
     assert lineage.corpus_digest == digest_folder(small_data["tokens"])
-    assert lineage.config["d_model"] == SHAPE["d_model"]
+    assert lineage.config["shape"]["d_model"] == SHAPE["d_model"]
     assert lineage.metrics["train_optimizer_steps"] == 3
     assert 0 < lineage.metrics["bits_per_byte"] < 16
     assert len(lineage.tasks) == 3
@@ -91,7 +91,7 @@ def test_a_child_is_made_from_the_parents_that_are_given(
     ("values", "message"),
     [
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
-        ({"stepz": 3}, "stepz: Extra inputs are not permitted"),
+        ({"training.stepz": 3}, "there is no value 'training.stepz': did you mean training.steps"),
         ({"seq_len": 4096}, "seq_len = 4096 exceeds max_seq_len = 64"),
     ],
 )

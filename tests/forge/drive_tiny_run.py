@@ -13,7 +13,8 @@ warnings.simplefilter("ignore")
 import dagster as dg  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from forge_assets.freshness import Forge, plan, resolve_config  # noqa: E402
+from forge_assets.freshness import plan, resolve_config  # noqa: E402
+from forge_assets.graph_view import Forge  # noqa: E402
 from forge_assets.run_graph import execute, release_dead_runs, terminal  # noqa: E402
 from forge_resources.model_store import ModelStore  # noqa: E402
 

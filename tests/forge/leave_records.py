@@ -13,7 +13,7 @@ import dagster as dg  # noqa: E402
 import tiny_forge  # noqa: E402
 from dagster._core.definitions.reconstruct import reconstructable  # noqa: E402
 
-from forge_assets.freshness import Forge  # noqa: E402
+from forge_assets.graph_view import Forge  # noqa: E402
 from forge_assets.ledger import collect  # noqa: E402
 from forge_assets.report import html_page  # noqa: E402
 from forge_resources.launcher import Launcher  # noqa: E402

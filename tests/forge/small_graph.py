@@ -17,9 +17,10 @@ from forge_assets.gates import gate_checks as checks_of
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
+from tests.nested import nested
 from training_core.gates import Gate
 from training_core.phase import DATA
-from training_core.phases.p1_cognate.train import TrunkConfig, VariantConfig
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 from training_core.registry import PHASES as GRAPH
 from training_core.store.bundle import Bundle
@@ -30,10 +31,10 @@ SHAPE = {
 }  # fmt: skip
 TRAINING = {"batch_size": 4, "seq_len": 64, "steps": 5, "checkpoint_interval_s": 0.0}
 CONFIGS: dict[str, BaseModel] = {
-    "trunk": TrunkConfig(**SHAPE, **TRAINING),
-    "cognate_reasoning": VariantConfig(**TRAINING, latent_steps=1, num_supervision=2),
-    "cognate_memory": VariantConfig(**TRAINING, needle_share=0.5),
-    "cognate_speed": VariantConfig(**TRAINING, text_share=1.0),
+    "trunk": nested(TrunkConfig, **SHAPE, **TRAINING),
+    "cognate_reasoning": nested(VariantConfig, **TRAINING, latent_steps=1, num_supervision=2),
+    "cognate_memory": nested(VariantConfig, **TRAINING, needle_share=0.5),
+    "cognate_speed": nested(VariantConfig, **TRAINING, text_share=1.0),
     "merged_model": EvolutionConfig(generations=2),
 }
 GATES = tuple(Gate(name, "finite", "non_finite_weights", "at_most", 0, "count") for name in CONFIGS)

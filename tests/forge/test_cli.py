@@ -18,6 +18,8 @@ from forge_instance import REPOSITORY
 from typer.testing import CliRunner
 
 from forge_assets import cli
+from forge_assets.cli.generate import printable
+from forge_assets.cli.run import read_overrides
 from forge_assets.services import Service, ServiceError, require_free_port, serve, services
 from forge_resources.model_store import ModelStore, measurements_digest
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -213,7 +215,7 @@ def test_generating_needs_one_model_and_a_file_cannot_think(artifact: Path) -> N
 
 
 def test_thoughts_are_shown_on_one_line() -> None:
-    assert cli._printable("é a\n\t\x1b[2J\u2028") == "é a\\n\\t\\x1b[2J\\u2028"
+    assert printable("é a\n\t\x1b[2J\u2028") == "é a\\n\\t\\x1b[2J\\u2028"
 
 
 def test_unknown_profile_lists_the_three(home: Path) -> None:
@@ -251,17 +253,17 @@ def test_run_refuses_a_wrong_configuration_and_a_missing_parent(home: Path, tmp_
 def test_configuration_files(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("trunk: {steps: 4}\n")
-    assert cli._overrides(path) == {"trunk": {"steps": 4}}
+    assert read_overrides(path) == {"trunk": {"steps": 4}}
     path.write_text("ops: {trunk: {config: {steps: 4}}}\n")
-    assert cli._overrides(path) == {"trunk": {"steps": 4}}
+    assert read_overrides(path) == {"trunk": {"steps": 4}}
     path.write_text("- 3\n")
     with pytest.raises(ValueError, match="must map assets"):
-        cli._overrides(path)
+        read_overrides(path)
     path.write_text("a: [\n")
     with pytest.raises(ValueError, match="not valid YAML"):
-        cli._overrides(path)
+        read_overrides(path)
     with pytest.raises(ValueError, match="cannot be read"):
-        cli._overrides(tmp_path / "none.yaml")
+        read_overrides(tmp_path / "none.yaml")
 
 
 def test_doctor_answers(tmp_path: Path) -> None:

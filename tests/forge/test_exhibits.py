@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from forge_assets.checks import asset_checks
 from forge_assets.factory import phase_asset
-from forge_assets.freshness import Forge
+from forge_assets.graph_view import Forge
 from forge_assets.ledger import collect
 from forge_assets.report import exhibits, html_page
 from forge_assets.report.components.interval_chart import Interval, interval_chart
@@ -28,12 +28,13 @@ from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from forge_resources.tracking import MlflowTracking
 from tests.core.small_data import SHAPE, make_small_data
+from tests.nested import nested
 from training_core.evaluation.held_out import open_suite
 from training_core.gates import Gate
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phase import PhaseContext
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.phase import make_reasoner
-from training_core.phases.p3_quiet_star.training import ReasoningConfig
 from training_core.store.bundle import Lineage, Product, write_bundle, write_measurements
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
@@ -385,7 +386,8 @@ def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> N
     tasks = [task for task in suite.tasks if task.family == "arithmetic"]
     torch.manual_seed(0)
     parent = Cognate(CognateConfig(vocab_size=320, **SHAPE))
-    config = ReasoningConfig(
+    config = nested(
+    ReasoningConfig,
         num_thoughts=2, min_length=1, max_length=3, mixing_heads=4, positions_per_sequence=4, true_tokens=2, steps=2,
         batch_size=2, seq_len=32, baking_steps=0, measured_windows=2,
     )  # fmt: skip

@@ -15,7 +15,8 @@ import torch
 from live_services import wait_for
 from rich.console import Console
 
-from forge_assets.freshness import Forge, plan, resolve_config
+from forge_assets.freshness import plan, resolve_config
+from forge_assets.graph_view import Forge
 from forge_assets.run_graph import Outcome, execute
 from forge_resources.model_store import ModelStore
 from training_core.store.bundle import open_bundle

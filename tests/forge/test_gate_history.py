@@ -13,8 +13,9 @@ from forge_instance import made
 from rich.console import Console
 
 from forge_assets.forge_report import JUNIT, PAGE
-from forge_assets.freshness import Forge, plan, resolve_config
+from forge_assets.freshness import plan, resolve_config
 from forge_assets.gate_history import AssetGates, Entry, collect_gates
+from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
 from forge_assets.report.components.verdict_plot import plot
 from forge_assets.report.history import history_sections

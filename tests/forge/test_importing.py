@@ -13,7 +13,8 @@ from small_graph import materialize, newest
 from typer.testing import CliRunner
 
 from forge_assets.cli import app
-from forge_assets.freshness import Forge, UserError, plan, resolve_config
+from forge_assets.freshness import plan, resolve_config
+from forge_assets.graph_view import Forge, UserError
 from forge_assets.importing import import_bundle
 from forge_resources.gatekeeping import judge_latest
 from forge_resources.model_store import ModelStore

@@ -8,7 +8,8 @@ from forge_instance import Make, failure_text, launch, made, materialize, verdic
 from test_gates_block import BAD, CHECKS, closed, refusal, tick
 
 from forge_assets.checks import asset_checks
-from forge_assets.freshness import Forge, plan, resolve_config
+from forge_assets.freshness import plan, resolve_config
+from forge_assets.graph_view import Forge
 from forge_resources.gatekeeping import judge_latest, override_gate
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore

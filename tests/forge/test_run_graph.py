@@ -17,7 +17,8 @@ import torch
 from forge_instance import Make
 from rich.console import Console
 
-from forge_assets.freshness import Forge, Step, UserError, plan, resolve_config
+from forge_assets.freshness import Step, plan, resolve_config
+from forge_assets.graph_view import Forge, UserError
 from forge_assets.run_graph import Outcome, execute, release_dead_runs, unfinished_run
 from forge_resources.gatekeeping import latest_materialization
 from forge_resources.model_store import ModelStore

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from forge_assets.cli_sandbox import app
+from forge_assets.cli.sandbox import app
 from forge_resources.sandbox import choose, describe, open_sandbox
 from training_core.tasks.sandbox import Limits, SandboxUnavailableError
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from forge_assets.cli_sandbox import app
+from forge_assets.cli.sandbox import app
 from forge_resources.sandbox.conformance import PROBES, Bench, Conformance, Finding, probe
 from training_core.tasks.sandbox import Limits, Outcome, Program, Sandbox, Status, Verdict
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from training_core.nn.cognate import Carry, Cognate
 from training_core.training.loop import Objective, StepResult
+
+
+class DistillationConfig(BaseModel):
+    """How much is learned from a teacher's distribution."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(0.5, ge=0, le=1, description="Weight of the teacher's distribution beside the data")
+    temperature: float = Field(1.0, gt=0, description="Distillation temperature")
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from training_core.distill.divergences import Divergence, divergence, per_position
 from training_core.distill.lora import low_rank
 from training_core.distill.trajectories import SamplingConfig, Trajectory, align, check_trajectories
-from training_core.evaluation.intervals import Estimate, difference_of_rates
+from training_core.evaluation.intervals import difference_of_rates
 from training_core.nn.cognate import Carry, Cognate, check_sequence
+from training_core.record import Estimate
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
 from training_core.store.checkpoint import weights_digest

@@ -13,15 +13,10 @@ from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.packing import TokenStream, encode
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.prompt_baking import TextBatches
-from training_core.training.loop import TrainingConfig
-
-
-class StayingConfig(TrainingConfig, MixConfig):
-    """How many rows there are and how long they are, and the shares of text and tasks among them."""
 
 
 def staying_rows(
-    data: TrainingData, questions: Sequence[str], config: StayingConfig, question_share: float, rows: int
+    data: TrainingData, questions: Sequence[str], mix: MixConfig, seq_len: int, question_share: float, rows: int
 ) -> TextBatches:
     """Rows on which the student must stay as it was: text and tasks by the mix's shares, and questions with answers.
 
@@ -34,9 +29,9 @@ def staying_rows(
     def draw(generator: torch.Generator) -> Tensor:
         parts = []
         if rows > asked:
-            parts.append(data.batch(config, rows - asked, config.seq_len + 1, generator))
+            parts.append(data.batch(mix, rows - asked, seq_len + 1, generator))
         if stream is not None:
-            parts.append(_from_beginnings(stream, asked, config.seq_len + 1, generator))
+            parts.append(_from_beginnings(stream, asked, seq_len + 1, generator))
         return torch.cat(parts)
 
     return draw

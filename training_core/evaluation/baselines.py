@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
-
-if TYPE_CHECKING:
-    from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 
 INTERPOLATION_GRID = tuple(round(0.05 * k, 2) for k in range(1, 20))
 

@@ -7,19 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
 from training_core.data.task_bank import FAMILIES, Task, read_tasks
-from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.baselines import counting_baselines
+from training_core.evaluation.windows import Windows, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
-
-IGNORED = -1
 
 
 class SuiteConfig(BaseModel):
@@ -35,21 +32,6 @@ class SuiteConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens generated to measure the latency")
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Inputs and targets (windows, length); `documents` gives each target's document, IGNORED where there is none."""
-
-    inputs: Tensor
-    targets: Tensor
-    documents: Tensor
-    num_bytes: Tensor
-
-    @property
-    def num_documents(self) -> int:
-        """Documents covered, all of them completely."""
-        return self.num_bytes.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,32 +93,6 @@ def open_suite(folder: Path) -> Suite:
         for split in ("test", "validation")
     )
     return Suite(config, test, validation, tasks, baselines, hasher.hexdigest())
-
-
-def cut_windows(stream: TokenStream, max_tokens: int, length: int) -> Windows:
-    """Windows over the first whole documents that fit `max_tokens`; every token but the first is a target once.
-
-    Raises:
-        ValueError: when not even one document fits.
-    """
-    ends = np.append(stream.starts[1:], stream.num_tokens)
-    count = int((ends <= max_tokens).sum())
-    if count == 0:
-        raise ValueError(
-            f"no held-out document fits {max_tokens} tokens (the first has {int(ends[0])}): raise test_tokens or "
-            "validation_tokens, or split long files into documents"
-        )
-    total = int(ends[count - 1])
-    tokens = torch.from_numpy(stream.window(0, total))
-    owner = torch.from_numpy(np.repeat(np.arange(count), np.diff(np.append(stream.starts[:count], total))))
-    num = -(-(total - 1) // length)
-    pad = num * length - (total - 1)
-    inputs = torch.nn.functional.pad(tokens[:-1], (0, pad), value=END_OF_TEXT_ID)
-    targets = torch.nn.functional.pad(tokens[1:], (0, pad), value=IGNORED)
-    documents = torch.nn.functional.pad(owner[1:], (0, pad), value=IGNORED)
-    shape = (num, length)
-    num_bytes = torch.from_numpy(stream.num_bytes[:count].copy())
-    return Windows(inputs.view(shape), targets.view(shape), documents.view(shape), num_bytes)
 
 
 def _fields(windows: Windows) -> dict[str, Tensor]:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from training_core.record import Estimate
+
 RESAMPLES = 1000
 Z95 = 1.959963984540054
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A measured value with its two-sided 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """As flat metrics: the value under `name`, the ends under `name_low` and `name_high`."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-    def document(self) -> dict[str, float]:
-        """As part of an exhibit."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def resample_weights(num_documents: int, seed: int = 0) -> Tensor:
@@ -41,7 +25,7 @@ def rate(numerator: Tensor, denominator: Tensor) -> Estimate:
     """sum(numerator) / sum(denominator) over documents, with a percentile bootstrap over documents (Efron, 1979)."""
     weights = resample_weights(numerator.shape[0])
     samples = (weights @ numerator.double()) / (weights @ denominator.double())
-    return _estimate(float(numerator.double().sum() / denominator.double().sum()), samples)
+    return percentile_interval(float(numerator.double().sum() / denominator.double().sum()), samples)
 
 
 def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -> Estimate:
@@ -63,6 +47,7 @@ def wilson(successes: int, trials: int) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _estimate(value: float, samples: Tensor) -> Estimate:
-    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+def percentile_interval(value: float, samples: Tensor, tail: float = 0.025) -> Estimate:
+    """A value with the percentiles `tail` and 1 - `tail` of its resamples, (resamples,) float64 (Efron, 1979)."""
+    low, high = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(value, low, high)

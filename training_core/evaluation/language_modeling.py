@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training_core.evaluation.baselines import per_document
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate
 
 

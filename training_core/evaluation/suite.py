@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.evaluation.held_out import Suite, open_suite
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate
+from training_core.evaluation.intervals import difference_of_rates, rate
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
 from training_core.evaluation.probes import (
@@ -21,7 +21,9 @@ from training_core.evaluation.probes import (
     non_finite_weights,
     streaming_error,
 )
+from training_core.evaluation.result import SuiteResult
 from training_core.formats.loading import load_model, parameter_count
+from training_core.record import Estimate, record
 from training_core.reporting import Reporter
 from training_core.store.bundle import Bundle, BundleError
 from training_core.training.device import best_device
@@ -81,9 +83,10 @@ def measure_bundle(
     }
     for family, score in scores.items():
         metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
-    record = _record(counts, suite)
-    metrics |= _compare(bundle, metrics, record, parents)
-    return Measurement(metrics, {family: score.as_dict() for family, score in scores.items()}, record)
+    counted = _record(counts, suite)
+    metrics |= _compare(bundle, metrics, counted, parents)
+    scored = {family: score.as_dict() for family, score in scores.items()}
+    return Measurement(record(SuiteResult, metrics).metrics(), scored, counted)
 
 
 def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Estimate]:

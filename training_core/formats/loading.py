@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from training_core.formats.artifact import read_artifact
 from training_core.formats.ternary_packing import load_packed, unpack_ternary
 from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
 from training_core.nn.stored import require_stored
@@ -27,6 +26,8 @@ def load_model(bundle: Bundle) -> Cognate:
         ValueError: (PackedModelError, ContainerError) when the packed file is damaged.
     """
     if bundle.kind == "compressed":
+        from training_core.formats.artifact import read_artifact  # only a compressed model needs its codec
+
         return read_artifact(_payload(bundle)).model
     if bundle.kind == "ternary":
         config, tensors = unpack_ternary(_payload(bundle))

@@ -88,14 +88,16 @@ class CognateConfig(ShapeConfig):
     vocab_size: int = Field(1024, ge=258, le=65535, description="Tokens, at most 65535 (uint16 shards)")
 
 
-SHAPE_FIELDS = tuple(ShapeConfig.model_fields)
-VARIANT_FIELDS = (
-    "cycles",
-    "latent_steps",
-    "num_supervision",
-    "halt_threshold",
-    "memory_max_lr",
-)  # how a specialist runs the same weights
+class RecursionConfig(BaseModel):
+    """How the same weights are run: recursion, halting, and the speed of the memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cycles: int = Field(1, ge=1, description="T: recursion cycles in one supervision step")
+    latent_steps: int = Field(0, ge=0, description="n: updates of z in a cycle")
+    num_supervision: int = Field(1, ge=1, description="N_sup: supervision steps, each an optimizer step")
+    halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
+    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training_core.nn.int8 import MOST_CODE, encode_rows
+
 PENALTY = 1e-3
-MOST_CODE = 127
 CONVERGED = 1e-5  # largest entry of the gradient at which a fit has ended
 MOST_ITERATIONS = 2000
 
@@ -37,19 +38,17 @@ class Head:
         Raises:
             ValueError: when they are beyond float16.
         """
-        scales_C = weights_CD.abs().amax(1).to(torch.float16)
+        codes_CD, scales_C = encode_rows(weights_CD.double())
         if not bool(torch.isfinite(scales_C).all() and torch.isfinite(biases_C.to(torch.float16)).all()):
             raise ValueError("weights and biases of a head must be finite and at most 65504: raise the penalty")
-        unit_C = scales_C.double().clamp(min=torch.finfo(torch.float16).tiny)
-        codes_CD = (weights_CD.double() / unit_C[:, None] * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE)
-        return cls(codes_CD.to(torch.int8), scales_C, biases_C.to(torch.float16))
+        return cls(codes_CD, scales_C, biases_C.to(torch.float16))
 
     def probabilities(self, y_QD: Tensor) -> Tensor:
         """Of hidden states (prompts, d_model): (prompts, classes) float64."""
         return (y_QD.double() @ self.weights().T + self.biases_C.double()).softmax(1)
 
     def weights(self) -> Tensor:
-        """W (classes, d_model) float64."""
+        """W (classes, d_model) float64."""  # not `decode_rows`, which is float32: a head decides in float64
         return self.codes_CD.double() * (self.scales_C.double() / MOST_CODE)[:, None]
 
     @property

@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_core.nn.cognate import Cognate, effective_weight
-from training_core.nn.ternary import SMALLEST_HALF, inference_copy, quantize_activations
+from training_core.nn.int8 import decode_rows, encode_rows
+from training_core.nn.ternary import inference_copy, quantize_activations
 
 SCALED = ("mlp.gate", "mlp.up", "mlp.down")
 P_START = 0.1  # of [2]; sigmoid(.1) = .525, and the factor makes it a 1
-MOST_CODE = 127
 LEAST_MULTIPLIER = 1e-3  # a mixture of experts further than that from all of them would turn a direction round
 
 Multipliers = Mapping[str, Tensor]  # by matrix: (r,) for every row of a batch, or (rows, r)
@@ -95,14 +95,12 @@ class Expert:
                 )
             its = singular[name]
             deviation_R = its.normalised(m_R.detach().to(its.s_R.device)).cpu() - 1
-            spreads[name] = deviation_R.abs().max().to(torch.float16)
-            unit = spreads[name].float().clamp(min=SMALLEST_HALF)
-            codes[name] = (deviation_R / unit * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE).to(torch.int8)
+            codes[name], spreads[name] = encode_rows(deviation_R)
         return cls(codes, spreads)
 
     def deviations(self) -> dict[str, Tensor]:
         """m - 1 of each matrix, (r,) float32."""
-        return {name: self.spreads[name].float() * code_R.float() / MOST_CODE for name, code_R in self.codes.items()}
+        return {name: decode_rows(code_R, self.spreads[name]) for name, code_R in self.codes.items()}
 
     def multipliers(self) -> dict[str, Tensor]:
         """m of each matrix, (r,) float32."""

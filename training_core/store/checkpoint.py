@@ -1,10 +1,13 @@
-"""Resume points: one safetensors file, replaced atomically, valid only for the configuration that wrote it."""
+"""Resume points: one safetensors file, replaced atomically, valid only for the configuration that wrote it.
+
+A resume point of another fingerprint is not used, and training starts from the beginning. A damaged one is an error:
+writes are atomic and durable, so that damage means a failing disk or a foreign file, which the user must know of.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,30 +17,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training_core.store.atomic import replacing
+
+
+class DamagedCheckpointError(ValueError):
+    """A resume point or a kept result exists but cannot be read; the message names the file and the repair."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(
+            f"{path} is not a readable checkpoint ({reason}): delete it, and what it held is computed again"
+        )
+
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
-    """Write tensors and a JSON-able `state` so that a kill at any moment leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
+    """Write tensors and a JSON-able `state` so that a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        OSError: as the file system raises it; the earlier checkpoint is then still in place.
+    """
     arrays = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(arrays, temporary, metadata={"state": json.dumps(dict(state))})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"state": json.dumps(dict(state))})
 
 
-def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, object]] | None:
-    """The checkpoint, or None when there is none that `fingerprint` wrote (then training starts from the beginning)."""
+def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The checkpoint, or None when there is none that `fingerprint` wrote (then training starts from the beginning).
+
+    Raises:
+        DamagedCheckpointError: when the file exists and is not what `save_checkpoint` writes.
+    """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            if state.get("fingerprint") != fingerprint:
+            state = dict(json.loads(file.metadata()["state"]))
+            if state["fingerprint"] != fingerprint:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
-    except SafetensorError:
-        return None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(path, error) from error
 
 
 def weights_digest(model: nn.Module) -> bytes:
@@ -46,10 +64,14 @@ def weights_digest(model: nn.Module) -> bytes:
 
 
 def tensors_digest(tensors: Mapping[str, Any]) -> bytes:
-    """SHA-256 of named tensors in the order given; whatever else stands among them is left out."""
+    """SHA-256 of the names, types, shapes and values of tensors, whatever order they come in.
+
+    Entries of the mapping that are no tensors are left out.
+    """
     hasher = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
-            hasher.update(name.encode())
-            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            array = tensor.detach().cpu().contiguous()
+            hasher.update(repr((name, str(array.dtype), tuple(array.shape))).encode())
+            hasher.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.digest()

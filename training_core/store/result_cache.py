@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from training_core.reporting import Reporter
-from training_core.store.checkpoint import load_checkpoint, save_checkpoint
+from training_core.store.atomic import write_atomically
+from training_core.store.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 
 
 class ResultCache:
@@ -31,6 +31,7 @@ class ResultCache:
 
         Raises:
             ValueError: when the document is not JSON or holds a number that is not finite.
+            DamagedCheckpointError: when the file exists and cannot be read.
         """
         path = None if self.folder is None else self.folder / f"{name}.json"
         if path is not None and (found := _read(path)) is not None and found["fingerprint"] == self.fingerprint:
@@ -39,13 +40,7 @@ class ResultCache:
         self.reporter.progress(0, 1, name)
         text = json.dumps({"fingerprint": self.fingerprint, "result": compute()}, allow_nan=False)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".partial")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_atomically(path, text)
         self.reporter.progress(1, 1, name)
         result: dict[str, Any] = json.loads(text)["result"]
         return result
@@ -65,11 +60,17 @@ class ResultCache:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file holds, None where there is none or its writer was not this class."""
+    """What a file holds, None where there is none.
+
+    Raises:
+        DamagedCheckpointError: when `ResultCache` did not write what it holds now.
+    """
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) and {"fingerprint", "result"} <= set(found) else None
+    except ValueError as error:
+        raise DamagedCheckpointError(path, error) from error
+    if not isinstance(found, dict) or not {"fingerprint", "result"} <= set(found):
+        raise DamagedCheckpointError(path, "it has no fingerprint and result")
+    return found

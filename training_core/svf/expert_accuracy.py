@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, resample_weights
+from training_core.evaluation.intervals import difference_of_rates, percentile_interval, rate, resample_weights
 from training_core.nn.svf import Expert, SVFModel
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import AskedQuestions
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.question import LEVELS, Question
@@ -58,8 +59,7 @@ def family_drops(before_Q: Tensor, after_Q: Tensor, questions: Sequence[Question
         there = torch.tensor([question.family == family for question in questions])
         fall_q = (before_Q - after_Q)[there].double()
         samples = resample_weights(len(fall_q)) @ fall_q / len(fall_q)
-        low, high = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        drops[family] = Estimate(float(fall_q.mean()), low, high)
+        drops[family] = percentile_interval(float(fall_q.mean()), samples, tail)
     return drops
 
 

@@ -30,7 +30,7 @@ from training_core.nn.cognate import Carry, Cognate
 from training_core.nn.svf import Expert, SVFModel
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
-from training_core.store.checkpoint import weights_digest
+from training_core.store.checkpoint import tensors_digest, weights_digest
 from training_core.tasks.questions.sft_objective import Example, Rows, rows_of
 from training_core.training.device import best_device
 from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
@@ -218,8 +218,7 @@ class DrawNumbers:
 def identity_of(scalable: SVFModel, parts: Sequence[str]) -> str:
     """A digest of the model and of what else determines a training."""
     hasher = hashlib.sha256(weights_digest(scalable.model))
-    for name, layer in scalable.layers.items():  # not in the state dict
-        hasher.update(name.encode() + layer.weight.detach().cpu().contiguous().numpy().tobytes())
+    hasher.update(tensors_digest({name: layer.weight for name, layer in scalable.layers.items()}))  # in no state dict
     hasher.update(canonical_json(list(parts)))
     return hasher.hexdigest()
 

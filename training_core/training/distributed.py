@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from training_core.store.atomic import write_atomically
+
 RENDEZVOUS_HOST = "FORGE_RENDEZVOUS_HOST"  # the first rank's address, where its host name does not resolve elsewhere
 _WAIT_S = 120.0
 _TIMEOUT = timedelta(minutes=30)
@@ -178,9 +180,7 @@ def _meet(meeting: Path, number: int, size: int) -> TCPStore:
     address = meeting / f"address-{step}"
     if number == 0:
         store = TCPStore("0.0.0.0", 0, size, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
-        partial = address.with_suffix(".partial")
-        partial.write_text(f"{os.environ.get(RENDEZVOUS_HOST) or socket.gethostname()} {store.port}")
-        os.replace(partial, address)
+        write_atomically(address, f"{os.environ.get(RENDEZVOUS_HOST) or socket.gethostname()} {store.port}")
         return store
     end = time.monotonic() + _WAIT_S
     while not address.exists():

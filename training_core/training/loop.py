@@ -236,7 +236,7 @@ def _restore(path: Path | None, fingerprint: str, model: nn.Module, optimizer: M
     optimizer.load_state({k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")})
     course = dict(state)
     course.pop("fingerprint")
-    return _Course(**course)  # type: ignore[arg-type]
+    return _Course(**course)
 
 
 def _save(path: Path, fingerprint: str, model: nn.Module, optimizer: MuGrokfast, course: _Course) -> None:

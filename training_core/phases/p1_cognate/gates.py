@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from training_core.evaluation.result import SuiteResult
 from training_core.gates import gate, validity
+from training_core.record import of
+
+SUITE = of(SuiteResult)
 
 GATES = {
     asset: (
@@ -10,7 +14,7 @@ GATES = {
         gate(
             asset,
             "learned",
-            "margin_below_baseline_low",
+            SUITE.margin_below_baseline.low,
             at_least=0.0,
             evidence="Bits per byte below the baseline on test documents, lower bound of the 95 % CI",
             against="the best n-gram baseline",

@@ -7,8 +7,10 @@ from functools import partial
 from training_core.formats.loading import load_latents
 from training_core.nn.cognate import Cognate
 from training_core.phase import Phase, PhaseContext
+from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.gates import GATES
-from training_core.phases.p1_cognate.train import TrunkConfig, Variant, VariantConfig, specialise, train_trunk
+from training_core.phases.p1_cognate.result import CognateResult
+from training_core.phases.p1_cognate.train import Variant, specialise, train_trunk
 from training_core.store.bundle import Product
 from training_core.training.loop import TrainingResult
 
@@ -34,7 +36,9 @@ def _product(context: PhaseContext, model: Cognate, result: TrainingResult) -> P
 def _specialist(variant: Variant, description: str) -> Phase:
     name = f"cognate_{variant}"
     compute = partial(make_specialist, variant)
-    return Phase(name, 1, description, VariantConfig, compute, ("trunk",), gates=GATES[name], parallel=True)
+    return Phase(
+        name, 1, description, VariantConfig, compute, ("trunk",), gates=GATES[name], result=CognateResult, parallel=True
+    )
 
 
 PHASES = (
@@ -45,6 +49,7 @@ PHASES = (
         TrunkConfig,
         make_trunk,
         gates=GATES["trunk"],
+        result=CognateResult,
         parallel=True,
     ),
     _specialist("reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic."),

@@ -1,1 +1,1 @@
-"""Merging models that branched from one trunk: the merge formulas and an evolutionary search over them."""
+"""Phase 2, EvoMerge: linear, SLERP, TIES and DARE merges of the specialists, chosen by an evolution."""

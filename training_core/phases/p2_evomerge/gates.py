@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from training_core.evaluation.result import SuiteResult
 from training_core.gates import claim, gate, validity
+from training_core.phases.p2_evomerge.result import MergeResult
+from training_core.record import of
+
+SUITE = of(SuiteResult)
+RESULT = of(MergeResult)
 
 GATES = {
     "merged_model": (
@@ -10,7 +16,7 @@ GATES = {
         gate(
             "merged_model",
             "not_worse",
-            "bits_per_byte_over_best_parent",
+            RESULT.bits_per_byte_over_best_parent,
             at_most=0,
             evidence="Bits per byte on the validation documents used for selection",
             against="the best parent",
@@ -18,7 +24,7 @@ GATES = {
         gate(
             "merged_model",
             "holds_out",
-            "bits_per_byte_ratio_to_best_parent_high",
+            SUITE.bits_per_byte_ratio_to_best_parent.high,
             at_most=1.02,
             evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI",
             against="the best parent",
@@ -26,7 +32,7 @@ GATES = {
         claim(
             "merged_model",
             "gains",
-            "bits_per_byte_ratio_to_best_parent_high",
+            SUITE.bits_per_byte_ratio_to_best_parent.high,
             at_most=1,
             evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI",
             against="the best parent",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from training_core.evaluation.held_out import Windows
 from training_core.evaluation.language_modeling import measure_windows
-from training_core.nn.cognate import VARIANT_FIELDS, Cognate
+from training_core.evaluation.windows import Windows
+from training_core.nn.cognate import Cognate, RecursionConfig
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig, EvolutionResult, evolve
 from training_core.phases.p2_evomerge.methods import StateDict
 from training_core.reporting import Figure, Reporter
@@ -45,7 +45,7 @@ def merge_cognates(
     )
     reporter.figure("evolution", _figure(result))
     settings = parents[result.champion_settings].config
-    changed = {field: getattr(settings, field) for field in VARIANT_FIELDS}
+    changed = {field: getattr(settings, field) for field in RecursionConfig.model_fields}
     champion = Cognate(trunk.config.model_copy(update=changed))
     champion.load_state_dict(result.champion)
     best_parent = min(result.parents_bits_per_byte.values())

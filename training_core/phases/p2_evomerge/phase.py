@@ -7,6 +7,7 @@ from training_core.phase import Phase, PhaseContext
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 from training_core.phases.p2_evomerge.gates import GATES
 from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
+from training_core.phases.p2_evomerge.result import MergeResult
 from training_core.store.bundle import Product
 
 SPECIALISTS = ("cognate_reasoning", "cognate_memory", "cognate_speed")
@@ -36,6 +37,7 @@ PHASES = (
         make_merged,
         (*SPECIALISTS, "trunk"),
         gates=GATES["merged_model"],
+        result=MergeResult,
         parallel=True,
     ),
 )

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from training_core.data.task_bank import Task
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.held_out import IGNORED, Windows
-from training_core.evaluation.intervals import Estimate
+from training_core.evaluation.windows import IGNORED, Windows
 from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import SIGNALS, Rule, ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import (
@@ -43,6 +42,7 @@ from training_core.phases.p3_quiet_star.measurement import (
 )
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker
 from training_core.phases.p3_quiet_star.worked_solutions import paraphrase
+from training_core.record import Estimate
 from training_core.reporting import Reporter
 
 GREEDY_POSITIONS = 24

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from training_core.evaluation.result import SuiteResult
 from training_core.gates import ABOVE_ZERO, claim, gate, validity
+from training_core.phases.p3_quiet_star.result import ReasoningResult
+from training_core.record import of
+
+SUITE = of(SuiteResult)
+RESULT = of(ReasoningResult)
 
 GATES = {
     "reasoning_model": (
@@ -10,7 +16,7 @@ GATES = {
         gate(
             "reasoning_model",
             "not_worse",
-            "bits_per_byte_ratio_to_best_parent_high",
+            SUITE.bits_per_byte_ratio_to_best_parent.high,
             at_most=1.01,
             evidence="Ratio of bits per byte on test documents with thoughts off, upper bound of the paired 95 % CI",
             against="the merged model",
@@ -18,21 +24,21 @@ GATES = {
         gate(
             "reasoning_model",
             "thoughts_causal",
-            "thought_leaks",
+            RESULT.thought_leaks,
             at_most=0,
             evidence="Thought tokens and logits that changed in any bit after a later token was changed",
         ),
         gate(
             "reasoning_model",
             "decodes",
-            "undecodable_thoughts",
+            RESULT.undecodable_thoughts,
             at_most=0,
             evidence="Measured thoughts that do not decode to text",
         ),
         claim(
             "reasoning_model",
             "thoughts_help",
-            "thought_gain_hard_low",
+            RESULT.thought_gain_hard.low,
             at_least=ABOVE_ZERO,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="the same model with thoughts off",
@@ -40,7 +46,7 @@ GATES = {
         claim(
             "reasoning_model",
             "content",
-            "thought_over_shuffled_hard_low",
+            RESULT.thought_over_shuffled_hard.low,
             at_least=ABOVE_ZERO,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="the thoughts of another position",
@@ -48,7 +54,7 @@ GATES = {
         claim(
             "reasoning_model",
             "beyond_compute",
-            "thought_over_pause_hard_low",
+            RESULT.thought_over_pause_hard.low,
             at_least=ABOVE_ZERO,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="equal compute without content",
@@ -56,7 +62,7 @@ GATES = {
         claim(
             "reasoning_model",
             "reward",
-            "thought_over_random_reward_hard_low",
+            RESULT.thought_over_random_reward_hard.low,
             at_least=ABOVE_ZERO,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="training with a random reward",

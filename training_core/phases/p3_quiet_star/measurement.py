@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
-from training_core.evaluation.intervals import Estimate, rate
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.windows import Windows
 from training_core.nn.branching import Branches
 from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import read_signals
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker
+from training_core.record import Estimate
 
 LN2 = math.log(2)
 HARDEST = 0.1

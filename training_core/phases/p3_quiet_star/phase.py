@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import THOUGHTS, text_ratio
 from training_core.formats.loading import load_latents
 from training_core.nn.cognate import Cognate
 from training_core.phase import Phase, PhaseContext
 from training_core.phases.p3_quiet_star.assessment import assess, helps
 from training_core.phases.p3_quiet_star.bundles import Reasoner, reasoner_document, reasoner_tensors
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.gates import GATES
 from training_core.phases.p3_quiet_star.injection import ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import first_windows, window_signals
 from training_core.phases.p3_quiet_star.report import exhibit
-from training_core.phases.p3_quiet_star.training import ReasoningConfig, train_reasoning, untrained
+from training_core.phases.p3_quiet_star.result import ReasoningResult
+from training_core.phases.p3_quiet_star.training import train_reasoning, untrained
 from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import Product
 from training_core.training.device import best_device
-
-HARM = 1.01
 
 
 def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfig) -> Product:
@@ -29,19 +28,17 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
     Where training made the model worse than its parent without thoughts, by more than 1 % bits per byte on validation
     documents, the parent is handed on with thoughts that do nothing (metric `handed_on` = 1).
     """
-    tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.seed
+    tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.training.seed
     result = train_reasoning(parent, config, context.training, context.tasks, context.reporter, context.checkpoint)
     _draw_curves(result.training.history, context.reporter)
     device = best_device()
     parent.to(device).eval()
     thinker = result.thinker.to(device).eval()
-    before = measure_windows(parent, context.selection.text, batch_size)
-    after = measure_windows(thinker.cognate, context.selection.text, batch_size)
-    harmed = rate(after.nats, before.nats).value > HARM
+    harmed = THOUGHTS.exceeded(text_ratio(thinker.cognate, parent, context.selection.text, batch_size))
     if harmed:
         thinker = untrained(parent, config, tokenizer).to(device).eval()
     validation = first_windows(context.selection.text, config.measured_windows)
-    injector = ThoughtInjector(config)
+    injector = ThoughtInjector(config.injection)
     injector.calibrate(window_signals(thinker.cognate, validation, batch_size))
     chosen_on = first_windows(validation, max(1, config.measured_windows // 2))
     enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)
@@ -91,5 +88,6 @@ PHASES = (
         _make,
         ("merged_model",),
         gates=GATES["reasoning_model"],
+        result=ReasoningResult,
     ),
 )

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.phases.p3_quiet_star.assessment import Assessment
 from training_core.phases.p3_quiet_star.exhibit import (
     Group,

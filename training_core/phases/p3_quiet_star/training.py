@@ -10,47 +10,30 @@ place of thoughts (equal compute), *random reward* has thoughts whose reward is 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.data.batches import MixConfig, TrainingData
+from training_core.data.batches import TrainingData
 from training_core.data.task_bank import ANSWER_CUE, Task
 from training_core.distill.prompt_baking import BakingConfig, BakingMeasure, bake, measure_baking
 from training_core.distill.trajectories import SamplingConfig, Trajectory, sample_continuations
 from training_core.nn.cognate import Cognate, check_sequence
-from training_core.phases.p3_quiet_star.injection import InjectionConfig
+from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.mixing import check_heads
-from training_core.phases.p3_quiet_star.objective import PolicyConfig, ThoughtObjective, check_true_tokens
-from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig, check_length
+from training_core.phases.p3_quiet_star.objective import ThoughtObjective, check_true_tokens
+from training_core.phases.p3_quiet_star.thoughts import Thinker, check_length
 from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, worked_solution
 from training_core.reporting import Reporter
-from training_core.training.loop import TrainingConfig, TrainingResult, step_generator, train
+from training_core.store.checkpoint import weights_digest
+from training_core.training.loop import TrainingResult, step_generator, train
 
 DELIMITERS_LIKE = "---"
 CONTROLS = ("pause", "random reward")
-
-
-class ReasoningConfig(PolicyConfig, InjectionConfig, TrainingConfig, MixConfig):
-    """Thoughts, their training, the baking before it, and how much is measured."""
-
-    baking_steps: int = Field(40, ge=0, description="Steps of baking chains of thought; 0 leaves it out")
-    baking_batch_size: int = Field(8, ge=1, description="Trajectories in a baking step, and half as many rows of text")
-    baking_examples: int = Field(2, ge=1, description="Worked solutions in the prompt that is baked")
-    baking_trajectories: int = Field(
-        64, ge=4, description="Trajectories: half sampled from the prompted model, half worked"
-    )
-    baking_max_tokens: int = Field(32, ge=1, description="Most tokens of a sampled trajectory")
-    backbone_lr_factor: float = Field(
-        0.1, gt=0, le=1, description="Learning rates of the model, in both steps, over those of what thinking adds"
-    )
-    measured_windows: int = Field(64, ge=1, description="Windows of held-out text in which thoughts are measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +67,7 @@ def train_reasoning(
     changes = {"pause": {"content": "pause"}, "random reward": {"reward": "random"}}
     controls = {}
     for name in CONTROLS:
-        own = config.model_copy(update=changes[name])
+        own = config.model_copy(update={"thoughts": config.thoughts.model_copy(update=changes[name])})
         controls[name], _ = _teach(untrained(baked, own, tokenizer), own, data, reporter, checkpoint, name)
     return ReasoningResult(thinker, controls, baking, training)
 
@@ -95,9 +78,9 @@ def untrained(model: Cognate, config: ReasoningConfig, tokenizer: Tokenizer) -> 
     What it adds is drawn from the seed, and is the same for thoughts and for their controls.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        thinker = Thinker(copy.deepcopy(model), config)
-    thinker.initialise_delimiters(tokenizer.encode(DELIMITERS_LIKE).ids, step_generator(config.seed, -1))
+        torch.manual_seed(config.training.seed)
+        thinker = Thinker(copy.deepcopy(model), config.thoughts)
+    thinker.initialise_delimiters(tokenizer.encode(DELIMITERS_LIKE).ids, step_generator(config.training.seed, -1))
     return thinker
 
 
@@ -107,14 +90,15 @@ def check_config(parent: Cognate, config: ReasoningConfig) -> None:
     Raises:
         ValueError: as `train_reasoning`.
     """
-    check_sequence(parent.config, config.seq_len)
-    check_length(parent.config, config)
-    check_heads(parent.config.d_model, config.mixing_heads)
-    check_true_tokens(config.seq_len, config.true_tokens)
-    if config.num_thoughts < 2 and config.reward == "relative":
+    check_sequence(parent.config, config.training.seq_len)
+    check_length(parent.config, config.thoughts)
+    check_heads(parent.config.d_model, config.thoughts.mixing_heads)
+    check_true_tokens(config.training.seq_len, config.thoughts.true_tokens)
+    if config.thoughts.num_thoughts < 2 and config.thoughts.reward == "relative":
         raise ValueError(
-            f"reward = relative compares the thoughts of a position, and num_thoughts = {config.num_thoughts} leaves "
-            "nothing to compare: set num_thoughts to 2 or more, or reward to information_gain"
+            "reward = relative compares the thoughts of a position, and num_thoughts = "
+            f"{config.thoughts.num_thoughts} leaves nothing to compare: "
+            "set num_thoughts to 2 or more, or reward to information_gain"
         )
 
 
@@ -132,31 +116,31 @@ def bake_reasoning(
     when `baking_steps` is 0.
     """
     student = copy.deepcopy(parent)
-    if config.baking_steps == 0:
+    if config.baking.steps == 0:
         return student, None
     tokenizer = Tokenizer.from_str(data.tokenizer_json)
     solvable = [task for task in tasks if task.family != "logic" and worked_solution(task) is not None]
-    draws = torch.randperm(len(solvable), generator=step_generator(config.seed, -2)).tolist()
-    chosen = [solvable[i] for i in draws[: config.baking_examples + 2 * config.baking_trajectories]]
-    prompt = tokenizer.encode(cot_prompt(chosen, config.baking_examples)).ids
-    asked = chosen[config.baking_examples :]
-    sampling = SamplingConfig(max_tokens=config.baking_max_tokens, top_p=config.top_p)
-    trajectories = _trajectories(parent, tokenizer, prompt, asked, sampling, step_generator(config.seed, -3))
+    draws = torch.randperm(len(solvable), generator=step_generator(config.training.seed, -2)).tolist()
+    chosen = [solvable[i] for i in draws[: config.baking.examples + 2 * config.baking.trajectories]]
+    prompt = tokenizer.encode(cot_prompt(chosen, config.baking.examples)).ids
+    asked = chosen[config.baking.examples :]
+    sampling = SamplingConfig(max_tokens=config.baking.max_tokens, top_p=config.thoughts.top_p)
+    trajectories = _trajectories(parent, tokenizer, prompt, asked, sampling, step_generator(config.training.seed, -3))
     half = len(trajectories) // 2
     teaching, held_out = trajectories[:half], trajectories[half:]
     settings = BakingConfig(
-        **{name: getattr(config, name) for name in TrainingConfig.model_fields},
+        **config.training.model_dump(),
         **sampling.model_dump(),
         num_trajectories=len(teaching),
     ).model_copy(
         update={
-            "steps": config.baking_steps,
-            "batch_size": config.baking_batch_size,
-            "muon_lr": config.backbone_lr_factor * config.muon_lr,
-            "adamw_lr": config.backbone_lr_factor * config.adamw_lr,
+            "steps": config.baking.steps,
+            "batch_size": config.baking.batch_size,
+            "muon_lr": config.backbone_lr_factor * config.training.muon_lr,
+            "adamw_lr": config.backbone_lr_factor * config.training.adamw_lr,
         }
     )
-    text = _batches(data, config, max(1, config.baking_batch_size // 2))
+    text = _batches(data, config, max(1, config.baking.batch_size // 2))
     bake(parent, student, prompt, teaching, text, settings, reporter, checkpoint)
     return student, measure_baking(parent, student, prompt, held_out)
 
@@ -190,33 +174,26 @@ def _teach(
 ) -> tuple[Thinker, TrainingResult]:
     """Step 2 on a copy of `thinker`, which stays as the reference of the KL term."""
     learner = copy.deepcopy(thinker)
-    if config.reward == "information_gain":
+    if config.thoughts.reward == "information_gain":
         learner.keep_slow_copy()
-    policy = config.model_dump(include=set(PolicyConfig.model_fields) | set(ThoughtConfig.model_fields))
+    policy = config.thoughts.model_dump()
     result = train(
         learner,
-        ThoughtObjective(config, thinker.requires_grad_(requires_grad=False).eval()),
-        _batches(data, config, config.batch_size),
-        config,
+        ThoughtObjective(config.thoughts, thinker.requires_grad_(requires_grad=False).eval()),
+        _batches(data, config, config.training.batch_size),
+        config.training,
         reporter,
         checkpoint=checkpoint,
         label=label,
-        identity=f"{label}/{config.shares()}/{sorted(policy.items())}/{_digest(thinker)}",
+        identity=f"{label}/{config.mix.shares()}/{sorted(policy.items())}/{weights_digest(thinker).hex()}",
         lr_factors={"cognate.": config.backbone_lr_factor},
     )
     learner.slow = None
     return learner, result
 
 
-def _digest(thinker: Thinker) -> str:
-    hasher = hashlib.sha256()
-    for name, value in sorted(thinker.state_dict().items()):
-        hasher.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return hasher.hexdigest()
-
-
 def _batches(data: TrainingData, config: ReasoningConfig, rows: int) -> Callable[[torch.Generator], Tensor]:
     def draw(generator: torch.Generator) -> Tensor:
-        return data.batch(config, rows, config.seq_len + 1, generator)
+        return data.batch(config.mix, rows, config.training.seq_len + 1, generator)
 
     return draw

@@ -1,1 +1,1 @@
-"""Ternary weights after BitNet b1.58: the quantiser, its trainable modules and the packed file."""
+"""Phase 4, BitNet 1.58-bit: ternary weights, trained through the straight-through estimator."""

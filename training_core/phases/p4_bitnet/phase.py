@@ -5,8 +5,10 @@ from __future__ import annotations
 from training_core.formats.loading import load_latents
 from training_core.formats.ternary_packing import ternary_product
 from training_core.phase import Phase, PhaseContext
+from training_core.phases.p4_bitnet.config import TernaryConfig
 from training_core.phases.p4_bitnet.gates import GATES
-from training_core.phases.p4_bitnet.train import TernaryConfig, settings_of, train_ternary
+from training_core.phases.p4_bitnet.result import TernaryResult
+from training_core.phases.p4_bitnet.train import train_ternary
 from training_core.store.bundle import Product
 
 
@@ -14,7 +16,7 @@ def make_ternary_model(context: PhaseContext, config: TernaryConfig) -> Product:
     """Train the parent's weights as latents of a ternary model."""
     parent = load_latents(context.parents["reasoning_model"])
     model, result = train_ternary(parent, config, context.training, context.reporter, context.checkpoint)
-    return ternary_product(model, settings_of(config), context.training.tokenizer_json, metrics=result.metrics())
+    return ternary_product(model, config.quantization, context.training.tokenizer_json, metrics=result.metrics())
 
 
 PHASES = (
@@ -26,5 +28,7 @@ PHASES = (
         make_ternary_model,
         ("reasoning_model",),
         gates=GATES["ternary_model"],
+        result=TernaryResult,
+        kind="ternary",
     ),
 )

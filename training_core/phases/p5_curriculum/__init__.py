@@ -1,1 +1,1 @@
-"""Phase 5: a curriculum at the edge of what the model can do."""
+"""Phase 5, Curriculum: practice at the edge of what the model can do, then four rules baked in."""

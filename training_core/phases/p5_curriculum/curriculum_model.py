@@ -23,8 +23,8 @@ from torch import Tensor
 
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, BakingMeasure
 from training_core.distill.rehearsal_data import staying_rows
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import RULES as RULES_HARM
+from training_core.evaluation.harm import in_reach, text_ratio
 from training_core.formats.loading import SELF_MODEL
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
@@ -65,9 +65,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-HARM = 1.01  # bits per byte on validation documents over the parent's; a model beyond is not kept
-REACH = 0.1  # accuracy on validation questions at which a level is in reach
-FORGOTTEN = 0.03  # fall at the worst passed level that is foreseen of other questions; beyond is not kept
 STAYING_QUESTIONS = 512
 CONTROLS = 4  # heads that learn from shuffled ranges
 GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
@@ -86,18 +83,18 @@ def make_character(
     Raises:
         ValueError: when a level has fewer held-out questions than are to be asked.
     """
-    require_questions(context.selection.questions, config.questions_per_level)  # before anything is trained
-    context.refuse_unless(partial(require_questions, number=config.questions_per_level))
+    require_questions(context.selection.questions, config.decisions.questions_per_level)  # before anything is trained
+    context.refuse_unless(partial(require_questions, number=config.decisions.questions_per_level))
     parent.to(best_device()).eval()
     round_to_half_(parent)
     character = Character(parent, context, config)
     cache = character.cache
     baked, measures = character.virtues()
     validated = cache.cached("validation", lambda: character.validate(baked))
-    handed_on = validated["text_ratio"] > HARM or validated["foreseen_drop"] > FORGOTTEN
+    handed_on = RULES_HARM.exceeded(validated["text_ratio"], validated["foreseen_drop"])
     model = parent if handed_on else baked
     still = inference_copy(model)
-    answerer = Answerer(still, context.tokenizer, context.tools, config.answer_tokens)
+    answerer = Answerer(still, context.tokenizer, context.tools, config.decisions.answer_tokens)
     heads = cache.cached_tensors("self_model", lambda: character.heads(still))
     controller = character.controller(still, answerer)
     context.fix(model, heads)
@@ -148,8 +145,15 @@ class Character:
         def bake() -> dict[str, Tensor]:
             asked = spread(self.context.train_questions, STAYING_QUESTIONS, self.levels_in_reach)
             stay = [question_text(question) + completion_text(question) for question in asked]
-            rows = max(2, self.config.batch_size // 2)
-            text = staying_rows(self.context.training, stay, self.config, self.config.question_share, rows)
+            rows = max(2, self.config.training.batch_size // 2)
+            text = staying_rows(
+                self.context.training,
+                stay,
+                self.config.mix,
+                self.config.training.seq_len,
+                self.config.rules.question_share,
+                rows,
+            )
             model, measures = bake_rules(
                 self.parent, self.config, self.context.tokenizer, text, self.context.reporter, self.context.checkpoint
             )
@@ -174,27 +178,25 @@ class Character:
         """The levels at which the parent gets a tenth of some validation questions right: what it could forget, and
         where there is something to decide. All levels where there is none."""
         config = self.config
-        asked = first_questions(by_level(self.context.selection.questions), config.questions_per_level)
-        answered = answer_all(self.parent, asked, self.context.tokenizer, self.context.tools, config.answer_tokens)
-        return {"levels": [level for level in asked if answered.accuracy(level).value >= REACH] or list(asked)}
+        asked = first_questions(by_level(self.context.selection.questions), config.decisions.questions_per_level)
+        answered = answer_all(
+            self.parent, asked, self.context.tokenizer, self.context.tools, config.decisions.answer_tokens
+        )
+        return {"levels": in_reach({level: answered.accuracy(level).value for level in asked})}
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
         """What the rules cost on validation text (a ratio) and on validation questions (the fall at the worst passed
         level that they let foresee)."""
-        size = self.context.batch_size
-        nats = [
-            measure_windows(inference_copy(m), self.context.selection.text, size).nats for m in (baked, self.parent)
-        ]
         before, after = self._answers(baked, self.context.selection.questions)
         return {
-            "text_ratio": rate(*nats).value,
-            "foreseen_drop": foreseen_fall(before, after, self.config.target),
+            "text_ratio": text_ratio(baked, self.parent, self.context.selection.text, self.context.batch_size),
+            "foreseen_drop": foreseen_fall(before, after, self.config.decisions.target),
         }
 
     def council(self, answerer: Answerer) -> dict[str, dict[str, Any]]:
         """The council on test questions of the levels in reach."""
-        questions = spread(self.context.report.questions, self.config.council_questions, self.levels_in_reach)
-        return measure_council(answerer, questions, self.config.answer_temperature, self.config.seed)
+        questions = spread(self.context.report.questions, self.config.decisions.council_questions, self.levels_in_reach)
+        return measure_council(answerer, questions, self.config.decisions.answer_temperature, self.config.training.seed)
 
     def controller(self, model: Cognate, answerer: Answerer) -> Controller:
         """The loop, which has learned on validation questions of the levels in reach."""
@@ -202,39 +204,41 @@ class Character:
         def look(questions: Sequence[Question]) -> list[Observation]:
             return observe(model, self.context.tokenizer, questions)
 
-        controller = Controller(answerer, look, self.config, self.config.seed)
+        controller = Controller(answerer, look, self.config.decisions, self.config.training.seed)
         controller.learn(
-            spread(self.context.selection.questions, self.config.ooda_practice_questions, self.levels_in_reach)
+            spread(
+                self.context.selection.questions, self.config.decisions.ooda_practice_questions, self.levels_in_reach
+            )
         )
         return controller
 
     def ooda(self, controller: Controller) -> dict[str, dict[str, Any]]:
         """The loop on test questions of the levels in reach."""
-        questions = spread(self.context.report.questions, self.config.ooda_questions, self.levels_in_reach)
+        questions = spread(self.context.report.questions, self.config.decisions.ooda_questions, self.levels_in_reach)
         return measure_ooda(controller, questions)
 
     def heads(self, model: Cognate) -> dict[str, Tensor]:
         """The self-model, and some that learned from shuffled ranges."""
-        generator = step_generator(self.config.seed, -9_100_000)
-        given = self.context.training.batch(self.config, self.config.self_samples, GIVEN_TOKENS, generator)
-        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        generator = step_generator(self.config.training.seed, -9_100_000)
+        given = self.context.training.batch(self.config.mix, self.config.self_model.samples, GIVEN_TOKENS, generator)
+        samples = draw_samples(model, given, self.config.self_model.tokens, generator)
         told = features(own_logits(model, samples), samples.tokens)
-        head = train_self_model(told, samples.ranges, self.config, self.config.seed)
+        head = train_self_model(told, samples.ranges, self.config.self_model, self.config.training.seed)
         found = self_model_tensors(head)
         for number in range(CONTROLS):
-            ranges = shuffled(samples.ranges, self.config.seed + number)
-            control = train_self_model(told, ranges, self.config, self.config.seed)
+            ranges = shuffled(samples.ranges, self.config.training.seed + number)
+            control = train_self_model(told, ranges, self.config.self_model, self.config.training.seed)
             found |= {f"control {number}/{name}": t for name, t in self_model_tensors(control).items()}
         return found
 
     def temperature(self, model: Cognate, heads: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """All heads and the best possible predictor, on samples that begin with held-out text."""
-        generator = step_generator(self.config.seed, -9_200_000)
+        generator = step_generator(self.config.training.seed, -9_200_000)
         inputs = self.context.report.text.inputs
-        rows = torch.randint(len(inputs), (self.config.self_held_out, 1), generator=generator)
+        rows = torch.randint(len(inputs), (self.config.self_model.held_out, 1), generator=generator)
         places = torch.randint(inputs.shape[1] - GIVEN_TOKENS, (len(rows), 1), generator=generator)
         given = inputs[rows, places + torch.arange(GIVEN_TOKENS)]
-        samples = draw_samples(model, given, self.config.self_tokens, generator)
+        samples = draw_samples(model, given, self.config.self_model.tokens, generator)
         control = [
             {k.removeprefix(f"control {number}/"): t for k, t in heads.items() if k.startswith(f"control {number}/")}
             for number in range(CONTROLS)
@@ -245,7 +249,7 @@ class Character:
     def levels(self, model: Cognate) -> dict[str, float]:
         """Accuracy by level on test questions, of the parent and of what is stored."""
         before, after = self._answers(model, self.context.report.questions)
-        return with_drop(level_metrics(before, after, self.config.target))
+        return with_drop(level_metrics(before, after, self.config.decisions.target))
 
     def _answers(self, model: Cognate, questions: Sequence[Question]) -> tuple[Answered, Answered]:
         """The parent's answers and those of `model`."""
@@ -254,11 +258,11 @@ class Character:
             self.parent,
             model,
             by_level(questions),
-            config.questions_per_level,
-            config.target,
+            config.decisions.questions_per_level,
+            config.decisions.target,
             self.context.tokenizer,
             self.context.tools,
-            config.answer_tokens,
+            config.decisions.answer_tokens,
         )
 
 
@@ -270,8 +274,9 @@ def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
 def _refusal(validated: Mapping[str, float]) -> str:
     return (
         f"with the rules baked, bits per byte on validation text were {validated['text_ratio']:.4f} of the parent's "
-        f"(at most {HARM}), and on other questions accuracy at the worst passed level may fall by up to "
-        f"{validated['foreseen_drop']:.3f} (at most {FORGOTTEN}). The model is the practised one, unchanged."
+        f"(at most {RULES_HARM.text_ratio}), and on other questions accuracy at the worst passed level may fall by up "
+        f"to {validated['foreseen_drop']:.3f} (at most {RULES_HARM.accuracy_drop}). The model is the practised one, "
+        "unchanged."
     )
 
 

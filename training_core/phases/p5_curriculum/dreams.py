@@ -19,18 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
-from training_core.phases.p5_curriculum.practice import (
-    LevelRecord,
-    Practice,
-    PracticeConfig,
-    PracticeResult,
-    examples_of,
-)
+from training_core.phases.p5_curriculum.config import CurriculumConfig
+from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult, examples_of
+from training_core.record import Estimate
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.measurement import Answered, mean_difference
 from training_core.tasks.questions.sft_objective import Example, Memory
@@ -38,18 +32,6 @@ from training_core.training.loop import step_generator
 
 ARMS = ("none", "replay", "dreams")
 Answer = Callable[[Cognate], Answered]
-
-
-class CurriculumConfig(PracticeConfig):
-    """Practice, and the consolidation after it."""
-
-    consolidation_steps: int = Field(20, ge=1, description="Training steps of each arm of the consolidation")
-    consolidation_lr_factor: float = Field(0.3, gt=0, le=1, description="Learning rates there, over those of practice")
-    dream_temperature: float = Field(1.2, gt=0, le=3, description="Temperature of dreams")
-    num_dreams: int = Field(128, ge=1, description="Dreams, and as many memories for replay")
-    memory_tokens: int = Field(96, ge=1, description="Tokens that are rehearsed beside a batch")
-    memory_weight: float = Field(1.0, gt=0, description="Weight of what is rehearsed")
-    measured_questions: int = Field(64, ge=1, description="Questions of each level for comparing models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +81,9 @@ def consolidate(
     base = practice.model
     before = answer(base)
     standing.update({level: (int(before.right(level).sum()), len(before.right(level))) for level in before.attempts})
-    focus = standing.focus(config.focus_levels)
+    focus = standing.focus(config.practice.focus_levels)
     following = [level for level in focus if level in before.attempts] or [max(before.attempts)]
-    made = practice.attempt_round(config.rounds + config.policy_rounds, following)
+    made = practice.attempt_round(config.practice.rounds + config.practice.policy_rounds, following)
     news = [attempt for attempt in made if attempt.right]
     learned = result.right()
     levels = sorted({attempt.question.level for attempt in learned})
@@ -109,14 +91,19 @@ def consolidate(
     past = _distinct([attempt for attempt in learned if attempt.question.level in earlier], config)
     memories = {
         "none": None,
-        "replay": Memory(examples_of(past), config.memory_tokens, config.memory_weight),
-        "dreams": Memory(_dream(practice, past, config), config.memory_tokens, config.memory_weight, _frozen(base)),
+        "replay": Memory(examples_of(past), config.consolidation.memory_tokens, config.consolidation.memory_weight),
+        "dreams": Memory(
+            _dream(practice, past, config),
+            config.consolidation.memory_tokens,
+            config.consolidation.memory_weight,
+            _frozen(base),
+        ),
     }
-    training = config.model_copy(
+    training = config.training.model_copy(
         update={
-            "steps": config.consolidation_steps,
-            "muon_lr": config.muon_lr * config.consolidation_lr_factor,
-            "adamw_lr": config.adamw_lr * config.consolidation_lr_factor,
+            "steps": config.consolidation.steps,
+            "muon_lr": config.training.muon_lr * config.consolidation.lr_factor,
+            "adamw_lr": config.training.adamw_lr * config.consolidation.lr_factor,
         }
     )
     arms: dict[str, Arm] = {}
@@ -129,7 +116,7 @@ def consolidate(
             name,
             model,
             answered,
-            0 if memory is None else config.consolidation_steps * config.memory_tokens,
+            0 if memory is None else config.consolidation.steps * config.consolidation.memory_tokens,
             mean_difference(answered, before, earlier),
             mean_difference(before, answered, following),
         )
@@ -138,17 +125,17 @@ def consolidate(
 
 def _dream(practice: Practice, past: Sequence[Attempt], config: CurriculumConfig) -> list[Example]:
     """The base's own samples at a higher temperature on questions of earlier levels, right or wrong."""
-    answerer = Answerer(inference_copy(practice.model), practice.tokenizer, practice.tools, config.max_tokens)
-    generator = step_generator(config.seed, 2_000_000)
+    answerer = Answerer(inference_copy(practice.model), practice.tokenizer, practice.tools, config.practice.max_tokens)
+    generator = step_generator(config.training.seed, 2_000_000)
     questions = [attempt.question for attempt in past]
-    return examples_of(answerer.attempt(questions, generator, temperature=config.dream_temperature))
+    return examples_of(answerer.attempt(questions, generator, temperature=config.consolidation.dream_temperature))
 
 
 def _distinct(attempts: Sequence[Attempt], config: CurriculumConfig) -> list[Attempt]:
     """At most `num_dreams` attempts, drawn by the seed, no question twice."""
     by_prompt = list({attempt.question.prompt: attempt for attempt in attempts}.values())
-    order = torch.randperm(len(by_prompt), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    return [by_prompt[i] for i in order[: config.num_dreams]]
+    order = torch.randperm(len(by_prompt), generator=torch.Generator().manual_seed(config.training.seed)).tolist()
+    return [by_prompt[i] for i in order[: config.consolidation.num_dreams]]
 
 
 def _frozen(model: Cognate) -> Cognate:

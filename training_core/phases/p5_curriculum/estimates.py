@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from training_core.evaluation.intervals import Estimate, difference_of_rates, wilson
+from training_core.evaluation.intervals import difference_of_rates, wilson
+from training_core.record import Estimate
 
 
 def share(right: Sequence[bool]) -> Estimate:

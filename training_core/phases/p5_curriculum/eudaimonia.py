@@ -66,12 +66,12 @@ def sample_rule(
 ) -> RuleTrajectories:
     """Let the prompted teacher continue situations of both splits; `number` is the rule's place in the order."""
     texts = {
-        "train": situations(rule.name, "train", config.situations_per_rule, config.seed),
-        "held_out": situations(rule.name, "held_out", config.held_out_situations, config.seed),
+        "train": situations(rule.name, "train", config.rules.situations_per_rule, config.training.seed),
+        "held_out": situations(rule.name, "held_out", config.rules.held_out_situations, config.training.seed),
     }
     prefixes = [tokenizer.encode(text).ids for split in texts.values() for text in split]
     prompt = rule_prompt(rule, tokenizer)
-    generator = step_generator(config.seed, -10 - number)
+    generator = step_generator(config.training.seed, -10 - number)
     drawn = sample_continuations(teacher, prompt, prefixes, config.baking(), generator)
     split = len(texts["train"])
     return RuleTrajectories(prompt, tuple(drawn[:split]), tuple(drawn[split:]))

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from training_core.evaluation.result import SuiteResult
 from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
+from training_core.record import of
+
+SUITE = of(SuiteResult)
+CHARACTER = of(CharacterResult)
+PRACTISED = of(PractisedResult)
 
 GATES = {
     "practised_model": (
@@ -11,16 +18,16 @@ GATES = {
         gate(
             "practised_model",
             "keeps_levels",
-            "worst_passed_level_drop_high",
+            PRACTISED.levels.worst_passed_level_drop_high,
             at_most=0.03,
-            evidence="Largest accuracy drop on a passed level (mean over levels if none passed), upper bound, paired 95 % CI",
+            evidence="Largest accuracy drop on a passed level (mean if none is passed), upper bound, paired 95 % CI",
             against="the ternary model",
         ),
         sandbox_holds("practised_model"),
         claim(
             "practised_model",
             "learns",
-            "level_accuracy_gain_low",
+            PRACTISED.levels.level_accuracy_gain.low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy gain on test questions, mean over levels, lower bound of the paired 95 % CI",
             against="the ternary model",
@@ -28,7 +35,7 @@ GATES = {
         claim(
             "practised_model",
             "moves_the_edge",
-            "edge_gain",
+            PRACTISED.levels.edge_gain,
             at_least=1,
             evidence="Increase of the hardest level with at least 75 % accuracy on test questions",
             against="the ternary model",
@@ -36,7 +43,7 @@ GATES = {
         claim(
             "practised_model",
             "dreams_protect",
-            "dreams_over_none_low",
+            PRACTISED.dreams_over_none.low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy retained on earlier levels after learning the next, lower bound, paired 95 % CI",
             against="learning without any rehearsal",
@@ -44,7 +51,7 @@ GATES = {
         claim(
             "practised_model",
             "dreams_beat_replay",
-            "dreams_over_replay_low",
+            PRACTISED.dreams_over_replay.low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy retained on earlier levels at equal token budgets, lower bound of the paired 95 % CI",
             against="plain replay",
@@ -56,16 +63,16 @@ GATES = {
         gate(
             "curriculum_model",
             "keeps_levels",
-            "worst_passed_level_drop_high",
+            CHARACTER.levels.worst_passed_level_drop_high,
             at_most=0.03,
-            evidence="Largest accuracy drop on a passed level (mean over levels if none passed), upper bound, paired 95 % CI",
+            evidence="Largest accuracy drop on a passed level (mean if none is passed), upper bound, paired 95 % CI",
             against="the practised model",
         ),
         sandbox_holds("curriculum_model"),
         claim(
             "curriculum_model",
             "rules_baked",
-            "preference_gain_low",
+            CHARACTER.preferences.preference_gain.low,
             at_least=ABOVE_ZERO,
             evidence="Gain in preference accuracy on test scenario pairs, no prompt, lower bound, paired 95 % CI",
             against="the practised model",
@@ -73,7 +80,7 @@ GATES = {
         claim(
             "curriculum_model",
             "no_regression_in_text",
-            "next_token_accuracy_drop_to_best_parent_high",
+            SUITE.next_token_accuracy_drop_to_best_parent.high,
             at_most=0.01,
             evidence="Drop of next-token accuracy on test documents, upper bound of the paired 95 % CI",
             against="the practised model",
@@ -81,7 +88,7 @@ GATES = {
         claim(
             "curriculum_model",
             "no_regression_in_levels",
-            "level_accuracy_drop_high",
+            CHARACTER.level_accuracy_drop_high,
             at_most=0.01,
             evidence="Drop of mean accuracy over levels on test questions, upper bound of the paired 95 % CI",
             against="the practised model",
@@ -89,7 +96,7 @@ GATES = {
         claim(
             "curriculum_model",
             "council_helps",
-            "council_gain_over_self_consistency_low",
+            CHARACTER.council.council_gain_over_self_consistency.low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="self-consistency",
@@ -97,7 +104,7 @@ GATES = {
         claim(
             "curriculum_model",
             "loop_helps",
-            "ooda_gain_over_direct_low",
+            CHARACTER.loop.ooda_gain_over_direct.low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="direct answering",
@@ -105,7 +112,7 @@ GATES = {
         claim(
             "curriculum_model",
             "knows_its_temperature",
-            "temperature_over_chance_low",
+            CHARACTER.temperature.temperature_over_chance_low,
             at_least=ABOVE_ZERO,
             evidence="Accuracy over ten temperature bins above chance, lower bound of the 95 % CI",
             against="chance",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.phase import Phase
-from training_core.phases.p5_curriculum.config import CharacterConfig
+from training_core.phases.p5_curriculum.config import CharacterConfig, CurriculumConfig
 from training_core.phases.p5_curriculum.curriculum_model import make_character
-from training_core.phases.p5_curriculum.dreams import CurriculumConfig
 from training_core.phases.p5_curriculum.gates import GATES
 from training_core.phases.p5_curriculum.practised_model import make_practised
+from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
 from training_core.store.bundle import Product
 from training_core.tasks.questions.context import QUESTIONED, QuestionContext
 
@@ -33,6 +33,8 @@ PHASES = (
         ("ternary_model",),
         QUESTIONED,
         gates=GATES["practised_model"],
+        result=PractisedResult,
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),
@@ -45,6 +47,8 @@ PHASES = (
         ("practised_model",),
         QUESTIONED,
         gates=GATES["curriculum_model"],
+        result=CharacterResult,
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

@@ -14,52 +14,31 @@ next tokens, or with `text_teacher` what the parent expects of them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.policy_gradient import (
-    PolicyGradientConfig,
     PolicyGradientObjective,
     group_advantages,
 )
 from training_core.phases.p5_curriculum.threads import RoundRecord, Used, advance, open_threads
+from training_core.store.atomic import write_atomically
 from training_core.store.bundle import canonical_json
-from training_core.store.checkpoint import weights_digest
-from training_core.tasks.questions.assessment import AssessmentConfig, isotonic_decreasing
+from training_core.store.checkpoint import DamagedCheckpointError, weights_digest
+from training_core.tasks.questions.assessment import isotonic_decreasing
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.question import LEVELS, Question, normalise_prompt
 from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory
 from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
-
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
-
-
-class PracticeConfig(AssessmentConfig, PolicyGradientConfig, TrainingConfig):
-    """Rounds, attempts and training of the practice. `steps` are those of one round, `batch_size` counts examples, and
-    `seq_len` is the length of the text rows."""
-
-    rounds: int = Field(3, ge=1, description="Rounds of attempts and expert iteration")
-    policy_rounds: int = Field(0, ge=0, description="Rounds of group-relative policy gradient after them")
-    focus_levels: int = Field(3, ge=1, le=10, description="Levels beyond the edge that are practised at once")
-    questions_per_round: int = Field(120, ge=1, description="Questions that a round takes up")
-    passes: int = Field(8, ge=4, description="Attempts at each of them or its variants, in a round")
-    group_size: int = Field(8, ge=2, description="Attempts at one question in a round of policy gradient")
-    attempt_temperature: float = Field(0.7, gt=0, le=2, description="Temperature of attempts in practice")
-    max_tokens: int = Field(24, ge=2, description="Most tokens of a completion, tool output included")
-    text_rows: int = Field(4, ge=1, description="Corpus rows beside a batch of examples")
-    text_weight: float = Field(1.0, ge=0, description="Weight of the corpus rows")
-    text_teacher: bool = Field(
-        False, description="On the corpus rows learn the parent's distribution, not the next token"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +88,13 @@ class Practice:
         ValueError: when a level that is to be practised has no questions.
     """
 
-    def __init__(self, model: Cognate, context: QuestionContext, config: PracticeConfig) -> None:
+    def __init__(self, model: Cognate, context: QuestionContext, config: CurriculumConfig) -> None:
         self.model, self.config, self.data, self.tools = model, config, context.training, context.tools
         self.reporter, self.checkpoint = context.reporter, context.checkpoint
         self.tokenizer = context.tokenizer
-        self._parent = inference_copy(model).requires_grad_(False) if config.text_teacher else None
+        self._parent = inference_copy(model).requires_grad_(False) if config.text.teacher else None
         self._origin = weights_digest(model)
-        self.by_level = {level: _shuffled(context.train_questions, level, config.seed) for level in LEVELS}
+        self.by_level = {level: _shuffled(context.train_questions, level, config.training.seed) for level in LEVELS}
         self._taken = dict.fromkeys(LEVELS, 0)
         self._used = Used({normalise_prompt(question.prompt) for question in context.train_questions}, context.avoided)
 
@@ -125,9 +104,9 @@ class Practice:
         records: list[RoundRecord] = []
         training: list[TrainingResult] = []
         config = self.config
-        for number in range(config.rounds + config.policy_rounds):
-            gradient = number >= config.rounds
-            made = self.attempt_round(number, standing.focus(config.focus_levels), grouped=gradient)
+        for number in range(config.practice.rounds + config.practice.policy_rounds):
+            gradient = number >= config.practice.rounds
+            made = self.attempt_round(number, standing.focus(config.practice.focus_levels), grouped=gradient)
             record = RoundRecord()
             for attempt in made:
                 record.observe(attempt)
@@ -148,8 +127,8 @@ class Practice:
         if kept is not None and (found := _read_attempts(kept, identity)) is not None:
             self._used.prompts |= {normalise_prompt(attempt.question.prompt) for attempt in found}
             return found
-        answerer = Answerer(inference_copy(self.model), self.tokenizer, self.tools, self.config.max_tokens)
-        generator = step_generator(self.config.seed, 1_000_000 + number)
+        answerer = Answerer(inference_copy(self.model), self.tokenizer, self.tools, self.config.practice.max_tokens)
+        generator = step_generator(self.config.training.seed, 1_000_000 + number)
         made = self._groups(answerer, questions, generator) if grouped else self._follow(answerer, questions, generator)
         if kept is not None:
             _write_attempts(kept, identity, made)
@@ -175,13 +154,13 @@ class Practice:
 
     def text(self, generator: torch.Generator) -> torch.Tensor:
         """Rows of the corpus (rows, seq_len + 1)."""
-        return self.data.batch(TEXT_ONLY, self.config.text_rows, self.config.seq_len + 1, generator)
+        return self.data.batch(TEXT_ONLY, self.config.text.rows, self.config.training.seq_len + 1, generator)
 
     def _follow(self, answerer: Answerer, questions: Sequence[Question], generator: torch.Generator) -> list[Attempt]:
         config, record = self.config, RoundRecord()
         threads = open_threads(questions)
         made: list[Attempt] = []
-        for done in range(config.passes):
+        for done in range(config.practice.passes):
             going = [thread for thread in threads if not thread.retired]
             if not going:
                 break
@@ -189,40 +168,46 @@ class Practice:
                 [thread.question for thread in going],
                 generator,
                 hints=[thread.hint for thread in going],
-                temperature=config.attempt_temperature,
+                temperature=config.practice.attempt_temperature,
             )
             for attempt in attempts:
                 record.observe(attempt)
             for thread, attempt in zip(going, attempts, strict=True):
-                advance(thread, attempt, record, self._used, config.seed)
+                advance(thread, attempt, record, self._used, config.training.seed)
             made += attempts
-            self.reporter.progress(done + 1, config.passes, "attempting questions")
+            self.reporter.progress(done + 1, config.practice.passes, "attempting questions")
         return made
 
     def _groups(self, answerer: Answerer, questions: Sequence[Question], generator: torch.Generator) -> list[Attempt]:
-        repeated = [question for question in questions for _ in range(self.config.group_size)]
+        repeated = [question for question in questions for _ in range(self.config.practice.group_size)]
         return answerer.attempt(repeated, generator, temperature=1.0)
 
     def _imitate(self, number: int, right: Sequence[Attempt]) -> TrainingResult:
         """One round of expert iteration."""
-        return self.learn_beside(self.model, f"practice {number}", right, None, self.config, self._part(number))
+        return self.learn_beside(
+            self.model, f"practice {number}", right, None, self.config.training, self._part(number)
+        )
 
     def _reinforce(self, number: int, attempts: Sequence[Attempt]) -> TrainingResult | None:
         """One round of policy gradient; None where every group was all right or all wrong, which teaches nothing."""
         rewards = torch.tensor([float(attempt.right) for attempt in attempts])
-        advantages = group_advantages(rewards.view(-1, self.config.group_size)).flatten()
+        advantages = group_advantages(rewards.view(-1, self.config.practice.group_size)).flatten()
         kept = advantages.nonzero().flatten().tolist()
         if not kept:
             self.reporter.progress(1, 1, "policy gradient: no group had both right and wrong attempts")
             return None
         taught = [attempts[i] for i in kept]
-        objective = PolicyGradientObjective(taught, advantages[kept], self.config)
-        return self._train(self.model, f"policy {number}", objective, taught, self.config, part=self._part(number))
+        objective = PolicyGradientObjective(taught, advantages[kept], self.config.policy)
+        return self._train(
+            self.model, f"policy {number}", objective, taught, self.config.training, part=self._part(number)
+        )
 
     def _part(self, number: int) -> tuple[int, int]:
         """The place of a round in the one schedule over all of them."""
         config = self.config
-        return number * config.steps, (config.rounds + config.policy_rounds) * config.steps
+        return number * config.training.steps, (
+            config.practice.rounds + config.practice.policy_rounds
+        ) * config.training.steps
 
     def _train(
         self,
@@ -240,7 +225,7 @@ class Practice:
         taught = _TAUGHT.dump_json((list(attempts), list(rehearsed)))
         return train(
             model,
-            BesideText(objective, self.text, self.config.text_weight, self._parent),
+            BesideText(objective, self.text, self.config.text.weight, self._parent),
             batches,
             training,
             self.reporter,
@@ -253,7 +238,7 @@ class Practice:
 
     def _take(self, levels: Sequence[int]) -> list[Question]:
         """The next questions of each level, as many of each; from the beginning again where they run out."""
-        share = max(1, self.config.questions_per_round // len(levels))
+        share = max(1, self.config.practice.questions_per_round // len(levels))
         taken: list[Question] = []
         for level in levels:
             there = self.by_level[level]
@@ -294,21 +279,24 @@ def _shuffled(questions: Sequence[Question], level: int, seed: int) -> list[Ques
 
 
 def _write_attempts(path: Path, identity: str, attempts: Sequence[Attempt]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        file.write(identity.encode() + b"\n" + _ATTEMPTS.dump_json(list(attempts)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, identity.encode() + b"\n" + _ATTEMPTS.dump_json(list(attempts)))
 
 
 def _read_attempts(path: Path, identity: str) -> list[Attempt] | None:
-    """The attempts, None when there are none that belong to `identity`."""
+    """The attempts, None when there are none that belong to `identity`.
+
+    Raises:
+        DamagedCheckpointError: when they belong to it and cannot be read.
+    """
     if not path.is_file():
         return None
     written, _, document = path.read_bytes().partition(b"\n")
-    return _ATTEMPTS.validate_json(document) if written == identity.encode() else None
+    if written != identity.encode():
+        return None
+    try:
+        return _ATTEMPTS.validate_json(document)
+    except ValueError as error:
+        raise DamagedCheckpointError(path, error) from error
 
 
 _ATTEMPTS = TypeAdapter(list[Attempt])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-from training_core.evaluation.intervals import rate
-from training_core.evaluation.language_modeling import measure_windows
+from training_core.evaluation.harm import PRACTICE, text_ratio
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
-from training_core.nn.ternary import inference_copy
 from training_core.nn.ternary_cognate import TernarySettings
-from training_core.phases.p5_curriculum.dreams import Consolidation, CurriculumConfig, consolidate
+from training_core.phases.p5_curriculum.config import CurriculumConfig
+from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult
 from training_core.phases.p5_curriculum.practice_report import practice_exhibit
 from training_core.store.bundle import Product
@@ -33,8 +32,6 @@ from training_core.tasks.questions.measurement import (
 )
 from training_core.training.device import best_device
 
-HARM = 1.015  # bits per byte on validation documents over the parent's; a candidate beyond is not kept
-
 
 def make_practised(
     parent: Cognate, settings: TernarySettings, context: QuestionContext, config: CurriculumConfig
@@ -50,16 +47,18 @@ def make_practised(
     validation = by_level(context.selection.questions)
     chosen_on = first_questions(validation, config.measured_questions)
     context.refuse_unless(partial(require_questions, number=config.measured_questions))
-    assessment = assess_levels(parent, validation, config, context.tokenizer, context.tools, config.max_tokens)
+    assessment = assess_levels(
+        parent, validation, config.assessment, context.tokenizer, context.tools, config.practice.max_tokens
+    )
     standing = _standing(assessment, config)
     result = practice.run(standing)
 
     within_reach = {
-        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.focus_levels
+        level: chosen_on[level] for level in chosen_on if level <= standing.edge() + 2 * config.practice.focus_levels
     }
 
     def answer(model: Cognate) -> Answered:
-        return answer_all(model, within_reach, context.tokenizer, context.tools, config.max_tokens)
+        return answer_all(model, within_reach, context.tokenizer, context.tools, config.practice.max_tokens)
 
     consolidation = consolidate(practice, result, standing, config, answer)
     chosen, model = _choose(parent, practice.model, consolidation, context)
@@ -70,14 +69,16 @@ def make_practised(
         model,
         by_level(context.report.questions),
         config.measured_questions,
-        config.target,
+        config.assessment.target,
         context.tokenizer,
         context.tools,
-        config.max_tokens,
+        config.practice.max_tokens,
     )
-    metrics = level_metrics(before, after, config.target) | consolidation.metrics() | _practice_metrics(result)
+    metrics = (
+        level_metrics(before, after, config.assessment.target) | consolidation.metrics() | _practice_metrics(result)
+    )
     metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
-    shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.target)
+    shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.assessment.target)
     tokenizer_json = context.training.tokenizer_json
     return ternary_product(
         model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"practice": shown.as_json()}
@@ -88,7 +89,7 @@ def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
     return LevelRecord(
         {level.level: level.right for level in assessment.levels},
         {level.level: level.asked for level in assessment.levels},
-        config.target,
+        config.assessment.target,
     )
 
 
@@ -96,17 +97,15 @@ def _choose(
     parent: Cognate, practised: Cognate, consolidation: Consolidation, context: QuestionContext
 ) -> tuple[str, Cognate]:
     """The best candidate on validation questions that does no harm to text, and its name; else the parent."""
-    batch_size, windows = context.batch_size, context.selection.text
-    text = measure_windows(parent, windows, batch_size).nats
     candidates = {"practised": (practised, consolidation.before)}
     candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
     harmless: dict[str, float] = {}
     for name, (model, answered) in candidates.items():
-        ratio = rate(measure_windows(inference_copy(model), windows, batch_size).nats, text).value
+        ratio = text_ratio(model, parent, context.selection.text, context.batch_size)
         context.reporter.metrics(
             0, {f"candidate/{name}_accuracy": answered.mean(), f"candidate/{name}_bpb_ratio": ratio}
         )
-        if ratio <= HARM:
+        if not PRACTICE.exceeded(ratio):
             harmless[name] = answered.mean()
     if not harmless:
         return "parent", parent

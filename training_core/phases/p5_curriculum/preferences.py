@@ -24,11 +24,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate
+from training_core.evaluation.intervals import difference_of_rates, rate
 from training_core.nn.cognate import Cognate
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.eudaimonia import rule_prompt
 from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, scenario_pairs
+from training_core.record import Estimate
 
 ROWS_AT_ONCE = 32
 PAIRS_SHOWN = 3  # of each rule, of different templates
@@ -39,7 +40,9 @@ def measure_preferences(
 ) -> dict[str, dict[str, Any]]:
     """Preferences of the parent, of the parent with each rule in front, and of the model: `metrics` and `shown`."""
     pairs = [
-        p for rule in RULES for p in scenario_pairs(rule.name, "held_out", config.fillings_per_template, config.seed)
+        p
+        for rule in RULES
+        for p in scenario_pairs(rule.name, "held_out", config.rules.fillings_per_template, config.training.seed)
     ]
     prompts = {rule.name: rule_prompt(rule, tokenizer) for rule in RULES}
     found = {
@@ -60,7 +63,7 @@ def measure_preferences(
         metrics |= preference_gain(chosen, own["baked"], own["base"]).metrics(f"preference_gain{suffix}")
         if rule is not None:
             rules[rule] = {name: estimate.document() for name, estimate in estimates.items()}
-    each_template = range(0, len(pairs), config.fillings_per_template)
+    each_template = range(0, len(pairs), config.rules.fillings_per_template)
     shown = [
         {
             "rule": pairs[number].rule,

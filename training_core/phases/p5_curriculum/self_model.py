@@ -159,15 +159,15 @@ def train_self_model(features_NSF: Tensor, ranges_N: Tensor, config: SelfModelCo
     """A head trained on batches of samples by AdamW with a linearly falling learning rate. Deterministic in `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = SelfModel(config.self_hidden)
+        head = SelfModel(config.hidden)
     head.centre, head.spread = features_NSF.mean((0, 1)), features_NSF.std((0, 1)).clamp_min(1e-6)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.self_lr)
-    for step in range(config.self_steps):
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr)
+    for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.self_lr * (1 - step / config.self_steps)
+            group["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad()
         chosen = torch.randint(
-            len(ranges_N), (min(config.self_batch, len(ranges_N)),), generator=step_generator(seed, step)
+            len(ranges_N), (min(config.batch_size, len(ranges_N)),), generator=step_generator(seed, step)
         )
         loss = F.cross_entropy(head(features_NSF[chosen]), ranges_N[chosen])
         loss.backward()  # type: ignore[no-untyped-call]

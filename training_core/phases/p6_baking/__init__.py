@@ -1,1 +1,1 @@
-"""Cycles that bake tools and personas in turns, until neither improves the model."""
+"""Phase 6, Tool and persona baking: prompts baked into the weights, half at a time, in A/B cycles."""

@@ -18,9 +18,9 @@ stops after `max_iterations` in all. Between two failures lies an iteration or t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from training_core.phases.p6_baking.plateau import PlateauConfig, Score, Verdict, above, judge
 
@@ -37,21 +37,7 @@ class AlternationConfig(BaseModel):
     max_iterations: int = Field(24, ge=1, description="Iterations in all")
     max_turn: int = Field(8, ge=1, description="Iterations of one cycle before the other has its turn")
     first: Cycle = Field("tools", description="The cycle that begins")
-    plateau_window: int = Field(5, ge=3, description="Scores from which a cycle's slope is told; fewer are no plateau")
-    plateau_threshold: float = Field(0.01, gt=0, description="Least rise of a score per iteration that still counts")
-    plateau_patience: int = Field(3, ge=1, description="Iterations without a significant new best before a plateau")
-    plateau_adaptive: bool = Field(True, description="The window grows until it resolves the threshold")
-    plateau_max_window: int = Field(16, ge=3, description="Most scores from which a slope is told")
-    plateau_confidence: float = Field(0.99, gt=0.5, lt=1, description="Of a slope and of a new best, at one look")
-
-    @model_validator(mode="after")
-    def _plateau_can_be(self) -> Self:
-        self.plateau()
-        return self
-
-    def plateau(self) -> PlateauConfig:
-        """When a cycle brings nothing more."""
-        return PlateauConfig(**{name: getattr(self, f"plateau_{name}") for name in PlateauConfig.model_fields})
+    plateau: PlateauConfig = Field(PlateauConfig(), description="When a cycle brings nothing more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +115,7 @@ class Alternation:
         return self._turn_plateaued(why)
 
     def _plateau(self) -> tuple[bool, str]:
-        config = self.config.plateau()
+        config = self.config.plateau
         verdict: Verdict = judge(self._scores, config, self._at)
         idle = self.iteration - self._at[-1]
         if idle >= config.patience:
@@ -141,7 +127,7 @@ class Alternation:
         if not self.begun:
             return False
         best = max(self._scores, key=lambda score: score.value)
-        return above(best, self._scores[0], self.config.plateau_confidence)
+        return above(best, self._scores[0], self.config.plateau.confidence)
 
     def _turn_plateaued(self, why: str) -> Decision:
         if self._plateaued[_OTHER[self.cycle]] and not self._improved():

@@ -1,13 +1,13 @@
-"""How much of everything phase 6 gives to tools and to personas. The defaults are those of a model of about 1 M
-parameters."""
+"""Configuration of phase 6."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training_core.config import Config
+from training_core.data.batches import MixConfig
 from training_core.distill.divergences import Divergence
 from training_core.distill.prompt_baking import BakingConfig
-from training_core.distill.rehearsal_data import StayingConfig
 from training_core.phases.p6_baking.alternation import AlternationConfig
 from training_core.phases.p6_baking.half_baking import ScheduleKind
 from training_core.training.loop import TrainingConfig
@@ -27,12 +27,12 @@ class LessonConfig(BaseModel):
         12, ge=0, description="Micro-repositories at which the model stays, without the tool prompt, as it was"
     )
     tool_questions: int = Field(0, ge=0, description="Questions with tool calls shown in an iteration")
-    lesson_steps: int = Field(40, ge=1, description="Steps of learning the tools in an iteration")
-    lesson_batch: int = Field(16, ge=1, description="Examples in a lesson step; half as many rows of text")
-    lesson_text_tokens: int = Field(64, ge=2, description="Tokens in a row of text beside a lesson")
-    lesson_muon_lr: float = Field(0.007, gt=0, description="Peak learning rate of hidden matrices in lessons")
-    lesson_adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
-    lesson_text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
+    steps: int = Field(40, ge=1, description="Steps of learning the tools in an iteration")
+    batch_size: int = Field(16, ge=1, description="Examples in a lesson step; half as many rows of text")
+    text_tokens: int = Field(64, ge=2, description="Tokens in a row of text beside a lesson")
+    muon_lr: float = Field(0.007, gt=0, description="Peak learning rate of hidden matrices in lessons")
+    adamw_lr: float = Field(0.005, gt=0, description="Peak learning rate of everything else in lessons")
+    text_weight: float = Field(1.0, ge=0, description="Weight of corpus text beside the lessons")
     rehearsed_tokens: int = Field(96, ge=1, description="Tokens of questions in reach rehearsed in a lesson step")
     rehearsal_weight: float = Field(2.0, ge=0, description="Weight of answering questions as before")
     unprompted_tokens: int = Field(32, ge=1, description="Tokens of repairs without the prompt in a lesson step")
@@ -58,10 +58,10 @@ class StrengthConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strength: float = Field(0.5, gt=0, le=1, description="Strength at which the schedule begins")
-    last_strength: float = Field(0.5, gt=0, le=1, description="Strength at which the schedule ends")
-    strength_schedule: ScheduleKind = Field("constant", description="How the strength goes from first to last")
-    strength_tolerance: float = Field(0.02, gt=0, lt=0.5, description="Distance from the strength that is accepted")
+    first: float = Field(0.5, gt=0, le=1, description="Strength at which the schedule begins")
+    last: float = Field(0.5, gt=0, le=1, description="Strength at which the schedule ends")
+    schedule: ScheduleKind = Field("constant", description="How the strength goes from first to last")
+    tolerance: float = Field(0.02, gt=0, lt=0.5, description="Distance from the strength that is accepted")
     divergence: Divergence = Field("forward_kl", description="What baking minimises")
     rank: int = Field(0, ge=0, description="Rank of a low-rank adapter; 0 trains all weights")
     num_trajectories: int = Field(48, ge=1, description="Trajectories that a baking learns from")
@@ -71,7 +71,7 @@ class StrengthConfig(BaseModel):
     question_share: float = Field(0.8, ge=0, le=1, description="Share of questions among them")
 
 
-class ShownConfig(BaseModel):
+class MeasurementConfig(BaseModel):
     """What is measured at the end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,31 +87,34 @@ class ShownConfig(BaseModel):
     style_tokens: int = Field(40, ge=1, description="Tokens of such a text")
 
 
-class CyclesConfig(LessonConfig, PersonaConfig, StrengthConfig, ShownConfig, AlternationConfig, StayingConfig):
-    """Everything. `steps` is that of one full bake, `batch_size` its trajectories, `seq_len` the tokens in a row
-    that must stay as before."""
+class CyclesConfig(Config):
+    """The A-cycle, the B-cycle and what they share. `training.steps` is that of one full bake, `training.batch_size`
+    its trajectories, `training.seq_len` the tokens in a row that must stay as before."""
 
-    steps: int = Field(24, ge=1, description="Steps of one full bake")
-    seq_len: int = Field(48, ge=2, description="Tokens in a row that must stay as before")
-    muon_lr: float = Field(0.003, gt=0, description="Peak learning rate of hidden matrices (Muon) in baking")
-    adamw_lr: float = Field(0.006, gt=0, description="Peak learning rate of everything else (AdamW) in baking")
-    decay_fraction: float = Field(1.0, ge=0, le=1, description="Share of the steps with falling learning rate")
-    grokfast_lambda: float = Field(0.0, ge=0, description="Weight of the gradient average; 0 turns the filter off")
+    lessons: LessonConfig = Field(LessonConfig(), description="Learning to use the tools")
+    persona: PersonaConfig = Field(PersonaConfig(), description="Prompts that the model proposes")
+    strength: StrengthConfig = Field(StrengthConfig(), description="How far a prompt is baked in")
+    measurement: MeasurementConfig = Field(MeasurementConfig(), description="What is measured, and on how much")
+    alternation: AlternationConfig = Field(AlternationConfig(), description="When cycles take turns and when they end")
+    training: TrainingConfig = Field(
+        TrainingConfig(steps=24, seq_len=48, muon_lr=0.003, adamw_lr=0.006, decay_fraction=1.0, grokfast_lambda=0.0),
+        description="Steps, batches and optimizer of one full bake",
+    )
+    mix: MixConfig = Field(MixConfig(), description="Shares of the rows that must stay as before")
 
     def baking(self) -> BakingConfig:
         """The configuration of one full bake."""
         return BakingConfig(
-            **{name: getattr(self, name) for name in TrainingConfig.model_fields},
-            max_tokens=max(self.persona_tokens, self.repair_tokens),
-            num_trajectories=self.num_trajectories,
-            divergence=self.divergence,
-            text_weight=self.text_weight,
-            rank=self.rank,
+            **self.training.model_dump(),
+            max_tokens=max(self.persona.persona_tokens, self.lessons.repair_tokens),
+            num_trajectories=self.strength.num_trajectories,
+            divergence=self.strength.divergence,
+            text_weight=self.strength.text_weight,
+            rank=self.strength.rank,
         )
 
-    def lessons(self) -> TrainingConfig:
+    def lesson_training(self) -> TrainingConfig:
         """The configuration of one lesson."""
-        values = {name: getattr(self, name) for name in TrainingConfig.model_fields}
-        of_lessons = ("steps", "batch_size", "muon_lr", "adamw_lr")
-        lesson = (self.lesson_steps, self.lesson_batch, self.lesson_muon_lr, self.lesson_adamw_lr)
-        return TrainingConfig(**values | dict(zip(of_lessons, lesson, strict=True)))
+        lessons = self.lessons
+        changes = {name: getattr(lessons, name) for name in ("steps", "batch_size", "muon_lr", "adamw_lr")}
+        return self.training.model_copy(update=changes)

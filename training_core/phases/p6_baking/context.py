@@ -9,30 +9,27 @@ from typing import Any
 
 import torch
 
-from training_core.data.batches import MixConfig
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.distill.trajectories import Trajectory
-from training_core.evaluation.intervals import Z95, Estimate, rate
+from training_core.evaluation.harm import BAKES, in_reach
+from training_core.evaluation.intervals import Z95, rate
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.config import CyclesConfig
 from training_core.phases.p6_baking.half_baking import HalfBaking, half_bake
+from training_core.record import Estimate
 from training_core.tasks.questions.attempts import completion_text, question_text
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.likelihood import Likelihoods, family_drops, measure_likelihoods
 from training_core.tasks.questions.measurement import by_level, spread
 from training_core.tasks.questions.question import LEVELS, Question
 
-REACH = 0.1  # share of exact completions at which a level is in reach
-HARM_TEXT = 1.01  # bits per byte on validation documents over the parent's; a bake beyond is rolled back
-HARM_FAMILY = 0.03  # fall of a task family on validation questions, high end of its interval; beyond is rolled back
 STAYING_QUESTIONS = 128  # of all levels
 STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
 STAYING_REPAIRS = 160
 SEPARATOR = "\n"  # between a prompt and what follows it
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
 
 
@@ -96,7 +93,12 @@ class CycleContext:
         ]
         stay = [*(question_text(q) + completion_text(q) for q in asked), *repairs]
         return staying_rows(
-            self.context.training, stay, self.config, self.config.question_share, self.config.staying_rows
+            self.context.training,
+            stay,
+            self.config.mix,
+            self.config.training.seq_len,
+            self.config.strength.question_share,
+            self.config.strength.staying_rows,
         )
 
     def bake(
@@ -138,7 +140,7 @@ class CycleContext:
             f"baking {number}",
             inference_copy(stays_as),
         )
-        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength_tolerance)
+        half = half_bake(teacher, start, full, prompt_ids, trajectories.setting, target, self.config.strength.tolerance)
         return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, origin, start, full, half, target)
 
     def harm(self, model: Cognate) -> dict[str, Any]:
@@ -160,23 +162,27 @@ class CycleContext:
         """Levels at which the parent writes a tenth of the worked completions; all where it does at none."""
         found = by_level(self.context.selection.questions)
         shares = {
-            level: measure_likelihoods(self.parent, self.context.tokenizer, there[: self.config.questions_per_level])
+            level: measure_likelihoods(
+                self.parent, self.context.tokenizer, there[: self.config.measurement.questions_per_level]
+            )
             for level, there in found.items()
         }
-        return {"levels": [level for level, told in shares.items() if told.exact().value >= REACH] or list(found)}
+        return {"levels": in_reach({level: told.exact().value for level, told in shares.items()})}
 
 
 def harmful(harm: Mapping[str, Any]) -> str:
     """Why a model with this harm is not kept, empty where it is."""
-    if harm["text_ratio"] > HARM_TEXT:
-        return f"bits per byte on validation text were {harm['text_ratio']:.4f} of the parent's, at most {HARM_TEXT}"
-    if harm["family_drop"] > HARM_FAMILY:
-        return f"accuracy in the family {harm['family']} fell by up to {harm['family_drop']:.3f}, at most {HARM_FAMILY}"
+    text, most = harm["text_ratio"], BAKES.text_ratio
+    if text > most:
+        return f"bits per byte on validation text were {text:.4f} of the parent's, at most {most}"
+    drop, most = harm["family_drop"], BAKES.accuracy_drop
+    if drop > most:
+        return f"accuracy in the family {harm['family']} fell by up to {drop:.3f}, at most {most}"
     return ""
 
 
 def standard_error(estimate: Estimate) -> float:
-    """Of a 95 % interval, as if it were normal."""
+    """Standard error implied by a 95 % interval, assuming normality."""
     return (estimate.high - estimate.low) / (2 * Z95)
 
 

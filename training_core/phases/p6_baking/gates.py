@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.phases.p6_baking.result import BakedResult
+from training_core.record import of
+
+RESULT = of(BakedResult)
 
 GATES = {
     "baked_model": (
@@ -11,7 +15,7 @@ GATES = {
         gate(
             "baked_model",
             "keeps_families",
-            "worst_family_drop_high",
+            RESULT.worst_family_drop_high,
             at_most=0.034,
             evidence="Largest drop of expected accuracy in any task family, upper bound of the paired 95 % CI",
             against="the curriculum model",
@@ -19,7 +23,7 @@ GATES = {
         gate(
             "baked_model",
             "effect_present",
-            "weakest_effect_low",
+            RESULT.weakest_effect_low,
             at_least=0.25,
             evidence="Baking strength of the weakest retained prompt (0 if none), lower bound of the 95 % CI",
             against="the model without the prompt",
@@ -28,7 +32,7 @@ GATES = {
         claim(
             "baked_model",
             "as_good_as_prompted",
-            "prompted_over_baked_high",
+            RESULT.prompted_over_baked_high,
             at_most=0.014,
             evidence="Accuracy, prompted minus baked, worse of repairs and questions, upper bound, paired 95 % CI",
             against="the prompted model",
@@ -36,7 +40,7 @@ GATES = {
         claim(
             "baked_model",
             "drifts_less",
-            "drift_difference_low",
+            RESULT.persona.drift.drift_difference.low,
             at_least=ABOVE_ZERO,
             evidence="Persona drift from first to last turn, prompted minus baked, lower bound of the paired 95 % CI",
             against="the prompted model",
@@ -44,7 +48,7 @@ GATES = {
         claim(
             "baked_model",
             "outlasts_the_prompt",
-            "presence_advantage_low",
+            RESULT.persona.drift.presence_advantage.low,
             at_least=ABOVE_ZERO,
             evidence="Persona effect at the last turn, baked minus prompted, lower bound of the paired 95 % CI",
             against="the prompted model",
@@ -52,7 +56,7 @@ GATES = {
         claim(
             "baked_model",
             "repairs_more",
-            "repairs_gain_low",
+            RESULT.repairs.repairs_gain.low,
             at_least=ABOVE_ZERO,
             evidence="Gain in resolve rate on test micro-repositories, no prompt, lower bound of the paired 95 % CI",
             against="the curriculum model",

@@ -30,9 +30,9 @@ from training_core.distill.prompt_baking import (
     measure_baking,
 )
 from training_core.distill.trajectories import Trajectory
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.record import Estimate
 
 ScheduleKind = Literal["constant", "linear", "cosine"]
 

@@ -138,8 +138,8 @@ def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) ->
     metrics |= difference_of_rates(prompted.expected_Q(), stored.expected_Q(), ones).metrics(
         "answers_prompted_over_baked"
     )
-    generator = step_generator(config.seed, -9_000_000)
-    given = cycle.text(config.style_texts, "test", config.given_tokens, generator)
+    generator = step_generator(config.training.seed, -9_000_000)
+    given = cycle.text(config.measurement.style_texts, "test", config.persona.given_tokens, generator)
     texts = {
         "base": _written(material, material.parent, given),
         "prompted": _written(material, baked.teacher, given, baked.prompt_ids),
@@ -147,16 +147,16 @@ def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) ->
         "baked": _written(material, baked.full, given),
     }
     styles = {name: style(written) for name, written in texts.items()}
-    prompted_style = style_difference(texts["base"], texts["prompted"], config.seed)
+    prompted_style = style_difference(texts["base"], texts["prompted"], config.training.seed)
     metrics |= prompted_style.distance.metrics("style_distance_prompted") | {
         "style_distance_chance": prompted_style.chance
     }
-    direction = style_direction(texts["base"], texts["prompted"], texts["half_baked"], config.seed)
+    direction = style_direction(texts["base"], texts["prompted"], texts["half_baked"], config.training.seed)
     metrics |= {} if direction is None else direction.metrics("style_direction")
     statistics = [{"statistic": name, **{of: styles[of][name] for of in styles}} for name in styles["base"]]
-    conversations = cycle.conversations(config.conversations, config.turns, generator)
-    turns = [turn for turn in TURNS_SHOWN if turn < config.turns] + [config.turns]
-    sampling = SamplingConfig(max_tokens=config.reply_tokens)
+    conversations = cycle.conversations(config.measurement.conversations, config.measurement.turns, generator)
+    turns = [turn for turn in TURNS_SHOWN if turn < config.measurement.turns] + [config.measurement.turns]
+    sampling = SamplingConfig(max_tokens=config.measurement.reply_tokens)
     drift = measure_persistence(baked.teacher, model, baked.prompt_ids, conversations, turns, sampling, generator)
     metrics |= drift.metrics()
     curve = [
@@ -198,7 +198,7 @@ def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked])
     """The same beginnings continued by the parent, by the prompted teacher, half-baked and fully baked."""
     material = persona.material
     shown: list[Measured] = []
-    generator = step_generator(material.config.seed, -9_500_000)
+    generator = step_generator(material.config.training.seed, -9_500_000)
     for baked in last_of_each(kept):
         if baked.cycle == tools.name:
             instances = tools.test[:SHOWN_TEXTS]
@@ -211,7 +211,7 @@ def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked])
             given = [material.context.tokenizer.decode(list(a.prompt_ids)) for a in columns["base"]]
             texts = {name: [a.text for a in made] for name, made in columns.items()}
         else:
-            prefixes = persona.text(SHOWN_TEXTS - 1, "test", material.config.given_tokens, generator)
+            prefixes = persona.text(SHOWN_TEXTS - 1, "test", material.config.persona.given_tokens, generator)
             asked = next(q for q in material.context.report.questions if q.level in material.levels_in_reach)
             prefixes.append(material.context.tokenizer.encode(question_text(asked)).ids)
             given = [material.context.tokenizer.decode(prefix) for prefix in prefixes]
@@ -237,9 +237,11 @@ def _written(
     material: CycleContext, model: Cognate, given: Sequence[Sequence[int]], prompt_ids: Sequence[int] = ()
 ) -> list[str]:
     """What a model writes behind each beginning, drawn with the same seed."""
-    generator = step_generator(material.config.seed, -9_600_000)
+    generator = step_generator(material.config.training.seed, -9_600_000)
     rows = [(*prompt_ids, *row) for row in given]
-    drawn = continue_rows(inference_copy(model), rows, material.config.style_tokens, generator, temperature=0.8)
+    drawn = continue_rows(
+        inference_copy(model), rows, material.config.measurement.style_tokens, generator, temperature=0.8
+    )
     return [material.context.tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]) for row in drawn]
 
 

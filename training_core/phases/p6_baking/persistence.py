@@ -41,9 +41,10 @@ from training_core.distill.trajectories import (
     check_prompt,
     sample_continuations,
 )
-from training_core.evaluation.intervals import Estimate, resample_weights
+from training_core.evaluation.intervals import percentile_interval, resample_weights
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.record import Estimate
 
 REPLIES_PER_LINE = 4  # different replies to the same line; conversations take them in turn
 Conversation = Sequence[Sequence[int]]
@@ -229,8 +230,7 @@ def _summary(nats_GC: dict[str, Tensor], turns: Sequence[int], tokens_G: Tensor)
 
 def _estimate(values: Tensor) -> Estimate:
     """The first value, with the interval of those behind it."""
-    low, high = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(values[0]), low, high)
+    return percentile_interval(float(values[0]), values[1:])
 
 
 def _check(

@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import torch
 
+from training_core.data.batches import TEXT_ONLY
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import sample_continuations
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
     SEPARATOR,
-    TEXT_ONLY,
     Baked,
     CycleContext,
     NothingToBakeError,
@@ -34,6 +33,7 @@ from training_core.phases.p6_baking.context import (
 )
 from training_core.phases.p6_baking.exhibit import ProposedPrompt
 from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.question import Question
@@ -57,7 +57,7 @@ class PersonaCycle:
         self.proposals: list[ProposedPrompt] = []
         config = material.config
         self.validation = spread(
-            material.context.selection.questions, config.scored_questions, material.levels_in_reach
+            material.context.selection.questions, config.persona.scored_questions, material.levels_in_reach
         )
         self._check_length(self.validation)
         material.context.refuse_unless(lambda test: self._check_length(self._asked(test)))
@@ -73,16 +73,18 @@ class PersonaCycle:
     def _check_length(self, questions: Sequence[Question]) -> None:
         """Whatever a prompt may stand in front of must fit: refused before anything is trained."""
         config, material = self.material.config, self.material
-        longest, prompt = material.parent.config.max_seq_len, config.proposal_tokens + 1
+        longest, prompt = material.parent.config.max_seq_len, config.persona.proposal_tokens + 1
         examples = [example_of(question, material.context.tokenizer) for question in questions]
-        line = config.line_tokens + len(material.context.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
-        turn = line + config.reply_tokens
+        line = config.measurement.line_tokens + len(material.context.tokenizer.encode(SEPARATOR + REPLY_CUE).ids)
+        turn = line + config.measurement.reply_tokens
         most_turns = max(HISTORY_TURNS)
         lengths = {
             "a question with its answer": max(len(e.prompt) + len(e.completion) for e in examples),
-            f"{most_turns} turns and a reply of persona_tokens": most_turns * turn + line + config.persona_tokens,
-            f"{config.turns} turns of line_tokens and reply_tokens": config.turns * turn,
-            "given_tokens and style_tokens": config.given_tokens + config.style_tokens,
+            f"{most_turns} turns and a reply of persona_tokens": most_turns * turn
+            + line
+            + config.persona.persona_tokens,
+            f"{config.measurement.turns} turns of line_tokens and reply_tokens": config.measurement.turns * turn,
+            "given_tokens and style_tokens": config.persona.given_tokens + config.measurement.style_tokens,
         }
         for name, length in lengths.items():
             if prompt + length > longest:
@@ -91,9 +93,10 @@ class PersonaCycle:
                     "what is named, or proposal_tokens"
                 )
         window = material.context.selection.text.inputs.shape[1]
-        if max(config.line_tokens, config.given_tokens) > window:
+        if max(config.measurement.line_tokens, config.persona.given_tokens) > window:
             raise ValueError(
-                f"line_tokens = {config.line_tokens} and given_tokens = {config.given_tokens} are taken from held-out "
+                f"line_tokens = {config.measurement.line_tokens} and given_tokens = "
+                f"{config.persona.given_tokens} are taken from held-out "
                 f"windows of {window} tokens: lower them"
             )
 
@@ -131,21 +134,21 @@ class PersonaCycle:
     def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
         """Sampled prompts and earlier winners, scored with each in front; the best is chosen."""
         config, tokenizer = self.material.config, self.material.context.tokenizer
-        generator = step_generator(config.seed, -7_000_000 - number)
+        generator = step_generator(config.training.seed, -7_000_000 - number)
         found = list(dict.fromkeys(self.winners))
-        wanted = len(found) + config.proposals
+        wanted = len(found) + config.persona.proposals
         for _ in range(TRIES):
             drawn = continue_rows(
                 teacher,
-                [()] * config.proposals,
-                config.proposal_tokens,
+                [()] * config.persona.proposals,
+                config.persona.proposal_tokens,
                 generator,
-                temperature=config.proposal_temperature,
+                temperature=config.persona.proposal_temperature,
             )
             for row in drawn:
                 text = " ".join(tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]).split())
                 prompt = text + SEPARATOR
-                fits = len(tokenizer.encode(prompt).ids) <= config.proposal_tokens + 1
+                fits = len(tokenizer.encode(prompt).ids) <= config.persona.proposal_tokens + 1
                 if len(text.split()) >= LEAST_WORDS and fits and prompt not in found:
                     found.append(prompt)
             if len(found) >= wanted:
@@ -164,13 +167,18 @@ class PersonaCycle:
         """Replies of the prompted model to lines of training text, and of validation text to set and measure the
         strength by, in conversations."""
         config = self.material.config
-        generator = step_generator(config.seed, -8_000_000 - number)
-        split = ["train"] * config.num_trajectories + ["validation"] * (2 * config.held_out_trajectories)
+        generator = step_generator(config.training.seed, -8_000_000 - number)
+        split = ["train"] * config.strength.num_trajectories + ["validation"] * (
+            2 * config.strength.held_out_trajectories
+        )
         histories = self._histories(split, teacher, prompt_ids, generator)
         prefixes = self._lines(split, generator)
-        sampling = config.baking().model_copy(update={"max_tokens": config.persona_tokens})
+        sampling = config.baking().model_copy(update={"max_tokens": config.persona.persona_tokens})
         drawn = sample_continuations(teacher, prompt_ids, prefixes, sampling, generator, histories=histories)
-        first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
+        first, second = (
+            config.strength.num_trajectories,
+            config.strength.num_trajectories + config.strength.held_out_trajectories,
+        )
         return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))
 
     def _histories(
@@ -178,7 +186,9 @@ class PersonaCycle:
     ) -> list[list[int]]:
         """Earlier turns, in front of the prompt: none, two or four in turn, each a line and the prompted reply to it.
         Without them the effect would not be learned where a conversation has it, far from its beginning."""
-        sampling = self.material.config.baking().model_copy(update={"max_tokens": self.material.config.reply_tokens})
+        sampling = self.material.config.baking().model_copy(
+            update={"max_tokens": self.material.config.measurement.reply_tokens}
+        )
         turns = [HISTORY_TURNS[place % len(HISTORY_TURNS)] for place in range(len(split))]
         lines = self._lines([of for of, many in zip(split, turns, strict=True) for _ in range(many)], generator)
         replies = sample_continuations(teacher, prompt_ids, lines, sampling, generator)
@@ -189,7 +199,7 @@ class PersonaCycle:
         """A user's line for each place: a few tokens of text of that split, and the cue for a reply."""
         before, behind = (self.material.context.tokenizer.encode(text).ids for text in (SEPARATOR, REPLY_CUE))
         of_split = {
-            name: iter(self.text(split.count(name), name, self.material.config.line_tokens, generator))
+            name: iter(self.text(split.count(name), name, self.material.config.measurement.line_tokens, generator))
             for name in dict.fromkeys(split)
         }
         return [[*before, *next(of_split[name]), *behind] for name in split]

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training_core.evaluation.intervals import Estimate
 from training_core.exhibit import MeasuredValue
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
@@ -37,7 +36,9 @@ from training_core.phases.p6_baking.measurement import (
 )
 from training_core.phases.p6_baking.personas import PersonaCycle
 from training_core.phases.p6_baking.plateau import Score
+from training_core.phases.p6_baking.result import BakedResult
 from training_core.phases.p6_baking.tools import ToolCycle
+from training_core.record import Estimate
 from training_core.store.bundle import Product
 from training_core.tasks.questions.context import QUESTIONED, QuestionContext
 from training_core.training.device import best_device
@@ -106,9 +107,9 @@ class _Cycles:
         """All iterations; the model after the last one that was kept."""
         config = self.shared.config
         model = self.shared.parent
-        alternation = Alternation(config)
+        alternation = Alternation(config.alternation)
         schedule = strength_schedule(
-            config.strength_schedule, config.strength, config.last_strength, config.max_iterations
+            config.strength.schedule, config.strength.first, config.strength.last, config.alternation.max_iterations
         )
         tried = dict.fromkeys((self.tools.name, self.persona.name), 0)
         while not alternation.stopped:
@@ -229,6 +230,8 @@ PHASES = (
         ("curriculum_model",),
         QUESTIONED,
         gates=GATES["baked_model"],
+        result=BakedResult,
+        kind="ternary",
         sandboxed=True,
         context=QuestionContext,
     ),

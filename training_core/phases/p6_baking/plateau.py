@@ -207,32 +207,16 @@ def scores_needed(standard_error: float, config: PlateauConfig) -> int:
 
 @functools.cache
 def student_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t above its median, by bisection of `student_cdf`.
+    """The quantile of Student's t above its median.
 
     Raises:
         ValueError: when the probability is not in [.5, 1) or there is no degree of freedom.
     """
     if not 0.5 <= probability < 1 or degrees < 1:
         raise ValueError(f"need .5 <= probability < 1 and a degree of freedom, got {probability} and {degrees}")
-    low, high = 0.0, 1.0
-    while student_cdf(high, degrees) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
+    from scipy.special import stdtrit  # what scipy.stats.t.ppf calls, without the second that scipy.stats takes to load
 
-
-def student_cdf(t: float, degrees: int) -> float:
-    """P(T <= t) for a whole number of degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    theta = math.atan(t / math.sqrt(degrees))
-    term = math.cos(theta) if degrees % 2 else 1.0
-    total, first = 0.0, 2 if degrees % 2 else 1
-    for k in range(first, degrees, 2):
-        total += term
-        term *= math.cos(theta) ** 2 * k / (k + 1)
-    inside = 2 / math.pi * (theta + math.sin(theta) * total) if degrees % 2 else math.sin(theta) * total
-    return 0.5 + inside / 2
+    return float(stdtrit(degrees, probability))
 
 
 @functools.cache

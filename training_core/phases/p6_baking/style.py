@@ -38,7 +38,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import RESAMPLES, Estimate, resample_weights
+from training_core.evaluation.intervals import RESAMPLES, percentile_interval, resample_weights
+from training_core.record import Estimate
 
 STATISTICS = (
     "characters_per_word",
@@ -126,8 +127,8 @@ def style_difference(texts: Sequence[str], others: Sequence[str], seed: int = 0)
     both_TK = torch.cat([a_TK, b_TK])
     shuffled_RK = (_means(1 - first_RT, both_TK) - _means(first_RT, both_TK)) / spread_K
     return StyleDifference(
-        {name: _percentiles(float(d_K[k]), samples_RK[:, k]) for k, name in enumerate(names)},
-        _percentiles(float(_root_mean_square(d_K)), _root_mean_square(samples_RK)),
+        {name: percentile_interval(float(d_K[k]), samples_RK[:, k]) for k, name in enumerate(names)},
+        percentile_interval(float(_root_mean_square(d_K)), _root_mean_square(samples_RK)),
         float(torch.quantile(_root_mean_square(shuffled_RK), 0.95)),
     )
 
@@ -160,7 +161,7 @@ def style_direction(
         return None
     means = [_resampled_means(x_TK, 3 * seed + i) for i, x_TK in enumerate((base_TK, prompted_TK, baked_TK))]
     samples_R2 = sums(means[0], means[1], means[2]) - 2 * too_much  # a resample adds the errors a second time
-    return _percentiles(above / below, samples_R2[:, 0] / samples_R2[:, 1])
+    return percentile_interval(above / below, samples_R2[:, 0] / samples_R2[:, 1])
 
 
 def _table(texts: Sequence[str]) -> Tensor:
@@ -212,8 +213,3 @@ def _variance_of_mean(values_TK: Tensor) -> Tensor:
 
 def _root_mean_square(d_RK: Tensor) -> Tensor:
     return d_RK.square().mean(-1).sqrt()
-
-
-def _percentiles(value: float, samples_R: Tensor) -> Estimate:
-    low, high = torch.quantile(samples_R, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(value, low, high)

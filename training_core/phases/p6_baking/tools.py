@@ -18,20 +18,21 @@ from typing import Any, Literal
 
 import torch
 
+from training_core.data.batches import TEXT_ONLY
 from training_core.distill.trajectories import Trajectory
-from training_core.evaluation.intervals import Estimate, wilson
+from training_core.evaluation.intervals import wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
     SEPARATOR,
     STAYING_REPAIRS,
-    TEXT_ONLY,
     Baked,
     CycleContext,
     Trajectories,
     as_json,
     from_json,
 )
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import example_of
 from training_core.tasks.questions.measurement import spread
 from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory
@@ -51,14 +52,16 @@ class ToolCycle:
 
     def __init__(self, material: CycleContext) -> None:
         self.material = material
-        self.prompt = material.config.tool_prompt + SEPARATOR
+        self.prompt = material.config.lessons.tool_prompt + SEPARATOR
         self.prompt_ids = tuple(material.context.tokenizer.encode(self.prompt).ids)
         self.examples: list[Example] = []
         self._last: Baked | None = None
         self._untaught = material.parent  # what stood before the last lesson
-        if not material.config.tool_prompt.strip():
+        if not material.config.lessons.tool_prompt.strip():
             raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
-        self.validation = self.instances("validation", material.config.scored_repairs, material.config.seed)
+        self.validation = self.instances(
+            "validation", material.config.measurement.scored_repairs, material.config.training.seed
+        )
         self._check_length()
 
     @cached_property
@@ -66,33 +69,43 @@ class ToolCycle:
         """Test micro-repositories.
 
         Raises:
-            TestDataSealedError: before the product is fixed.
+            SealedDataError: before the product is fixed.
         """
         config = self.material.config
         self.material.context.require_fixed()
-        return self.instances("test", config.measured_repairs, config.seed)
+        return self.instances("test", config.measurement.measured_repairs, config.training.seed)
 
     def _check_length(self) -> None:
         """There must be as many programs as are asked for, and the tool prompt must leave room for a repair: refused
         before anything is trained."""
         config, longest = self.material.config, self.material.parent.config.max_seq_len
         drawn = [
-            *self.instances("train", max(config.repairs + config.shown_repairs, config.num_trajectories), config.seed),
-            *self.instances("validation", max(config.scored_repairs, 2 * config.held_out_trajectories), config.seed),
-            *self.instances("test", config.measured_repairs, config.seed),
+            *self.instances(
+                "train",
+                max(config.lessons.repairs + config.lessons.shown_repairs, config.strength.num_trajectories),
+                config.training.seed,
+            ),
+            *self.instances(
+                "validation",
+                max(config.measurement.scored_repairs, 2 * config.strength.held_out_trajectories),
+                config.training.seed,
+            ),
+            *self.instances("test", config.measurement.measured_repairs, config.training.seed),
         ]
         most = max(len(self.material.context.tokenizer.encode(instance_text(i)).ids) for i in drawn)
-        if len(self.prompt_ids) + most + config.repair_tokens > longest:
+        if len(self.prompt_ids) + most + config.lessons.repair_tokens > longest:
             raise ValueError(
                 f"{len(self.prompt_ids)} tokens of tool_prompt, {most} of a micro-repository and "
-                f"{config.repair_tokens} of its repair exceed max_seq_len = {longest}: shorten tool_prompt, or "
+                f"{config.lessons.repair_tokens} of its repair exceed max_seq_len = {longest}: shorten tool_prompt, or "
                 "lower repair_tokens"
             )
 
     def instances(self, split: str, number: int, seed: int) -> list[Instance]:
         """Micro-repositories of a split, as hard as is configured."""
         config = self.material.config
-        return make_instances(split, number, seed, most_lines=config.repair_lines, num_names=config.repair_names)
+        return make_instances(
+            split, number, seed, most_lines=config.lessons.repair_lines, num_names=config.lessons.repair_names
+        )
 
     def score(self, model: Cognate) -> Estimate:
         """Share of validation micro-repositories that `model` resolves without the prompt, greedily."""
@@ -109,10 +122,10 @@ class ToolCycle:
             material.context.tokenizer,
             instances,
             material.context.sandbox,
-            step_generator(material.config.seed, -6_000_000),
+            step_generator(material.config.training.seed, -6_000_000),
             preamble=self.prompt if prompted else "",
             temperature=temperature,
-            max_tokens=material.config.repair_tokens,
+            max_tokens=material.config.lessons.repair_tokens,
         )
 
     def iterate(self, number: int, model: Cognate, target: float) -> Baked:
@@ -146,7 +159,7 @@ class ToolCycle:
 
     def taught(self) -> list[str]:
         """Repairs as text, without the prompt: what other bakes must leave as it is."""
-        instances = self.instances("train", STAYING_REPAIRS, self.material.config.seed + 1)
+        instances = self.instances("train", STAYING_REPAIRS, self.material.config.training.seed + 1)
         return [instance_text(instance) + gold_text(instance) for instance in instances]
 
     def _begin(self, number: int, model: Cognate) -> tuple[Cognate, Cognate, Trajectories]:
@@ -166,14 +179,16 @@ class ToolCycle:
             self.material.context.tokenizer,
             self.material.context.sandbox,
         )
-        instances = self.instances("train", config.repairs + config.shown_repairs, config.seed + 1 + number)
-        attempts = self.repair(model, instances[: config.repairs], prompted=True)
-        shown = [a.instance for a in attempts if not a.resolved] + instances[config.repairs :]
+        instances = self.instances(
+            "train", config.lessons.repairs + config.lessons.shown_repairs, config.training.seed + 1 + number
+        )
+        attempts = self.repair(model, instances[: config.lessons.repairs], prompted=True)
+        shown = [a.instance for a in attempts if not a.resolved] + instances[config.lessons.repairs :]
         found = [(a.prompt_ids, a.completion_ids, a.own) for a in attempts if a.resolved]
         found += [demonstration(tokenizer, instance, sandbox, preamble=self.prompt) for instance in shown]
         asked = [q for q in self.material.context.train_questions if any(put_in for _, put_in in segments(q.solution))]
-        start = number * config.tool_questions
-        for question in asked[start : start + config.tool_questions]:
+        start = number * config.lessons.tool_questions
+        for question in asked[start : start + config.lessons.tool_questions]:
             example = example_of(question, tokenizer)
             found.append((example.prompt, example.completion, example.learned))
         return {"examples": [[list(part) for part in trajectory] for trajectory in found]}
@@ -188,32 +203,32 @@ class ToolCycle:
         memories = [
             Memory(
                 [example_of(question, material.context.tokenizer) for question in rehearsed],
-                config.rehearsed_tokens,
-                config.rehearsal_weight,
+                config.lessons.rehearsed_tokens,
+                config.lessons.rehearsal_weight,
                 before,
             )
         ]
-        if config.unprompted_repairs:
-            unprompted = self.instances("train", config.unprompted_repairs, config.seed + 1)
+        if config.lessons.unprompted_repairs:
+            unprompted = self.instances("train", config.lessons.unprompted_repairs, config.training.seed + 1)
             shown = [
                 Example(*demonstration(material.context.tokenizer, each, material.context.sandbox))
                 for each in unprompted
             ]
-            memories.append(Memory(shown, config.unprompted_tokens, config.unprompted_weight, before))
+            memories.append(Memory(shown, config.lessons.unprompted_tokens, config.lessons.unprompted_weight, before))
 
         def text(generator: torch.Generator) -> torch.Tensor:
             return material.context.training.batch(
-                TEXT_ONLY, max(2, config.lesson_batch // 2), config.lesson_text_tokens + 1, generator
+                TEXT_ONLY, max(2, config.lessons.batch_size // 2), config.lessons.text_tokens + 1, generator
             )
 
         def batches(generator: torch.Generator) -> torch.Tensor:
-            return torch.randint(len(self.examples), (config.lesson_batch,), generator=generator)
+            return torch.randint(len(self.examples), (config.lessons.batch_size,), generator=generator)
 
         train(
             taught,
-            BesideText(LessonObjective(self.examples, *memories), text, config.lesson_text_weight, before),
+            BesideText(LessonObjective(self.examples, *memories), text, config.lessons.text_weight, before),
             batches,
-            config.lessons(),
+            config.lesson_training(),
             material.context.reporter,
             checkpoint=material.context.checkpoint,
             label=f"lesson {number}",
@@ -225,14 +240,17 @@ class ToolCycle:
     def _trajectories(self, number: int, teacher: Cognate) -> Trajectories:
         """What the prompted teacher writes, with the sandbox's replies: training instances, then validation ones."""
         config = self.material.config
-        held_out = 2 * config.held_out_trajectories
+        held_out = 2 * config.strength.held_out_trajectories
         instances = [
-            *self.instances("train", config.num_trajectories, config.seed + 1001 + number),
-            *self.instances("validation", held_out, config.seed + 2001 + number),
+            *self.instances("train", config.strength.num_trajectories, config.training.seed + 1001 + number),
+            *self.instances("validation", held_out, config.training.seed + 2001 + number),
         ]
         drawn = [
             Trajectory(attempt.prompt_ids[len(self.prompt_ids) :], attempt.completion_ids, attempt.own)
             for attempt in self.repair(teacher, instances, prompted=True, temperature=1.0)
         ]
-        first, second = config.num_trajectories, config.num_trajectories + config.held_out_trajectories
+        first, second = (
+            config.strength.num_trajectories,
+            config.strength.num_trajectories + config.strength.held_out_trajectories,
+        )
         return Trajectories(tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:]))

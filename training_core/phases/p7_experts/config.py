@@ -1,16 +1,16 @@
-"""How much of everything phase 7 gives to finding, training, routing and composing experts. The defaults are those of
-a model of about 1 M parameters."""
+"""Configuration of phase 7."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training_core.config import Config
 from training_core.phases.p7_experts.few_shot import FewShotConfig
 from training_core.phases.p7_experts.search import SearchConfig
 from training_core.svf.supervised import ExpertLearningConfig
 
 
-class MeasuringConfig(BaseModel):
+class QuestionsConfig(BaseModel):
     """Questions and text that experts are found on, chosen on and measured on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,5 +28,10 @@ class MeasuringConfig(BaseModel):
     few_shot_shots: int = Field(10, ge=1, description="Solved examples of a task in few-shot search")
 
 
-class ExpertsConfig(ExpertLearningConfig, FewShotConfig, SearchConfig, MeasuringConfig):
-    """Everything."""
+class ExpertsConfig(Config):
+    """Finding, training, routing and composing experts."""
+
+    questions: QuestionsConfig = Field(QuestionsConfig(), description="Questions and text for each purpose")
+    learning: ExpertLearningConfig = Field(ExpertLearningConfig(), description="How experts learn")
+    few_shot: FewShotConfig = Field(FewShotConfig(), description="Few-shot search of mixtures")
+    search: SearchConfig = Field(SearchConfig(), description="The search over compositions")

@@ -182,19 +182,17 @@ def discover(
 
 def average_linkage(distance_FF: Tensor) -> list[Clusters]:
     """Clusters for every number of them, most first: the two with the least mean distance between their members are
-    joined, again and again (Sokal and Michener, 1958). Of equals, those that come first."""
-    members: dict[int, list[int]] = {f: [f] for f in range(len(distance_FF))}
-    apart_FF = distance_FF.clone().fill_diagonal_(torch.inf)
-    found = [list(members.values())]
-    while len(members) > 1:
-        a, b = sorted(divmod(int(apart_FF.argmin()), len(apart_FF)))
-        left, right = len(members[a]), len(members[b])
-        mean_F = (left * apart_FF[a] + right * apart_FF[b]) / (left + right)  # to every other cluster
-        apart_FF[a], apart_FF[:, a] = mean_F, mean_F
-        apart_FF[b], apart_FF[:, b] = torch.inf, torch.inf
-        apart_FF[a, a] = torch.inf
-        members[a] = sorted(members[a] + members.pop(b))
-        found.append(list(members.values()))
+    joined, again and again (Sokal and Michener, 1958). Clusters stand in the order of their first members."""
+    from scipy.cluster.hierarchy import linkage  # phase 1 reaches this module and runs without scipy
+
+    count = len(distance_FF)
+    clusters = {f: [f] for f in range(count)}  # by scipy's numbers: the joined one of row i is count + i
+    found = [list(clusters.values())]
+    above = torch.triu_indices(count, count, 1)
+    joined = linkage(distance_FF[above[0], above[1]].cpu().numpy(), "average") if count > 1 else []
+    for row, (left, right, *_) in enumerate(joined):
+        clusters[count + row] = sorted(clusters.pop(int(left)) + clusters.pop(int(right)))
+        found.append(sorted(clusters.values()))
     return found
 
 

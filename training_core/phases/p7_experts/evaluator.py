@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
+from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, Multipliers, SVFModel, mixture
 from training_core.phases.p7_experts.genome import NEVER_STOPS, Composition, Space, Structure
@@ -123,7 +123,7 @@ def shared(
         if racing_share < 1 and not FEWEST_RACED <= first < len(chosen):
             raise ValueError(
                 f"a race takes at least {FEWEST_RACED} questions of a family and leaves at least one, got {first} of "
-                f"{len(chosen)} of {family!r}: raise search_questions, or set search_racing_share to 1"
+                f"{len(chosen)} of {family!r}: raise search.questions, or set search.racing_share to 1"
             )
         raced = _spread(range(len(chosen)), first)
         for place, question in enumerate(chosen):

@@ -41,9 +41,9 @@ class FewShotConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    few_shot_population: int = Field(32, ge=4, description="Mixtures of experts tried in each round of few-shot search")
-    few_shot_elites: float = Field(0.2, gt=0, le=1, description="Share of them that the next round is drawn around")
-    few_shot_rounds: int = Field(10, ge=1, description="Rounds of few-shot search")
+    population: int = Field(32, ge=4, description="Mixtures of experts tried in each round of few-shot search")
+    elites: float = Field(0.2, gt=0, le=1, description="Share of them that the next round is drawn around")
+    rounds: int = Field(10, ge=1, description="Rounds of few-shot search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def cross_entropy_method(
     Raises:
         ValueError: for no experts, or fewer than two elites, which have no spread.
     """
-    elites = int(config.few_shot_elites * config.few_shot_population)
+    elites = int(config.elites * config.population)
     if num_experts < 1 or elites < 2:
         raise ValueError(
             f"the search takes an expert and two elites, got {num_experts} experts and {elites} elites: raise "
@@ -81,8 +81,8 @@ def cross_entropy_method(
     mean_K, std_K = torch.full((num_experts,), 1 / num_experts), torch.full((num_experts,), 0.5)
     best_K = mean_K
     history: list[Score] = []
-    for _ in range(config.few_shot_rounds):
-        drawn_NK = torch.randn(config.few_shot_population, num_experts, generator=generator)
+    for _ in range(config.rounds):
+        drawn_NK = torch.randn(config.population, num_experts, generator=generator)
         members_NK = (mean_K + std_K * drawn_NK).clamp(0, 1)
         members_NK[0] = best_K
         scores = [score(member_K) for member_K in members_NK]

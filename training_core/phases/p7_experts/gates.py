@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.phases.p7_experts.result import ExpertResult, ExpertSuiteResult
+from training_core.record import of
+
+RESULT = of(ExpertResult)
+STORED = of(ExpertSuiteResult)
 
 GATES = {
     "expert_model": (
@@ -11,7 +16,7 @@ GATES = {
         gate(
             "expert_model",
             "routed_text",
-            "routed_bits_per_byte_ratio_high",
+            RESULT.answers.routed_bits_per_byte_ratio.high,
             at_most=1.02,
             evidence="Ratio of bits per byte on test documents with routed experts, upper bound of the paired 95 % CI",
             against="the baked model",
@@ -19,7 +24,7 @@ GATES = {
         gate(
             "expert_model",
             "no_family_worse",
-            "worst_family_drop_low",
+            RESULT.answers.worst_family_drop_low,
             at_most=0,
             evidence="Largest accuracy drop in any task family, lower bound of simultaneous 95 % CIs (Bonferroni)",
             against="the baked model",
@@ -27,7 +32,7 @@ GATES = {
         gate(
             "expert_model",
             "fast_enough",
-            "latency_over_one_pass",
+            RESULT.answers.latency_over_one_pass,
             at_most=6,
             evidence="Latency of two-pass answers over one-pass answers",
             against="the model without experts",
@@ -35,7 +40,7 @@ GATES = {
         gate(
             "expert_model",
             "reproduces",
-            "expert_reproduction_error",
+            STORED.expert_reproduction_error,
             at_most=0.001,
             evidence="Largest logit difference between experts as measured and as decoded, stored and recomputed SVD",
         ),
@@ -43,7 +48,7 @@ GATES = {
         claim(
             "expert_model",
             "stable_number",
-            "expert_number_stability",
+            RESULT.expert_number_stability,
             at_least=0.8,
             evidence="Share of bootstrap profiles with the same number of experts",
             against="resampled questions",
@@ -51,7 +56,7 @@ GATES = {
         claim(
             "expert_model",
             "single_helps",
-            "single_over_none_low",
+            RESULT.answers.single_over_none.low,
             at_least=ABOVE_ZERO,
             evidence="Macro-averaged accuracy gain of the best expert on validation, lower bound, paired 95 % CI",
             against="the model without experts",
@@ -59,7 +64,7 @@ GATES = {
         claim(
             "expert_model",
             "routing_helps",
-            "routed_over_single_low",
+            RESULT.answers.routed_over_single.low,
             at_least=ABOVE_ZERO,
             evidence="Macro-averaged accuracy gain of routed experts, lower bound of the paired 95 % CI",
             against="the best single expert",
@@ -67,7 +72,7 @@ GATES = {
         claim(
             "expert_model",
             "search_beats_random",
-            "hypervolume_over_random_low",
+            RESULT.search.hypervolume_over_random_low,
             at_least=ABOVE_ZERO,
             evidence="Hypervolume difference of the search's front, minimum over seeds",
             against="as many random compositions",

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.svf import SVFModel
+from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import AskedQuestions, Likelihoods
 from training_core.tasks.questions.sft_objective import Rows
 

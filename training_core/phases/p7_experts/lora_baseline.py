@@ -20,8 +20,8 @@ from torch import Tensor
 
 from training_core.distill.lora import LowRank, low_rank
 from training_core.nn.cognate import Cognate
-from training_core.nn.svf import MOST_CODE, ScaledLinear, SVFModel
-from training_core.nn.ternary import SMALLEST_HALF
+from training_core.nn.int8 import decode_rows, encode_rows
+from training_core.nn.svf import ScaledLinear, SVFModel
 from training_core.reporting import Reporter
 from training_core.svf.supervised import (
     CompletionObjective,
@@ -123,9 +123,7 @@ def store_in_bytes_(adapter: LowRank) -> int:
     """Round A and B, in place, to what a byte for each entry and a float16 spread hold; how many bytes that is."""
     takes = 0
     for parameter in (adapter.A, adapter.B):
-        spread = parameter.abs().max().to(torch.float16)
-        unit = spread.float().clamp(min=SMALLEST_HALF)
-        codes = (parameter / unit * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE).to(torch.int8)
-        parameter.copy_(spread.float() * codes.float() / MOST_CODE)
+        codes, spread = encode_rows(parameter.flatten())  # the whole matrix is one row
+        parameter.copy_(decode_rows(codes, spread).view_as(parameter))
         takes += codes.numel() + spread.element_size()
     return takes

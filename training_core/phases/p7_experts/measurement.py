@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.evaluation.held_out import Windows
-from training_core.evaluation.intervals import Estimate, rate
+from training_core.evaluation.intervals import rate
+from training_core.evaluation.windows import Windows
 from training_core.nn.svf import Expert, SVFModel, mixture
 from training_core.phases.p7_experts.discovery import Discovery
 from training_core.phases.p7_experts.evaluator import Latency, composed
@@ -32,6 +32,7 @@ from training_core.phases.p7_experts.genome import Composition, Structure
 from training_core.phases.p7_experts.routing_measurement import Routing, measure_routing
 from training_core.phases.p7_experts.train_experts import TrainedExpert
 from training_core.phases.p7_experts.two_pass import Cost, TwoPass
+from training_core.record import Estimate
 from training_core.svf.expert_accuracy import PerExpertAccuracy, accuracy, family_drops, gain
 from training_core.svf.routing import ClassifierRouter, PromptRouter
 from training_core.tasks.questions.likelihood import AskedQuestions

@@ -1,15 +1,18 @@
-"""Searches that are asked for genomes and told what they gave: NSGA-II, and a random one. Both can be stored and go on.
+"""Searches that are asked for genomes and told what they gave: NSGA-II, and a random one.
+
+Neither is stored: an interrupted search is replayed from its seed over what was measured before (`replay`).
 
 Reference
     [1] Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002),
-        as pymoo 0.6.2 has it: binary tournaments, simulated binary crossover, polynomial mutation.
+        as pymoo has it: binary tournaments, simulated binary crossover, polynomial mutation.
 
 Shape legend: P population, n genes, M objectives, C constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +29,26 @@ class Method(Protocol):
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
         """Objectives and constraints of the genomes that were asked for last, NaN where they were not measured."""
 
-    def state(self) -> tuple[dict[str, Floats], dict[str, Any]]:
-        """Arrays and a JSON document from which `restore` goes on."""
 
-    def restore(self, arrays: Mapping[str, Floats], document: Mapping[str, Any]) -> None:
-        """Go on behind a generation."""
+def replay(method: Method, generations: int, answer: Callable[[Floats], tuple[Floats, Floats]]) -> None:
+    """Bring a new search to where it was behind so many generations. `answer` looks up what genomes gave.
+
+    A search draws from its seed alone, so that the same answers lead to the same genomes, bit for bit.
+    """
+    for _ in range(generations):
+        method.tell(*answer(method.ask()))
+
+
+def pymoo_version() -> str:
+    """The installed version of pymoo: another one may draw other genomes from the same seed.
+
+    Raises:
+        ValueError: when pymoo is not installed.
+    """
+    try:
+        return version("pymoo")
+    except PackageNotFoundError as error:
+        raise ValueError("NSGA-II is pymoo's, which is not installed: " + PYMOO) from error
 
 
 class Nsga2:
@@ -88,35 +106,11 @@ class Nsga2:
 
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
         """Let the fittest survive."""
-        self._set(self._asked, objectives_PM, constraints_PC)
-        self._algorithm.tell(infills=self._asked)
-
-    def state(self) -> tuple[dict[str, Floats], dict[str, Any]]:
-        """The living with rank and crowding, NaN for those that are not feasible, and the random state."""
-        living = self._algorithm.pop
-        arrays = {name: living.get(name).astype(np.float64) for name in ("X", "F", "G", "rank", "crowding")}
-        document = {"random": self._algorithm.random_state.bit_generator.state, "generation": self._algorithm.n_iter}
-        return arrays, document
-
-    def restore(self, arrays: Mapping[str, Floats], document: Mapping[str, Any]) -> None:
-        """Go on behind a generation."""
-        from pymoo.core.population import Population
-
-        living = Population.new(X=arrays["X"])
-        self._set(living, arrays["F"], arrays["G"])
-        for one, rank, crowding in zip(living, arrays["rank"], arrays["crowding"], strict=True):
-            if not np.isnan(rank):
-                one.set("rank", int(rank))
-                one.set("crowding", float(crowding))
-        self._algorithm.pop, self._algorithm.n_iter = living, document["generation"]
-        self._algorithm.is_initialized = True
-        self._algorithm.random_state.bit_generator.state = document["random"]
-
-    def _set(self, individuals: Any, objectives_PM: Floats, constraints_PC: Floats) -> None:
         from pymoo.core.evaluator import Evaluator as Filler  # type: ignore[import-untyped]
         from pymoo.problems.static import StaticProblem  # type: ignore[import-untyped]
 
-        Filler().eval(StaticProblem(self._problem, F=objectives_PM, G=constraints_PC), individuals)
+        Filler().eval(StaticProblem(self._problem, F=objectives_PM, G=constraints_PC), self._asked)
+        self._algorithm.tell(infills=self._asked)
 
 
 class RandomSearch:
@@ -132,13 +126,4 @@ class RandomSearch:
 
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
         """Learn nothing."""
-        self._begun = True
-
-    def state(self) -> tuple[dict[str, Floats], dict[str, Any]]:
-        """The random state."""
-        return {}, {"random": self._random.bit_generator.state}
-
-    def restore(self, arrays: Mapping[str, Floats], document: Mapping[str, Any]) -> None:
-        """Go on behind a generation."""
-        self._random.bit_generator.state = document["random"]
         self._begun = True

@@ -94,4 +94,4 @@ def _hv() -> Any:
     return HV
 
 
-PYMOO = "pip install pymoo==0.6.2"
+PYMOO = "pip install 'pymoo>=0.6.1.6'"

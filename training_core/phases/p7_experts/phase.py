@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
+from training_core.evaluation.harm import EXPERTS
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
@@ -39,6 +40,7 @@ from training_core.phases.p7_experts.gradient_profile import measure_profile
 from training_core.phases.p7_experts.measurement import Answers, expected_by, measure_answers, measure_text
 from training_core.phases.p7_experts.report import exhibit
 from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle
+from training_core.phases.p7_experts.result import ExpertResult
 from training_core.phases.p7_experts.search import SearchResult, knee_of, search
 from training_core.phases.p7_experts.train_experts import Teacher, TrainedExpert
 from training_core.store.bundle import Product
@@ -50,8 +52,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
-MOST_FALL = 0.01  # of a family's expected accuracy on validation questions; a composition beyond is not used
 PROFILE_STEP, ROUTER_STEP, FEW_SHOT_STEP = -1_000_001, -1_000_002, -1_000_100  # of `step_generator`
 
 
@@ -65,7 +65,7 @@ def make_experts(
 
     Raises:
         ValueError: when no questions are easy enough (`hardest_level`), those of a family are too few for a race
-            (`search_racing_share`), or the windows of text are no longer than `routed_tokens`.
+            (`search.racing_share`), or the windows of text are no longer than `routed_tokens`.
     """
     parent.to(best_device()).eval()
     round_to_half_(parent)
@@ -82,7 +82,7 @@ def make_experts(
         tuple(profile.name for profile in discovery.experts),
         router.head,
         composition,
-        config.routed_tokens,
+        config.questions.routed_tokens,
     )
     document = experts.document([profile.families for profile in discovery.experts])
     context.fix(parent, document, *(its.expert.codes for its in taught), router.head.tensors(""))
@@ -106,7 +106,7 @@ class Specialists:
 
     def __init__(self, parent: Cognate, context: QuestionContext, config: ExpertsConfig) -> None:
         self.config, self.context = config, context
-        level = config.hardest_level
+        level = config.questions.hardest_level
         self.train = _up_to(context.train_questions, level)
         self.validation = _up_to(context.selection.questions, level)
         context.refuse_unless(partial(_require_up_to, level=level))
@@ -119,18 +119,22 @@ class Specialists:
     def discover(self) -> Discovery:
         """How many experts, and for which families: seconds, and the same every time."""
         self.context.reporter.progress(0, 1, "the model's own profile")
-        profile = measure_profile(self.model, self.asked(self.train, self.config.profile_questions))
-        generator = step_generator(self.config.seed, PROFILE_STEP)
-        found = discover(profile, generator, self.config.profile_resamples, self.config.most_experts)
+        profile = measure_profile(self.model, self.asked(self.train, self.config.questions.profile_questions))
+        generator = step_generator(self.config.learning.seed, PROFILE_STEP)
+        found = discover(
+            profile, generator, self.config.questions.profile_resamples, self.config.questions.most_experts
+        )
         self.context.reporter.progress(1, 1, f"the model's own profile: {found.num_experts} experts")
         return found
 
     def fit_router(self, discovery: Discovery) -> ClassifierRouter:
         """The first pass: a linear head, which learns from training questions and training text."""
         config = self.config
-        generator = step_generator(config.seed, ROUTER_STEP)
-        text = self.context.training.batch(TEXT_ONLY, config.router_texts, config.routed_tokens, generator).tolist()
-        questions = of_each_family(self.train, config.router_questions)
+        generator = step_generator(config.learning.seed, ROUTER_STEP)
+        text = self.context.training.batch(
+            TEXT_ONLY, config.questions.router_texts, config.questions.routed_tokens, generator
+        ).tolist()
+        questions = of_each_family(self.train, config.questions.router_questions)
         return ClassifierRouter.fit(self.model.model, self.context.tokenizer, questions, discovery.expert_of, text)
 
     def search(self, taught: list[TrainedExpert], router: ClassifierRouter) -> SearchResult:
@@ -141,14 +145,14 @@ class Specialists:
             [its.expert for its in taught],
             self.shared,
             router.probabilities(self.shared.questions),
-            router.of_prompts(self.shared.inputs_WS[:, : config.routed_tokens].tolist()),
+            router.of_prompts(self.shared.inputs_WS[:, : config.questions.routed_tokens].tolist()),
             router_bytes=router.head.num_bytes,
-            latency_bound=config.search_latency_bound,
-            latency_questions=config.search_latency_questions,
-            latency_repeats=config.search_latency_repeats,
+            latency_bound=config.search.latency_bound,
+            latency_questions=config.search.latency_questions,
+            latency_repeats=config.search.latency_repeats,
         )
         path = None if self.context.checkpoint is None else self.context.checkpoint / "search.safetensors"
-        found = search(evaluator, config, self.context.reporter, path, self.fingerprint)
+        found = search(evaluator, config.search, self.context.reporter, path, self.fingerprint)
         self.context.reporter.figure("search", found.figure())
         return found
 
@@ -160,7 +164,7 @@ class Specialists:
         left, refused = list(found.front), ""
         while (point := knee_of(left, found.unadapted))[0].adapts:
             harm = self.cache.cached(f"harm {len(left)}", partial(self._harm, point[0], taught, router))
-            if harm["low"] <= 0 and harm["fall"] <= MOST_FALL:
+            if harm["low"] <= 0 and not EXPERTS.exceeded(1.0, harm["fall"]):
                 return point[0], ""
             left.remove(point)
             fall = f"would fall by {harm['fall']:.4f}, and one family by {harm['low']:.4f} at least"
@@ -172,7 +176,7 @@ class Specialists:
         self, composition: Composition, taught: list[TrainedExpert], router: ClassifierRouter
     ) -> Mapping[str, Any]:
         """The largest fall of a family on validation questions, and the highest low end of any."""
-        asked = self.asked(self.validation, self.config.chosen_questions)
+        asked = self.asked(self.validation, self.config.questions.chosen_questions)
         none_Q = PerExpertAccuracy.measure(self.model, [], asked).none_Q
         after_Q = expected_by(self.model, [its.expert for its in taught], composition, router, asked)
         drops = family_drops(none_Q, after_Q, asked.questions)
@@ -185,7 +189,7 @@ class Specialists:
     ) -> tuple[PerExpertAccuracy, list[Tensor]]:
         """What is chosen on validation questions to be compared with: the best single expert, and few-shot mixtures."""
         experts = [its.expert for its in taught]
-        asked = self.asked(self.validation, self.config.chosen_questions)
+        asked = self.asked(self.validation, self.config.questions.chosen_questions)
         chosen_on = PerExpertAccuracy.measure(self.model, experts, asked)
         return chosen_on, [self._few_shot(p.number, p.families, taught) for p in discovery.experts]
 
@@ -203,14 +207,22 @@ class Specialists:
         config, report = self.config, self.context.report
         taught = [self.teacher.measure_rival(p, its) for p, its in zip(discovery.experts, taught, strict=True)]
         experts = [its.expert for its in taught]
-        asked = self.asked(_up_to(report.questions, config.hardest_level), config.measured_questions)
+        asked = self.asked(
+            _up_to(report.questions, config.questions.hardest_level), config.questions.measured_questions
+        )
         prompt = PromptRouter(self.model.model, self.context.tokenizer, [p.name for p in discovery.experts])
         answers = measure_answers(
             self.model, taught, discovery, router, prompt, composition, coefficients, chosen_on, asked,
             found.latencies,
         )  # fmt: skip
         text = measure_text(
-            self.model, experts, composition, router, report.text, config.routed_tokens, self.context.batch_size
+            self.model,
+            experts,
+            composition,
+            router,
+            report.text,
+            config.questions.routed_tokens,
+            self.context.batch_size,
         )
         return replace(answers, text=text)
 
@@ -223,12 +235,12 @@ class Specialists:
     def _few_shot(self, number: int, families: tuple[str, ...], taught: list[TrainedExpert]) -> Tensor:
         """Coefficients (experts,) for one group of families, from a few solved validation examples."""
         its = [question for question in self.validation if question.family in families]
-        shots = self.asked(its, max(1, self.config.few_shot_shots // len(families)))
-        generator = step_generator(self.config.seed, FEW_SHOT_STEP - number)
+        shots = self.asked(its, max(1, self.config.questions.few_shot_shots // len(families)))
+        generator = step_generator(self.config.learning.seed, FEW_SHOT_STEP - number)
         experts = [one.expert for one in taught]
 
         def climb() -> Mapping[str, Any]:
-            return few_shot_weights(self.model, experts, shots, self.config, generator).document()
+            return few_shot_weights(self.model, experts, shots, self.config.few_shot, generator).document()
 
         return torch.tensor(self.cache.cached(f"few shots {number}", climb)["weights"])
 
@@ -239,17 +251,18 @@ class Specialists:
             self.context.selection.text,
             self.context.tokenizer,
             model.config.max_seq_len,
-            num_questions=config.search_questions,
-            num_windows=config.search_windows,
-            racing_share=config.search_racing_share,
-            window_tokens=config.search_window_tokens,
+            num_questions=config.search.questions,
+            num_windows=config.search.windows,
+            racing_share=config.search.racing_share,
+            window_tokens=config.search.window_tokens,
         )
         targets_WS = found.targets_WS.clone()
-        targets_WS[:, : config.routed_tokens] = -1  # a text is routed by its beginning, which is not measured
+        targets_WS[:, : config.questions.routed_tokens] = -1  # a text is routed by its beginning, which is not measured
         if not bool((targets_WS >= 0).any()):
             raise ValueError(
-                f"windows of {targets_WS.shape[1]} tokens have nothing behind the {config.routed_tokens} by which they "
-                "are routed: lower routed_tokens, or raise search_window_tokens"
+                f"windows of {targets_WS.shape[1]} tokens have nothing behind the "
+                f"{config.questions.routed_tokens} by which they are routed: lower questions.routed_tokens, or raise "
+                "search.window_tokens"
             )
         return replace(found, targets_WS=targets_WS)
 
@@ -307,6 +320,8 @@ PHASES = (
         ("baked_model",),
         QUESTIONED,
         gates=GATES["expert_model"],
+        result=ExpertResult,
+        kind="ternary",
         measure=measure_expert_bundle,
         sandboxed=True,
         context=QuestionContext,

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate, wilson
+from training_core.evaluation.intervals import wilson
+from training_core.record import Estimate
 from training_core.tasks.questions.question import Question
 
 

@@ -7,7 +7,8 @@ References
 
 Every search asks for population * generations evaluations, exactly; what it has measured before is looked up and counts
 all the same. For each seed the two begin with the same population: the model as it is, every expert alone, all of
-them together, and random genomes. After each generation all that a search needs to go on is one file.
+them together, and random genomes. After each generation one file holds all that was measured; a search that was killed
+is replayed from its seed over it, with the same version of pymoo, and goes on.
 
 **Differs from the paper** [2]: designs are vectors, not programs, and no language model proposes them.
 
@@ -21,23 +22,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training_core.evaluation.harm import EXPERTS
 from training_core.phases.p7_experts.evaluator import OBJECTIVES, Evaluator, Latency, Measured, Status
 from training_core.phases.p7_experts.genome import Composition, Space, Structure
-from training_core.phases.p7_experts.nsga2 import Method, Nsga2, RandomSearch
+from training_core.phases.p7_experts.nsga2 import Method, Nsga2, RandomSearch, pymoo_version, replay
 from training_core.phases.p7_experts.pareto import Box, Floats, hypervolume, knee, non_dominated
 from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import canonical_json
-from training_core.store.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from training_core.store.checkpoint import load_checkpoint, save_checkpoint, tensors_digest, weights_digest
 
 TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
-KNEE_TEXT = 1.01
 METHODS = ("nsga2", "random")
 _STATUSES: tuple[Status, ...] = ("measured", "too slow", "raced out")
 _CONSTRAINTS = 2
@@ -48,21 +49,19 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    search_population: int = Field(50, ge=4, description="Compositions in a generation")
-    search_generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
-    search_seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
-    search_seed: int = Field(0, ge=0, description="Seed of the first of them")
-    search_questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
-    search_windows: int = Field(4, ge=1, description="Windows of validation text that all share")
-    search_window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
-    search_racing_share: float = Field(
+    population: int = Field(50, ge=4, description="Compositions in a generation")
+    generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
+    seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
+    seed: int = Field(0, ge=0, description="Seed of the first of them")
+    questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
+    windows: int = Field(4, ge=1, description="Windows of validation text that all share")
+    window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
+    racing_share: float = Field(
         0.5, gt=0, le=1, description="Share of the questions on which a composition can be stopped; 1 stops none"
     )
-    search_latency_bound: float = Field(
-        4.0, ge=1, description="Most seconds for a question, in those of the unadapted model"
-    )
-    search_latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
-    search_latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
+    latency_bound: float = Field(4.0, ge=1, description="Most seconds for a question, in those of the unadapted model")
+    latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
+    latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
 
 
 @dataclass(slots=True)
@@ -160,13 +159,13 @@ def search(
     progress = _Progress(evaluator, config, checkpoint, _fingerprint(evaluator, config, identity))
     unadapted = evaluator.evaluate(space.unadapted)
     box = _box(evaluator, unadapted)
-    plan = [(m, config.search_seed + i) for i in range(config.search_seeds) for m in METHODS]
+    plan = [(m, config.seed + i) for i in range(config.seeds) for m in METHODS]
     for place, (name, seed) in enumerate(plan):
         method = _method(name, seed, space, config)
         run = progress.begin(place, method, Run(name, seed))
         label = f"search {place + 1} of {len(plan)}"
-        total = config.search_population * config.search_generations
-        for generation in range(len(run.hypervolumes), config.search_generations):
+        total = config.population * config.generations
+        for generation in range(len(run.hypervolumes), config.generations):
             found: list[tuple[Composition, Measured]] = []
             before = len(evaluator.known)
             for genome in method.ask():
@@ -178,7 +177,7 @@ def search(
             run.measured += len(evaluator.known) - before
             values = {"hypervolume": run.hypervolumes[-1], "measured": float(run.measured)}
             reporter.metrics(generation, {f"search/{name}_{seed}_{key}": value for key, value in values.items()})
-            progress.save(method)
+            progress.save()
     return _result(evaluator, tuple(progress.runs), unadapted, box)
 
 
@@ -191,7 +190,7 @@ def knee_of(
     objectives = np.array([_objectives(measured) for _, measured in candidates])
     own = _objectives(unadapted[1])
     loss, text = OBJECTIVES.index("loss"), OBJECTIVES.index("bits_per_byte")
-    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= KNEE_TEXT * own[text])
+    allowed = (objectives[:, loss] <= own[loss]) & (objectives[:, text] <= EXPERTS.text_ratio * own[text])
     return candidates[knee(objectives, allowed.tolist(), candidates.index(unadapted))]
 
 
@@ -216,14 +215,14 @@ def starting_population(space: Space, population: int, seed: int) -> Floats:
 
 
 def _method(name: str, seed: int, space: Space, config: SearchConfig) -> Method:
-    start = starting_population(space, config.search_population, seed)
+    start = starting_population(space, config.population, seed)
     if name == "random":
         return RandomSearch(start, seed)
 
     def identity(genomes: Floats) -> Floats:
         return np.array([space.codes(space.decode(genome)) for genome in genomes.tolist()], dtype=np.float64)
 
-    return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.search_population, seed, start, identity)
+    return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.population, seed, start, identity)
 
 
 def _told(found: list[Measured]) -> tuple[Floats, Floats]:
@@ -267,28 +266,30 @@ class _Progress:
     def __init__(self, evaluator: Evaluator, config: SearchConfig, path: Path | None, fingerprint: str) -> None:
         self.evaluator, self.path, self.fingerprint = evaluator, path, fingerprint
         self.runs: list[Run] = []
-        self._arrays: dict[str, Floats] = {}
-        self._document: dict[str, Any] = {}
         found = None if path is None else load_checkpoint(path, fingerprint)
         if found is not None:
-            self._load(*cast(tuple[dict[str, Tensor], dict[str, Any]], found))
+            self._load(*found)
 
     def begin(self, place: int, method: Method, run: Run) -> Run:
-        """The search at a place, as far as it has come."""
+        """The search at a place, as far as it has come; `method` is brought there."""
+
+        def known(genomes: Floats) -> tuple[Floats, Floats]:
+            space, evaluator = self.evaluator.space, self.evaluator
+            return _told([evaluator.evaluate(space.decode(genome)) for genome in genomes.tolist()])
+
         if place == len(self.runs):
             self.runs.append(run)
-        elif place + 1 == len(self.runs):
-            method.restore(self._arrays, self._document)
+        elif place + 1 == len(self.runs):  # those before it are finished
+            replay(method, len(self.runs[place].hypervolumes), known)
         return self.runs[place]
 
-    def save(self, method: Method) -> None:
-        """Keep all of it."""
+    def save(self) -> None:
+        """Keep what was measured and recorded, from which `begin` goes on."""
         if self.path is None:
             return
-        arrays, document = method.state()
         space, known = self.evaluator.space, self.evaluator.known
         objectives, constraints = _told(list(known.values()))
-        arrays = {f"method.{name}": array for name, array in arrays.items()} | {
+        arrays = {
             "known.codes": np.array([space.codes(composition) for composition in known]),
             "known.status": np.array([_STATUSES.index(measured.status) for measured in known.values()]),
             "known.objectives": objectives,
@@ -297,7 +298,6 @@ class _Progress:
         state = {
             "fingerprint": self.fingerprint,
             "runs": [asdict(run) for run in self.runs],
-            "method": document,
             "latencies": _latencies(self.evaluator.latencies),
         }
         save_checkpoint(self.path, {name: torch.from_numpy(array) for name, array in arrays.items()}, state)
@@ -305,8 +305,6 @@ class _Progress:
     def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         space = self.evaluator.space
         self.runs = [Run(**run) for run in state["runs"]]
-        self._document = state["method"]
-        self._arrays = {n.removeprefix("method."): t.numpy() for n, t in tensors.items() if n.startswith("method.")}
         self.evaluator.latencies.update(
             {Structure(*entry["structure"]): Latency(*entry["seconds"]) for entry in state["latencies"]}
         )
@@ -321,13 +319,13 @@ def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> s
     hasher = hashlib.sha256(canonical_json([config.model_dump(), evaluator.model.config.model_dump(), identity]))
     hasher.update(weights_digest(evaluator.model))
     given = evaluator.given
-    tensors = [layer.weight for layer in evaluator.scalable.layers.values()]
-    tensors += [tensor for expert in evaluator.experts for tensor in expert.tensors("").values()]
-    tensors += [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
-    tensors += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
-    for tensor in tensors:
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    hasher.update(canonical_json([evaluator.router_bytes, evaluator.latency_bound, given.tokens_per_byte]))
+    experts = {f"{i}.{name}": t for i, e in enumerate(evaluator.experts) for name, t in e.tensors("").items()}
+    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.scalable.layers.items()} | experts))
+    asked = [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
+    asked += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
+    hasher.update(tensors_digest({str(place): tensor for place, tensor in enumerate(asked)}))
+    with_versions = [evaluator.router_bytes, evaluator.latency_bound, given.tokens_per_byte, pymoo_version()]
+    hasher.update(canonical_json(with_versions))
     return hasher.hexdigest()
 
 

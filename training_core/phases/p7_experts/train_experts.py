@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, SVFModel
 from training_core.phases.p7_experts.config import ExpertsConfig
 from training_core.phases.p7_experts.discovery import ExpertProfile
 from training_core.phases.p7_experts.lora_baseline import learn_low_rank
 from training_core.phases.p7_experts.reinforce import learn_by_reward
+from training_core.record import Estimate
 from training_core.store.result_cache import ResultCache
 from training_core.svf.expert_accuracy import gain, of_each_family
 from training_core.svf.supervised import learn_supervised
@@ -94,22 +94,22 @@ class Teacher:
         """Both experts, and what the low-rank adapter makes of validation and test questions."""
         config, scalable = self.config, self.scalable
         label = f"expert {profile.number}"
-        questions = self._questions(self.train_questions, profile, config.expert_questions)
+        questions = self._questions(self.train_questions, profile, config.questions.expert_questions)
         examples = [example_of(question, self.context.tokenizer) for question in questions]
         rewarded = learn_by_reward(
-            scalable, questions, self.context.tokenizer, self.context.tools, config, self.context.reporter,
+            scalable, questions, self.context.tokenizer, self.context.tools, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} reward",
         )  # fmt: skip
         supervised = learn_supervised(
             scalable,
             examples,
-            config,
+            config.learning,
             self.context.reporter,
             checkpoint=self.context.checkpoint,
             label=f"{label} supervised",
         )
         rival = learn_low_rank(
-            scalable, examples, supervised.expert.num_bytes, config, self.context.reporter,
+            scalable, examples, supervised.expert.num_bytes, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} low rank",
         )  # fmt: skip
         names = list(scalable.layers)
@@ -138,12 +138,12 @@ class Teacher:
 
     def validation(self, profile: ExpertProfile) -> AskedQuestions:
         """Questions that the better method is chosen on."""
-        return self._asked(self._questions(self.validation_questions, profile, self.config.chosen_questions))
+        return self._asked(self._questions(self.validation_questions, profile, self.config.questions.chosen_questions))
 
     def test(self, profile: ExpertProfile) -> AskedQuestions:
         """Questions that nothing is chosen on."""
-        held_out = [q for q in self.context.report.questions if q.level <= self.config.hardest_level]
-        return self._asked(self._questions(held_out, profile, self.config.measured_questions))
+        held_out = [q for q in self.context.report.questions if q.level <= self.config.questions.hardest_level]
+        return self._asked(self._questions(held_out, profile, self.config.questions.measured_questions))
 
     def _questions(self, questions: Sequence[Question], profile: ExpertProfile, number: int) -> list[Question]:
         return of_each_family([question for question in questions if question.family in profile.families], number)

@@ -1,1 +1,1 @@
-"""The compressed artifact: entropy coding, the tokenizer's compact form and the one-file container."""
+"""Phase 8, Final compression: a restructured ternary student, distilled and entropy coded into one file."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from training_core.evaluation.result import SuiteResult
 from training_core.gates import ABOVE_ZERO, claim, gate, validity
+from training_core.phases.p8_compression.result import CompressedResult
+from training_core.record import of
+
+SUITE = of(SuiteResult)
+RESULT = of(CompressedResult)
 
 GATES = {
     "compressed_model": (
@@ -10,14 +16,14 @@ GATES = {
         gate(
             "compressed_model",
             "fits",
-            "bytes_on_disk",
+            SUITE.bytes_on_disk,
             at_most={"nano": 110000, "mini": 520000, "forge_25m": 400000},
             evidence="Size of model.forge on disk in bytes",
         ),
         gate(
             "compressed_model",
             "retains",
-            "retention_to_best_parent_low",
+            SUITE.retention_to_best_parent.low,
             at_least=0.84,
             evidence="Retention of next-token accuracy on test documents, lower bound of the paired 95 % CI",
             against="the expert model",
@@ -25,7 +31,7 @@ GATES = {
         claim(
             "compressed_model",
             "experts_survive",
-            "file_experts_gain_low",
+            RESULT.file_experts_gain.low,
             at_least=ABOVE_ZERO,
             evidence="Macro-averaged accuracy gain from the file's experts, lower bound of the paired 95 % CI",
             against="the file without its experts",
@@ -33,7 +39,7 @@ GATES = {
         claim(
             "compressed_model",
             "seed_ratio",
-            "bits_per_parameter",
+            SUITE.bits_per_parameter,
             at_most=0.128,
             evidence="Bits on disk per parameter of the trained model",
         ),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from training_core.formats.loading import load_model
 from training_core.phase import Phase
+from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.phases.p8_compression.gates import GATES
-from training_core.phases.p8_compression.student import CompressionConfig, carry_experts, train_compressed
+from training_core.phases.p8_compression.result import CompressedResult
+from training_core.phases.p8_compression.student import carry_experts, train_compressed
 from training_core.store.bundle import Product
 from training_core.tasks.questions.context import QUESTIONED, QuestionContext
 
@@ -37,6 +39,8 @@ PHASES = (
         ("expert_model",),
         QUESTIONED,
         gates=GATES["compressed_model"],
+        result=CompressedResult,
+        kind="compressed",
         context=QuestionContext,
     ),
 )

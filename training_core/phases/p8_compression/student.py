@@ -13,42 +13,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from training_core.data.batches import MixConfig, TrainingData
+from training_core.data.batches import TrainingData
 from training_core.distill.distillation import distil
 from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
 from training_core.nn.cognate import Carry, Cognate, CognateConfig, effective_weight
-from training_core.nn.ternary import Granularity, hardness, set_hardness
-from training_core.phases.p8_compression.student_experts import (
-    FileExpertsReport,
-    StudentExpertsConfig,
-    measure_student,
-    teach_student,
-)
+from training_core.nn.ternary import hardness, set_hardness
+from training_core.phases.p8_compression.config import CompressionConfig
+from training_core.phases.p8_compression.student_experts import FileExpertsReport, measure_student, teach_student
 from training_core.reporting import Reporter
 from training_core.tasks.questions.context import QuestionContext
-from training_core.training.loop import StepResult, TrainingConfig, TrainingResult, train
-
-
-class CompressionConfig(TrainingConfig, MixConfig, StudentExpertsConfig):
-    """Shape of the student, its ternary form, and its distillation."""
-
-    student_d_model: int = Field(96, ge=8, description="Width of the student")
-    student_num_heads: int = Field(3, ge=1, description="Heads of the student; must divide its width into even widths")
-    student_d_ff: int = Field(192, ge=8, description="Hidden width of the student's SwiGLU")
-    student_blocks: int = Field(1, ge=1, description="Distinct blocks; all of them run in every loop")
-    student_loops: int = Field(3, ge=1, description="Passes through the blocks")
-    student_window: int = Field(64, ge=1, description="Attention window of the student in tokens")
-    student_embedding_rank: int = Field(48, ge=0, description="Rank of the student's embedding; 0 for a full one")
-    threshold: float = Field(0.5, ge=0, lt=10, description="A weight is 0 below threshold * mean |W|")
-    granularity: Granularity = Field("tensor", description="One scale for each tensor, or for each row")
-    hardening_fraction: float = Field(
-        0.6, ge=0, le=1, description="Share of the steps over which weights go from full precision to ternary"
-    )
-    distillation_weight: float = Field(0.7, ge=0, le=1, description="Weight of the teacher's distribution")
-    temperature: float = Field(1.0, gt=0, description="Distillation temperature")
+from training_core.training.loop import StepResult, TrainingResult, train
 
 
 def carry_experts(
@@ -61,12 +37,14 @@ def carry_experts(
 ) -> tuple[bytes, FileExpertsReport]:
     """The file with experts of its own, one for each of the teacher's that helps, and what they are worth."""
     decoded = read_artifact(payload).model
-    taught = teach_student(decoded, names, families, context, config, config.seed)
+    taught = teach_student(decoded, names, families, context, config.experts, config.training.seed)
     if taught.kept is not None:
         tokenizer_json = context.training.tokenizer_json
-        payload = write_artifact(student, tokenizer_json, config.threshold, config.granularity, taught.kept)
+        payload = write_artifact(
+            student, tokenizer_json, config.student.threshold, config.student.granularity, taught.kept
+        )
     context.fix(payload)
-    return payload, measure_student(taught, context, config)
+    return payload, measure_student(taught, context, config.experts)
 
 
 def student_config(config: CompressionConfig, teacher: CognateConfig) -> CognateConfig:
@@ -74,17 +52,17 @@ def student_config(config: CompressionConfig, teacher: CognateConfig) -> Cognate
     return CognateConfig(
         vocab_size=teacher.vocab_size,
         max_seq_len=teacher.max_seq_len,
-        d_model=config.student_d_model,
-        num_heads=config.student_num_heads,
-        d_ff=config.student_d_ff,
-        num_layers=config.student_blocks,
-        num_core_layers=config.student_blocks,
-        window=config.student_window,
+        d_model=config.student.d_model,
+        num_heads=config.student.num_heads,
+        d_ff=config.student.d_ff,
+        num_layers=config.student.num_blocks,
+        num_core_layers=config.student.num_blocks,
+        window=config.student.window,
         num_persistent=0,
         memory_layers=[],
-        embedding_rank=config.student_embedding_rank,
-        cycles=config.student_loops,
-        grad_cycles=config.student_loops,
+        embedding_rank=config.student.embedding_rank,
+        cycles=config.student.num_loops,
+        grad_cycles=config.student.num_loops,
     )
 
 
@@ -96,29 +74,31 @@ def train_compressed(
     checkpoint: Path | None = None,
 ) -> tuple[bytes, Cognate, TrainingResult]:
     """Train the student and write its file; returns the file's bytes and the student it was written from."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.training.seed)
     student = Cognate(student_config(config, teacher.config))
     initialise_from(student, teacher)
-    make_compressible(student, config.threshold, config.granularity)
+    make_compressible(student, config.student.threshold, config.student.granularity)
     for parameter in (student.latent, *student.halt_head.parameters()):
         parameter.requires_grad_(False)
 
     def batches(generator: torch.Generator) -> Tensor:
-        return data.batch(config, config.batch_size, config.seq_len + 1, generator)
+        return data.batch(config.mix, config.training.batch_size, config.training.seq_len + 1, generator)
 
     result = train(
         student,
-        distil(cross_entropy_objective, teacher, config.distillation_weight, config.temperature),
+        distil(cross_entropy_objective, teacher, config.distillation.weight, config.distillation.temperature),
         batches,
-        config,
+        config.training,
         reporter,
         checkpoint=checkpoint,
         label="compressed",
-        identity=config.model_dump_json(exclude={"checkpoint_interval_s"}),
-        before_step=lambda step: set_hardness(student, hardness(step, config.steps, config.hardening_fraction)),
+        identity=config.model_dump_json(exclude={"training": {"checkpoint_interval_s"}}),
+        before_step=lambda step: set_hardness(
+            student, hardness(step, config.training.steps, config.student.hardening_fraction)
+        ),
     )
     set_hardness(student, 1.0)
-    payload = write_artifact(student, data.tokenizer_json, config.threshold, config.granularity)
+    payload = write_artifact(student, data.tokenizer_json, config.student.threshold, config.student.granularity)
     return payload, student, result
 
 

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
-from training_core.data.batches import MixConfig
-from training_core.evaluation.intervals import Estimate
+from training_core.data.batches import TEXT_ONLY
 from training_core.formats.file_experts import FileExperts
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, SVFModel
+from training_core.phases.p8_compression.config import StudentExpertsConfig
+from training_core.record import Estimate
 from training_core.svf.expert_accuracy import PerExpertAccuracy, accuracy, gain, of_each_family
 from training_core.svf.routing import ClassifierRouter
 from training_core.svf.supervised import ExpertLearningConfig, learn_supervised
@@ -33,24 +33,7 @@ from training_core.tasks.questions.likelihood import AskedQuestions, example_of
 from training_core.tasks.questions.question import Question
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 ROUTER_STEP = -1_000_001
-
-
-class StudentExpertsConfig(BaseModel):
-    """How the experts of the file are taught and measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    expert_steps: int = Field(40, ge=1, description="Steps that each expert of the file is taught")
-    expert_batch: int = Field(32, ge=1, description="Worked completions in each of them")
-    expert_lr: float = Field(0.1, gt=0, description="Peak learning rate of the experts of the file")
-    expert_questions: int = Field(400, ge=1, description="Training questions of a family that they learn from")
-    expert_measured: int = Field(
-        40, ge=2, description="Validation, and test, questions of a family they are measured on"
-    )
-    expert_texts: int = Field(200, ge=1, description="Pieces of training text that teach their router to choose none")
-    expert_text_tokens: int = Field(16, ge=1, description="Tokens of such a piece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +86,14 @@ def teach_student(
     tokenizer = context.tokenizer
     model = SVFModel(student)
     learning = ExpertLearningConfig(
-        supervised_steps=config.expert_steps,
-        supervised_batch=config.expert_batch,
-        supervised_lr=config.expert_lr,
+        supervised_steps=config.steps,
+        supervised_batch=config.batch_size,
+        supervised_lr=config.lr,
         seed=seed,
     )
     experts: list[Expert] = []
     for number, its in enumerate(families, 1):
-        questions = of_each_family([q for q in context.train_questions if q.family in its], config.expert_questions)
+        questions = of_each_family([q for q in context.train_questions if q.family in its], config.questions)
         examples = [example_of(question, tokenizer) for question in questions]
         learned = learn_supervised(
             model,
@@ -126,10 +109,8 @@ def teach_student(
     if not kept:
         return StudentTeaching(model, None, len(experts))
     expert_of = {family: place for place, number in enumerate(kept, 1) for family in families[number]}
-    text = context.training.batch(
-        TEXT_ONLY, config.expert_texts, config.expert_text_tokens, step_generator(seed, ROUTER_STEP)
-    )
-    taught_on = of_each_family(context.train_questions, config.expert_measured)
+    text = context.training.batch(TEXT_ONLY, config.texts, config.text_tokens, step_generator(seed, ROUTER_STEP))
+    taught_on = of_each_family(context.train_questions, config.measured)
     router = ClassifierRouter.fit(model.model, tokenizer, taught_on, expert_of, text.tolist())
     found = FileExperts(tuple(names[n] for n in kept), tuple(experts[n] for n in kept), router.head)
     return StudentTeaching(model, found, len(experts))
@@ -159,7 +140,7 @@ def _measured(
     context: QuestionContext,
     config: StudentExpertsConfig,
 ) -> PerExpertAccuracy:
-    chosen = of_each_family(questions, config.expert_measured)
+    chosen = of_each_family(questions, config.measured)
     asked = AskedQuestions(chosen, context.tokenizer, model.model.config.max_seq_len)
     return PerExpertAccuracy.measure(model, experts, asked)
 

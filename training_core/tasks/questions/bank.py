@@ -11,7 +11,6 @@ near-duplicates one stays, and whatever the task bank holds out goes.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training_core.data.documents import SPLITS
 from training_core.reporting import Reporter
+from training_core.store.atomic import write_atomically
 from training_core.store.bundle import canonical_json
 from training_core.tasks.questions.ladder import cells, make_with_content, split_of_content
 from training_core.tasks.questions.primitives import canonical
@@ -151,8 +151,8 @@ def make_question_bank(
     splits = {split: [q for level in LEVELS for q in kept[level, split]] for split in SPLITS}
     for split, questions in splits.items():
         write_questions(out / f"{split}.jsonl", questions)
-    _write(out / AVOIDED, sorted(avoided))
-    _write(out / SUMMARY, _summary(splits, rejected, collected))
+    write_atomically(out / AVOIDED, canonical_json(sorted(avoided)))
+    write_atomically(out / SUMMARY, canonical_json(_summary(splits, rejected, collected)))
     return {
         **{f"questions_{split}": float(len(questions)) for split, questions in splits.items()},
         "frontier_questions": float(sum(q.provenance.source == "frontier" for q in splits["train"])),
@@ -295,13 +295,3 @@ def _summary(
         "account": collected.account,
         "note": collected.note,
     }
-
-
-def _write(path: Path, document: object) -> None:
-    """Durably and in one step, as `write_questions` does."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(canonical_json(document))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -81,7 +81,7 @@ class QuestionContext(PhaseContext):
         """Test text, tasks and questions.
 
         Raises:
-            TestDataSealedError: before `fix`, and when what was fixed has changed since.
+            SealedDataError: before `fix`, and when what was fixed has changed since.
         """
         self.require_fixed()
         return self._report

@@ -20,9 +20,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, wilson
+from training_core.evaluation.intervals import difference_of_rates, rate, wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.record import Estimate
 from training_core.tasks.questions.attempts import encode_completion, question_text
 from training_core.tasks.questions.question import Question
 from training_core.tasks.questions.sft_objective import Example, rows_of

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.intervals import Estimate, difference_of_rates, rate, wilson
+from training_core.evaluation.intervals import difference_of_rates, rate, wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
+from training_core.record import Estimate
 from training_core.tasks.questions.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.question import LEVELS, Question

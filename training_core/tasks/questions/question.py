@@ -12,7 +12,6 @@ computed.
 from __future__ import annotations
 
 import math
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from training_core.store.atomic import replacing
 
 Check = Literal["exact", "program", "agreement"]
 Source = Literal["generator", "frontier"]
@@ -237,17 +238,10 @@ def _similar_before(texts: Sequence[str], threshold: float) -> list[list[int]]:
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
     """Write one JSON object a line, durably and in one step, and return how many; what `path` held stays on failure."""
     number = 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            for question in questions:
-                file.write(_QUESTION.dump_json(question) + b"\n")
-                number += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for question in questions:
+            file.write(_QUESTION.dump_json(question) + b"\n")
+            number += 1
     return number
 
 

@@ -1,10 +1,12 @@
-"""The command line's `forge sandbox`: what model-written code would run in, and the image of its containers."""
+"""`forge sandbox`: what model-written code would run in, and the image of its containers."""
 
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from forge_assets.cli.common import errors
 
 app = typer.Typer(
     name="sandbox",
@@ -19,19 +21,14 @@ def status(
 ) -> None:
     """Say which sandbox would run, and for the other one what it lacks."""
     from forge_resources.sandbox import Kind, describe, open_sandbox, probe
-    from training_core.tasks.sandbox import SandboxUnavailableError
 
     console = Console(highlight=False)
     kinds: dict[str, Kind] = {"would run": "auto", "embedded": "embedded", "container": "container"}
     for title, kind in kinds.items():
         console.print(f"[bold]{title:<17}[/] {escape(describe(kind))}", soft_wrap=True, highlight=False)
     if attack:
-        try:
-            with open_sandbox() as sandbox:
-                found = probe(sandbox)
-        except SandboxUnavailableError as error:
-            Console(stderr=True).print(f"[red]forge:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from error
+        with errors(), open_sandbox() as sandbox:
+            found = probe(sandbox)
         console.print(escape(found.describe()), soft_wrap=True, highlight=False)
         if found.breaches:
             raise typer.Exit(1)
@@ -48,16 +45,11 @@ def build_image(
     from forge_resources.sandbox.engine import DEFAULT_IMAGE
     from forge_resources.sandbox.image import build_image as build
     from forge_resources.sandbox.image import has_image, pull_image
-    from training_core.tasks.sandbox import SandboxUnavailableError
 
     name = reference or DEFAULT_IMAGE
-    try:
-        with connected() as client:
-            if has_image(client, name) and not force:
-                typer.echo(f"{name} is there; --force makes it again")
-            else:
-                made = pull_image(client, source, name) if source else build(client, name)
-                typer.echo(f"{name} is {made}")
-    except SandboxUnavailableError as error:
-        Console(stderr=True).print(f"[red]forge:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
+    with errors(), connected() as client:
+        if has_image(client, name) and not force:
+            typer.echo(f"{name} is there; --force makes it again")
+        else:
+            made = pull_image(client, source, name) if source else build(client, name)
+            typer.echo(f"{name} is {made}")

@@ -1,15 +1,13 @@
-"""The command line's `forge gate` (which gates are open, the override of a failed one) and `forge report --gates`."""
+"""`forge gate`: which gates are open, and the override of one that failed."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import psutil
 import typer
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from forge_assets.freshness import Forge
+from forge_assets.cli.common import errors, open_forge
 
 app = typer.Typer(
     name="gate", help="Quality gates: which are open, and the override of one that failed.", no_args_is_help=True
@@ -19,9 +17,7 @@ app = typer.Typer(
 @app.command("list")
 def list_gates(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Say for every model whether its gate is open, closed (and why) or overridden (by whom and why)."""
-    from forge_assets.cli import _errors, _forge
-
-    with _errors(), _forge("nano") as forge:
+    with errors(), open_forge("nano") as forge:
         from forge_assets.gate_history import collect_gates
         from forge_assets.gate_report import state, states_table
 
@@ -47,9 +43,7 @@ def override(
     reason: Annotated[str, typer.Option(help="Why it may be passed all the same. It stands in the report for ever.")],
 ) -> None:
     """Open a failed gate for the version that failed it, and only for that: the next one is judged anew."""
-    from forge_assets.cli import _errors, _forge
-
-    with _errors(), _forge("nano") as forge:
+    with errors(), open_forge("nano") as forge:
         import dagster as dg
 
         from forge_resources.gatekeeping import override_gate
@@ -62,28 +56,3 @@ def override(
         made = override_gate(forge.instance, dg.AssetKey(asset), checks, reason=reason, who=who)
         typer.echo(f"{asset} {made.digest[:8]}: {', '.join(made.failed)} {made.describe()}")
         typer.echo(f"The verdict stays red. The next materialization of {asset} closes the gate again.")
-
-
-def report_gates(forge: "Forge", console: Console, *, html: Path | None, junit: Path | None, as_json: bool) -> None:
-    """What `forge report --gates` and `--junit` write and print."""
-    from forge_assets.forge_report import ReportConfig
-    from forge_assets.gate_history import collect_gates
-    from forge_assets.gate_report import history_json, history_sections, print_history
-    from forge_assets.junit import junit_xml
-    from forge_assets.ledger import collect
-    from forge_assets.report import html_page
-
-    models = collect_gates(forge)
-    limit = ReportConfig().verdicts
-    if html is not None:
-        html.write_text(html_page(collect(forge), history_sections(models, limit)), encoding="utf-8")
-    if junit is not None:
-        junit.write_text(junit_xml(models), encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps(history_json(models), indent=2, allow_nan=False))
-        return
-    written = [path for path in (html, junit) if path is not None]
-    for path in written:
-        typer.echo(f"wrote {path.resolve()}")
-    if not written:
-        print_history(models, console, limit)

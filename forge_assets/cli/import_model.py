@@ -1,4 +1,4 @@
-"""The command line's `forge import`: a bundle made elsewhere joins the graph, and is judged."""
+"""`forge import`: a bundle made elsewhere joins the graph, and is judged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from forge_assets.cli.common import errors, make_and_judge, open_forge
+
 
 def import_model(
     folder: Annotated[Path, typer.Argument(help="A bundle: what python -m training_core left in --out.")],
 ) -> None:
     """Take a model that was made on another machine into the store, measure it here, and judge it."""
-    from forge_assets.cli import _errors, _forge, _run
-
     console = Console(highlight=False)
-    with _errors():
+    with errors():
         from training_core.registry import PHASES
         from training_core.store.bundle import open_bundle
 
@@ -22,7 +22,7 @@ def import_model(
         lineage = bundle.lineage()
         if lineage.asset not in PHASES:
             raise ValueError(f"{folder} holds a {lineage.asset!r}, which is no model of the graph: {', '.join(PHASES)}")
-        with _forge(lineage.profile) as forge:
+        with open_forge(lineage.profile) as forge:
             from forge_assets.importing import import_bundle
             from forge_resources.reporters import ProgressReporter
 
@@ -33,7 +33,7 @@ def import_model(
             finally:
                 reporter.close()
             console.print(f"imported {lineage.asset} {lineage.digest[:16]} to {stored}", soft_wrap=True)
-            problems, _ = _run(forge, {lineage.asset: dict(lineage.config)}, [lineage.asset], [], console)
+            problems, _ = make_and_judge(forge, {lineage.asset: dict(lineage.config)}, [lineage.asset], [], console)
             for problem in problems:
                 console.print(f"[red]{problem}[/]", soft_wrap=True)
     if problems:

@@ -1,4 +1,4 @@
-"""Text from a stored model, for `forge generate`: as it is, with thoughts, or with the experts that it routes to.
+"""Text from a stored model, for `forge generate`: plain, with thoughts, or with the experts chosen for the prompt.
 
 Heavy libraries are imported where they are needed: a compressed file is read without Dagster and MLflow.
 """

@@ -1,4 +1,4 @@
-"""The command line's `forge repair`: two releases of a package as a case of SWE-bench, and whether grading holds."""
+"""`forge repair`: two releases of a package as a case of SWE-bench, and whether grading holds."""
 
 import tempfile
 from pathlib import Path
@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from forge_assets.cli.common import errors, latest_bundle
 
 if TYPE_CHECKING:
     from forge_resources.swebench.releases import ReleaseRunner
@@ -45,14 +47,9 @@ def release(
     release runs outside of the sandbox.
     """
     console = Console(highlight=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            archives = _archives(name, (old_version, new_version), (old, new), Path(folder))
-            good = _run(console, name, archives, patch, model)
-    except (ValueError, OSError) as error:
-        message = escape(" ".join(str(error).split()))
-        Console(stderr=True).print(f"[red]forge:[/] {message}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
+    with errors(), tempfile.TemporaryDirectory() as folder:
+        archives = _archives(name, (old_version, new_version), (old, new), Path(folder))
+        good = _run(console, name, archives, patch, model)
     if not good:
         raise typer.Exit(1)
 
@@ -99,10 +96,9 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
 
 def _bundle(model: str) -> "Bundle":
     """A bundle by its folder, or the latest one of an asset."""
-    from forge_assets import cli
     from training_core.store.bundle import open_bundle
 
-    return open_bundle(Path(model)) if Path(model).is_dir() else cli._latest(model)
+    return open_bundle(Path(model)) if Path(model).is_dir() else latest_bundle(model)
 
 
 def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bundle: "Bundle", label: str) -> "Trial":

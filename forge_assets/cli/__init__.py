@@ -1,0 +1,26 @@
+"""The command line `forge`: one module a command or a group of commands, and `common` with what they share.
+
+Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate --artifact`
+loads neither Dagster nor MLflow.
+"""
+
+import typer
+
+from forge_assets.cli import doctor, gate, generate, import_model, repair, report, run, sandbox, up
+
+app = typer.Typer(
+    name="forge",
+    help="Trains a small language model from scratch, phase by phase, and measures every step.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("import")(import_model.import_model)
+app.command()(run.run)
+app.command()(report.report)
+app.command()(generate.generate)
+app.command()(doctor.doctor)
+app.command()(up.up)
+app.add_typer(sandbox.app)
+app.add_typer(repair.app)
+app.add_typer(gate.app)

@@ -1,0 +1,144 @@
+"""What the commands share: the environment, the graph on its instance, one run of it, and errors as one line.
+
+Heavy libraries are imported by the function that needs them, after the environment was set.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from forge_assets.graph_view import Forge
+    from training_core.store.bundle import Bundle
+
+INTERRUPTED = 130
+WAITING_SPINS = "1000"  # of a thread that waits for another; by default .3 million, which a busy core makes endless
+ROOT = Path(__file__).resolve().parents[2]
+Profile = Annotated[str, typer.Option(help="nano, mini or forge_25m.", envvar="FORGE_PROFILE")]
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Print what the user can put right as one line, without a traceback (`FORGE_DEBUG=1` shows it)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; run again to continue.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, OSError) as error:
+        if os.environ.get("FORGE_DEBUG") == "1":
+            raise
+        Console(stderr=True).print(
+            f"[red]forge:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False
+        )
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def open_forge(profile: str) -> Iterator["Forge"]:
+    """The graph at `profile` on the instance in DAGSTER_HOME."""
+    set_environment(profile)
+    import dagster as dg
+
+    from forge_assets.definitions import defs
+    from forge_assets.graph_view import Forge
+    from forge_resources.model_store import ModelStore
+
+    with dg.DagsterInstance.get() as instance:
+        yield Forge(defs, instance, ModelStore())
+
+
+def set_environment(profile: str) -> None:
+    """Set what Dagster, MLflow and torch read when they are imported; make the home when it is new."""
+    home = dagster_home()
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["FORGE_PROFILE"] = profile
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)  # read by libgomp when torch is imported
+    warnings.simplefilter("ignore")
+    for name in ("dagster", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from training_core.profiles import PROFILES
+
+    if profile not in PROFILES:
+        raise ValueError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").write_text(_instance_settings())
+
+
+def dagster_home() -> Path:
+    """DAGSTER_HOME; else `dagster_home` in the source tree, or in the current folder when installed."""
+    if given := os.environ.get("DAGSTER_HOME"):
+        return Path(given).resolve()
+    root = ROOT if (ROOT / "workspace.yaml").is_file() else Path.cwd()
+    return root / "dagster_home"
+
+
+def _instance_settings() -> str:
+    """The committed `dagster.yaml`, from the source tree or from the installed package."""
+    places = (ROOT / "dagster_home" / "dagster.yaml", ROOT / "forge_resources" / "dagster.yaml")
+    for place in places:
+        if place.is_file():
+            return place.read_text()
+    raise ValueError(f"dagster.yaml is missing from {places[0]}: restore it, or install agent-forge again")
+
+
+def latest_bundle(asset: str) -> "Bundle":
+    """The bundle of the latest materialization of `asset`, of whatever profile that was."""
+    with open_forge("nano") as forge:
+        import dagster as dg
+
+        from forge_resources.gatekeeping import latest_materialization
+
+        models = [name for name in forge.assets() if forge.checks_of(name)]
+        if asset not in models:
+            raise ValueError(f"there is no model {asset!r}: choose {', '.join(models)}")
+        record = latest_materialization(forge.instance, dg.AssetKey(asset))
+        if record is None:
+            raise ValueError(f"{asset} was not made yet: forge run makes it")
+        return forge.store.open_materialized(asset, record)
+
+
+def make_and_judge(
+    forge: "Forge",
+    overrides: Mapping[str, Mapping[str, Any]],
+    select: list[str],
+    force: list[str],
+    console: Console,
+) -> tuple[list[str], bool]:
+    """Do what has to be done; the problems met, and whether the user interrupted."""
+    from forge_assets.freshness import plan, resolve_config
+    from forge_assets.run_graph import execute, release_dead_runs, terminal
+
+    configs = resolve_config(forge, overrides)
+    release_dead_runs(forge.instance)
+    steps = plan(forge, configs, select=select, force=force)
+    problems = [f"{step.asset}: {step.reason}" for step in steps if step.action == "closed"]
+    kept = [step.asset for step in steps if step.action == "keep"]
+    if kept:
+        console.print(f"[dim]fresh: {', '.join(kept)}[/]")
+    if any(step.action == "closed" and step.inputs is not None for step in steps):
+        problems.append(
+            "Running again would change nothing: change the configuration or the code, or make an asset "
+            "again with --force ASSET."
+        )
+    if not any(step.action in ("make", "judge") for step in steps):
+        return problems, False
+    for step in steps:
+        if step.action in ("make", "judge") and step.inputs is not None:
+            console.print(f"[dim]{step.action} {step.asset}: {escape(step.reason)}[/]", soft_wrap=True)
+    if below := [step.asset for step in steps if step.action == "make" and step.inputs is None]:
+        console.print(f"[dim]and what is made from it: {', '.join(below)}[/]", soft_wrap=True)
+    with terminal() as stream:
+        outcome = execute(forge, steps, overrides, Console(file=stream, highlight=False))
+    return [*problems, *outcome.problems], outcome.interrupted

@@ -1,0 +1,70 @@
+"""`forge run`: every model that is missing or stale is made and judged, then the ledger is printed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from forge_assets.cli.common import INTERRUPTED, Profile, errors, make_and_judge, open_forge
+
+if TYPE_CHECKING:
+    from forge_assets.ledger import Ledger
+
+
+def run(
+    profile: Profile = "nano",
+    select: Annotated[list[str] | None, typer.Option(help="Make only this asset; may be repeated.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file: asset, then fields and values.")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="Make this asset again though it is fresh.")] = None,
+) -> None:
+    """Make every model that is missing or stale, judge it, and print the ledger."""
+    console = Console(highlight=False)
+    with errors(), open_forge(profile) as forge:
+        overrides = read_overrides(config)
+        problems, interrupted = make_and_judge(forge, overrides, select or [], force or [], console)
+        if interrupted:
+            console.print("Interrupted; run again to continue.")
+            raise typer.Exit(INTERRUPTED)
+        from forge_assets.ledger import collect
+        from forge_assets.report import print_ledger
+
+        ledger = collect(forge)
+        console.print()
+        print_ledger(ledger, console, verdicts=False)
+        for problem in problems:
+            console.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
+        _next_steps(ledger, console)
+    if problems:
+        raise typer.Exit(1)
+
+
+def read_overrides(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The configuration in a YAML file: asset to fields, or the launchpad's form (`ops: ... config:`)."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must map assets to fields and values, for instance 'trunk: {{steps: 400}}'")
+    if isinstance(document.get("ops"), dict):
+        return {asset: dict((entry or {}).get("config") or {}) for asset, entry in document["ops"].items()}
+    return document
+
+
+def _next_steps(ledger: "Ledger", console: Console) -> None:
+    made = ledger.artifact is not None and ledger.artifact.path
+    lines = (
+        f'forge generate --artifact {made} "The "' if made else f"forge run --profile {ledger.profile}   # goes on",
+        "forge report --html report.html",
+        "forge up",
+    )
+    for line in lines:
+        console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,20 @@
+"""Average linkage from its definition, Sokal and Michener (1958): d(A, B) = mean of d(a, b) over a in A and b in B."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+
+def clusterings(distance: Sequence[Sequence[float]]) -> list[list[list[int]]]:
+    """Clusters for every number of them, most first; the closest two are joined, of equals those that come first."""
+    clusters = [[f] for f in range(len(distance))]
+    found = [clusters]
+    while len(clusters) > 1:
+        left, right = min(
+            itertools.combinations(clusters, 2),
+            key=lambda pair: sum(distance[a][b] for a in pair[0] for b in pair[1]) / (len(pair[0]) * len(pair[1])),
+        )
+        clusters = sorted([c for c in clusters if c not in (left, right)] + [sorted(left + right)])
+        found.append(clusters)
+    return found

@@ -1,0 +1,34 @@
+"""What the evaluation suite measures on every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from training_core.record import Estimate, Record, keyed, maybe
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult(Record):
+    """Quality on test documents, validity, size and speed; and, paired by document, against each parent."""
+
+    bits_per_byte: Estimate
+    next_token_accuracy: Estimate
+    margin_below_baseline: Estimate
+    baseline_bits_per_byte: float
+    params: float
+    bytes_on_disk: float
+    non_finite_weights: float
+    causality_violations: float
+    streaming_error: float
+    latency_ms_per_token: float
+    supervision_steps_per_token: float
+    bits_per_byte_ratio_to_best_parent: Estimate = maybe()
+    retention_to_best_parent: Estimate = maybe()
+    next_token_accuracy_drop_to_best_parent: Estimate = maybe()
+    bytes_ratio: float = maybe()
+    bits_per_parameter: float = maybe()
+    task_accuracy_low: Mapping[str, float] = keyed("task_{}_corrected_low")
+    bits_per_byte_ratio: Mapping[str, Estimate] = keyed("bits_per_byte_ratio_to_{}")
+    retention: Mapping[str, Estimate] = keyed("retention_to_{}")
+    next_token_accuracy_drop: Mapping[str, Estimate] = keyed("next_token_accuracy_drop_to_{}")

@@ -1,0 +1,31 @@
+"""Presets of phase 4: what the profiles set."""
+
+from __future__ import annotations
+
+from training_core.distill.distillation import DistillationConfig
+from training_core.phases.p4_bitnet.config import TernaryConfig
+from training_core.training.loop import TrainingConfig
+
+
+def nano() -> TernaryConfig:
+    """About 1 M parameters: minutes on 2 CPU cores."""
+    return TernaryConfig(
+        distillation=DistillationConfig(weight=0.3),
+        training=TrainingConfig(muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=120, seq_len=128),
+    )
+
+
+def mini() -> TernaryConfig:
+    """About 5 M parameters: hours on 2 CPU cores."""
+    return TernaryConfig(
+        training=TrainingConfig(muon_lr=0.01, adamw_lr=0.002, steps=150, batch_size=16, seq_len=512, decay_fraction=1.0)
+    )
+
+
+def forge_25m() -> TernaryConfig:
+    """25.0 M parameters: one GPU."""
+    return TernaryConfig(
+        training=TrainingConfig(
+            muon_lr=0.01, adamw_lr=0.002, steps=1500, batch_size=32, seq_len=1024, decay_fraction=1.0
+        )
+    )

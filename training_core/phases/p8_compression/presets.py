@@ -1,0 +1,40 @@
+"""Presets of phase 8: what the profiles set."""
+
+from __future__ import annotations
+
+from training_core.distill.distillation import DistillationConfig
+from training_core.phases.p8_compression.config import CompressionConfig, StudentConfig, StudentExpertsConfig
+from training_core.training.loop import TrainingConfig
+
+
+def nano() -> CompressionConfig:
+    """About 1 M parameters: minutes on 2 CPU cores."""
+    return CompressionConfig(
+        student=StudentConfig(d_model=128, num_heads=4, d_ff=320, num_blocks=2, num_loops=1, embedding_rank=0),
+        distillation=DistillationConfig(weight=0.3),
+        training=TrainingConfig(muon_lr=0.01, grokfast_lambda=0.0, steps=400, seq_len=128, decay_fraction=0.6),
+        experts=StudentExpertsConfig(batch_size=16, lr=0.2),
+    )
+
+
+def mini() -> CompressionConfig:
+    """About 5 M parameters: hours on 2 CPU cores."""
+    return CompressionConfig(
+        student=StudentConfig(
+            d_model=256, num_heads=4, d_ff=640, num_blocks=2, num_loops=1, window=128, embedding_rank=0
+        ),
+        distillation=DistillationConfig(weight=0.3),
+        training=TrainingConfig(
+            muon_lr=0.01, adamw_lr=0.002, grokfast_lambda=0.0, steps=900, batch_size=16, seq_len=512
+        ),
+    )
+
+
+def forge_25m() -> CompressionConfig:
+    """25.0 M parameters: one GPU."""
+    return CompressionConfig(
+        student=StudentConfig(
+            d_model=256, num_heads=8, d_ff=608, num_blocks=2, num_loops=4, window=256, embedding_rank=64
+        ),
+        training=TrainingConfig(grokfast_lambda=0.0, steps=8000, batch_size=64, seq_len=1024),
+    )

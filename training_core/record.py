@@ -1,0 +1,170 @@
+"""Typed records of measured numbers: what a phase measures is declared once, and gates point at its fields.
+
+    @dataclass(frozen=True, slots=True)
+    class PractisedRecord(Record):
+        edge_gain: float
+        level_accuracy_gain: Estimate
+        accuracy_by_level: Mapping[str, Estimate] = keyed("level_{}_accuracy")
+
+    record(PractisedRecord, metrics)                       reads flat metrics, none missing and none left over
+    of(PractisedRecord).level_accuracy_gain.low            stands for the metric "level_accuracy_gain_low"
+
+`of` returns, as far as a type checker can tell, a record: a gate on a field that does not exist, or on the wrong end of
+what is not an interval, is a type error, and an AttributeError when the gate is defined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+RecordT = TypeVar("RecordT", bound="Record")
+ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measured value with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """As flat metrics: the value under `name`, the ends under `name_low` and `name_high`."""
+        return {f"{name}{suffix}": getattr(self, end) for end, suffix in ENDS.items()}
+
+    def document(self) -> dict[str, float]:
+        """As part of an exhibit."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class Record:
+    """Base of records: frozen dataclasses whose fields are numbers, Estimates, mappings of either, or further records.
+
+    A field that is None (`maybe`) is left out of the metrics.
+    """
+
+    __slots__ = ()
+
+    def metrics(self) -> dict[str, float]:
+        """As flat metrics."""
+        found: dict[str, float] = {}
+        for name, (_, key) in _layout(type(self)).items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, Record):
+                found |= value.metrics()
+            elif isinstance(value, Mapping):
+                for part, one in value.items():
+                    found |= _flat(key.format(part), one)
+            else:
+                found |= _flat(key, value)
+        return found
+
+
+def keyed(template: str) -> Any:
+    """A mapping field; `{}` in the metrics' names is the mapping's key. Empty where nothing was measured."""
+    return dataclasses.field(default_factory=dict, metadata={"key": template})
+
+
+def maybe() -> Any:
+    """A field that is None where it was not measured. It is declared with the type that it has otherwise, so that gates
+    can point into it; a gate on what was not measured fails."""
+    return dataclasses.field(default=None)
+
+
+def record(cls: type[RecordT], metrics: Mapping[str, float]) -> RecordT:
+    """The record of flat metrics.
+
+    Raises:
+        ValueError: when a metric is missing, or one has no field.
+    """
+    left = dict(metrics)
+    made = _take(cls, left)
+    if left:
+        raise ValueError(f"{cls.__name__} has no field for {', '.join(sorted(left))}: declare them where they belong")
+    return made
+
+
+def of(cls: type[RecordT]) -> RecordT:
+    """Stands for a record whose fields are the names of their metrics (see above)."""
+    return cast(RecordT, Path(cls, ""))
+
+
+class Path:
+    """The way to a field of a record; as a string, the name of its metric."""
+
+    def __init__(self, kind: Any, key: str) -> None:
+        self._kind, self._key = kind, key
+
+    def __getattr__(self, name: str) -> Path:
+        if self._kind is Estimate and name in ENDS:
+            return Path(float, self._key + ENDS[name])
+        if isinstance(self._kind, type) and issubclass(self._kind, Record):
+            layout = _layout(self._kind)
+            if name in layout:
+                return Path(*layout[name])
+            raise AttributeError(f"{self._kind.__name__} has no field {name!r}: choose one of {', '.join(layout)}")
+        raise AttributeError(f"the metric {self._key!r} has no part {name!r}")
+
+    def __str__(self) -> str:
+        if self._kind not in (float, int, bool):
+            raise ValueError(f"{self._key or self._kind} is not one number: name its value, low or high")
+        return self._key
+
+
+def _layout(cls: Any) -> dict[str, tuple[Any, str]]:
+    """By field: its type, and the name (for a mapping, the template) of its metrics."""
+    hints = get_type_hints(cls)
+    return {
+        field.name: (hints[field.name], field.metadata.get("key", field.name))
+        for field in dataclasses.fields(cast(Any, cls))
+    }
+
+
+def _flat(key: str, value: Any) -> dict[str, float]:
+    return value.metrics(key) if isinstance(value, Estimate) else {key: float(value)}
+
+
+def _take(cls: type[RecordT], left: dict[str, float]) -> RecordT:
+    """A record of some of the metrics in `left`, which are taken out of it."""
+    layout = _layout(cls)
+    values: dict[str, Any] = {}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+    mappings = [name for name, (kind, _) in layout.items() if get_origin(kind) is not None]
+    for name in [*(n for n in layout if n not in mappings), *mappings]:  # exact names first: templates match more
+        kind, key = layout[name]
+        if name in mappings:
+            values[name] = _take_mapping(get_args(kind)[1], key, left)
+        elif isinstance(kind, type) and issubclass(kind, Record):
+            optional = fields[name].default is None
+            values[name] = None if optional and not _begins(kind, left) else _take(kind, left)
+        elif key in left:
+            values[name] = _take_value(kind, key, left)
+        elif fields[name].default is dataclasses.MISSING:
+            raise ValueError(f"{cls.__name__}.{name} was not measured: there is no metric {key!r}")
+    return cls(**values)
+
+
+def _begins(cls: type[Record], left: Mapping[str, float]) -> bool:
+    """Whether any of a record's own metrics is there."""
+    return any(key in left for kind, key in _layout(cls).values() if kind in (float, int, bool, Estimate))
+
+
+def _take_value(kind: Any, key: str, left: dict[str, float]) -> Any:
+    if kind is Estimate:
+        return Estimate(**{end: left.pop(key + suffix) for end, suffix in ENDS.items()})
+    return kind(left.pop(key))
+
+
+def _take_mapping(kind: Any, template: str, left: dict[str, float]) -> dict[str, Any]:
+    before, behind = map(re.escape, template.split("{}"))
+    found = [(match[1], key) for key in list(left) if (match := re.fullmatch(f"{before}(.+){behind}", key))]
+    if kind is Estimate:
+        found = [(part, key) for part, key in found if f"{key}_low" in left and f"{key}_high" in left]
+    return {part: _take_value(kind, key, left) for part, key in found}

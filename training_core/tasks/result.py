@@ -1,0 +1,33 @@
+"""What phases that run programs or ask questions measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from training_core.record import Estimate, Record, keyed
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxResult(Record):
+    """The probe of the sandbox in which the phase ran."""
+
+    sandbox_probes: float
+    sandbox_breaches: float
+    sandbox_probe_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LevelsResult(Record):
+    """Accuracy by level on test questions, of the parent (`before`) and of the product."""
+
+    level_accuracy_before: float
+    level_accuracy: float
+    level_accuracy_gain: Estimate
+    edge_before: float
+    edge: float
+    edge_gain: float
+    num_passed_levels: float
+    worst_passed_level_drop_high: float
+    accuracy_before: Mapping[str, Estimate] = keyed("level_{}_accuracy_before")
+    accuracy: Mapping[str, Estimate] = keyed("level_{}_accuracy")
