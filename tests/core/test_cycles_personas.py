@@ -328,8 +328,8 @@ def test_texts_are_of_their_split(small_data: dict[str, Path], sandbox: Sandbox,
 def test_an_iteration_bakes_the_winner(cycle: PersonaCycle, model: Cognate) -> None:
     untouched = copy.deepcopy(model.state_dict())
     baked = cycle.iterate(0, model, 0.5)
-    assert [proposal["iteration"] for proposal in cycle.proposals] == [0] * 4
-    (chosen,) = (proposal["text"] for proposal in cycle.proposals if proposal["chosen"])
+    assert [proposal.iteration for proposal in cycle.proposals] == [0] * 4
+    (chosen,) = (proposal.text for proposal in cycle.proposals if proposal.chosen)
     assert (baked.cycle, baked.text, baked.target) == ("persona", chosen, 0.5)
     assert cycle.winners == [chosen]
     assert baked.prompt_ids == tuple(cycle.material.context.tokenizer.encode(chosen).ids)
