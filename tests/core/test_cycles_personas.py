@@ -17,9 +17,8 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
-from training_core.data.batches import TEXT_ONLY, TrainingData
 from tests.core.test_character_phase import bank
-from training_core.data.batches import TrainingData
+from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import Trajectory
