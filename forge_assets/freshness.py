@@ -18,6 +18,7 @@ from forge_assets.forge_report import report_inputs
 from forge_assets.graph_view import Forge, UserError
 from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
 from forge_resources.model_store import recorded_text
+from training_core.config import paths, suggestion, unknown_paths
 from training_core.gates import judge
 from training_core.store.identity import inputs_digest
 
@@ -51,22 +52,32 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
             raise UserError(f"the configuration names {asset!r}; assets are {', '.join(known)}")
         if not isinstance(values, Mapping):
             raise UserError(f"the configuration of {asset} must be fields with values, got {values!r}")
+    classes = {asset: _config_class(forge, asset) for asset in known}
+    for asset, values in overrides.items():
+        if unknown := unknown_paths(classes[asset], values):
+            paths_there = list(paths(classes[asset]))
+            told = "; ".join(f"{path}: there is no such value, {suggestion(path, paths_there)}" for path in unknown)
+            raise UserError(f"the configuration of {asset} is refused: {told}")
     run_config = {"ops": {asset: {"config": dict(values)} for asset, values in overrides.items()}}
     try:
         complete = dg.validate_run_config(forge.job(), run_config)
     except dg.DagsterInvalidConfigError as error:
         raise UserError("; ".join(problem.message for problem in error.errors)) from error
-    graph = forge.definitions.resolve_asset_graph()
     configs: dict[str, BaseModel] = {}
     for asset in known:
-        module, _, name = str(graph.get(dg.AssetKey(asset)).metadata[CONFIG_CLASS]).partition(":")
-        model: type[BaseModel] = getattr(importlib.import_module(module), name)
         try:
-            configs[asset] = model(**complete["ops"][asset]["config"])
+            configs[asset] = classes[asset](**complete["ops"][asset]["config"])
         except ValidationError as error:
             problems = (f"{'.'.join(map(str, e['loc'])) or asset}: {e['msg']}" for e in error.errors())
             raise UserError(f"the configuration of {asset} is refused: {'; '.join(problems)}") from error
     return configs
+
+
+def _config_class(forge: Forge, asset: str) -> type[BaseModel]:
+    node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
+    module, _, name = str(node.metadata[CONFIG_CLASS]).partition(":")
+    found: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def plan(

@@ -58,6 +58,19 @@ def with_values(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
     return type(config).model_validate(document)
 
 
+def unknown_paths(config: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted paths in the nested `values` that `config` does not have."""
+    unknown: list[str] = []
+    for name, value in values.items():
+        field = config.model_fields.get(name)
+        section = None if field is None else field.annotation
+        if field is None:
+            unknown.append(prefix + name)
+        elif isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
+            unknown += unknown_paths(section, value, f"{prefix}{name}.")
+    return unknown
+
+
 def suggestion(path: str, known: list[str]) -> str:
     """Which of the paths that there are `path` may have meant: those with the same last part, else similar ones."""
     last = path.rpartition(".")[2]

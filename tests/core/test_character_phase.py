@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from forge_assets.exhibits.character import EXHIBIT
 from forge_resources.sandbox import open_sandbox
 from tests.core.declared import assert_declared
 from tests.core.small_data import SHAPE
@@ -32,6 +31,7 @@ from training_core.phases.p5_curriculum import curriculum_model as phase
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.curriculum_model import make_character
 from training_core.phases.p5_curriculum.eudaimonia import flipped_codes, rule_prompt, sample_rule
+from training_core.phases.p5_curriculum.exhibit import CharacterExhibit
 from training_core.phases.p5_curriculum.preferences import log_likelihoods, margins, preference, preference_gain
 from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, scenario_pairs
 from training_core.phases.p5_curriculum.self_model import load_self_model
@@ -132,7 +132,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(product: Produc
         "baking_strength_honesty", "flipped_codes",
     ):  # fmt: skip
         assert name in metrics
-    EXHIBIT.schema.model_validate(product.exhibits["character"])
+    CharacterExhibit.model_validate(product.exhibits["character"])
     assert product.exhibits["character"]["not_kept"] == ""
     assert [rule["name"] for rule in product.exhibits["character"]["rules"]] == [rule.name for rule in RULES]
     assert len(product.exhibits["character"]["pairs"]) == 12

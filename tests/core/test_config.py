@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from training_core.config import Config, paths, with_values
+from training_core.config import Config, paths, suggestion, unknown_paths, with_values
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.profiles import ASSETS, PROFILES, Profile, nano, preset, profile_of
 from training_core.registry import PHASES
@@ -37,6 +37,15 @@ def test_values_have_paths() -> None:
         with_values(Whole(), {"size": 2})
     with pytest.raises(ValueError, match=r"there is no value 'part_rate': did you mean part\.rate\?"):
         with_values(Whole(), {"part_rate": 2})
+
+
+def test_an_old_flat_name_is_told_its_path() -> None:
+    given = {"steps": 1, "part": {"size": 2, "rat": 3}, "part_rate": 1}
+    assert unknown_paths(Whole, given) == ["part.rat", "part_rate"]
+    assert unknown_paths(CharacterConfig, {"self_steps": 3, "training": {"steps": 2}}) == ["self_steps"]
+    known = list(paths(CharacterConfig))
+    assert suggestion("steps", known) == "did you mean self_model.steps or training.steps?"
+    assert suggestion("council_questions", known) == "did you mean decisions.council_questions?"
 
 
 def test_every_profile_sets_every_asset() -> None:

@@ -18,7 +18,7 @@ from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
 from tests.core.test_character_phase import bank
-from training_core.data.batches import TrainingData
+from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.trajectories import Trajectory
@@ -27,7 +27,7 @@ from training_core.nn.ternary import inference_copy
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.phases.p6_baking import context as limits
 from training_core.phases.p6_baking import personas
-from training_core.phases.p6_baking.context import TEXT_ONLY, CycleContext, NothingToBakeError, Trajectories
+from training_core.phases.p6_baking.context import CycleContext, NothingToBakeError, Trajectories
 from training_core.phases.p6_baking.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
 from training_core.phases.p6_baking.tools import ToolCycle
 from training_core.tasks.questions.bank import QuestionBank
@@ -327,8 +327,8 @@ def test_texts_are_of_their_split(small_data: dict[str, Path], sandbox: Sandbox,
 def test_an_iteration_bakes_the_winner(cycle: PersonaCycle, model: Cognate) -> None:
     untouched = copy.deepcopy(model.state_dict())
     baked = cycle.iterate(0, model, 0.5)
-    assert [proposal["iteration"] for proposal in cycle.proposals] == [0] * 4
-    (chosen,) = (proposal["text"] for proposal in cycle.proposals if proposal["chosen"])
+    assert [proposal.iteration for proposal in cycle.proposals] == [0] * 4
+    (chosen,) = (proposal.text for proposal in cycle.proposals if proposal.chosen)
     assert (baked.cycle, baked.text, baked.target) == ("persona", chosen, 0.5)
     assert cycle.winners == [chosen]
     assert baked.prompt_ids == tuple(cycle.material.context.tokenizer.encode(chosen).ids)

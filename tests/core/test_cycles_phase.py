@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge_assets.exhibits.baked import EXHIBIT
 from forge_assets.gates import gates_for
 from tests.core.declared import assert_declared
 from tests.core.small_cycles import keep, made, parent
@@ -23,6 +22,7 @@ from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking import context as material
 from training_core.phases.p6_baking import phase
 from training_core.phases.p6_baking.context import harmful
+from training_core.phases.p6_baking.exhibit import BakedExhibit
 from training_core.record import Estimate
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import Product, write_bundle
@@ -67,7 +67,7 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(product: Produc
     assert metrics["prompted_over_baked_high"] == max(
         metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
     )
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
     assert shown["not_kept"] == ""
     assert [text["prompt"] for text in shown["generations"]].count("Fix.\n") == 3, "as many as are measured"
     assert len(shown["generations"]) == 7
@@ -101,7 +101,7 @@ def test_a_turn_bakes_one_teacher_further_and_stacking_is_measured_on_it(small_d
     assert [prompt["cycle"] for prompt in shown["prompts"]].count("tools") == 1, "of each cycle the last"
     assert shown["prompts"][0]["target"] == pytest.approx(0.85)
     assert metrics["prompts_kept"] == len(shown["prompts"])
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
 
 
 class _Heard(SilentReporter):
@@ -132,7 +132,7 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
     assert metrics[gate.metric] < gate.threshold, "a model without any prompt in it does not pass"
     assert metrics["worst_family_drop_high"] == 0.0
     assert "prompted_over_baked_high" not in metrics, "nothing was baked: the claim is not measured, and stands in red"
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
     expected = copy.deepcopy(parent())
     round_to_half_(expected)
     stored = product.tensors or {}
@@ -148,7 +148,7 @@ def test_a_cycle_that_has_nothing_to_bake_has_plateaued_at_its_first_step(small_
     assert timeline[0]["decision"] == "switch"
     assert timeline[0]["score"] == product.exhibits["baked"]["baselines"]["persona"]
     assert product.exhibits["baked"]["turns"] == []
-    EXHIBIT.schema.model_validate(product.exhibits["baked"])
+    BakedExhibit.model_validate(product.exhibits["baked"])
 
 
 def test_the_limits_of_harm() -> None:

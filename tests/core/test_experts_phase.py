@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from forge_assets.exhibits.experts import EXHIBIT
 from forge_assets.gates import gates_for
 from tests.core.declared import assert_declared
 from tests.core.small_cycles import parent
@@ -27,6 +26,7 @@ from training_core.nn.svf import SVFModel
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p7_experts import evaluator, phase
 from training_core.phases.p7_experts.bundles import at_point, load_experts, probed_tokens
+from training_core.phases.p7_experts.exhibit import ExpertsExhibit
 from training_core.phases.p7_experts.genome import Composition, Space
 from training_core.phases.p7_experts.measurement import measure_text
 from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle, reproduction_error
@@ -69,7 +69,7 @@ def test_every_gate_and_claim_has_its_number(product: Product) -> None:
     }  # fmt: skip
     for gate in gates_for("expert_model", "nano"):
         assert gate.metric in metrics or gate.metric in elsewhere, gate.metric
-    shown = EXHIBIT.read(product.exhibits["experts"])
+    shown = ExpertsExhibit.model_validate(product.exhibits["experts"])
     assert metrics["num_experts"] == len(shown.experts) == 3
     assert metrics["expert_bytes"] == shown.experts[0].bytes == metrics["expert_parameters"] + 2 * 6
     assert metrics["routed_over_single"] == pytest.approx(metrics["accuracy_composed"] - metrics["accuracy_single"])
@@ -154,7 +154,7 @@ def test_what_makes_a_family_worse_is_not_used(small_data: dict[str, Path], monk
         )
     assert found.metrics["composed_over_none"] == found.metrics["worst_family_drop_low"] == 0.0
     assert found.metrics["routed_bits_per_byte_ratio"] == 1.0
-    EXHIBIT.read(shown)
+    ExpertsExhibit.model_validate(shown)
 
 
 def test_one_family_has_one_expert_and_two_have_two(small_data: dict[str, Path]) -> None:

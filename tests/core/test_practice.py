@@ -76,7 +76,7 @@ def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> Non
     assert all(row["shown"] > 0 and row["right_alone"] == 0 for row in first)
     assert [arm["tokens"] for arm in shown["forgetting"]["arms"]] == [0, 14, 14], "equal tokens, exactly"
     assert shown["spend"] == {"usd": 0.0, "frontier_questions": 0, "generator_questions": 120, "note": bank.note}
-    from forge_assets.exhibits import markdown, render
+    from forge_assets.report.exhibits import markdown, render
 
     assert len(markdown("practice", shown).splitlines()) <= 30
     assert "dreams" in render("practice", shown)

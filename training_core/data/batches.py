@@ -42,6 +42,9 @@ class MixConfig(BaseModel):
         return {name: share / total for name, share in raw.items()}
 
 
+TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingData:
     """Token streams by source name, and the tokenizer that made them."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p5_curriculum.config import CurriculumConfig
@@ -39,8 +39,6 @@ from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.question import LEVELS, Question, normalise_prompt
 from training_core.tasks.questions.sft_objective import BesideText, Example, LessonObjective, Memory
 from training_core.training.loop import Objective, TrainingConfig, TrainingResult, step_generator, train
-
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 
 
 @dataclass(frozen=True, slots=True)

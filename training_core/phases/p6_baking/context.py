@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from training_core.data.batches import MixConfig
 from training_core.distill.prompt_baking import NO_EFFECT_NATS, TextBatches, bake, measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.distill.trajectories import Trajectory
@@ -31,7 +30,6 @@ STAYING_QUESTIONS = 128  # of all levels
 STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
 STAYING_REPAIRS = 160
 SEPARATOR = "\n"  # between a prompt and what follows it
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from training_core.data.batches import TEXT_ONLY
 from training_core.distill.trajectories import Trajectory
 from training_core.evaluation.intervals import wilson
 from training_core.nn.cognate import Cognate
@@ -25,7 +26,6 @@ from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import (
     SEPARATOR,
     STAYING_REPAIRS,
-    TEXT_ONLY,
     Baked,
     CycleContext,
     Trajectories,

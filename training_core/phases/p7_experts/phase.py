@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.evaluation.harm import EXPERTS
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
@@ -52,7 +52,6 @@ from training_core.tasks.questions.question import Question
 from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 PROFILE_STEP, ROUTER_STEP, FEW_SHOT_STEP = -1_000_001, -1_000_002, -1_000_100  # of `step_generator`
 
 
@@ -92,7 +91,7 @@ def make_experts(
     metrics |= {"handed_on": float(not composition.adapts), "experts_in_use": float(sum(composition.experts))}
     shown = exhibit(discovery, taught, found, composition, answers, specialists.model, why)
     product = ternary_product(
-        parent.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"experts": shown}
+        parent.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"experts": shown.as_json()}
     )
     probed = context.report.text.inputs[:PROBED_ROWS, :PROBED_TOKENS]
     return replace(

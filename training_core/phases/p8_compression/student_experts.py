@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from training_core.data.batches import MixConfig
+from training_core.data.batches import TEXT_ONLY
 from training_core.formats.file_experts import FileExperts
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, SVFModel
@@ -33,7 +33,6 @@ from training_core.tasks.questions.likelihood import AskedQuestions, example_of
 from training_core.tasks.questions.question import Question
 from training_core.training.loop import step_generator
 
-TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0)
 ROUTER_STEP = -1_000_001
 
 

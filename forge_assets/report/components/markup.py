@@ -1,16 +1,18 @@
 """Pieces of HTML and Markdown that exhibits are made of. Everything here escapes the text that it is given."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Literal
+
+from markupsafe import Markup
 
 _MARKS = {" ": "·", "\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 _ODD_SPACES = re.compile(r"^ +| +$| {2,}")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~!&:#$])")
 
 
-def visible(text: str, spaces: Literal["odd", "all", "none"] = "odd") -> str:
+def visible(text: str, spaces: Literal["odd", "all", "none"] = "odd") -> Markup:
     """`text` as HTML in which spaces, line breaks and control characters can be seen.
 
     `spaces` says which spaces become dots: those at the ends or in a row, all (for a token on its own), or none (for
@@ -18,28 +20,21 @@ def visible(text: str, spaces: Literal["odd", "all", "none"] = "odd") -> str:
     are named instead of sent: among them are those that reverse the direction of what follows.
     """
     if not text:
-        return '<span class="mark">(empty)</span>'
+        return Markup('<span class="mark">(empty)</span>')
     odd = {place for match in _ODD_SPACES.finditer(text) for place in range(*match.span())}
-    return "".join(
+    return Markup("").join(
         _character(c, c != " " or spaces == "all" or (spaces == "odd" and place in odd)) for place, c in enumerate(text)
     )
 
 
-def number(value: float, form: str) -> str:
+def number(value: float, form: str) -> Markup:
     """`value` as HTML: written in `form` (`"{:+.4f}"`), with the exact value in the markup."""
-    return f'<data value="{value!r}">{escape(form.format(value))}</data>'
+    return Markup(f'<data value="{value!r}">{escape(form.format(value))}</data>')
 
 
-def interval(low: float, high: float, form: str) -> str:
+def interval(low: float, high: float, form: str) -> Markup:
     """An interval as HTML."""
-    return f"[{number(low, form)}, {number(high, form)}]"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; those that start with a `number` are set as such."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return Markup(f"[{number(low, form)}, {number(high, form)}]")
 
 
 def plain(text: str) -> str:
@@ -57,18 +52,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], most: 
     return [*lines, "", f"{len(rows) - most} more rows are in the report."] if len(rows) > most else lines
 
 
-def each(items: Sequence[str], empty: str, wrap: Callable[[str], str] = str) -> str:
-    """The items in a row inside `wrap`, or the sentence `empty` where there are none."""
-    return wrap("".join(items)) if items else f'<p class="note">{escape(empty)}</p>'
-
-
-def _cell(cell: str) -> str:
-    return f'<td class="number">{cell}</td>' if cell.startswith("<data") else f"<td>{cell}</td>"
-
-
-def _character(character: str, marked: bool) -> str:
+def _character(character: str, marked: bool) -> Markup:
     if character in _MARKS:
-        return f'<span class="mark">{_MARKS[character]}</span>' if marked else character
+        return Markup(f'<span class="mark">{_MARKS[character]}</span>' if marked else character)
     if character.isprintable():
-        return escape(character)
-    return f'<span class="mark">{escape(ascii(character)[1:-1])}</span>'
+        return Markup(escape(character))
+    return Markup(f'<span class="mark">{escape(ascii(character)[1:-1])}</span>')

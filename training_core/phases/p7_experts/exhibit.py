@@ -1,33 +1,39 @@
-"""What the exhibit `experts` is given: experts that were found, how questions reach them, and the search's front."""
+"""The exhibit `experts`: experts that the model's own profile asked for, how questions reach them, and the front of
+compositions that the search found.
+
+Accuracies are expected ones: the probability that a drawn attempt writes the worked answer. An expert is one multiplier
+for each singular value of the matrices of the MLPs.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from forge_assets.exhibits.exhibit import Document
-from forge_assets.exhibits.measured import Accuracy, Count, Measured, Share
+from training_core.exhibit import Count, Document, MeasuredShare, MeasuredValue, NonNegative, Share
+
+AnswerKind = Literal["none", "single", "router", "oracle", "searched", "rival"]
 
 
-class FamilyProfile(Document):
+class ShownFamily(Document):
     """What the model can do in one family before it has experts."""
 
     family: str
     expert: str
     questions: Count
-    expected: Measured
+    expected: MeasuredValue
     exact: Share
     nats: float
 
 
-class Candidate(Document):
+class NumExpertsCandidate(Document):
     """A number of experts, and what the criterion gives it, with its standard error."""
 
     experts: Annotated[int, Field(ge=1)]
     gain: float
-    error: Annotated[float, Field(ge=0)]
+    error: NonNegative
 
 
-class Discovery(Document):
+class ShownDiscovery(Document):
     """How the number of experts was decided. `stability` is the share of resamples with the same number."""
 
     criterion: str
@@ -35,9 +41,9 @@ class Discovery(Document):
     stability: Share
     resamples: Count
     note: str
-    profile: list[FamilyProfile]
+    profile: list[ShownFamily]
     similarity: list[list[float]]
-    curve: list[Candidate]
+    curve: list[NumExpertsCandidate]
 
     @model_validator(mode="after")
     def _square(self) -> Self:
@@ -47,23 +53,23 @@ class Discovery(Document):
         return self
 
 
-class Learned(Document):
+class LearnedGain(Document):
     """What one way of learning gained over the model as it is, on validation questions of the expert's families."""
 
     method: str
-    gain: Measured
+    gain: MeasuredValue
     bytes: Count
     kept: bool
 
 
-class Spectrum(Document):
+class ShownSpectrum(Document):
     """Multipliers of the singular values of one matrix, the largest singular value first."""
 
     matrix: str
     multipliers: list[float]
 
 
-class ExpertShown(Document):
+class ShownExpert(Document):
     """One expert."""
 
     name: str
@@ -71,12 +77,12 @@ class ExpertShown(Document):
     says: str
     parameters: Count
     bytes: Count
-    learned: list[Learned]
+    learned: list[LearnedGain]
     rewards: list[float]
-    spectra: list[Spectrum]
+    spectra: list[ShownSpectrum]
 
 
-class Heat(Document):
+class ExpertHeatMap(Document):
     """Expected accuracy by family (columns) with each expert alone (rows), on test questions."""
 
     families: list[str]
@@ -84,40 +90,40 @@ class Heat(Document):
     cells: list[list[Share]]
 
 
-class Router(Document):
+class ShownRouter(Document):
     """One way to choose: how often it names the expert of a question's family; `entropy` of its choices in bits."""
 
     name: str
-    accuracy: Accuracy
-    entropy: Annotated[float, Field(ge=0)]
+    accuracy: MeasuredShare
+    entropy: NonNegative
     chance: Share
     note: str
 
 
-class Routing(Document):
+class ShownRouting(Document):
     """The routers, and what the one in use chose (columns) for questions of each expert (rows)."""
 
-    routers: list[Router]
+    routers: list[ShownRouter]
     labels: list[str]
     confusion: list[list[Count]]
 
 
-class Answering(Document):
+class AnsweringWay(Document):
     """One way to answer test questions: expected accuracy, families weighted alike, and what it has over the model
     without experts."""
 
     name: str
-    kind: Literal["none", "single", "router", "oracle", "searched", "rival"]
-    accuracy: Measured
-    over_none: Measured
+    kind: AnswerKind
+    accuracy: MeasuredValue
+    over_none: MeasuredValue
 
 
-class Cost(Document):
+class PassCost(Document):
     """Seconds a question of one pass or both, and the ratio to one pass of the model without experts."""
 
     name: str
-    milliseconds: Annotated[float, Field(ge=0)]
-    ratio: Annotated[float, Field(ge=0)]
+    milliseconds: NonNegative
+    ratio: NonNegative
 
 
 class FrontPoint(Document):
@@ -126,15 +132,15 @@ class FrontPoint(Document):
     number: Count
     chosen: bool
     accuracy: Share
-    latency_ms: Annotated[float, Field(ge=0)]
-    latency_ratio: Annotated[float, Field(ge=0)]
+    latency_ms: NonNegative
+    latency_ratio: NonNegative
     bytes: Count
-    bits_per_byte: Annotated[float, Field(ge=0)]
+    bits_per_byte: NonNegative
     says: str
     composition: dict[str, Any]
 
 
-class Climb(Document):
+class HypervolumeCourse(Document):
     """Hypervolume after each generation of one seed, of the search and of as many random compositions."""
 
     seed: int
@@ -149,7 +155,7 @@ class Climb(Document):
         return self
 
 
-class Search(Document):
+class ShownSearch(Document):
     """The search: its rule for the knee, its front, and how it climbed."""
 
     rule: str
@@ -158,17 +164,17 @@ class Search(Document):
     raced_out: Count
     too_slow: Count
     front: list[FrontPoint]
-    climbs: list[Climb]
+    climbs: list[HypervolumeCourse]
 
 
-class ExpertsShown(Document):
+class ExpertsExhibit(Document):
     """The whole exhibit. `not_kept` says why the model answers without experts, empty where it answers with them."""
 
-    discovery: Discovery
-    experts: list[ExpertShown]
-    heat: Heat
-    routing: Routing
-    answering: list[Answering]
-    costs: list[Cost]
-    search: Search
+    discovery: ShownDiscovery
+    experts: list[ShownExpert]
+    heat: ExpertHeatMap
+    routing: ShownRouting
+    answering: list[AnsweringWay]
+    costs: list[PassCost]
+    search: ShownSearch
     not_kept: str

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from forge_assets.exhibits.measured import PERCENT, Measured, measured_text
+from markupsafe import Markup
+
+from forge_assets.report.components.measures import PERCENT, measured_text
+from training_core.exhibit import MeasuredValue
 
 _LEFT, _RIGHT, _TOP, _LANE, _GAP, _FOOT = 52.0, 14.0, 18.0, 110.0, 28.0, 36.0
 _WIDTH, _LEAST_STEP, _MOST_STEP = 900.0, 30.0, 84.0
@@ -18,7 +21,7 @@ class Point:
     """A measured score at a place on the axis; `kept` is drawn full, anything else hollow."""
 
     x: int
-    score: Measured
+    score: MeasuredValue
     kept: bool
 
 
@@ -27,7 +30,7 @@ class Lane:
     """The scores of one cycle. Its name, one word of ours, is its class too."""
 
     name: str
-    baseline: Measured | None
+    baseline: MeasuredValue | None
     points: Sequence[Point]
 
 
@@ -52,7 +55,7 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def timeline(lanes: Sequence[Lane], marks: Sequence[Mark], names: Sequence[str], form: str = PERCENT) -> str:
+def timeline(lanes: Sequence[Lane], marks: Sequence[Mark], names: Sequence[str], form: str = PERCENT) -> Markup:
     """One lane a cycle, one below the other over the same axis of `names`; lanes without anything to show are left out.
 
     In a lane each turn is shaded, with a line through what was kept, the first from the baseline: the dashed line.
@@ -76,7 +79,7 @@ def timeline(lanes: Sequence[Lane], marks: Sequence[Mark], names: Sequence[str],
     return _svg(width, bottom + _FOOT, parts)
 
 
-def curves(x: Sequence[int], series: Sequence[tuple[str, Sequence[Measured]]], form: str) -> str:
+def curves(x: Sequence[int], series: Sequence[tuple[str, Sequence[MeasuredValue]]], form: str) -> Markup:
     """Curves over `x`, each with a band of its intervals; of each its class and what it draws. 0 and 1 are in range."""
     ends = [end for _, values in series for value in values for end in (value.low, value.high)]
     height = _Scale(min(0.0, *ends), max(1.0, *ends), _TOP + _CURVE_HEIGHT, _TOP)
@@ -164,8 +167,8 @@ def _text(kind: str, x: float, y: float, words: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    return (
+def _svg(width: float, height: float, parts: Sequence[str]) -> Markup:
+    return Markup(
         f'<div class="wide"><svg class="drawing" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.1f} {height:.1f}">{"".join(parts)}</svg></div>'
     )

@@ -4,6 +4,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 INK, BETTER, WORSE, OPEN = "#1d2433", "#12705b", "#b42318", "#667085"
 
 
@@ -23,7 +25,7 @@ class Interval:
         return WORSE if self.high < 0 else OPEN
 
 
-def interval_chart(rows: Sequence[Interval], title: str) -> str:
+def interval_chart(rows: Sequence[Interval], title: str) -> Markup:
     """The rows from top to bottom, each a point on its interval, with a line at zero. Equal rows give equal SVG.
 
     Raises:
@@ -63,4 +65,4 @@ def interval_chart(rows: Sequence[Interval], title: str) -> str:
     with rc_context({"svg.hashsalt": title}):
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+    return Markup(svg[svg.index("<svg") :])

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 _WIDTH, _HEIGHT = 640.0, 300.0
 _LEFT, _RIGHT, _TOP, _FOOT = 66.0, 24.0, 16.0, 44.0
 _TICKS = 4
@@ -28,7 +30,7 @@ class Dot:
     chosen: bool
 
 
-def scatter(name: str, upward: Axis, across: Sequence[Axis], dots: Sequence[Dot]) -> str:
+def scatter(name: str, upward: Axis, across: Sequence[Axis], dots: Sequence[Dot]) -> Markup:
     """`upward` over each of the axes `across`, of which a reader picks one. `name` is unique on the page.
 
     Raises:
@@ -43,7 +45,8 @@ def scatter(name: str, upward: Axis, across: Sequence[Axis], dots: Sequence[Dot]
         inputs.append(f'<input type="radio" name="{name}" id="{key}" class="pick pick-{i}"{checked}>')
         labels.append(f'<label for="{key}">{escape(axis.name)}</label>')
         drawings.append(f'<div class="plot plot-{i}">{_drawing(upward, axis, dots)}</div>')
-    return f'<div class="scatter">{"".join(inputs)}<div class="picks">{"".join(labels)}</div>{"".join(drawings)}</div>'
+    picks = f'{"".join(inputs)}<div class="picks">{"".join(labels)}</div>'
+    return Markup(f'<div class="scatter">{picks}{"".join(drawings)}</div>')
 
 
 def _drawing(upward: Axis, across: Axis, dots: Sequence[Dot]) -> str:

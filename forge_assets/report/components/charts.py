@@ -3,12 +3,14 @@
 import io
 from typing import Any
 
+from markupsafe import Markup
+
 from forge_assets.ledger import Ledger, ModelRow
 
 INK, ACCENT, CHANCE = "#1d2433", "#3056d3", "#b42318"
 
 
-def chain(ledger: Ledger) -> list[str]:
+def chain(ledger: Ledger) -> list[Markup]:
     """Bits per byte and next-token accuracy with 95 % intervals, and bytes on disk on a logarithmic axis."""
     drawn = [
         _intervals(ledger, "bits_per_byte", "Bits per byte (lower is better)", 1.0),
@@ -18,16 +20,16 @@ def chain(ledger: Ledger) -> list[str]:
     return [svg for svg in drawn if svg]
 
 
-def tasks(ledger: Ledger) -> list[str]:
+def tasks(ledger: Ledger) -> list[Markup]:
     """One chart a task family: accuracy with its 95 % interval, and what guessing gives."""
     families = list(dict.fromkeys(family for row in ledger.models for family in row.lineage.tasks))
     return [_family(ledger, family) for family in families]
 
 
-def _intervals(ledger: Ledger, metric: str, title: str, factor: float) -> str:
+def _intervals(ledger: Ledger, metric: str, title: str, factor: float) -> Markup:
     rows = [row for row in ledger.models if row.metric(metric) is not None]
     if not rows:
-        return ""
+        return Markup("")
     canvas, axes = _canvas(rows)
     for y, row in enumerate(rows):
         value = factor * float(row.metric(metric) or 0.0)
@@ -39,10 +41,10 @@ def _intervals(ledger: Ledger, metric: str, title: str, factor: float) -> str:
     return _finish(canvas, axes, title)
 
 
-def _sizes(ledger: Ledger) -> str:
+def _sizes(ledger: Ledger) -> Markup:
     rows = [row for row in ledger.models if row.metric("bytes_on_disk")]
     if not rows:
-        return ""
+        return Markup("")
     canvas, axes = _canvas(rows)
     sizes = [float(row.metric("bytes_on_disk") or 0.0) for row in rows]
     axes.barh(range(len(rows)), sizes, color=ACCENT, height=0.55)
@@ -53,7 +55,7 @@ def _sizes(ledger: Ledger) -> str:
     return _finish(canvas, axes, "Bytes on disk (logarithmic)")
 
 
-def _family(ledger: Ledger, family: str) -> str:
+def _family(ledger: Ledger, family: str) -> Markup:
     """Accuracy of one family; intervals are the corrected ones brought back: p = chance + (1 - chance) c."""
     rows = [row for row in ledger.models if family in row.lineage.tasks]
     canvas, axes = _canvas(rows)
@@ -82,7 +84,7 @@ def _canvas(rows: list[ModelRow]) -> tuple[Any, Any]:
     return canvas, axes
 
 
-def _finish(canvas: Any, axes: Any, title: str) -> str:
+def _finish(canvas: Any, axes: Any, title: str) -> Markup:
     from matplotlib import rc_context
 
     axes.set_title(title, fontsize=10, loc="left", color=INK)
@@ -94,4 +96,4 @@ def _finish(canvas: Any, axes: Any, title: str) -> str:
     with rc_context({"svg.hashsalt": title}):  # equal numbers give an equal page
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+    return Markup(svg[svg.index("<svg") :])

@@ -1,23 +1,25 @@
-"""What the exhibit `baked` is given: a document of two cycles, the prompts that they baked, and what came of it."""
+"""The exhibit `baked`: prompts of two cycles baked into the weights, in the order in which they took turns.
+
+Scores and accuracies are shares. The strength of a baked prompt is 0 where it has no effect and 1 where the model
+without the prompt does as it did with it; the nats per token are the KL divergence from the prompted model.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from forge_assets.exhibits.calls import ShownCall
-from forge_assets.exhibits.exhibit import Document
-from forge_assets.exhibits.measured import Accuracy, Count, Measured, Share
+from training_core.exhibit import Count, Document, MeasuredShare, MeasuredValue, Share, ShownCall
 
-Cycle = Literal["tools", "persona"]
+CycleName = Literal["tools", "persona"]
 
 
-class Iteration(Document):
+class ShownIteration(Document):
     """One iteration of a cycle. `why` says why it was not kept, `strength` how strongly its prompt was baked."""
 
     number: Count
-    cycle: Cycle
+    cycle: CycleName
     prompt: str
-    score: Measured
+    score: MeasuredValue
     kept: bool
     why: str
     decision: Literal["continue", "switch", "stop"]
@@ -26,29 +28,29 @@ class Iteration(Document):
     target: float
 
 
-class BakedPrompt(Document):
+class ShownPrompt(Document):
     """A prompt that was kept. `strength` is what the stored model has of it, None where the prompt had no effect."""
 
     name: str
-    cycle: Cycle
+    cycle: CycleName
     text: str
     kl_before: float
     kl_after: float
-    strength: Measured | None
+    strength: MeasuredValue | None
     target: float
     scale: float
     why: str
 
 
-class Stacked(Document):
+class StackedStrength(Document):
     """The same prompt half-baked `times` times over; `expected` is 1 - (1 - s)^times."""
 
     times: Annotated[int, Field(ge=1)]
     expected: float
-    measured: Measured
+    measured: MeasuredValue
 
 
-class RepairShown(Document):
+class ShownRepair(Document):
     """An attempt at a micro-repository: `text` is what was written, the tools' replies included."""
 
     issue: str
@@ -59,35 +61,35 @@ class RepairShown(Document):
     resolved: bool
 
 
-class Kind(Document):
+class IssueKind(Document):
     """Issues of one kind."""
 
     kind: str
-    base: Accuracy
-    baked: Accuracy
+    base: MeasuredShare
+    baked: MeasuredShare
 
 
-class Tools(Document):
+class ToolResults(Document):
     """Issues resolved by the parent, with the tool prompt in front, and by the stored model without it."""
 
-    base: Accuracy
-    prompted: Accuracy
-    baked: Accuracy
+    base: MeasuredShare
+    prompted: MeasuredShare
+    baked: MeasuredShare
     chance: Share
-    by_kind: list[Kind]
-    attempts: list[RepairShown]
+    by_kind: list[IssueKind]
+    attempts: list[ShownRepair]
 
 
-class Proposal(Document):
+class ProposedPrompt(Document):
     """A prompt that the model proposed to itself, and the score with it in front."""
 
     iteration: Count
     text: str
-    score: Measured
+    score: MeasuredValue
     chosen: bool
 
 
-class Statistic(Document):
+class StyleStatistic(Document):
     """One statistic of style of four sets of texts."""
 
     statistic: str
@@ -97,15 +99,15 @@ class Statistic(Document):
     baked: float
 
 
-class Turn(Document):
+class TurnPresence(Document):
     """How much of the prompt is present at a turn of a conversation: shown once at its beginning, or baked."""
 
     turn: Annotated[int, Field(ge=1)]
-    prompted: Measured
-    baked: Measured
+    prompted: MeasuredValue
+    baked: MeasuredValue
 
 
-class Generation(Document):
+class SideBySide(Document):
     """What the four models wrote after the same beginning; only the prompted one was shown the prompt."""
 
     prompt: str
@@ -116,32 +118,32 @@ class Generation(Document):
     baked: str
 
 
-class Columns(Document):
+class ColumnNames(Document):
     """What stands above the two baked columns: with the strength measured."""
 
     half_baked: str
     baked: str
 
 
-class Baselines(Document):
+class CycleBaselines(Document):
     """The score of the parent by the measure of each cycle; None where the cycle never began."""
 
-    tools: Measured | None = None
-    persona: Measured | None = None
+    tools: MeasuredValue | None = None
+    persona: MeasuredValue | None = None
 
 
-class BakedShown(Document):
+class BakedExhibit(Document):
     """The whole exhibit. Iterations are counted from 0. `not_kept` says why no prompt was kept, empty where one was."""
 
-    timeline: list[Iteration]
-    baselines: Baselines
-    prompts: list[BakedPrompt]
-    stacking: list[Stacked]
+    timeline: list[ShownIteration]
+    baselines: CycleBaselines
+    prompts: list[ShownPrompt]
+    stacking: list[StackedStrength]
     stacking_note: str
-    tools: Tools
-    proposals: list[Proposal]
-    style: list[Statistic]
-    turns: list[Turn]
-    generations: list[Generation]
-    columns: Columns
+    tools: ToolResults
+    proposals: list[ProposedPrompt]
+    style: list[StyleStatistic]
+    turns: list[TurnPresence]
+    generations: list[SideBySide]
+    columns: ColumnNames
     not_kept: str
