@@ -141,7 +141,9 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
 
 def test_a_cycle_that_has_nothing_to_bake_has_plateaued_at_its_first_step(small_data: dict[str, Path]) -> None:
     """One token is no proposal; tools then run alone."""
-    product = made(small_data, SilentReporter(), None, proposal_tokens=1, max_iterations=3, first="persona")
+    product = made(
+        small_data, SilentReporter(), None, proposal_tokens=1, max_iterations=3, **{"alternation.first": "persona"}
+    )
     timeline = product.exhibits["baked"]["timeline"]
     assert [(step["cycle"], step["prompt"] == "") for step in timeline][:2] == [("persona", True), ("tools", False)]
     assert timeline[0]["why"] == "the model proposed no prompt that says anything"

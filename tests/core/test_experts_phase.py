@@ -236,11 +236,11 @@ def test_text_without_experts_costs_nothing_and_is_what_the_suite_measures(small
 
 
 def test_bad_input_says_what_to_change(bundle: Bundle, small_data: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lower routed_tokens, or raise search_window_tokens"):
+    with pytest.raises(ValueError, match=r"lower questions\.routed_tokens, or raise search\.window_tokens"):
         made(small_data, SilentReporter(), None, routed_tokens=32)
-    with pytest.raises(ValueError, match="raise search_questions, or set search_racing_share to 1"):
+    with pytest.raises(ValueError, match=r"raise search\.questions, or set search\.racing_share to 1"):
         made(small_data, SilentReporter(), None, search_questions=4)
-    with pytest.raises(ValueError, match="raise search_population"):
+    with pytest.raises(ValueError, match=r"raise search\.population"):
         made(small_data, SilentReporter(), None, search_population=4)
     with pytest.raises(BundleError, match="has no experts: an expert_model has"):
         load_experts(replace(bundle, model_config={k: v for k, v in bundle.model_config.items() if k != "experts"}))
