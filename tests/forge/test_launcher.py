@@ -47,6 +47,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, indirect=True)
 def test_two_processes_make_the_model_of_one(small: dg.DagsterInstance, mode: str) -> None:
     """The merge's evaluations are dealt out, its numbers stay the same; sums of gradients round differently."""
@@ -153,6 +154,7 @@ def start(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, step
     return run_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, indirect=True)
 def test_a_run_that_ends_takes_its_processes_with_it(
     small: dg.DagsterInstance, mode: str, workspace: WorkspaceProcessContext
@@ -173,6 +175,7 @@ def test_a_run_that_ends_takes_its_processes_with_it(
     wait_for(lambda: not workers(home), 10)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_next_attempt_goes_on(
     small: dg.DagsterInstance, mode: str, workspace: WorkspaceProcessContext
 ) -> None:
