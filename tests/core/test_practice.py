@@ -3,11 +3,6 @@ harm, bad input, and going on after kill -9."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from forge_resources.sandbox import open_sandbox
-from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
+from tests.core.declared import assert_declared
+from tests.core.small_curriculum import CONFIG, keep, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
+from tests.killed import KILLED, run_apart
 from tests.nested import nested
 from training_core.phases.p5_curriculum.dreams import consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
@@ -64,6 +62,7 @@ def answered(right: dict[int, list[bool]]) -> Answered:
 
 
 def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> None:
+    assert_declared("practised_model", product)
     assert set(METRICS) <= product.metrics.keys()
     assert product.kind == "ternary"
     assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation.steps * CONFIG.consolidation.memory_tokens
@@ -101,6 +100,7 @@ def test_harm_to_text_hands_the_parent_on(small_data: dict[str, Path], bank: Que
     """At a thousand times the rate every candidate forgets its text; what is stored then is the parent."""
     violent = nested(CONFIG, **{"muon_lr": 1.0, "adamw_lr": 1.0, "rounds": 1, "text_weight": 0.0})
     product = practise(small_data, bank, violent)
+    assert_declared("practised_model", product)
     assert product.metrics["handed_on"] == 1.0
     assert product.metrics["worst_passed_level_drop_high"] == 0.0
     assert product.metrics["level_accuracy_gain"] == 0.0
@@ -234,25 +234,15 @@ def test_what_another_parent_learned_is_not_taken_over(
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(
-    small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    product: Product, small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
 ) -> None:
     """Killed in the second round of training: the first one's attempts and weights are found again."""
-    config = nested(CONFIG, **{"steps": 40})
-    undisturbed = practise(small_data, bank, config, tmp_path / "a").tensors or {}
-    folder = tmp_path_factory.mktemp("bank_again")
-    small_bank(folder)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    arguments = [str(small_data["tokens"].parent), str(folder), str(tmp_path / "b")]
-    process = subprocess.Popen([sys.executable, "-m", "tests.core.small_curriculum", *arguments], env=environment)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "b" / "practice_1.safetensors").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns
-    resumed = practise(small_data, bank, config, tmp_path / "b").tensors or {}
-    assert (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns == before, "nothing was attempted again"
+    attempts: list[int] = []
+
+    for at in ("practice 1 2", ""):
+        assert run_apart(keep, tmp_path, at, data=small_data, bank=bank).status == (KILLED if at else 0)
+        attempts.append((tmp_path / "attempts_0.json").stat().st_mtime_ns)
+    assert attempts[0] == attempts[1], "nothing was attempted again"
+    undisturbed, resumed = dict(product.tensors or {}), load_file(tmp_path / "tensors")
     assert undisturbed.keys() == resumed.keys()
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
