@@ -17,9 +17,9 @@ import dagster as dg
 from pydantic import BaseModel
 from safetensors import SafetensorError
 
-from forge_assets import exhibits
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
+from forge_assets.report import exhibits
 from forge_resources.full_disk import disk_full, no_room
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.launcher import Launcher

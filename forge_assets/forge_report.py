@@ -7,7 +7,7 @@ Dagster itself decides stays: in the run in which a gate closes, nothing below t
 it. The next run makes it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,29 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
 from forge_assets.gate_history import AssetGates, collect_gates
-from forge_assets.gate_report import history_sections
 from forge_assets.gates import GATES
 from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
 from forge_assets.launchpad import launchpad_fields
 from forge_assets.ledger import collect
-from forge_assets.report import html_page
+from forge_assets.report.history import history_sections
+from forge_assets.report.page import html_page
+from forge_assets.report.templates import templates_digest
 from forge_resources.gatekeeping import REPORTS, judgements_digest
 from forge_resources.model_store import ModelStore
 from training_core.gates import Gate
 from training_core.store.identity import code_digest, digest_folder
 
 PAGE, JUNIT = "report.html", "gates.xml"
-CODE = (
-    "forge_assets.charts",
-    "forge_assets.exhibits",
-    "forge_assets.forge_report",
-    "forge_assets.gate_history",
-    "forge_assets.gate_report",
-    "forge_assets.junit",
-    "forge_assets.ledger",
-    "forge_assets.report",
-)
+CODE = ("forge_assets.forge_report",)
 
 
 class ReportConfig(BaseModel):
@@ -63,7 +55,7 @@ def report_asset(
         group_name="report",
         owners=["team:agent-forge"],
         kinds={"python", "html"},
-        code_version=code_digest(CODE, extra={"config": ReportConfig.model_json_schema()}),
+        code_version=_code(ReportConfig.model_json_schema()),
         metadata={CONFIG_CLASS: f"{ReportConfig.__module__}:{ReportConfig.__qualname__}"},
         tags={REPORTS: "true"},
         config_schema=launchpad_fields(ReportConfig),
@@ -82,7 +74,12 @@ def report_asset(
 def report_inputs(forge: Forge, config: BaseModel) -> str:
     """What the report is made from, as a digest: code, configuration, and all that was made, judged and overridden."""
     checks = [check for asset in forge.assets() for check in forge.checks_of(asset)]
-    return f"{code_digest(CODE, extra=config.model_dump(mode='json'))}-{judgements_digest(forge.instance, checks)}"
+    return f"{_code(config.model_dump(mode='json'))}-{judgements_digest(forge.instance, checks)}"
+
+
+def _code(config: Mapping[str, Any]) -> str:
+    """A digest of the modules and the templates that the report is made with, and of `config`."""
+    return code_digest(CODE, extra={"config": dict(config), "templates": templates_digest()})
 
 
 def _write(forge: Forge, config: ReportConfig, inputs: str) -> dg.MaterializeResult[Any]:

@@ -27,7 +27,7 @@ ARTIFACT = "compressed"  # the kind of bundle whose payload ships
 class ModelRow:
     """One model as it lies in the store. `outdated` names the parents that were made again after it.
 
-    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.exhibits`).
+    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.report.exhibits`).
     """
 
     lineage: Lineage

@@ -40,6 +40,10 @@ TITLES = {
     7: "experts",
     8: "compression",
 }
+NO_SANDBOX = (
+    "this phase runs programs that the model wrote, and no sandbox was given: name one, for instance "
+    "--sandbox forge_resources.sandbox:probed_sandbox where agent-forge is installed"
+)
 Kind = Literal["cognate", "ternary", "compressed"]
 
 # Opens a sandbox for model-written programs that was probed first, with the metrics of that probe.
@@ -129,10 +133,7 @@ class PhaseContext:
             SandboxUnavailableError: when there is no sandbox: such programs never run on the host.
         """
         if self._sandbox is None:
-            raise SandboxUnavailableError(
-                "this phase runs programs that the model wrote, and no sandbox was given: name one, for instance "
-                "--sandbox forge_resources.sandbox:probed_sandbox where agent-forge is installed"
-            )
+            raise SandboxUnavailableError(NO_SANDBOX)
         return self._sandbox
 
     @cached_property
@@ -269,8 +270,10 @@ class Phase:
             ValueError: when what was measured is not what `result` declares.
         """
         context = partial(self.context, parents=parents, folders=folders, reporter=reporter, checkpoint=checkpoint)
-        if not self.sandboxed or sandbox is None:
+        if not self.sandboxed:
             return self._made(context(), config)
+        if sandbox is None:
+            raise SandboxUnavailableError(NO_SANDBOX)
         with sandbox() as (opened, conformance):
             product = self._made(context(sandbox=opened), config)
         return replace(product, metrics={**product.metrics, **record(SandboxResult, conformance).metrics()})

@@ -19,7 +19,7 @@ def list_gates(as_json: Annotated[bool, typer.Option("--json", help="Print it as
     """Say for every model whether its gate is open, closed (and why) or overridden (by whom and why)."""
     with errors(), open_forge("nano") as forge:
         from forge_assets.gate_history import collect_gates
-        from forge_assets.gate_report import state, states_table
+        from forge_assets.report.terminal import state, states_table
 
         models = collect_gates(forge)
         if as_json:

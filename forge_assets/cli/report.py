@@ -45,10 +45,11 @@ def _report_gates(forge: "Forge", console: Console, *, html: Path | None, junit:
     """What `forge report --gates` and `--junit` write and print."""
     from forge_assets.forge_report import ReportConfig
     from forge_assets.gate_history import collect_gates
-    from forge_assets.gate_report import history_json, history_sections, print_history
     from forge_assets.junit import junit_xml
     from forge_assets.ledger import collect
     from forge_assets.report import html_page
+    from forge_assets.report.history import history_sections
+    from forge_assets.report.terminal import history_json, print_history
 
     models = collect_gates(forge)
     limit = ReportConfig().verdicts

@@ -1,13 +1,13 @@
-"""A small ternary model and question bank on the small data set; run as a program, it practises and prints a digest."""
+"""A small ternary model and question bank on the small data set."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
@@ -16,7 +16,7 @@ from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.practised_model import make_practised
-from training_core.reporting import SilentReporter
+from training_core.reporting import Reporter, SilentReporter
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank, QuestionBankConfig, make_question_bank, open_bank
 from training_core.tasks.questions.context import QuestionContext
@@ -55,15 +55,18 @@ def small_ternary(vocab_size: int) -> Cognate:
 
 
 def practise(
-    data: dict[str, Path], bank: QuestionBank, config: CurriculumConfig, checkpoint: Path | None = None
+    data: dict[str, Path],
+    bank: QuestionBank,
+    config: CurriculumConfig,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> Product:
     with open_sandbox("embedded") as sandbox:
-        context = QuestionContext(folders=data, bank=bank, sandbox=sandbox, checkpoint=checkpoint)
+        context = QuestionContext(folders=data, bank=bank, sandbox=sandbox, checkpoint=checkpoint, reporter=reporter)
         return make_practised(small_ternary(320), TernarySettings(), context, config)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    root, bank_folder, checkpoint_folder = map(Path, sys.argv[1:4])
-    folders = {name: root / name for name in ("tokens", "task_bank", "evaluation_suite")}
-    practise(folders, shortened(open_bank(bank_folder)), nested(CONFIG, **{"steps": 40}), checkpoint_folder)
+def keep(reporter: Reporter, folder: Path, data: dict[str, Path], bank: QuestionBank) -> None:
+    """Practise with a checkpoint, and write the weights."""
+    product = practise(data, bank, CONFIG, folder, reporter)
+    save_file(dict(product.tensors or {}), folder / "tensors")

@@ -1,11 +1,8 @@
-"""Phase 6 on a small ternary model and the small data set; run as a program, it makes products and is killed."""
+"""Phase 6 on a small ternary model and the small data set."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +17,7 @@ from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.phases.p6_baking.config import CyclesConfig
 from training_core.phases.p6_baking.context import CycleContext
 from training_core.phases.p6_baking.phase import make_baked
-from training_core.reporting import Reporter, SilentReporter
+from training_core.reporting import Reporter
 from training_core.store.bundle import Product
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.sandbox import Sandbox
@@ -65,33 +62,9 @@ def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, 
         return make_baked(parent(), TernarySettings(), context, config(**changes))
 
 
-class _Deadly(SilentReporter):
-    """Says what happens, and kills its process at one of these things."""
-
-    def __init__(self, killed_at: str) -> None:
-        self.killed_at = killed_at
-
-    def progress(self, done: int, total: int, label: str) -> None:
-        print(f"{label} {done}", flush=True)
-        if f"{label} {done}" == self.killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _run(name: str, killed_at: str, folders: dict[str, Path], folder: Path) -> None:
-    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
-    product = made(folders, _Deadly(killed_at), folder / f"{name} checkpoint")
-    save_file(dict(product.tensors or {}), folder / name)
-    (folder / f"{name}.json").write_text(json.dumps([product.metrics, product.exhibits]))
-    (folder / f"{name}.ternary").write_bytes(product.payload or b"")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    given, out = {name: Path(path) for name, path in json.loads(sys.argv[1]).items()}, Path(sys.argv[2])
-    for run, kill in (("whole", ""), *(("broken", at) for at in sys.argv[3:]), ("broken", "")):
-        print(f"start {run}", flush=True)
-        child = os.fork()
-        if not child:
-            _run(run, kill, given, out)
-            os._exit(0)
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    """Make the product with a checkpoint, and write what it is."""
+    product = made(data, reporter, folder / "checkpoint")
+    save_file(dict(product.tensors or {}), folder / "tensors")
+    (folder / "json").write_text(json.dumps([product.metrics, product.exhibits]))
+    (folder / "ternary").write_bytes(product.payload or b"")

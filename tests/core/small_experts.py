@@ -1,15 +1,11 @@
-"""Phase 7 on a small ternary model and the small data set; run as a program, it makes products and is killed."""
+"""Phase 7 on a small ternary model and the small data set."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from forge_resources.sandbox import open_sandbox
@@ -19,7 +15,7 @@ from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p7_experts import evaluator
 from training_core.phases.p7_experts.config import ExpertsConfig
 from training_core.phases.p7_experts.phase import make_experts
-from training_core.reporting import Reporter, SilentReporter
+from training_core.reporting import Reporter
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
@@ -80,36 +76,16 @@ def fixed_time(evaluator: evaluator.Evaluator, structure: evaluator.Structure) -
     return structure.num_supervision * structure.cycles * (1 + structure.latent_steps) + 0.5 * adapts
 
 
-class _Deadly(SilentReporter):
-    """Says what happens, and kills its process at one of these things."""
-
-    def __init__(self, killed_at: str) -> None:
-        self.killed_at = killed_at
-
-    def progress(self, done: int, total: int, label: str) -> None:
-        print(f"{label} {done}", flush=True)
-        if f"{label} {done}" == self.killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _run(name: str, killed_at: str, folders: dict[str, Path], folder: Path) -> None:
-    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
-    evaluator.Evaluator._seconds = fixed_time  # type: ignore[method-assign]
-    product = made(folders, _Deadly(killed_at), folder / f"{name} checkpoint")
-    save_file(dict(product.tensors or {}), folder / name)
+def told(product: Product) -> str:
+    """All that a product says but for seconds."""
     timed = {"first_pass_over_one_pass", "second_pass_over_one_pass"}
     metrics = {key: value for key, value in product.metrics.items() if key not in timed}
-    shown = product.exhibits["experts"] | {"costs": []}
-    (folder / f"{name}.json").write_text(json.dumps([metrics, shown, product.model_config]))
+    return json.dumps([metrics, product.exhibits["experts"] | {"costs": []}, product.model_config])
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    given, out = {name: Path(path) for name, path in json.loads(sys.argv[1]).items()}, Path(sys.argv[2])
-    for run, kill in (("whole", ""), *(("broken", at) for at in sys.argv[3:]), ("broken", "")):
-        print(f"start {run}", flush=True)
-        child = os.fork()
-        if not child:
-            _run(run, kill, given, out)
-            os._exit(0)
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    """Make the product with a checkpoint and a clock that is set, and write what it is."""
+    evaluator.Evaluator._seconds = fixed_time  # type: ignore[method-assign]
+    product = made(data, reporter, folder / "checkpoint")
+    save_file(dict(product.tensors or {}), folder / "tensors")
+    (folder / "json").write_text(told(product))

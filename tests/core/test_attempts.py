@@ -118,6 +118,19 @@ def test_hints_show_more_and_more_and_are_never_in_the_prompt(
     assert [attempt.hint for attempt in attempts] == [0, 1, 2, 3]
 
 
+def test_hints_are_thirds_rounded_up(learned: Cognate, tokenizer: Tokenizer, tools: ToolBox) -> None:
+    """Of the tokens before the end; the last of them is left to write, and a tool call is shown with its answer."""
+    answerer = Answerer(learned, tokenizer, tools, max_tokens=1)
+    shown: dict[int, list[int]] = {}
+    for length in (3, 4, 5, 6):  # tokens of " ab", a letter each, and no end
+        letters = question("Copy", "@#%^&"[: length - 1])
+        ids, roles = encode_completion(tokenizer, letters)
+        assert (len(ids), set(roles)) == (length + 1, {"hint"})
+        attempts = answerer.attempt([letters] * 4, torch.Generator(), hints=[0, 1, 2, 3])
+        shown[length] = [attempt.roles.count("hint") for attempt in attempts]
+    assert shown == {3: [0, 1, 2, 4], 4: [0, 2, 3, 5], 5: [0, 2, 4, 6], 6: [0, 2, 4, 7]}
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -6,20 +6,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.small_data import SHAPE
 from tests.core.test_baking_divergences import KINDS, naive_divergence
+from tests.killed import killed_at_each, run_apart
 from tests.oracles.prompted_bigram import PROMPT_TOKEN, SIZE, PromptedBigram, baked_table
 from training_core.distill.divergences import Divergence, divergence
 from training_core.distill.prompt_baking import BakingConfig, BakingMeasure, BakingObjective, bake, measure_baking
@@ -27,7 +25,7 @@ from training_core.distill.trajectories import SamplingConfig, Trajectory, sampl
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.ternary import set_hardness
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
-from training_core.reporting import SilentReporter
+from training_core.reporting import Reporter, SilentReporter
 
 VOCABULARY = 300
 
@@ -326,45 +324,31 @@ def test_baking_refuses_bad_input() -> None:
 
 
 class Counter(SilentReporter):
-    """Prints and keeps the steps that were taken."""
+    """Keeps the steps that were taken."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
 
     def progress(self, done: int, total: int, label: str) -> None:
         self.steps.append(done)
-        print(done, flush=True)
 
 
-def resumable(checkpoint: Path) -> tuple[Cognate, list[int]]:
-    """Bake a model that recurses for 10 steps, each of which leaves a resume point."""
+def bake_and_keep(reporter: Reporter, folder: Path) -> None:
+    """Bake a model that recurses for six steps, each of which leaves a resume point."""
     teacher = make_model(num_supervision=2, latent_steps=1)
-    student, counter = copy.deepcopy(teacher), Counter()
-    config = BakingConfig(**LEARNING | {"steps": 10, "checkpoint_interval_s": 0})  # type: ignore[arg-type]
-    bake(teacher, student, PROMPT, drawn(teacher, 12), texts, config, counter, checkpoint)
-    return student, counter.steps
+    student = copy.deepcopy(teacher)
+    config = BakingConfig(**LEARNING | {"steps": 6, "checkpoint_interval_s": 0})  # type: ignore[arg-type]
+    bake(teacher, student, PROMPT, drawn(teacher, 12), texts, config, reporter, folder / "checkpoint")
+    save_file(student.state_dict(), folder / "tensors")
 
 
 def test_killed_and_resumed_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
-    script = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "from tests.core.test_baking import resumable; resumable(Path(sys.argv[1]))"
-    )
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as victim:
-        assert victim.stdout is not None
-        for line in victim.stdout:
-            if int(line) == 3:
-                break
-        victim.send_signal(signal.SIGKILL)
-    assert victim.returncode == -signal.SIGKILL
-    resumed, resumed_steps = resumable(tmp_path / "killed")
-    undisturbed, steps = resumable(tmp_path / "undisturbed")
-    assert steps == list(range(1, 11))
-    assert 3 <= resumed_steps[0] <= 6, "the resumed run starts after the last checkpoint, not at the beginning"
-    first, second = undisturbed.state_dict(), resumed.state_dict()
+    whole = run_apart(bake_and_keep, tmp_path / "whole")
+    killed, resumed = killed_at_each(bake_and_keep, tmp_path / "broken", ["baking 3"])
+    assert whole.told == [f"baking {step}" for step in range(1, 7)]
+    assert killed.told == whole.told[:3]
+    assert resumed.told == whole.told[2:], "the resumed run starts after the last checkpoint, not at the beginning"
+    first, second = load_file(tmp_path / "whole" / "tensors"), load_file(tmp_path / "broken" / "tensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

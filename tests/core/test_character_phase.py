@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from forge_assets.exhibits.character import EXHIBIT
 from forge_resources.sandbox import open_sandbox
+from tests.core.declared import assert_declared
 from tests.core.small_data import SHAPE
 from tests.core.test_character_council import question
+from tests.killed import killed_at_each
 from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.prompt_baking import measure_baking
@@ -34,6 +31,7 @@ from training_core.phases.p5_curriculum import curriculum_model as phase
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.curriculum_model import make_character
 from training_core.phases.p5_curriculum.eudaimonia import flipped_codes, rule_prompt, sample_rule
+from training_core.phases.p5_curriculum.exhibit import CharacterExhibit
 from training_core.phases.p5_curriculum.preferences import log_likelihoods, margins, preference, preference_gain
 from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, scenario_pairs
 from training_core.phases.p5_curriculum.self_model import load_self_model
@@ -54,36 +52,7 @@ TINY = {
     "self_model_tokens": 4, "self_model_steps": 3,
     "steps": 2, "batch_size": 2, "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4,
 }  # fmt: skip
-STAGES = ["virtues", "validation", "preferences", "council", "ooda", "self_model", "temperature", "levels"]
-SCRIPT = """
-import os, signal, sys, torch, torch._dynamo  # imported once, not in every child
-import json
-from pathlib import Path
-from safetensors.torch import save_file
-from tests.core.test_character_phase import made
-from training_core.reporting import SilentReporter
-torch.set_num_threads(1)
-folders, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-class Deadly(SilentReporter):
-    def progress(self, done, total, label):
-        print(f"{label} {done}", flush=True)
-        if f"{label} {done}" == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-def run(name):
-    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
-    product = made({k: Path(v) for k, v in folders.items()}, Deadly(), folder / f"{name} checkpoint")
-    save_file(dict(product.tensors), folder / name)
-    shown = [product.metrics, product.exhibits]
-    (folder / f"{name}.json").write_text(json.dumps(shown))
-    (folder / f"{name}.ternary").write_bytes(product.payload)
-for name, killed_at in (("whole", ""), *(("broken", at) for at in sys.argv[3:]), ("broken", "")):
-    print(f"start {name}", flush=True)
-    child = os.fork()
-    if not child:
-        run(name)
-        os._exit(0)
-    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+STAGES = ["virtues", "validation", "self_model", "preferences", "council", "ooda", "temperature", "levels"]
 
 
 def parent() -> Cognate:
@@ -113,47 +82,47 @@ def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, 
         return make_character(parent(), TernarySettings(), context, config)
 
 
+def keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    """Make the product with a checkpoint, and write what it is."""
+    product = made(data, reporter, folder / "checkpoint")
+    save_file(dict(product.tensors or {}), folder / "tensors")
+    (folder / "json").write_text(json.dumps([product.metrics, product.exhibits]))
+    (folder / "ternary").write_bytes(product.payload or b"")
+
+
+@pytest.fixture(scope="module")
+def product(small_data: dict[str, Path]) -> Product:
+    """Made undisturbed."""
+    return made(small_data, SilentReporter(), None)
+
+
 def test_killed_in_every_stage_and_resumed_ends_bit_for_bit_the_same(
-    small_data: dict[str, Path], tmp_path: Path
+    product: Product, small_data: dict[str, Path], tmp_path: Path
 ) -> None:
-    kills = ["baking empathy 2", "validation 0", "council 0", "self_model 1", "levels 0"]
-    arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
-    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * 5, "exit 0"]
-    assert [run[-2] for run in broken[:5]] == kills
-    computed = [[line.rpartition(" ")[0] for line in run if line.endswith(" 0")] for run in broken]
+    kills = ["baking empathy 2", "validation 0", "self_model 1", "council 0", "levels 0"]
+    broken = killed_at_each(keep, tmp_path, kills, data=small_data)
+    computed = [[line.rpartition(" ")[0] for line in run.told if line.endswith(" 0")] for run in broken]
     computed = [[stage for stage in run if stage in STAGES] for run in computed]
     # nothing that was finished is done again, and what was cut off is
     assert computed == [
         ["virtues"],
         ["virtues", "validation"],
-        ["validation", "preferences", "council"],
-        ["council", "ooda", "self_model"],
-        ["temperature", "levels"],
+        ["validation", "self_model"],
+        ["preferences", "council"],
+        ["council", "ooda", "temperature", "levels"],
         ["levels"],
     ]
-    assert [line for line in broken[1] if line.startswith("baking honesty")] == [], "its two steps were kept"
-    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    assert [line for line in broken[1].told if line.startswith("baking honesty")] == [], "its two steps were kept"
+    first, second = dict(product.tensors or {}), load_file(tmp_path / "tensors")
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    for suffix in ("json", "ternary"):
-        assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"broken.{suffix}").read_bytes()
+    assert (tmp_path / "json").read_text() == json.dumps([product.metrics, product.exhibits])
+    assert (tmp_path / "ternary").read_bytes() == product.payload
 
 
-def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
-    small_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    product = made(small_data, SilentReporter(), None)
+def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(product: Product, tmp_path: Path) -> None:
     metrics = product.metrics
+    assert_declared("curriculum_model", product)
     assert metrics["handed_on"] == 0
     assert 0 < metrics["text_ratio_of_rules"] < RULES_HARM.text_ratio
     assert all(math.isfinite(value) for value in metrics.values())
@@ -163,7 +132,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
         "baking_strength_honesty", "flipped_codes",
     ):  # fmt: skip
         assert name in metrics
-    EXHIBIT.schema.model_validate(product.exhibits["character"])
+    CharacterExhibit.model_validate(product.exhibits["character"])
     assert product.exhibits["character"]["not_kept"] == ""
     assert [rule["name"] for rule in product.exhibits["character"]["rules"]] == [rule.name for rule in RULES]
     assert len(product.exhibits["character"]["pairs"]) == 12
@@ -185,6 +154,7 @@ def test_rules_that_do_no_harm_are_kept_and_the_bundle_holds_all(
 def test_rules_that_harm_are_not_kept(small_data: dict[str, Path]) -> None:
     product = made(small_data, SilentReporter(), None, muon_lr=0.5, adamw_lr=0.5, warmup_fraction=0.0)
     metrics, shown = product.metrics, product.exhibits["character"]
+    assert_declared("curriculum_model", product)
     assert metrics["handed_on"] == 1
     assert metrics["text_ratio_of_rules"] > RULES_HARM.text_ratio
     assert f"{metrics['text_ratio_of_rules']:.4f} of the parent's" in shown["not_kept"]

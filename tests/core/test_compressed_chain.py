@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from tests.core.small_data import SHAPE, TRAINING
 from tests.nested import nested
 from training_core.data.batches import TrainingData
+from training_core.distill.distillation import DistillationConfig
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
@@ -18,19 +22,22 @@ from training_core.formats.container import ContainerError
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import ternary_product
 from training_core.nn.cognate import Cognate, CognateConfig, effective_weight
-from training_core.nn.ternary import TernaryLinear
+from training_core.nn.ternary import TernaryLinear, hardness, set_hardness
+from training_core.nn.ternary_cognate import make_ternary
 from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.train import specialise, train_trunk
 from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
 from training_core.phases.p4_bitnet.config import TernaryConfig
-from training_core.phases.p4_bitnet.train import settings_of, train_ternary
+from training_core.phases.p4_bitnet.train import train_ternary
 from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.phases.p8_compression.student import initialise_from, student_config, train_compressed
 from training_core.profiles import preset
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import write_bundle
 from training_core.text.generation import generate, sample
+from training_core.training.loop import step_generator
+from training_core.training.objective import next_token_objective
 
 STUDENT = {
     "student_d_model": 24, "student_num_heads": 2, "student_d_ff": 32, "student_embedding_rank": 12,
@@ -72,7 +79,7 @@ def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk:
     before = {n: t.clone() for n, t in trunk.state_dict().items()}
     model, _ = train_ternary(trunk, config, data, SilentReporter())
     assert all(torch.equal(t, before[n]) for n, t in trunk.state_dict().items()), "the parent is left as it was"
-    product = ternary_product(model, settings_of(config), data.tokenizer_json)
+    product = ternary_product(model, config.quantization, data.tokenizer_json)
     bundle = write_bundle(
         tmp_path / "t",
         kind=product.kind,
@@ -98,6 +105,67 @@ def test_ternary_bundle_decodes_to_the_training_graph(data: TrainingData, trunk:
     matrices = sum(m.weight.numel() for m in trained.values())
     rest = sum(p.numel() for p in model.parameters()) - matrices
     assert bundle.model_bytes() < matrices / 5 + 2 * rest + 20_000
+
+
+class First(SilentReporter):
+    """The metrics of the first step."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.values = self.values or {name.partition("/")[2]: value for name, value in values.items()}
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """T^2 KL(teacher || student) at temperature T, a mean over positions, in a naive loop."""
+    total = 0.0
+    for own, its in zip(student.flatten(0, 1).double(), teacher.flatten(0, 1).double(), strict=True):
+        p, q = (its / temperature).softmax(-1), (own / temperature).softmax(-1)
+        total += float((p * (p / q).log()).sum())
+    return temperature**2 * total / (student.shape[0] * student.shape[1])
+
+
+@torch.no_grad()
+def test_the_student_learns_from_text_and_teacher_by_their_weights(data: TrainingData, trunk: Cognate) -> None:
+    """The first loss of phase 8 by hand: .8 of the cross-entropy and .2 of the teacher's divergence at T = 3."""
+    distilled = {"weight": 0.2, "temperature": 3.0}
+    config = nested(CompressionConfig, **TRAINING, **STUDENT, steps=1, warmup_fraction=0.0)
+    config = config.model_copy(update={"distillation": DistillationConfig(**distilled)})
+    first = First()
+    with torch.enable_grad():
+        train_compressed(trunk, config, data, first)
+    torch.manual_seed(config.training.seed)
+    student = Cognate(student_config(config, trunk.config))
+    initialise_from(student, trunk)
+    make_compressible(student, config.student.threshold, config.student.granularity)
+    set_hardness(student, hardness(0, 1, config.student.hardening_fraction))
+    batch = data.batch(config.mix, 4, 65, step_generator(config.training.seed, 0))
+    own, its = student(batch[:, :-1]).logits, trunk(batch[:, :-1]).logits
+    entropy = float(torch.nn.functional.cross_entropy(own.flatten(0, 1), batch[:, 1:].flatten()))
+    apart = divergence(own, its, 3.0)
+    assert first.values["cross_entropy"] == pytest.approx(entropy, rel=1e-4)  # float32
+    assert first.values["distillation"] == pytest.approx(apart, rel=1e-3)
+    assert first.values["loss"] == pytest.approx(0.8 * entropy + 0.2 * apart, rel=1e-4)
+    assert abs(divergence(own, its, 1.0) - apart) > 0.1 * apart, "the temperature matters here"
+
+
+@torch.no_grad()
+def test_the_ternary_model_learns_from_text_and_itself_by_their_weights(data: TrainingData, trunk: Cognate) -> None:
+    """The same of phase 4, whose teacher is the model in full precision."""
+    config = nested(TernaryConfig, **TRAINING, steps=1, hardening_fraction=0.0, warmup_fraction=0.0)
+    config = config.model_copy(update={"distillation": DistillationConfig(weight=0.25, temperature=2.0)})
+    first = First()
+    with torch.enable_grad():
+        train_ternary(trunk, config, data, first)
+    student = copy.deepcopy(trunk)
+    make_ternary(student, config.quantization)
+    set_hardness(student, 1.0)
+    batch = data.batch(config.mix, 4, 65, step_generator(config.training.seed, 0))
+    apart = divergence(student(batch[:, :-1]).logits, trunk(batch[:, :-1]).logits, 2.0)
+    own = next_token_objective(student, batch, None, torch.Generator())
+    assert first.values["distillation"] == pytest.approx(apart, rel=1e-3)  # float32
+    assert first.values["loss"] == pytest.approx(0.75 * float(own.loss) + 0.25 * apart, rel=1e-4)
 
 
 def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:

@@ -21,7 +21,7 @@ from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.nn.svf import SVFModel, scaled_matrices
 from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.phases.p8_compression.student import carry_experts
-from training_core.phases.p8_compression.student_experts import FileExpertsReport, teach_student
+from training_core.phases.p8_compression.student_experts import FileExpertsReport, answering, teach_student
 from training_core.svf.expert_accuracy import of_each_family
 from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.likelihood import AskedQuestions
@@ -98,7 +98,7 @@ def test_what_is_measured_is_what_the_file_answers(
     for question in questions:
         prompt = tokenizer.encode(f"Question: {question.prompt}\nAnswer:").ids
         asked = AskedQuestions([question], tokenizer, 320)
-        with read.experts.answering(scalable, prompt, tokenizer) as (model, name):
+        with answering(read.experts, scalable, prompt, tokenizer) as (model, name):
             told = asked.likelihoods(lambda _, inputs, model=model: model(inputs).logits)  # type: ignore[misc]
         assert name in ("", *read.experts.names)
         expected.setdefault(question.family, []).append(float(told.expected_Q()))

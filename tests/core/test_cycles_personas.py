@@ -17,6 +17,7 @@ from forge_resources.sandbox import open_sandbox
 from tests.core.scripted_model import ScriptedModel
 from tests.core.small_cycles import material, parent
 from tests.core.test_character_council import question
+from tests.core.test_character_phase import bank
 from training_core.data.batches import TEXT_ONLY, TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID
@@ -30,7 +31,9 @@ from training_core.phases.p6_baking.context import CycleContext, NothingToBakeEr
 from training_core.phases.p6_baking.personas import HISTORY_TURNS, LEAST_WORDS, REPLY_CUE, PersonaCycle
 from training_core.phases.p6_baking.tools import ToolCycle
 from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
+from training_core.tasks.questions.question import Question
 from training_core.tasks.sandbox import Sandbox
 from training_core.training.objective import next_token_objective
 
@@ -87,6 +90,12 @@ def sandbox() -> Iterator[Sandbox]:
 def make_cycle(folders: dict[str, Path], sandbox: Sandbox, **changes: object) -> PersonaCycle:
     made = material(folders, sandbox, **(SETTINGS | changes))  # type: ignore[arg-type]
     return PersonaCycle(made, ToolCycle(made))
+
+
+def fixed(cycle: PersonaCycle) -> PersonaCycle:
+    """As if its product were final, so that test text may be read."""
+    cycle.material.context.fix()
+    return cycle
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +298,8 @@ def test_trajectories_are_those_of_the_seed_and_of_the_prompted_model(
 # --- conversations and texts
 
 
-def test_conversations_have_a_line_of_test_text_each_turn(cycle: PersonaCycle, small_data: dict[str, Path]) -> None:
+def test_conversations_have_a_line_of_test_text_each_turn(small_data: dict[str, Path], sandbox: Sandbox) -> None:
+    cycle = fixed(make_cycle(small_data, sandbox))
     made = cycle.conversations(5, 3, torch.Generator().manual_seed(0))
     assert [len(conversation) for conversation in made] == [3] * 5
     lines = [parsed(cycle, (*line, SAID, SAID))[0] for conversation in made for line in conversation]
@@ -301,7 +311,8 @@ def test_conversations_have_a_line_of_test_text_each_turn(cycle: PersonaCycle, s
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_texts_are_of_their_split(cycle: PersonaCycle, small_data: dict[str, Path], split: str) -> None:
+def test_texts_are_of_their_split(small_data: dict[str, Path], sandbox: Sandbox, split: str) -> None:
+    cycle = fixed(make_cycle(small_data, sandbox))
     texts = cycle.text(30, split, 40, torch.Generator().manual_seed(0))
     assert [len(ids) for ids in texts] == [40] * 30
     pieces = {tuple(ids) for ids in texts}
@@ -316,8 +327,8 @@ def test_texts_are_of_their_split(cycle: PersonaCycle, small_data: dict[str, Pat
 def test_an_iteration_bakes_the_winner(cycle: PersonaCycle, model: Cognate) -> None:
     untouched = copy.deepcopy(model.state_dict())
     baked = cycle.iterate(0, model, 0.5)
-    assert [proposal["iteration"] for proposal in cycle.proposals] == [0] * 4
-    (chosen,) = (proposal["text"] for proposal in cycle.proposals if proposal["chosen"])
+    assert [proposal.iteration for proposal in cycle.proposals] == [0] * 4
+    (chosen,) = (proposal.text for proposal in cycle.proposals if proposal.chosen)
     assert (baked.cycle, baked.text, baked.target) == ("persona", chosen, 0.5)
     assert cycle.winners == [chosen]
     assert baked.prompt_ids == tuple(cycle.material.context.tokenizer.encode(chosen).ids)
@@ -364,9 +375,13 @@ def test_a_prompt_must_fit_in_front_of_every_question(small_data: dict[str, Path
     made = material(small_data, sandbox, **SETTINGS)  # type: ignore[arg-type]
     tools, short = ToolCycle(made), example_of(question("?"), made.context.tokenizer)
     room = 320 - 9 - len(short.prompt) - len(short.completion)
-    made.bank = QuestionBank(made.bank.train, [question("?" + "\t" * room)] * 2, made.bank.test, spent_usd=0.0, note="")
+
+    def ask(*validation: Question) -> None:
+        questions = QuestionBank(bank().train, validation, bank().test, spent_usd=0.0, note="")
+        made.context = QuestionContext(folders=small_data, bank=questions, sandbox=sandbox)
+
+    ask(*[question("?" + "\t" * room)] * 2)
     PersonaCycle(made, tools)
-    longer = [question("?"), question("?" + "\t" * (room + 1))]
-    made.bank = QuestionBank(made.bank.train, longer, made.bank.test, spent_usd=0.0, note="")
+    ask(question("?"), question("?" + "\t" * (room + 1)))
     with pytest.raises(ValueError, match="prompt of up to 9 tokens and 312 of a question .* exceed max_seq_len = 320"):
         PersonaCycle(made, tools)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge_assets.exhibits.baked import EXHIBIT
 from forge_assets.gates import gates_for
-from tests.core.small_cycles import made, parent
+from tests.core.declared import assert_declared
+from tests.core.small_cycles import keep, made, parent
+from tests.killed import killed_at_each
 from training_core.evaluation.harm import BAKES, HarmLimits
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
@@ -25,56 +22,52 @@ from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking import context as material
 from training_core.phases.p6_baking import phase
 from training_core.phases.p6_baking.context import harmful
+from training_core.phases.p6_baking.exhibit import BakedExhibit
 from training_core.record import Estimate
 from training_core.reporting import SilentReporter
-from training_core.store.bundle import write_bundle
+from training_core.store.bundle import Product, write_bundle
+
+
+@pytest.fixture(scope="module")
+def product(small_data: dict[str, Path]) -> Product:
+    """Made undisturbed."""
+    return made(small_data, SilentReporter(), None)
 
 
 def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(
-    small_data: dict[str, Path], tmp_path: Path
+    product: Product, small_data: dict[str, Path], tmp_path: Path
 ) -> None:
     kills = ["lesson 0 1", "trajectories 0 1", "baking 1 2", "judged 1 1", "stacking 0", "families 0"]
-    arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.core.small_cycles", *arguments],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
-    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * len(kills), "exit 0"]
-    assert [run[-2] for run in broken[: len(kills)]] == kills
+    broken = killed_at_each(keep, tmp_path, kills, data=small_data)
     # what was finished is not done again: after the kill in the second iteration's bake, nothing of the first is
-    assert not [line for line in broken[3] if line.startswith(("lesson 0", "trajectories", "proposals", "baking 0"))]
-    assert not [line for line in broken[-1] if line.startswith(("judged", "effects", "repairs", "persona"))]
-    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    again = ("lesson 0", "trajectories", "proposals", "baking 0")
+    assert not [line for line in broken[3].told if line.startswith(again)]
+    assert not [line for line in broken[-1].told if line.startswith(("judged", "effects", "repairs", "persona"))]
+    first, second = dict(product.tensors or {}), load_file(tmp_path / "tensors")
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    for suffix in ("json", "ternary"):
-        assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"broken.{suffix}").read_bytes()
+    assert (tmp_path / "json").read_text() == json.dumps([product.metrics, product.exhibits])
+    assert (tmp_path / "ternary").read_bytes() == product.payload
 
 
-def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(small_data: dict[str, Path], tmp_path: Path) -> None:
-    product = made(small_data, SilentReporter(), None)
+def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(product: Product, tmp_path: Path) -> None:
     metrics, shown = product.metrics, product.exhibits["baked"]
     assert [(step["cycle"], step["kept"], step["decision"]) for step in shown["timeline"]] == [
         ("tools", True, "switch"),
         ("persona", True, "stop"),
     ]
+    assert_declared("baked_model", product)
     assert metrics["handed_on"] == 0
     assert metrics["prompts_kept"] == metrics["iterations_kept"] == 2
     assert all(math.isfinite(value) for value in metrics.values())
     measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
     for gate in gates_for("baked_model", "nano"):
         assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
-    assert metrics["weakest_effect_low"] == min(prompt["strength_first"]["low"] for prompt in shown["prompts"])
+    assert metrics["weakest_effect_low"] == min(prompt["strength"]["low"] for prompt in shown["prompts"])
     assert metrics["prompted_over_baked_high"] == max(
         metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
     )
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
     assert shown["not_kept"] == ""
     assert [text["prompt"] for text in shown["generations"]].count("Fix.\n") == 3, "as many as are measured"
     assert len(shown["generations"]) == 7
@@ -108,7 +101,7 @@ def test_a_turn_bakes_one_teacher_further_and_stacking_is_measured_on_it(small_d
     assert [prompt["cycle"] for prompt in shown["prompts"]].count("tools") == 1, "of each cycle the last"
     assert shown["prompts"][0]["target"] == pytest.approx(0.85)
     assert metrics["prompts_kept"] == len(shown["prompts"])
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
 
 
 class _Heard(SilentReporter):
@@ -132,13 +125,14 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
     assert all("bits per byte on validation text" in step["why"] for step in shown["timeline"])
     assert "No prompt was kept" in shown["not_kept"]
     assert shown["timeline"][0]["why"] in shown["not_kept"]
+    assert_declared("baked_model", product)
     assert metrics["handed_on"] == 1
     assert metrics["weakest_effect_low"] == metrics["prompts_kept"] == 0
     gate = next(gate for gate in gates_for("baked_model", "nano") if gate.name == "effect_present")
     assert metrics[gate.metric] < gate.threshold, "a model without any prompt in it does not pass"
     assert metrics["worst_family_drop_high"] == 0.0
     assert "prompted_over_baked_high" not in metrics, "nothing was baked: the claim is not measured, and stands in red"
-    EXHIBIT.schema.model_validate(shown)
+    BakedExhibit.model_validate(shown)
     expected = copy.deepcopy(parent())
     round_to_half_(expected)
     stored = product.tensors or {}
@@ -147,14 +141,16 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
 
 def test_a_cycle_that_has_nothing_to_bake_has_plateaued_at_its_first_step(small_data: dict[str, Path]) -> None:
     """One token is no proposal; tools then run alone."""
-    product = made(small_data, SilentReporter(), None, proposal_tokens=1, max_iterations=3, first="persona")
+    product = made(
+        small_data, SilentReporter(), None, proposal_tokens=1, max_iterations=3, **{"alternation.first": "persona"}
+    )
     timeline = product.exhibits["baked"]["timeline"]
     assert [(step["cycle"], step["prompt"] == "") for step in timeline][:2] == [("persona", True), ("tools", False)]
     assert timeline[0]["why"] == "the model proposed no prompt that says anything"
     assert timeline[0]["decision"] == "switch"
     assert timeline[0]["score"] == product.exhibits["baked"]["baselines"]["persona"]
     assert product.exhibits["baked"]["turns"] == []
-    EXHIBIT.schema.model_validate(product.exhibits["baked"])
+    BakedExhibit.model_validate(product.exhibits["baked"])
 
 
 def test_the_limits_of_harm() -> None:

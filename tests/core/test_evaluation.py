@@ -194,6 +194,13 @@ def test_bundle_is_measured_as_it_lies_on_disk(small_data: dict[str, Path], tmp_
     assert against["retention_to_trunk_low"] == pytest.approx(1.0, abs=1e-12)
     assert against["bits_per_parameter"] == 8 * against["bytes_on_disk"] / against["params"]
     assert against["bytes_ratio"] == 4 * against["params"] / against["bytes_on_disk"]
+    smaller = model(num_layers=2, num_core_layers=1)
+    parts |= {"model_config": {"cognate": smaller.config.model_dump()}, "tensors": smaller.state_dict()}
+    student = measure_bundle(write_bundle(tmp_path / "student", **parts), suite, {"trunk": parent}, SilentReporter())  # type: ignore[arg-type]
+    against = student.metrics
+    assert against["params"] == sum(p.numel() for p in smaller.parameters()) < measured.metrics["params"]
+    assert against["bits_per_parameter"] == 8 * against["bytes_on_disk"] / measured.metrics["params"], "the teacher's"
+    assert against["bytes_ratio"] == 4 * measured.metrics["params"] / against["bytes_on_disk"]
 
 
 def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from training_core.data.tokenizer import load_tokenizer
 from training_core.nn.svf import P_START, ScaledLinear, SVFModel
 from training_core.phases.p7_experts.discovery import Discovery, Step, average_linkage, discover
 from training_core.phases.p7_experts.gradient_profile import Profile, measure_gradients, measure_profile
+from training_core.phases.p7_experts.report import shown_discovery
 from training_core.tasks.questions import likelihood
 from training_core.tasks.questions.likelihood import AskedQuestions, Likelihoods, measure_likelihoods
 from training_core.tasks.questions.question import Question
@@ -251,7 +252,7 @@ def test_one_family_and_two() -> None:
     two = found(planted(1, 2, seed=0), resamples=3)
     assert (two.num_experts, two.wanted, two.same_number) == (2, 1, 1.0)
     assert any("there was no choice" in remark for remark in two.remarks())
-    assert json.loads(json.dumps(two.document(), allow_nan=False))["num_experts"] == 2
+    assert json.loads(json.dumps(shown_discovery(two).as_json(), allow_nan=False))["chosen"] == 2
 
 
 def test_families_with_few_questions_are_left_out_and_named() -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from forge_assets.exhibits.experts import EXHIBIT
 from forge_assets.gates import gates_for
+from tests.core.declared import assert_declared
 from tests.core.small_cycles import parent
-from tests.core.small_experts import bank, made
+from tests.core.small_experts import bank, fixed_time, keep, made, told
+from tests.killed import killed_at_each
 from training_core.data.batches import TrainingData
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
@@ -28,8 +24,9 @@ from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
 from training_core.nn.svf import SVFModel
 from training_core.nn.ternary import inference_copy
-from training_core.phases.p7_experts import phase
+from training_core.phases.p7_experts import evaluator, phase
 from training_core.phases.p7_experts.bundles import at_point, load_experts, probed_tokens
+from training_core.phases.p7_experts.exhibit import ExpertsExhibit
 from training_core.phases.p7_experts.genome import Composition, Space
 from training_core.phases.p7_experts.measurement import measure_text
 from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle, reproduction_error
@@ -48,7 +45,10 @@ from training_core.svf.routing import NONE, ClassifierRouter
 
 @pytest.fixture(scope="module")
 def product(small_data: dict[str, Path]) -> Product:
-    return made(small_data, SilentReporter(), None)
+    """Made undisturbed; how long a structure takes does not depend on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator.Evaluator, "_seconds", fixed_time)
+        return made(small_data, SilentReporter(), None)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def bundle(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 def test_every_gate_and_claim_has_its_number(product: Product) -> None:
     metrics = product.metrics
+    assert_declared("expert_model", product)
     assert all(math.isfinite(value) for value in metrics.values())
     elsewhere = {
         "non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high", "sandbox_breaches",
@@ -68,7 +69,7 @@ def test_every_gate_and_claim_has_its_number(product: Product) -> None:
     }  # fmt: skip
     for gate in gates_for("expert_model", "nano"):
         assert gate.metric in metrics or gate.metric in elsewhere, gate.metric
-    shown = EXHIBIT.read(product.exhibits["experts"])
+    shown = ExpertsExhibit.model_validate(product.exhibits["experts"])
     assert metrics["num_experts"] == len(shown.experts) == 3
     assert metrics["expert_bytes"] == shown.experts[0].bytes == metrics["expert_parameters"] + 2 * 6
     assert metrics["routed_over_single"] == pytest.approx(metrics["accuracy_composed"] - metrics["accuracy_single"])
@@ -143,6 +144,7 @@ def test_what_makes_a_family_worse_is_not_used(small_data: dict[str, Path], monk
     monkeypatch.setattr(phase, "family_drops", worse)
     found = made(small_data, SilentReporter(), None)
     shown = found.exhibits["experts"]
+    assert_declared("expert_model", found)
     assert found.metrics["handed_on"] == 1.0
     assert found.metrics["experts_in_use"] == 0.0
     assert shown["not_kept"].startswith("no composition is better and does no harm on validation questions")
@@ -152,20 +154,24 @@ def test_what_makes_a_family_worse_is_not_used(small_data: dict[str, Path], monk
         )
     assert found.metrics["composed_over_none"] == found.metrics["worst_family_drop_low"] == 0.0
     assert found.metrics["routed_bits_per_byte_ratio"] == 1.0
-    EXHIBIT.read(shown)
+    ExpertsExhibit.model_validate(shown)
 
 
 def test_one_family_has_one_expert_and_two_have_two(small_data: dict[str, Path]) -> None:
     for families in (("copying",), ("copying", "lists")):
         found = made(small_data, SilentReporter(), None, bank(families))
+        assert_declared("expert_model", found)
         shown = found.exhibits["experts"]
         assert [expert["families"] for expert in shown["experts"]] == [[family] for family in families]
         assert "there was no choice" in shown["discovery"]["note"]
         assert shown["routing"]["labels"] == [NONE, *families]
 
 
-def test_killed_in_every_part_and_resumed_ends_the_same(small_data: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_in_every_part_and_resumed_ends_the_same(
+    product: Product, small_data: dict[str, Path], tmp_path: Path
+) -> None:
     """Times are set to what a structure asks for; all else, the choice of a composition included, is measured."""
+
     kills = [
         "expert 1 reward 1",
         "expert 2 supervised 2",
@@ -173,24 +179,12 @@ def test_killed_in_every_part_and_resumed_ends_the_same(small_data: dict[str, Pa
         "search 1 of 4 16",
         "search 4 of 4 20",
     ]
-    arguments = [json.dumps({name: str(folder) for name, folder in small_data.items()}), str(tmp_path), *kills]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.core.small_experts", *arguments],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
-    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * len(kills), "exit 0"]
-    assert [run[-2] for run in broken[: len(kills)]] == kills
-    assert not [line for line in broken[-1] if line.startswith(("expert", "search 1", "search 2", "search 3"))]
-    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    *_, last = killed_at_each(keep, tmp_path, kills, data=small_data)
+    assert not [line for line in last.told if line.startswith(("expert", "search 1", "search 2", "search 3"))]
+    first, second = dict(product.tensors or {}), load_file(tmp_path / "tensors")
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert (tmp_path / "whole.json").read_text() == (tmp_path / "broken.json").read_text()
+    assert told(product) == (tmp_path / "json").read_text()
 
 
 def test_families_weigh_alike() -> None:
@@ -242,11 +236,11 @@ def test_text_without_experts_costs_nothing_and_is_what_the_suite_measures(small
 
 
 def test_bad_input_says_what_to_change(bundle: Bundle, small_data: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lower routed_tokens, or raise search_window_tokens"):
+    with pytest.raises(ValueError, match=r"lower questions\.routed_tokens, or raise search\.window_tokens"):
         made(small_data, SilentReporter(), None, routed_tokens=32)
-    with pytest.raises(ValueError, match="raise search_questions, or set search_racing_share to 1"):
+    with pytest.raises(ValueError, match=r"raise search\.questions, or set search\.racing_share to 1"):
         made(small_data, SilentReporter(), None, search_questions=4)
-    with pytest.raises(ValueError, match="raise search_population"):
+    with pytest.raises(ValueError, match=r"raise search\.population"):
         made(small_data, SilentReporter(), None, search_population=4)
     with pytest.raises(BundleError, match="has no experts: an expert_model has"):
         load_experts(replace(bundle, model_config={k: v for k, v in bundle.model_config.items() if k != "experts"}))

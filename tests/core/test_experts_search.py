@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.core.test_experts_evaluator import evaluator, some
+from tests.killed import KILLED, run_apart
 from training_core.phases.p7_experts.evaluator import Evaluator, Latency, Measured
 from training_core.phases.p7_experts.genome import Composition, Structure
 from training_core.phases.p7_experts.nsga2 import Nsga2, RandomSearch, replay
 from training_core.phases.p7_experts.pareto import Floats, non_dominated
 from training_core.phases.p7_experts.search import SearchConfig, SearchResult, knee_of, search, starting_population
-from training_core.reporting import SilentReporter
+from training_core.reporting import Reporter, SilentReporter
 
 SEEDS = (1, 2, 3)
 NO_CONSTRAINTS = np.zeros((50, 0))
@@ -161,17 +157,6 @@ class _Heard(SilentReporter):
         self.values.append((step, dict(values)))
 
 
-class _Deadly(SilentReporter):
-    """Kills its process at an evaluation of a search."""
-
-    def __init__(self, killed_at: tuple[int, str]) -> None:
-        self.killed_at = killed_at
-
-    def progress(self, done: int, total: int, label: str) -> None:
-        if (done, label) == self.killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_both_methods_are_given_the_same(whole: tuple[SearchResult, Evaluator, _Heard]) -> None:
     result, made, heard = whole
     assert [(run.method, run.seed) for run in result.runs] == [("nsga2", 5), ("random", 5), ("nsga2", 6), ("random", 6)]
@@ -252,16 +237,16 @@ def told(result: SearchResult) -> str:
     return json.dumps(result.document(), sort_keys=True)
 
 
+def search_apart(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    search(timed(data), SMALL, reporter, folder / "state")
+
+
 def test_a_killed_search_ends_as_an_undisturbed_one(
     small_data: dict[str, Path], whole: tuple[SearchResult, Evaluator, _Heard], tmp_path: Path
 ) -> None:
     """Killed by SIGKILL in the second generation of the first search and the third of the fourth; the clock is set."""
-    arguments = [json.dumps({name: str(path) for name, path in small_data.items()}), str(tmp_path / "state")]
-    lived = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.core.test_experts_search", *arguments],
-        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert lived.stdout.split() == ["-9", "-9"]
+    for at in ("search 1 of 4 10", "search 4 of 4 15"):
+        assert run_apart(search_apart, tmp_path, at, data=small_data).status == KILLED
     made = timed(small_data)
     result = search(made, SMALL, heard := _Heard(), tmp_path / "state")
     assert heard.done[0] == (13, 18, "search 4 of 4"), "what was done is not done again"
@@ -298,14 +283,3 @@ def test_one_expert_can_be_searched(small_data: dict[str, Path]) -> None:
 def test_the_defaults_are_five_thousand() -> None:
     config = SearchConfig()
     assert config.population * config.generations == 5000
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    given = {name: Path(path) for name, path in json.loads(sys.argv[1]).items()}
-    for at in ((10, "search 1 of 4"), (15, "search 4 of 4")):
-        child = os.fork()
-        if not child:
-            search(timed(given), SMALL, _Deadly(at), Path(sys.argv[2]))
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -182,7 +182,7 @@ def test_cost_counts_the_tokens_of_both_passes(
     assert cost.first_tokens == sum(len(e.prompt) + 1 for e in examples)
     assert cost.second_tokens == sum(len(e.prompt) + len(e.completion) for e in examples)
     assert min(cost.first_s, cost.second_s, cost.plain_s) > 0
-    assert cost.document()["relative"] == (cost.first_s + cost.second_s) / cost.plain_s
+    assert cost.relative == (cost.first_s + cost.second_s) / cost.plain_s
     with pytest.raises(ValueError, match="at least one repeat, got 0"):
         TwoPass(scalable, experts, router).cost(AskedQuestions(ASKED, tokenizer, 320), repeats=0)
 

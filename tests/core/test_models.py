@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -85,6 +86,58 @@ def test_memory_equals_sequential_equations(chunk: int, seq: int, expansion: int
         out, state = memory.step(x[:, t : t + 1], state)
         streamed.append(out)
     assert (torch.cat(streamed, 1) - join_heads(expected)).abs().max() < 1e-13
+
+
+def test_gates_of_a_new_memory() -> None:
+    """Momentum .5, half the largest rate, forgetting .02 a token: what the gates' biases give where the text is zero;
+    elsewhere each gate is a sigmoid of its own third of the projection, in bounds."""
+    heads, width, chunk, max_lr = 2, 8, 4, 0.5
+    memory = NeuralMemory(heads * width, num_heads=heads, rank=4, expansion=1, chunk=chunk, max_lr=max_lr).double()
+
+    def gates(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(gate[0].detach() for gate in memory._project(x, memory.query(x), (None, None, None))[3])
+
+    eta, theta, alpha = gates(torch.zeros(1, 3, heads * width, dtype=torch.float64))
+    assert eta.shape == theta.shape == alpha.shape == (heads, 3)
+    assert (eta - 0.5).abs().max() < 1e-12
+    assert (theta - 0.5 * (1 - 0.5) * max_lr * width / (2 * chunk)).abs().max() < 1e-12
+    assert (alpha - 0.999 / (1 + math.exp(4))).abs().max() < 1e-9  # 4 is exact, MAX_FORGETTING too
+    assert float(alpha.max()) == pytest.approx(0.018, abs=1e-3)
+    x = torch.randn(1, 5, heads * width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eta, theta, alpha = gates(x)
+    projected = (x @ memory.gates.weight.T + memory.gates.bias)[0].detach().sigmoid().T
+    assert torch.allclose(eta, projected[:heads], atol=1e-14)
+    assert torch.allclose(theta, projected[heads : 2 * heads] * (1 - eta) * max_lr * width / (2 * chunk), atol=1e-14)
+    assert torch.allclose(alpha, 0.999 * projected[2 * heads :], atol=1e-14)
+
+
+@torch.no_grad()
+def test_a_memory_forgets_its_weights() -> None:
+    """Without an inner step what is left of the weights after n tokens is (1 - alpha)^n of them, in both forms."""
+    memory = NeuralMemory(16, num_heads=2, rank=4, expansion=1, chunk=4, max_lr=1.0).double()
+    memory.gates.weight.zero_()
+    memory.gates.bias[2:4] = -1e3  # no step
+    left = (1 - 0.999 / (1 + math.exp(4))) ** 10
+    x = torch.randn(1, 10, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = memory.initial_state(1)
+    for t in range(10):
+        _, state = memory.step(x[:, t : t + 1], state)
+    for after in (state, memory(x)[1].after):
+        assert torch.allclose(after.weight1[0], left * memory.initial1, rtol=1e-9)
+        assert torch.allclose(after.weight2[0], left * memory.initial2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layers", [2, 8])
+def test_projections_into_the_residual_stream_start_smaller(layers: int) -> None:
+    """By 1 / sqrt(2 L): torch draws a linear layer uniformly up to 1 / sqrt(inputs), and of so many weights the largest
+    is within 2 % of that bound."""
+    model = Cognate(CognateConfig(**(SMALL | {"num_layers": layers, "num_core_layers": 1, "memory_layers": []})))  # type: ignore[arg-type]
+    for block in [*model.prelude, *model.core]:
+        for linear in (block.output, block.mlp.down):
+            bound = float(linear.weight.detach().abs().max()) * linear.in_features**0.5
+            assert bound == pytest.approx((2 * layers) ** -0.5, rel=0.02)
+        inside = block.attention.query.weight.detach()
+        assert float(inside.abs().max()) * inside.shape[1] ** 0.5 == pytest.approx(1.0, rel=0.02)
 
 
 def test_memory_uses_each_of_its_parts() -> None:

@@ -132,6 +132,31 @@ def test_clipping_scales_the_whole_gradient() -> None:
     assert captured["b"].tolist() == pytest.approx([0.8], abs=1e-5)
 
 
+def test_gradients_are_clipped_after_the_filter() -> None:
+    """The first filtered gradient is (1 + lambda) g: what is applied has the clipped norm, not twice that."""
+    model = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.zeros(2))})
+    optimizer = MuGrokfast(model, OptimizerConfig(grokfast_lambda=1.0, clip_norm=1.0))
+    model["a"].grad = torch.tensor([3.0, 4.0])
+    assert optimizer.step(1.0) == pytest.approx(5.0), "the norm before the filter"
+    applied = optimizer.state()["adamw.exp_avg.a"] / (1 - 0.9)
+    assert applied.tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
+    assert optimizer.state()["grokfast.a"].tolist() == [3.0, 4.0], "the average is of gradients as they were"
+
+
+def test_adamw_by_hand() -> None:
+    """Kingma & Ba, algorithm 1, with beta1 = .9 and beta2 = .95, no decay; gradients of very unlike sizes."""
+    gradients = [1.0, -0.1, 5.0, 0.3, -2.0]
+    model = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.tensor([0.5], dtype=torch.float64))})
+    optimizer = MuGrokfast(model, OptimizerConfig(adamw_lr=0.01, grokfast_lambda=0.0, clip_norm=1e9))
+    expected, m, v = 0.5, 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        model["a"].grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step(1.0)
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        expected -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)) ** 0.5 + 1e-8)
+        assert float(model["a"].detach()) == pytest.approx(expected, rel=1e-12)
+
+
 def test_schedule_by_hand() -> None:
     factors = [warmup_stable_decay(s, 10, 0.2, 0.3) for s in range(10)]
     assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])

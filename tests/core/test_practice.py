@@ -3,11 +3,6 @@ harm, bad input, and going on after kill -9."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from forge_resources.sandbox import open_sandbox
-from tests.core.small_curriculum import CONFIG, practise, small_bank, small_ternary
+from tests.core.declared import assert_declared
+from tests.core.small_curriculum import CONFIG, keep, practise, small_bank, small_ternary
 from tests.core.test_threads import attempt, train_question
+from tests.killed import KILLED, run_apart
 from tests.nested import nested
-from training_core.data.batches import TrainingData
 from training_core.phases.p5_curriculum.dreams import consolidate
 from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
-from training_core.reporting import SilentReporter
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank
+from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.measurement import (
     Answered,
     difference,
@@ -34,7 +31,7 @@ from training_core.tasks.questions.measurement import (
     mean_difference,
     worst_fall,
 )
-from training_core.tasks.questions.tools import ToolBox
+from training_core.tasks.sandbox import Sandbox
 
 METRICS = (
     "level_accuracy", "level_accuracy_gain_low", "edge_gain", "worst_passed_level_drop_high", "dreams_over_none_low",
@@ -52,12 +49,20 @@ def product(small_data: dict[str, Path], bank: QuestionBank, tmp_path_factory: p
     return practise(small_data, bank, CONFIG, tmp_path_factory.mktemp("checkpoint"))
 
 
+def given(
+    data: dict[str, Path], bank: QuestionBank, sandbox: Sandbox, checkpoint: Path | None = None
+) -> QuestionContext:
+    """What practice is given."""
+    return QuestionContext(folders=data, bank=bank, sandbox=sandbox, checkpoint=checkpoint)
+
+
 def answered(right: dict[int, list[bool]]) -> Answered:
     question = train_question()
     return Answered({level: tuple(attempt(question, 0, r) for r in values) for level, values in right.items()})
 
 
 def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> None:
+    assert_declared("practised_model", product)
     assert set(METRICS) <= product.metrics.keys()
     assert product.kind == "ternary"
     assert product.metrics["rehearsed_tokens"] == CONFIG.consolidation.steps * CONFIG.consolidation.memory_tokens
@@ -71,7 +76,7 @@ def test_what_is_measured_and_shown(product: Product, bank: QuestionBank) -> Non
     assert all(row["shown"] > 0 and row["right_alone"] == 0 for row in first)
     assert [arm["tokens"] for arm in shown["forgetting"]["arms"]] == [0, 14, 14], "equal tokens, exactly"
     assert shown["spend"] == {"usd": 0.0, "frontier_questions": 0, "generator_questions": 120, "note": bank.note}
-    from forge_assets.exhibits import markdown, render
+    from forge_assets.report.exhibits import markdown, render
 
     assert len(markdown("practice", shown).splitlines()) <= 30
     assert "dreams" in render("practice", shown)
@@ -81,9 +86,8 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
     small_data: dict[str, Path], bank: QuestionBank
 ) -> None:
     """Everything up to the last compared level is mastered at once: the next level is that last one."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), CONFIG)
         result = practice.run(LevelRecord({1: 0}, {1: 10}, 0.75))
         mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
         found = consolidate(practice, result, LevelRecord({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
@@ -96,6 +100,7 @@ def test_harm_to_text_hands_the_parent_on(small_data: dict[str, Path], bank: Que
     """At a thousand times the rate every candidate forgets its text; what is stored then is the parent."""
     violent = nested(CONFIG, **{"muon_lr": 1.0, "adamw_lr": 1.0, "rounds": 1, "text_weight": 0.0})
     product = practise(small_data, bank, violent)
+    assert_declared("practised_model", product)
     assert product.metrics["handed_on"] == 1.0
     assert product.metrics["worst_passed_level_drop_high"] == 0.0
     assert product.metrics["level_accuracy_gain"] == 0.0
@@ -176,10 +181,9 @@ def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: Questio
 
 def test_only_groups_of_both_kinds_teach(small_data: dict[str, Path], bank: QuestionBank) -> None:
     """The attempts of a question stand together; the reward counts against the others of the same question alone."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     config = nested(CONFIG, **{"group_size": 2})
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), config, data, bank, ToolBox(sandbox), SilentReporter())
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), config)
         made = practice.attempt_round(0, [1], grouped=True)
         asked = [attempt.question.prompt for attempt in made]
         assert len(asked) == 12
@@ -198,10 +202,9 @@ def test_no_round_reads_the_text_of_another(
     small_data: dict[str, Path], bank: QuestionBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rounds are parts of one schedule, by gradient of rewards or not."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     drawn: list[int] = []
     with open_sandbox("embedded") as sandbox:
-        practice = Practice(small_ternary(320), CONFIG, data, bank, ToolBox(sandbox), SilentReporter())
+        practice = Practice(small_ternary(320), given(small_data, bank, sandbox), CONFIG)
         monkeypatch.setattr(practice, "text", lambda g: drawn.append(g.initial_seed()) or Practice.text(practice, g))
         told = [replace(one, right=place < 1) for place, one in enumerate(practice.attempt_round(0, [1]))]
         practice._imitate(0, told[:1])
@@ -214,7 +217,6 @@ def test_what_another_parent_learned_is_not_taken_over(
     small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
 ) -> None:
     """The same lessons and the same folder: its own training is found again, that of another parent is not."""
-    data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     told = [replace(attempt(train_question(), 0, True), completion_ids=(65, 0), roles=("own", "own"))]
 
     def trained(shift: float) -> torch.Tensor:
@@ -222,7 +224,7 @@ def test_what_another_parent_learned_is_not_taken_over(
         with torch.no_grad():
             parent.embedding.weight.add_(shift)
         with open_sandbox("embedded") as sandbox:
-            practice = Practice(parent, CONFIG, data, bank, ToolBox(sandbox), SilentReporter(), tmp_path)
+            practice = Practice(parent, given(small_data, bank, sandbox, tmp_path), CONFIG)
             practice._imitate(0, told)
         return practice.model.embedding.weight.detach()
 
@@ -232,25 +234,15 @@ def test_what_another_parent_learned_is_not_taken_over(
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(
-    small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    product: Product, small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
 ) -> None:
     """Killed in the second round of training: the first one's attempts and weights are found again."""
-    config = nested(CONFIG, **{"steps": 40})
-    undisturbed = practise(small_data, bank, config, tmp_path / "a").tensors or {}
-    folder = tmp_path_factory.mktemp("bank_again")
-    small_bank(folder)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    arguments = [str(small_data["tokens"].parent), str(folder), str(tmp_path / "b")]
-    process = subprocess.Popen([sys.executable, "-m", "tests.core.small_curriculum", *arguments], env=environment)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "b" / "practice_1.safetensors").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns
-    resumed = practise(small_data, bank, config, tmp_path / "b").tensors or {}
-    assert (tmp_path / "b" / "attempts_0.json").stat().st_mtime_ns == before, "nothing was attempted again"
+    attempts: list[int] = []
+
+    for at in ("practice 1 2", ""):
+        assert run_apart(keep, tmp_path, at, data=small_data, bank=bank).status == (KILLED if at else 0)
+        attempts.append((tmp_path / "attempts_0.json").stat().st_mtime_ns)
+    assert attempts[0] == attempts[1], "nothing was attempted again"
+    undisturbed, resumed = dict(product.tensors or {}), load_file(tmp_path / "tensors")
     assert undisturbed.keys() == resumed.keys()
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tests.core.declared import assert_declared
 from tests.core.small_data import SHAPE
 from tests.core.test_reasoning_thoughts import answers, make_thinker, mix_at_random, seeded
+from tests.killed import killed_at_each, run_apart
 from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
@@ -29,7 +27,7 @@ from training_core.phases.p3_quiet_star.injection import InjectionConfig, Though
 from training_core.phases.p3_quiet_star.objective import PolicyConfig, ThoughtObjective
 from training_core.phases.p3_quiet_star.phase import make_reasoner
 from training_core.phases.p3_quiet_star.training import train_reasoning
-from training_core.reporting import Figure, SilentReporter
+from training_core.reporting import Figure, Reporter, SilentReporter
 from training_core.store.bundle import BundleError, Product, open_bundle, write_bundle
 from training_core.training.loop import TrainingConfig, train
 
@@ -39,40 +37,6 @@ TINY = {
     "baking_examples": 1, "baking_trajectories": 4, "baking_max_tokens": 8, "measured_windows": 2,
     "checkpoint_interval_s": 0.0,
 }  # fmt: skip
-SCRIPT = """
-import os, signal, sys, torch, torch._dynamo  # imported once, not in every child
-from pathlib import Path
-from safetensors.torch import save_file
-from tests.core.test_reasoning_training import TINY, arithmetic, parent
-from training_core.data.batches import TrainingData
-from tests.nested import nested
-from training_core.phases.p3_quiet_star.config import ReasoningConfig
-from training_core.phases.p3_quiet_star.training import train_reasoning
-from training_core.reporting import SilentReporter
-torch.set_num_threads(1)
-tokens, task_bank, folder = map(Path, sys.argv[1:4])
-class Deadly(SilentReporter):
-    def progress(self, done, total, label):
-        print(f"{label} {done}", flush=True)
-        if f"{label} {done}" == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-def run(name):
-    model = parent()
-    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
-    data = TrainingData.open(tokens, task_bank)
-    config = nested(ReasoningConfig, **TINY, reward="information_gain")
-    result = train_reasoning(model, config, data, arithmetic(task_bank), Deadly(), folder / f"{name} checkpoint")
-    thinkers = {"thoughts": result.thinker, **result.controls}
-    tensors = {f"{n}/{k}": v for n, thinker in thinkers.items() for k, v in thinker.state_dict().items()}
-    save_file(tensors, folder / name)
-for name, killed_at in (("whole", ""), *(("broken", at) for at in sys.argv[4:]), ("broken", "")):
-    print(f"start {name}", flush=True)
-    child = os.fork()
-    if not child:
-        run(name)
-        os._exit(0)
-    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 def parent() -> Cognate:
@@ -84,26 +48,24 @@ def arithmetic(task_bank: Path) -> list[Task]:
     return [task for task in read_tasks(task_bank, "train") if task.family == "arithmetic"]
 
 
+def train_and_keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    opened, tasks = TrainingData.open(data["tokens"], data["task_bank"]), arithmetic(data["task_bank"])
+    config = nested(ReasoningConfig, **TINY, reward="information_gain")
+    result = train_reasoning(parent(), config, opened, tasks, reporter, folder / "checkpoint")
+    thinkers = {"thoughts": result.thinker, **result.controls}
+    weights = {f"{n}/{k}": v for n, thinker in thinkers.items() for k, v in thinker.state_dict().items()}
+    save_file(weights, folder / "tensors")
+
+
 def test_killed_in_every_step_and_resumed_ends_bit_for_bit_the_same(
     small_data: dict[str, Path], tmp_path: Path
 ) -> None:
     kills = ["baking 2", "thoughts 2", "random reward 2"]
-    arguments = [str(small_data["tokens"]), str(small_data["task_bank"]), str(tmp_path), *kills]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole, *broken = (part.splitlines() for part in done.stdout.split("start ")[1:])
-    assert [run[-1] for run in (whole, *broken)] == ["exit 0", *[f"exit {-signal.SIGKILL}"] * 3, "exit 0"]
-    assert [run[-2] for run in broken[:3]] == kills
+    assert run_apart(train_and_keep, tmp_path / "whole", data=small_data).status == 0
+    broken = killed_at_each(train_and_keep, tmp_path / "broken", kills, data=small_data)
     # every run goes on behind the last checkpoint, which is written after the progress of its step was told
-    assert [run[1] for run in broken] == ["baking 1", "baking 2", "thoughts 2", "random reward 2"]
-    first, second = load_file(tmp_path / "whole"), load_file(tmp_path / "broken")
+    assert [run.told[0] for run in broken] == ["baking 1", "baking 2", "thoughts 2", "random reward 2"]
+    first, second = load_file(tmp_path / "whole" / "tensors"), load_file(tmp_path / "broken" / "tensors")
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert not any("slow" in name for name in first), "the slow copy is left behind"
@@ -158,6 +120,7 @@ def made(small_data: dict[str, Path], recorder: Recorder, **changes: object) -> 
 def test_training_that_harms_hands_the_parent_on(small_data: dict[str, Path], tmp_path: Path) -> None:
     harmful = {"muon_lr": 2.0, "adamw_lr": 1.0, "backbone_lr_factor": 1.0, "warmup_fraction": 0.0}
     product = made(small_data, Recorder(), **harmful)
+    assert_declared("reasoning_model", product)
     assert product.metrics["handed_on"] == 1
     assert not any(name.startswith(("baking_", "train_")) for name in product.metrics), "of a model not stored"
     assert product.metrics["thoughts_enabled"] == 0
@@ -184,6 +147,7 @@ def test_training_that_harms_hands_the_parent_on(small_data: dict[str, Path], tm
 def test_training_that_does_not_harm_is_kept(small_data: dict[str, Path]) -> None:
     recorder = Recorder()
     product = made(small_data, recorder, muon_lr=1e-4, adamw_lr=1e-4, baking_steps=1)
+    assert_declared("reasoning_model", product)
     assert product.metrics["handed_on"] == 0
     assert all(math.isfinite(value) for value in product.metrics.values())
     assert {"baking_strength", "thought_gain_hard_low", "thought_over_pause_hard", "train_loss"} <= set(product.metrics)

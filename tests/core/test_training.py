@@ -3,77 +3,41 @@ references."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
+from tests.killed import killed_at_each, run_apart
 from tests.nested import nested
 from training_core.data.batches import TrainingData
 from training_core.distill.distillation import distil, distillation_loss
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.train import specialise, train_trunk
-from training_core.reporting import Figure, SilentReporter
+from training_core.reporting import Figure, Reporter, SilentReporter
 from training_core.training.loop import TrainingDivergedError, train
 from training_core.training.objective import next_token_objective
 
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from tests.core.small_data import SHAPE, TRAINING
-from tests.nested import nested
-from training_core.phases.p1_cognate.config import TrunkConfig
-from training_core.phases.p1_cognate.train import train_trunk
-from training_core.data.batches import TrainingData
-from training_core.reporting import SilentReporter
-torch.set_num_threads(1)
-tokens, tasks, out, checkpoint = map(Path, sys.argv[1:5])
-class Slow(SilentReporter):
-    def progress(self, done, total, label):
-        print(done, flush=True)
-config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=int(sys.argv[5]), cycles=2, latent_steps=1, num_supervision=2)
-model, result = train_trunk(config, TrainingData.open(tokens, tasks), Slow(), checkpoint)
-save_file(model.state_dict(), out)
-"""
 
-
-def run_script(arguments: list[str]) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
+def train_and_keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=6, cycles=2, latent_steps=1, num_supervision=2)
+    model, _ = train_trunk(config, TrainingData.open(data["tokens"], data["task_bank"]), reporter, folder / "state")
+    save_file(model.state_dict(), folder / "tensors")
 
 
 def test_killed_and_resumed_ends_bit_for_bit_the_same(small_data: dict[str, Path], tmp_path: Path) -> None:
-    folders = [str(small_data["tokens"]), str(small_data["task_bank"])]
-    disturbed = [*folders, str(tmp_path / "b.safetensors"), str(tmp_path / "checkpoint"), "12"]
-    with run_script(disturbed) as victim:
-        assert victim.stdout is not None
-        for line in victim.stdout:
-            if int(line) == 5:
-                break
-        victim.send_signal(signal.SIGKILL)
-    assert victim.returncode == -signal.SIGKILL
-    assert not (tmp_path / "b.safetensors").exists()
-    undisturbed = run_script([*folders, str(tmp_path / "a.safetensors"), str(tmp_path / "none"), "12"])
-    with undisturbed, run_script(disturbed) as resumed:
-        printed, _ = resumed.communicate()
-        undisturbed.communicate()
-    assert (undisturbed.returncode, resumed.returncode) == (0, 0)
-    first_step = int(printed.split()[0])
-    assert 5 <= first_step <= 7, "the resumed run starts after the last checkpoint, not at the beginning"
-    first, second = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert run_apart(train_and_keep, tmp_path / "whole", data=small_data).status == 0
+    killed, resumed = killed_at_each(train_and_keep, tmp_path / "broken", ["trunk 4"], data=small_data)
+    assert killed.told == [f"trunk {step}" for step in (1, 2, 3, 4)]
+    # the resumed run starts after the last checkpoint, not at the beginning
+    assert resumed.told == [f"trunk {step}" for step in (4, 5, 6)]
+    first, second = load_file(tmp_path / "whole" / "tensors"), load_file(tmp_path / "broken" / "tensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -217,7 +181,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
             factors[-1] += [value for name, value in values.items() if name.endswith("/lr_factor")]
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        batch = data.batch(config, 2, 17, generator)
+        batch = data.batch(config.mix, 2, 17, generator)
         batches.append(batch.numpy().tobytes())
         return batch
 
@@ -225,7 +189,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
     model = Cognate(CognateConfig(vocab_size=size, **SHAPE))
     for before in (0, 5):
         factors.append([])
-        train(model, next_token_objective, draw, config, Factors(), part=(before, 10))
+        train(model, next_token_objective, draw, config.training, Factors(), part=(before, 10))
     assert factors[0] == pytest.approx([0.5, 9 / 11, 8 / 11, 7 / 11, 6 / 11])
     assert factors[1] == pytest.approx([5 / 11, 4 / 11, 3 / 11, 2 / 11, 1 / 11])
     assert len(set(batches)) == 10

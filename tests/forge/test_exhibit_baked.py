@@ -9,9 +9,9 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 from markdown_it import MarkdownIt
 
-from forge_assets import exhibits
-from forge_assets.exhibits.measured import Measured
-from forge_assets.exhibits.timeline import Lane, Mark, Point, curves, timeline
+from forge_assets.report import exhibits
+from forge_assets.report.components.timeline import Lane, Mark, Point, curves, timeline
+from training_core.exhibit import MeasuredValue
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
 
@@ -232,9 +232,11 @@ def test_turns_are_shaded_and_their_ends_marked() -> None:
 
 
 def test_the_line_goes_from_the_baseline_through_what_was_kept_turn_by_turn() -> None:
-    points = [Point(x, Measured(value=v, low=v - 1, high=v + 1), x != 1) for x, v in ((0, 2.0), (1, 9.0), (2, 3.0))]
-    later = Point(5, Measured(value=4.0, low=3.0, high=5.0), True)
-    lane = Lane("tools", Measured(value=1.0, low=0.0, high=2.0), [*points, later])
+    points = [
+        Point(x, MeasuredValue(value=v, low=v - 1, high=v + 1), x != 1) for x, v in ((0, 2.0), (1, 9.0), (2, 3.0))
+    ]
+    later = Point(5, MeasuredValue(value=4.0, low=3.0, high=5.0), True)
+    lane = Lane("tools", MeasuredValue(value=1.0, low=0.0, high=2.0), [*points, later])
     svg = BeautifulSoup(timeline([lane, Lane("persona", None, [])], [Mark(2, "switch")], list("123456")), "html.parser")
     first, second = (line["points"].split() for line in svg.find_all("polyline"))
     circles = [f"{g.circle['cx']},{g.circle['cy']}" for g in svg.find_all("g")]
@@ -247,7 +249,7 @@ def test_the_line_goes_from_the_baseline_through_what_was_kept_turn_by_turn() ->
 
 @pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e6, 1e-12])
 def test_a_lane_of_one_value_has_a_range_around_it(value: float) -> None:
-    lane = Lane("tools", None, [Point(0, Measured(value=value, low=value, high=value), True)])
+    lane = Lane("tools", None, [Point(0, MeasuredValue(value=value, low=value, high=value), True)])
     svg = BeautifulSoup(timeline([lane], [], ["1"]), "html.parser")
     top, height = float(svg.rect["y"]), float(svg.rect["height"])
     assert float(svg.circle["cy"]) == pytest.approx(top + height / 2, abs=0.1)
@@ -381,7 +383,7 @@ def test_turns_are_curves_with_bands() -> None:
 
 
 def test_curves_of_one_place_and_beyond_their_range() -> None:
-    value = Measured(value=-2.0, low=-3.0, high=4.0)
+    value = MeasuredValue(value=-2.0, low=-3.0, high=4.0)
     svg = BeautifulSoup(curves([7], [("after", [value])], "{:.1f}"), "html.parser")
     assert 100 < float(svg.circle["cx"]) < 400
     ys = [float(p.split(",")[1]) for p in svg.polygon["points"].split()]

@@ -8,8 +8,8 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 from markdown_it import MarkdownIt
 
-from forge_assets import exhibits
-from forge_assets.exhibits.scatter import Axis, Dot, scatter
+from forge_assets.report import exhibits
+from forge_assets.report.components.scatter import Axis, Dot, scatter
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 

@@ -17,14 +17,13 @@ from bs4 import BeautifulSoup, Tag
 from forge_instance import failure_text, made
 from markdown_it import MarkdownIt
 
-from forge_assets import exhibits
 from forge_assets.checks import asset_checks
-from forge_assets.exhibits.interval_chart import Interval, interval_chart
-from forge_assets.exhibits.markup import plain, visible
 from forge_assets.factory import phase_asset
 from forge_assets.graph_view import Forge
 from forge_assets.ledger import collect
-from forge_assets.report import html_page
+from forge_assets.report import exhibits, html_page
+from forge_assets.report.components.interval_chart import Interval, interval_chart
+from forge_assets.report.components.markup import plain, visible
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore, StoreError, measurements_digest
 from forge_resources.tracking import MlflowTracking

@@ -8,8 +8,9 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 from markdown_it import MarkdownIt
 
-from forge_assets import exhibits
-from forge_assets.exhibits.measured import Measured, heat_map, tracks
+from forge_assets.report import exhibits
+from forge_assets.report.components.measures import heat_map, tracks
+from training_core.exhibit import MeasuredValue
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
 
@@ -104,7 +105,7 @@ def practice(**changes: Any) -> dict[str, Any]:
         ],
         "forgetting": {
             "levels": [1, 4],
-            "cache": [
+            "stages": [
                 {"name": "before", "accuracy": [0.9375, 0.0]},
                 {"name": "next level", "accuracy": [0.5, 0.4375]},
             ],
@@ -439,7 +440,7 @@ def test_markdown_of_practice_and_character() -> None:
 
 
 def test_what_is_empty_says_so_in_words() -> None:
-    none = {"levels": [], "cache": [], "arms": [], "chosen": ""}
+    none = {"levels": [], "stages": [], "arms": [], "chosen": ""}
     shown = page("practice", practice(levels=[], questions=[], attempts=[], rounds=[], forgetting=none))
     assert [p.text for p in shown.find_all("p", class_="note")][1:-1] == [
         "No level was measured.",
@@ -483,7 +484,7 @@ def _with(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("practice", "levels.0.after.high", 1.01, "at levels.0.after.high"),
         ("practice", "attempts.0.hint", 4, "at attempts.0.hint"),
         ("practice", "rounds.0.levels.0.attempts", 34, "at rounds.0.levels.0: .* are 35 of 34 attempts"),
-        ("practice", "forgetting.cache.0.accuracy", [0.5], "at forgetting: .* 'before' has 1 accuracies for 2 levels"),
+        ("practice", "forgetting.stages.0.accuracy", [0.5], "at forgetting: .* 'before' has 1 accuracies for 2 levels"),
         ("practice", "forgetting.arms.1.accuracy", [0.5] * 3, "at forgetting: .* 'dreams' has 3 accuracies"),
         ("practice", "spend.usd", -1.0, "at spend.usd"),
         ("character", "rules.0.strength", "high", "at rules.0.strength"),
@@ -503,7 +504,7 @@ def test_document_that_breaks_the_schema_is_refused(name: str, path: str, value:
 
 
 def test_tracks_end_at_the_edge_of_their_range() -> None:
-    inner = BeautifulSoup(tracks([("after", Measured(value=2.0, low=-1.0, high=3.0))], 0.25), "html.parser")
+    inner = BeautifulSoup(tracks([("after", MeasuredValue(value=2.0, low=-1.0, high=3.0))], 0.25), "html.parser")
     assert inner.find(class_="reach")["style"] == "left:0.000%;right:calc(100% - 100.000%)"
     assert inner.find(class_="dot")["style"] == "left:100.000%"
     assert inner.find(class_="track")["title"] == "200.0% (-100.0% to 300.0%)"

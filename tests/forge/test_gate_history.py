@@ -15,9 +15,11 @@ from rich.console import Console
 from forge_assets.forge_report import JUNIT, PAGE
 from forge_assets.freshness import plan, resolve_config
 from forge_assets.gate_history import AssetGates, Entry, collect_gates
-from forge_assets.gate_report import history_json, history_sections, plot, print_history, state
 from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
+from forge_assets.report.components.verdict_plot import plot
+from forge_assets.report.history import history_sections
+from forge_assets.report.terminal import history_json, print_history, state
 from forge_resources.gatekeeping import override_gate
 from forge_resources.model_store import ModelStore
 from forge_resources.overrides import Override, utc_text
@@ -223,7 +225,7 @@ def test_forge_report_is_made_whatever_failed(forge: Forge) -> None:
         for name in ("src", "href", "xlink:href"):
             assert tag.get(name, "#").startswith(("data:", "#"))
     titles = [h.text for h in page.find_all("h2")]
-    assert titles[0] == "Ledger"
+    assert titles[:3] == ["What was made", "How to read this", "Phase by phase"]
     assert titles[-2:] == ["Overrides", "Over time: trunk"]
     found = cases((folder / JUNIT).read_text())
     assert "overridden by ada" in (found["gate.trunk", "small"][0].get("message") or "")

@@ -9,7 +9,7 @@ from forge_instance import Make
 
 from forge_assets.graph_view import Forge
 from forge_assets.ledger import collect
-from forge_assets.report import gate_counts, missing_lines
+from forge_assets.report.cells import gate_counts, missing_lines
 from forge_resources.model_store import ModelStore
 
 

@@ -73,7 +73,7 @@ def test_override_does_not_cover_a_gate_that_fails_later(make: Make, instance: d
     override(instance)
     stricter = (*tiny_forge.GATES, Gate("trunk", "tiny", "params", "at_most", 1, "parameters"))
     dg.materialize(
-        [*tiny_forge.ASSETS, *asset_checks(stricter, {}, assets=["trunk"])],
+        [*tiny_forge.ASSETS, *asset_checks(stricter, assets=["trunk"])],
         selection=dg.AssetSelection.checks_for_assets(TRUNK),
         instance=instance,
         resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},

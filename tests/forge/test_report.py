@@ -2,18 +2,29 @@
 
 import io
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
-from bs4 import BeautifulSoup
+import dagster as dg
+import pytest
+from bs4 import BeautifulSoup, Tag
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from rich.console import Console
 
+from forge_assets.forge_report import report_asset
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
-from forge_assets.report import html_page, margin_of, print_ledger, summary
+from forge_assets.report import html_page, print_ledger, templates
+from forge_assets.report.cells import margin_of, summary
+from forge_assets.report.templates import JoinedLines, environment
 from training_core.gates import Gate
 from training_core.store.bundle import Lineage
 
+ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = Gate("trunk", "small", "size", "at_most", 10, "size <b>on disk</b>", against="the parent")
 KEEPS = Gate("trunk", "keeps", "kept", "at_least", 0.5, "share kept", blocking=False)
@@ -75,14 +86,20 @@ def test_page_is_self_contained_and_complete() -> None:
             assert target.startswith(("data:", "#")) or not target, (tag.name, target)
     assert page.find(["script", "link", "iframe"]) is None
     assert [h.text for h in page.find_all("h2")] == [
+        "What was made",
+        "How to read this",
+        "Phase by phase",
+        "What failed1 gate, 0 claims",
+        "Gates and claims of phase 1",
+        "trunk",
+        "child",
         "Ledger",
         "Along the chain",
         "Task families",
-        "Training",
-        "Gates and claims",
         "The file",
     ]
-    failed, passed = page.find_all("table")[1].find("tbody").find_all("tr")
+    judged = page.find("h2", string="Gates and claims of phase 1").find_parent("section")
+    failed, passed = judged.find("tbody").find_all("tr")
     assert [cell.text for cell in failed.find_all("td")] == [
         "trunk",
         "gate",
@@ -102,7 +119,7 @@ def test_page_is_self_contained_and_complete() -> None:
 
 
 def test_charts_draw_the_measured_interval() -> None:
-    from forge_assets import charts
+    from forge_assets.report.components import charts
 
     bits, accuracy, size = charts.chain(ledger())
     for svg in (bits, accuracy, size):
@@ -127,9 +144,137 @@ def test_page_shows_exhibits_in_the_section_of_their_model() -> None:
     thoughts |= {"heat_map": [], "arms": [], "gating": []}
     child = replace(model("child"), exhibits={"thoughts": thoughts, "<music>": 1})
     page = BeautifulSoup(html_page(replace(ledger(), models=(model(), child))), "html.parser")
-    (section,) = [s for s in page.find_all("section") if s.h2.text == "child"]
+    (section,) = [s for s in page.find_all("section") if s.h2 and s.h2.text == "child"]
     assert [h.text for h in section.find_all("h3")] == ["<music>", "Thoughts"]
     assert section.find(class_="verdict").text == "Thinking is switched off <i>No</i> gain."
     assert "no renderer for the exhibit '<music>'" in section.find("p", class_="bad").text
     assert ".exhibit-thoughts" in page.find("style").text
-    assert "trunk" not in [h.text for h in page.find_all("h2")]
+    without = BeautifulSoup(html_page(replace(ledger(), models=(replace(model(), figures={}), child))), "html.parser")
+    assert "trunk" not in [h.text for h in without.find_all("h2")]
+
+
+def first_screen(shown: Ledger) -> Tag:
+    page = BeautifulSoup(html_page(shown), "html.parser")
+    (screen,) = page.find_all(class_="first")
+    assert screen.find("details") is None
+    return screen
+
+
+def words(tag: Tag) -> str:
+    return re.sub(r"\s+", " ", tag.get_text(" ")).strip()
+
+
+def test_first_screen_says_what_was_made() -> None:
+    made = words(first_screen(ledger()).find(class_="made"))
+    assert "400,000 bytes" in made
+    assert "parameters 1,000" in made
+    assert "next token right 30.0% (28.0%-32.5%)" in made
+    assert "bits per byte 2.5000" in made
+    assert "parent's accuracy kept 84.0% (80.0%-88.0%)" in made
+    assert "bits per parameter 0.128" in made
+    assert "tasks (guessing) logic 50% (25%)" in made
+    assert 'forge generate --artifact /store/model.forge "The "' in made
+    without = replace(ledger(), artifact=None, models=(model(), model("child", baseline_bits_per_byte=2.75)))
+    made = words(first_screen(without).find(class_="made"))
+    assert "child the last model of the chain" in made
+    assert "bits per byte 2.5000, best n-gram 2.7500" in made
+    assert "forge run --profile nano" in made
+
+
+def test_first_screen_counts_by_phase_and_names_what_failed_with_its_number() -> None:
+    own = replace(SMALL, asset="child", name="own")
+    child = replace(model("child", bits_per_byte=2.25), lineage=replace(model("child").lineage, phase=4))
+    rows = [GateRow(SMALL, 7.0, 10.0, True), GateRow(KEEPS, 0.25, 0.5, False), GateRow(own, 12.0, 10.0, False)]
+    shown = replace(ledger(*rows), models=(model(), child))
+    screen = first_screen(shown)
+    table = [[cell.text for cell in row.find_all("td")] for row in screen.find("tbody").find_all("tr")]
+    assert [[row[0], *row[-2:]] for row in table] == [["1 Cognate", "✓ 1/1", "✗ 0/1"], ["4 BitNet 1.58", "✗ 0/1", "-"]]
+    gate, claim = screen.find(class_="failures").find_all("li")
+    assert words(gate) == "4 gate own : 12 , needs ≤ 10, against the parent size <b>on disk</b>"
+    assert words(claim) == "1 keeps : 0.25 , needs ≥ 0.5 share kept"
+    assert [b["class"] for b in screen.find(class_="failures").find_all("b", class_=True)] == [["number"]] * 2
+    passed = first_screen(ledger(GateRow(SMALL, 7.0, 10.0, True)))
+    assert "Nothing: no gate and no claim failed." in words(passed.find(class_="failed"))
+
+
+def test_everything_else_is_folded_by_phase() -> None:
+    child = replace(model("child"), lineage=replace(model("child").lineage, phase=9))
+    page = BeautifulSoup(
+        html_page(replace(ledger(), models=(model(), child)), [("Overrides", Markup("<p>x</p>"))]), "html.parser"
+    )
+    folds = page.main.find_all("details", class_="fold", recursive=False)
+    assert [fold["id"] for fold in folds] == ["phase-1", "phase-9", "ledger", "history"]
+    assert not [fold for fold in page.find_all("details") if fold.has_attr("open")]
+    assert words(folds[1].summary) == "Phase 9: phase 9"
+    assert [tag.name for tag in page.main.find_all(recursive=False)] == ["header", "div", *["details"] * 4]
+    assert folds[3].find("p").text == "x"
+
+
+def test_first_screen_shows_what_the_stored_model_wrote_and_escapes_it() -> None:
+    attack = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+    last = {"prompt": "p2", "given": attack, "base": "", "prompted": "", "half_baked": " x\n" + attack, "baked": ""}
+    earlier = {**last, "prompt": "p1", "given": "of another model"}
+    kept = {"cycle": "tools", "prompt": "p1", "kept": True}
+    baked = BAKED | {
+        "generations": [earlier, last],
+        "timeline": [{**STEP, **kept}, {**STEP, "number": 1, "prompt": "p2"}, {**STEP, "number": 2, "kept": False}],
+    }
+    child = replace(model("child"), exhibits={"baked": baked})
+    screen = first_screen(replace(ledger(), models=(model(), child)))
+    assert screen.find(["script", "img"]) is None
+    (sample,) = screen.find_all(class_="sample")
+    assert sample.text == f"{attack} x↵\n{attack}"
+    assert "child, phase 1" in screen.text
+    assert first_screen(ledger()).find(class_="sample") is None
+    broken = replace(child, exhibits={"baked": baked | {"mood": 1}})
+    assert first_screen(replace(ledger(), models=(broken,))).find(class_="sample") is None
+
+
+SCORE = {"value": 0.5, "low": 0.25, "high": 0.75}
+STEP = {
+    "number": 0, "cycle": "persona", "prompt": "p", "score": SCORE, "kept": True, "why": "", "decision": "continue",
+    "decision_why": "", "strength": 0.5, "target": 0.5,
+}  # fmt: skip
+BAKED = {
+    "baselines": {}, "prompts": [], "stacking": [], "stacking_note": "", "proposals": [], "style": [], "turns": [],
+    "tools": {"base": SCORE, "prompted": SCORE, "baked": SCORE, "chance": 0.0, "by_kind": [], "attempts": []},
+    "columns": {"half_baked": "", "baked": ""}, "not_kept": "",
+}  # fmt: skip
+
+
+def test_a_line_break_of_a_template_beside_a_tag_leaves_no_trace() -> None:
+    joined = JoinedLines(environment()).preprocess("<p>\n  {{ a }}\n  b\n  c <i>\n\n</i>\n</p>\n", None)
+    assert joined == "<p>{{ a }}b c <i></i></p>"
+    template = environment().from_string("<pre>\n  {{ text }}\n</pre>")
+    assert template.render(text="a\n  <b>") == "<pre>a\n  &lt;b&gt;</pre>", "text that is printed keeps its breaks"
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ absent }}").render()
+
+
+def test_templates_lie_in_the_packages_and_change_the_code_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, files in {
+        "forge_assets.report": ["page.html.j2", "history.html.j2", "components.html.j2", "page.css", "measures.css"],
+        **{
+            f"training_core.phases.{phase}": ["report.html.j2", "report.css"]
+            for phase in ("p3_quiet_star", "p5_curriculum", "p6_baking", "p7_experts")
+        },
+    }.items():
+        for file in files:
+            assert resources.files(package).joinpath(file).read_text()
+    assert len(environment().list_templates(extensions=["j2", "css"])) == 13, "every one of them is found by its loader"
+
+    def version() -> str | None:
+        (found,) = report_asset(dg.Definitions, []).code_versions_by_key.values()
+        return found
+
+    before, read = version(), templates.source
+    assert version() == before
+    monkeypatch.setattr(templates, "source", lambda name: read(name) + ("x" if name.endswith("report.css") else ""))
+    assert version() != before
+
+
+def test_exhibits_are_declared_without_torch() -> None:
+    phases = ("p3_quiet_star", "p5_curriculum", "p6_baking", "p7_experts")
+    modules = ", ".join(f"training_core.phases.{phase}.exhibit" for phase in phases)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -117,7 +117,7 @@ def test_changed_threshold_asks_for_a_new_verdict(forge: Forge) -> None:
     run(forge)
     rows = [Gate("trunk", "small", "mean_square", "at_most", 0.2, "mean of squares")]
     stricter = [row for row in tiny_forge.GATES if (row.asset, row.name) != ("trunk", "small")] + rows
-    changed = Forge(forge.definitions, forge.instance, forge.store, stricter, {})
+    changed = Forge(forge.definitions, forge.instance, forge.store, stricter)
     assert planned(changed)["trunk"].action == "judge"
     assert planned(forge)["trunk"].action == "keep"
 

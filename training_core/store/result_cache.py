@@ -15,7 +15,7 @@ from training_core.store.checkpoint import DamagedCheckpointError, load_checkpoi
 
 
 class ResultCache:
-    """The finished cache of one run, below `folder`; with None nothing is kept.
+    """Cached results of one run, below `folder`; with None nothing is kept.
 
     `fingerprint` is a digest of whatever determines the results: what another one wrote is not used. `reporter` hears
     of a stage when it begins to be computed (0 of 1) and when its result is kept (1 of 1).

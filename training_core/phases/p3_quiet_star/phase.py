@@ -60,7 +60,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
         reasoner_tensors(reasoner),
         context.training.tokenizer_json,
         metrics=metrics,
-        exhibits={"thoughts": shown},
+        exhibits={"thoughts": shown.as_json()},
     )
 
 

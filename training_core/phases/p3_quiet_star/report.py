@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -11,6 +10,14 @@ from torch import Tensor
 
 from training_core.evaluation.windows import Windows
 from training_core.phases.p3_quiet_star.assessment import Assessment
+from training_core.phases.p3_quiet_star.exhibit import (
+    Group,
+    HeatMapToken,
+    ThoughtArm,
+    ThoughtExample,
+    ThoughtGating,
+    ThoughtsExhibit,
+)
 from training_core.phases.p3_quiet_star.injection import ThoughtInjector, read_signals
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker
 
@@ -32,37 +39,37 @@ def exhibit(
     windows: Windows,
     tokenizer: Tokenizer,
     seed: int,
-) -> dict[str, Any]:
-    """The document `thoughts` (see `training_core.phase.Product.exhibits`)."""
-    return {
-        "rule": RULE,
-        "enabled": enabled,
-        "verdict": verdict(assessment, enabled),
-        "examples": _examples(thinker, assessment, windows, tokenizer, seed),
-        "heat_map": heat_map(thinker, injector, windows.inputs[0, :HEAT_TOKENS], tokenizer),
-        "arms": [
-            {
-                "name": arm.name,
-                "description": arm.description,
-                "gain": arm.gain.value,
-                "low": arm.gain.low,
-                "high": arm.gain.high,
-            }
+) -> ThoughtsExhibit:
+    """The exhibit `thoughts`."""
+    return ThoughtsExhibit(
+        rule=RULE,
+        enabled=enabled,
+        verdict=verdict(assessment, enabled),
+        examples=_examples(thinker, assessment, windows, tokenizer, seed),
+        heat_map=heat_map(thinker, injector, windows.inputs[0, :HEAT_TOKENS], tokenizer),
+        arms=[
+            ThoughtArm(
+                name=arm.name,
+                description=arm.description,
+                gain=arm.gain.value,
+                low=arm.gain.low,
+                high=arm.gain.high,
+            )
             for arm in assessment.arms
         ],
-        "gating": [
-            {
-                "name": rule.name,
-                "share": rule.share,
-                "gain_bits_per_token": rule.gain.value,
-                "low": rule.gain.low,
-                "high": rule.gain.high,
-                "gflop_per_token": rule.gflop_per_token,
-                "bits_per_gflop": rule.bits_per_gflop,
-            }
+        gating=[
+            ThoughtGating(
+                name=rule.name,
+                share=rule.share,
+                gain_bits_per_token=rule.gain.value,
+                low=rule.gain.low,
+                high=rule.gain.high,
+                gflop_per_token=rule.gflop_per_token,
+                bits_per_gflop=rule.bits_per_gflop,
+            )
             for rule in assessment.gating
         ],
-    }
+    )
 
 
 def verdict(assessment: Assessment, enabled: bool) -> str:
@@ -83,9 +90,7 @@ def verdict(assessment: Assessment, enabled: bool) -> str:
     )
 
 
-def heat_map(
-    thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
+def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, tokenizer: Tokenizer) -> list[HeatMapToken]:
     """Each token of a text with its difficulty and surprise in [0, 1], and whether the difficulty rule thinks there."""
     tokens = tokens_S[None].to(thinker.cognate.embedding.weight.device)
     with torch.no_grad():
@@ -93,7 +98,7 @@ def heat_map(
     percentiles = injector.percentiles({name: value.cpu() for name, value in signals.items()})
     difficulty, thinks = injector.difficulty(percentiles)[0], injector.decide("difficulty", percentiles)[0]
     return [
-        {"text": text, "difficulty": float(d), "surprise": float(s), "thinks": bool(t)}
+        HeatMapToken(text=text, difficulty=float(d), surprise=float(s), thinks=bool(t))
         for text, d, s, t in zip(
             pieces(tokens_S.tolist(), tokenizer), difficulty, percentiles["surprise"][0], thinks, strict=True
         )
@@ -114,14 +119,14 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 
 def _examples(
     thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer, seed: int
-) -> list[dict[str, Any]]:
+) -> list[ThoughtExample]:
     hard = assessment.sample.hard.nonzero().squeeze(-1)
     gain = assessment.outcome.gain()[hard]
     order = gain.argsort(descending=True)
     count = min(EACH, max(1, len(hard) // 3))
     middle = order[count:-count]
     drawn = torch.randperm(len(middle), generator=torch.Generator().manual_seed(seed))[:count]
-    groups = {"best": order[:count], "worst": order[-count:].flip(0), "random": middle[drawn]}
+    groups: dict[Group, Tensor] = {"best": order[:count], "worst": order[-count:].flip(0), "random": middle[drawn]}
     return [
         _example(group, int(hard[index]), thinker, assessment, windows, tokenizer)
         for group, chosen in groups.items()
@@ -131,8 +136,8 @@ def _examples(
 
 @torch.no_grad()
 def _example(
-    group: str, index: int, thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer
-) -> dict[str, Any]:
+    group: Group, index: int, thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer
+) -> ThoughtExample:
     """One position: its thoughts as they were measured, and the next true tokens with and without them."""
     sample, outcome = assessment.sample, assessment.outcome
     device = thinker.cognate.embedding.weight.device
@@ -156,13 +161,13 @@ def _example(
         hidden = thoughts.branches.feed(fed.expand(1, count, -1)).view_as(hidden)
     start = max(0, position + 1 - CONTEXT_TOKENS)
     context = windows.inputs[window, start : position + 1].tolist()
-    return {
-        "group": group,
-        "context": "".join(pieces(context, tokenizer)),
-        "thoughts": [tokenizer.decode([t for t in row if t != ENDED]) for row in outcome.tokens[index].tolist()],
-        "chosen": int(outcome.score[index].argmax()),
-        "next_tokens": pieces(following, tokenizer),
-        "before": before,
-        "after": after,
-        "gain_bits": float(outcome.gain()[index]),
-    }
+    return ThoughtExample(
+        group=group,
+        context="".join(pieces(context, tokenizer)),
+        thoughts=[tokenizer.decode([t for t in row if t != ENDED]) for row in outcome.tokens[index].tolist()],
+        chosen=int(outcome.score[index].argmax()),
+        next_tokens=pieces(following, tokenizer),
+        before=before,
+        after=after,
+        gain_bits=float(outcome.gain()[index]),
+    )

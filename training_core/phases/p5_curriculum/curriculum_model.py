@@ -33,6 +33,7 @@ from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.council import measure_council
 from training_core.phases.p5_curriculum.eudaimonia import bake_rules, flipped_codes
+from training_core.phases.p5_curriculum.exhibit import CharacterExhibit, ShownRule
 from training_core.phases.p5_curriculum.ooda import Controller, Observation, measure_ooda, observe
 from training_core.phases.p5_curriculum.preferences import measure_preferences
 from training_core.phases.p5_curriculum.scenarios import RULES
@@ -115,16 +116,16 @@ def make_character(
         metrics |= _baking_metrics(measures) | {"flipped_codes": flipped_codes(parent, model)}
     for part in (preferences, council, ooda, temperature):
         metrics |= part["metrics"]
-    shown = {
-        "rules": _rules_shown(measures, preferences["shown"]["rules"], handed_on),
-        "not_kept": _refusal(validated) if handed_on else "",
-        "pairs": preferences["shown"]["pairs"],
-        "council": council["shown"],
-        "ooda": ooda["shown"],
-        "temperature": temperature["shown"],
-    }
+    shown = CharacterExhibit(  # the parts come back from the checkpoint as JSON; here each becomes its type
+        rules=_rules_shown(measures, preferences["shown"]["rules"], handed_on),
+        not_kept=_refusal(validated) if handed_on else "",
+        pairs=preferences["shown"]["pairs"],
+        council=council["shown"],
+        ooda=ooda["shown"],
+        temperature=temperature["shown"],
+    )
     product = ternary_product(
-        model.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"character": shown}
+        model.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"character": shown.as_json()}
     )
     head = {name: tensor for name, tensor in heads.items() if name.startswith(SELF_MODEL)}
     return replace(product, tensors={**(product.tensors or {}), **head})
@@ -295,16 +296,16 @@ def _strength(measure: BakingMeasure) -> float | None:
 
 def _rules_shown(
     measures: Mapping[str, BakingMeasure], preferences: Mapping[str, Mapping[str, Any]], handed_on: bool
-) -> list[dict[str, Any]]:
+) -> list[ShownRule]:
     """The rules of the exhibit; of a parent that was handed on nothing was baked."""
     return [
-        {
-            "name": rule.name,
-            "prompt": rule.prompt,
-            "kl_before": measures[rule.name].kl_before,
-            "kl_after": measures[rule.name].kl_before if handed_on else measures[rule.name].kl_after,
-            "strength": 0.0 if handed_on else _strength(measures[rule.name]),
+        ShownRule(
+            name=rule.name,
+            prompt=rule.prompt,
+            kl_before=measures[rule.name].kl_before,
+            kl_after=measures[rule.name].kl_before if handed_on else measures[rule.name].kl_after,
+            strength=0.0 if handed_on else _strength(measures[rule.name]),
             **preferences[rule.name],
-        }
+        )
         for rule in RULES
     ]

@@ -1,11 +1,23 @@
-"""What the practice shows to a person besides numbers: plain JSON documents, read by the report."""
+"""Builds the exhibit `practice` from what was practised and measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from training_core.exhibit import MeasuredShare, MeasuredValue, ShownCall
 from training_core.phases.p5_curriculum.dreams import Consolidation
+from training_core.phases.p5_curriculum.exhibit import (
+    Forgetting,
+    LevelResult,
+    PracticeExhibit,
+    QuestionSpend,
+    RehearsalArm,
+    RoundLevel,
+    ShownAttempt,
+    ShownQuestion,
+    ShownRound,
+    StageAccuracy,
+)
 from training_core.phases.p5_curriculum.practice import PracticeResult
 from training_core.phases.p5_curriculum.threads import RoundRecord
 from training_core.tasks.questions.attempts import SHOWN, Attempt
@@ -24,53 +36,59 @@ def practice_exhibit(
     consolidation: Consolidation,
     chosen: str,
     target: float,
-) -> dict[str, Any]:
+) -> PracticeExhibit:
     """Accuracy by level, questions, attempts, rounds, forgetting and spend."""
-    levels, compared = sorted(before.attempts), sorted(consolidation.before.attempts)
-    return {
-        "target": target,
-        "edge_before": before.edge(target),
-        "edge_after": after.edge(target),
-        "levels": [
-            {
-                "level": level,
-                "families": sorted({attempt.question.family for attempt in before.attempts[level]}),
-                "before": before.accuracy(level).document(),
-                "after": after.accuracy(level).document(),
-                "asked": len(before.attempts[level]),
-            }
+    levels = sorted(before.attempts)
+    return PracticeExhibit(
+        target=target,
+        edge_before=before.edge(target),
+        edge_after=after.edge(target),
+        levels=[
+            LevelResult(
+                level=level,
+                families=sorted({attempt.question.family for attempt in before.attempts[level]}),
+                before=MeasuredShare.of(before.accuracy(level)),
+                after=MeasuredShare.of(after.accuracy(level)),
+                asked=len(before.attempts[level]),
+            )
             for level in levels
         ],
-        "questions": [_question(question) for level in levels for question in _some(context.train_questions, level)],
-        "attempts": [_attempt(attempt) for attempt in _telling(result)],
-        "rounds": [{"round": n, "levels": _round(record)} for n, record in enumerate(result.records, 1)],
-        "forgetting": {
-            "levels": compared,
-            "cache": [
-                {"name": "before consolidation", "accuracy": _accuracies(consolidation.before, compared)},
-                *(
-                    {"name": f"next level, {arm.name}", "accuracy": _accuracies(arm.answered, compared)}
-                    for arm in consolidation.arms.values()
-                ),
-            ],
-            "arms": [
-                {
-                    "name": arm.name,
-                    "accuracy": _accuracies(arm.answered, compared),
-                    "forgetting": arm.forgetting.document(),
-                    "tokens": arm.rehearsed_tokens,
-                }
-                for arm in consolidation.arms.values()
-            ],
-            "chosen": chosen,
-        },
-        "spend": {
-            "usd": context.spent_usd,
-            "frontier_questions": sum(q.provenance.source == "frontier" for q in context.train_questions),
-            "generator_questions": sum(q.provenance.source == "generator" for q in context.train_questions),
-            "note": context.note,
-        },
-    }
+        questions=[_question(question) for level in levels for question in _some(context.train_questions, level)],
+        attempts=[_attempt(attempt) for attempt in _telling(result)],
+        rounds=[ShownRound(round=n, levels=_round(record)) for n, record in enumerate(result.records, 1)],
+        forgetting=_forgetting(consolidation, chosen),
+        spend=QuestionSpend(
+            usd=context.spent_usd,
+            frontier_questions=sum(q.provenance.source == "frontier" for q in context.train_questions),
+            generator_questions=sum(q.provenance.source == "generator" for q in context.train_questions),
+            note=context.note,
+        ),
+    )
+
+
+def _forgetting(consolidation: Consolidation, chosen: str) -> Forgetting:
+    compared = sorted(consolidation.before.attempts)
+    arms = consolidation.arms.values()
+    return Forgetting(
+        levels=compared,
+        stages=[
+            StageAccuracy(name="before consolidation", accuracy=_accuracies(consolidation.before, compared)),
+            *(
+                StageAccuracy(name=f"next level, {arm.name}", accuracy=_accuracies(arm.answered, compared))
+                for arm in arms
+            ),
+        ],
+        arms=[
+            RehearsalArm(
+                name=arm.name,
+                accuracy=_accuracies(arm.answered, compared),
+                forgetting=MeasuredValue.of(arm.forgetting),
+                tokens=arm.rehearsed_tokens,
+            )
+            for arm in arms
+        ],
+        chosen=chosen,
+    )
 
 
 def _accuracies(answered: Answered, levels: Sequence[int]) -> list[float]:
@@ -84,16 +102,16 @@ def _some(questions: Sequence[Question], level: int) -> list[Question]:
     return list(by_family.values())[:SHOWN_QUESTIONS]
 
 
-def _question(question: Question) -> dict[str, Any]:
-    return {
-        "level": question.level,
-        "family": question.family,
-        "prompt": question.prompt,
-        "answer": question.answer,
-        "solution": question.solution,
-        "check": question.check,
-        "source": question.provenance.name,
-    }
+def _question(question: Question) -> ShownQuestion:
+    return ShownQuestion(
+        level=question.level,
+        family=question.family,
+        prompt=question.prompt,
+        answer=question.answer,
+        solution=question.solution,
+        check=question.check,
+        source=question.provenance.name,
+    )
 
 
 def _telling(result: PracticeResult) -> list[Attempt]:
@@ -114,32 +132,32 @@ def _kind(attempt: Attempt) -> str:
     return ("hinted " if attempt.hint else "alone ") + ("right" if attempt.right else "wrong")
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "level": attempt.question.level,
-        "prompt": attempt.question.prompt,
-        "hint": attempt.hint,
-        "given": attempt.given,
-        "written": attempt.text[len(attempt.given) :],
-        "calls": [
-            {"tool": call.tool, "input": call.input, "output": call.output, "status": call.status}
+def _attempt(attempt: Attempt) -> ShownAttempt:
+    return ShownAttempt(
+        level=attempt.question.level,
+        prompt=attempt.question.prompt,
+        hint=attempt.hint,
+        given=attempt.given,
+        written=attempt.text[len(attempt.given) :],
+        calls=[
+            ShownCall(tool=call.tool, input=call.input, output=call.output, status=call.status)
             for call in attempt.calls
         ],
-        "answer": attempt.answer,
-        "expected": attempt.question.answer,
-        "right": attempt.right,
-    }
+        answer=attempt.answer,
+        expected=attempt.question.answer,
+        right=attempt.right,
+    )
 
 
-def _round(record: RoundRecord) -> list[dict[str, int]]:
+def _round(record: RoundRecord) -> list[RoundLevel]:
     return [
-        {
-            "level": level,
-            "attempts": seen.attempts,
-            "right_alone": seen.right_alone,
-            "right_with_hint": seen.right_with_hint,
-            "shown": seen.shown,
-            "retired": seen.retired,
-        }
+        RoundLevel(
+            level=level,
+            attempts=seen.attempts,
+            right_alone=seen.right_alone,
+            right_with_hint=seen.right_with_hint,
+            shown=seen.shown,
+            retired=seen.retired,
+        )
         for level, seen in sorted(record.levels.items())
     ]

@@ -81,7 +81,9 @@ def make_practised(
     metrics |= {"handed_on": float(chosen == "parent"), "assessed_edge": float(assessment.edge)}
     shown = practice_exhibit(before, after, context, result, consolidation, chosen, config.assessment.target)
     tokenizer_json = context.training.tokenizer_json
-    return ternary_product(model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"practice": shown})
+    return ternary_product(
+        model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"practice": shown.as_json()}
+    )
 
 
 def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:

@@ -31,6 +31,7 @@ from training_core.phases.p6_baking.context import (
     as_json,
     from_json,
 )
+from training_core.phases.p6_baking.exhibit import ProposedPrompt
 from training_core.phases.p6_baking.tools import ToolCycle
 from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import example_of, measure_likelihoods
@@ -53,7 +54,7 @@ class PersonaCycle:
     def __init__(self, material: CycleContext, tools: ToolCycle) -> None:
         self.material, self.tools = material, tools
         self.winners: list[str] = []
-        self.proposals: list[dict[str, Any]] = []
+        self.proposals: list[ProposedPrompt] = []
         config = material.config
         self.validation = spread(
             material.context.selection.questions, config.persona.scored_questions, material.levels_in_reach
@@ -112,7 +113,7 @@ class PersonaCycle:
         material = self.material
         teacher = inference_copy(model)
         proposed = material.cache.cached(f"proposals {number}", lambda: self._propose(number, teacher))["proposals"]
-        self.proposals += [{"iteration": number, **proposal} for proposal in proposed]
+        self.proposals += [ProposedPrompt(iteration=number, **proposal) for proposal in proposed]
         if not proposed:
             raise NothingToBakeError("the model proposed no prompt that says anything")
         chosen = next(proposal for proposal in proposed if proposal["chosen"])

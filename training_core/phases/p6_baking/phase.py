@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from training_core.exhibit import MeasuredValue
 from training_core.formats.loading import load_latents, ternary_settings
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
 from training_core.nn.cognate import Cognate
@@ -21,6 +22,7 @@ from training_core.phase import Phase
 from training_core.phases.p6_baking.alternation import Alternation, Decision
 from training_core.phases.p6_baking.config import CyclesConfig
 from training_core.phases.p6_baking.context import Baked, CycleContext, NothingToBakeError, harmful, standard_error
+from training_core.phases.p6_baking.exhibit import BakedExhibit, ColumnNames, CycleBaselines, CycleName, ShownIteration
 from training_core.phases.p6_baking.gates import GATES
 from training_core.phases.p6_baking.half_baking import strength_schedule
 from training_core.phases.p6_baking.measurement import (
@@ -71,22 +73,22 @@ def make_baked(parent: Cognate, settings: TernarySettings, context: QuestionCont
     for part in (effects, repairs, persona, stacking, families):
         metrics |= part["metrics"]
     metrics |= _over_baked(metrics, last)
-    shown = {
-        "timeline": cycles.timeline,
-        "baselines": {name: score.document() for name, score in cycles.baselines.items()},
-        "prompts": effects["shown"],
-        "stacking": stacking["shown"],
-        "stacking_note": stacking["note"],
-        "tools": repairs["shown"],
-        "proposals": cycles.persona.proposals,
-        "style": persona["style"],
-        "turns": persona["turns"],
-        "generations": texts["texts"],
-        "columns": _columns(kept),
-        "not_kept": "" if kept else cycles.refusal(),
-    }
+    shown = BakedExhibit(  # the parts come back from the checkpoint as JSON; here each becomes its type
+        timeline=cycles.timeline,
+        baselines=CycleBaselines(**{name: MeasuredValue.of(score) for name, score in cycles.baselines.items()}),
+        prompts=effects["shown"],
+        stacking=stacking["shown"],
+        stacking_note=stacking["note"],
+        tools=repairs["shown"],
+        proposals=cycles.persona.proposals,
+        style=persona["style"],
+        turns=persona["turns"],
+        generations=texts["texts"],
+        columns=_columns(kept),
+        not_kept="" if kept else cycles.refusal(),
+    )
     tokenizer_json = context.training.tokenizer_json
-    return ternary_product(model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"baked": shown})
+    return ternary_product(model.cpu(), settings, tokenizer_json, metrics=metrics, exhibits={"baked": shown.as_json()})
 
 
 class _Cycles:
@@ -97,7 +99,7 @@ class _Cycles:
         self.tools = ToolCycle(shared)
         self.persona = PersonaCycle(shared, self.tools)
         self.kept: list[Baked] = []
-        self.timeline: list[dict[str, Any]] = []
+        self.timeline: list[ShownIteration] = []
         self.baselines: dict[str, Estimate] = {}
         self._standing: dict[str, Estimate] = {}  # the best score of a turn: many small falls add up against it
 
@@ -133,7 +135,7 @@ class _Cycles:
 
     def metrics(self) -> dict[str, float]:
         """How many iterations there were and what became of them."""
-        switches = sum(step["decision"] == "switch" for step in self.timeline)
+        switches = sum(step.decision == "switch" for step in self.timeline)
         return {
             "iterations": float(len(self.timeline)),
             "iterations_kept": float(len(self.kept)),
@@ -143,7 +145,7 @@ class _Cycles:
 
     def refusal(self) -> str:
         """Why no iteration was kept."""
-        reasons = "; ".join(f"iteration {step['number'] + 1}: {step['why']}" for step in self.timeline)
+        reasons = "; ".join(f"iteration {step.number + 1}: {step.why}" for step in self.timeline)
         return f"No prompt was kept, and the model is its parent, unchanged. {reasons}"
 
     def _baseline(self, cycle: ToolCycle | PersonaCycle, model: Cognate) -> Estimate:
@@ -166,23 +168,23 @@ class _Cycles:
         return score, harmful(judged["harm"]) or _worse(score, self._standing[cycle.name])
 
     def _record(
-        self, cycle: str, baked: Baked | None, score: Estimate | None, why: str, decision: Decision, target: float
+        self, cycle: CycleName, baked: Baked | None, score: Estimate | None, why: str, decision: Decision, target: float
     ) -> None:
         number = len(self.timeline)
         shown = score if score is not None else self._standing[cycle]
         self.timeline.append(
-            {
-                "number": number,
-                "cycle": cycle,
-                "prompt": "" if baked is None else baked.text,
-                "score": shown.document(),
-                "kept": not why,
-                "why": why,
-                "decision": decision.action,
-                "decision_why": decision.why,
-                "strength": None if baked is None else baked.half.strength,
-                "target": target,
-            }
+            ShownIteration(
+                number=number,
+                cycle=cycle,
+                prompt="" if baked is None else baked.text,
+                score=MeasuredValue.of(shown),
+                kept=not why,
+                why=why,
+                decision=decision.action,
+                decision_why=decision.why,
+                strength=None if baked is None else baked.half.strength,
+                target=target,
+            )
         )
         self.shared.context.reporter.metrics(
             number, {f"cycles/{cycle}_score": shown.value, "cycles/kept": float(not why)}
@@ -208,9 +210,9 @@ def _over_baked(metrics: Mapping[str, float], kept: Mapping[str, Baked]) -> dict
     return {"prompted_over_baked_high": max(found)} if found else {}
 
 
-def _columns(kept: list[Baked]) -> dict[str, str]:
+def _columns(kept: list[Baked]) -> ColumnNames:
     halves = ", ".join(f"{baked.cycle} {baked.half.strength:.2f}" for baked in kept) or "none"
-    return {"half_baked": f"half-baked (strength: {halves})", "baked": "fully baked"}
+    return ColumnNames(half_baked=f"half-baked (strength: {halves})", baked="fully baked")
 
 
 def _baked(context: QuestionContext, config: CyclesConfig) -> Product:

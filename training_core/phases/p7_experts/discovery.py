@@ -33,7 +33,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,31 +132,6 @@ class Discovery:
             told = ", ".join(f"{family} ({number})" for family, number in self.left_out.items())
             found.append(f"left out, fewer than {LEAST_QUESTIONS} questions: {told}")
         return found
-
-    def document(self) -> dict[str, Any]:
-        """As a JSON exhibit."""
-        return {
-            "num_experts": self.num_experts,
-            "wanted": self.wanted,
-            "remarks": self.remarks(),
-            "experts": [_expert_document(expert) for expert in self.experts],
-            "families": [
-                {"family": family, "expert": self.expert_of[family]} | self.standings[family].document()
-                for family in self.families
-            ],
-            "curve": [
-                {"k": s.k, "gain": s.gain, "behind_best": s.behind, "standard_error": s.standard_error}
-                for s in self.curve
-            ],
-            "similarity": self.similarity.tolist(),
-            "stability": {
-                "resamples": self.resamples,
-                "same_number": self.same_number,
-                "pair_agreement": self.pair_agreement,
-                "together": self.together.tolist(),
-            },
-            "left_out": dict(self.left_out),
-        }
 
 
 def discover(
@@ -358,18 +332,3 @@ def _experts(
             )
         )
     return tuple(experts)
-
-
-def _expert_document(expert: ExpertProfile) -> dict[str, Any]:
-    def other(end: tuple[int, float] | None) -> dict[str, Any] | None:
-        return None if end is None else {"expert": end[0], "cosine": end[1]}
-
-    return {
-        "number": expert.number,
-        "name": expert.name,
-        "families": list(expert.families),
-        "before": expert.before.document(),
-        "nearest": other(expert.nearest),
-        "farthest": other(expert.farthest),
-        "strongest": [{"matrix": matrix, "share": share} for matrix, share in expert.strongest],
-    }

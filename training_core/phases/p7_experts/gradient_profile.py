@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +43,6 @@ class FamilyBaseline:
         part = Likelihoods(told.log_prob_Q[there_Q], told.tokens_Q[there_Q], told.exact_Q[there_Q])
         nats = float(-part.log_prob_Q.sum() / part.tokens_Q.sum())
         return cls(int(there_Q.sum()), part.expected(), part.exact(), nats)
-
-    def document(self) -> dict[str, Any]:
-        """As part of an exhibit."""
-        return {
-            "questions": self.questions,
-            "expected": self.expected.document(),
-            "exact": self.exact.document(),
-            "nats_per_token": self.nats_per_token,
-        }
 
 
 @dataclass(frozen=True, slots=True)

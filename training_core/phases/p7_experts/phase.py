@@ -91,7 +91,7 @@ def make_experts(
     metrics |= {"handed_on": float(not composition.adapts), "experts_in_use": float(sum(composition.experts))}
     shown = exhibit(discovery, taught, found, composition, answers, specialists.model, why)
     product = ternary_product(
-        parent.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"experts": shown}
+        parent.cpu(), settings, context.training.tokenizer_json, metrics=metrics, exhibits={"experts": shown.as_json()}
     )
     probed = context.report.text.inputs[:PROBED_ROWS, :PROBED_TOKENS]
     return replace(

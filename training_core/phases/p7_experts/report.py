@@ -1,13 +1,31 @@
-"""The exhibit of phase 7: what was found, taught, routed and composed, as a JSON document."""
+"""Builds the exhibit `experts`: what was found, taught, routed and composed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from training_core.exhibit import MeasuredShare, MeasuredValue
 from training_core.nn.svf import SVFModel
 from training_core.phases.p7_experts.discovery import Discovery, ExpertProfile
 from training_core.phases.p7_experts.evaluator import Measured
+from training_core.phases.p7_experts.exhibit import (
+    AnsweringWay,
+    AnswerKind,
+    ExpertHeatMap,
+    ExpertsExhibit,
+    FrontPoint,
+    HypervolumeCourse,
+    LearnedGain,
+    NumExpertsCandidate,
+    PassCost,
+    ShownDiscovery,
+    ShownExpert,
+    ShownFamily,
+    ShownRouter,
+    ShownRouting,
+    ShownSearch,
+    ShownSpectrum,
+)
 from training_core.phases.p7_experts.genome import Composition
 from training_core.phases.p7_experts.measurement import Answers
 from training_core.phases.p7_experts.routing_measurement import Routing
@@ -24,7 +42,7 @@ RULE = (
     "in time, bytes and bits per byte, each scaled to its range on the front; at most 1 % bits per byte are given "
     "away, and no family may get worse beyond chance."
 )
-NAMES = {
+NAMES: dict[str, tuple[str, AnswerKind]] = {
     "none": ("no expert", "none"),
     "single": ("the best single expert", "single"),
     "low rank": ("low-rank adapters of as many bytes, by family", "rival"),
@@ -44,28 +62,28 @@ def exhibit(
     answers: Answers,
     scalable: SVFModel,
     why: str,
-) -> dict[str, Any]:
-    """The whole document (`forge_assets.exhibits.experts_document`). `why` is empty where experts are used."""
+) -> ExpertsExhibit:
+    """The whole exhibit. `why` is empty where experts are used."""
     names = [profile.name for profile in discovery.experts]
     families, cells = answers.alone.by_family()
-    return {
-        "discovery": _discovery(discovery),
-        "experts": [_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
-        "heat": {"families": families, "rows": [NONE, *names], "cells": cells},
-        "routing": _routing(answers, names),
-        "answering": [
-            {
-                "name": NAMES[name][0],
-                "kind": NAMES[name][1],
-                "accuracy": answers.of(name).document(),
-                "over_none": answers.over(name, "none").document(),
-            }
-            for name in NAMES
+    return ExpertsExhibit(
+        discovery=shown_discovery(discovery),
+        experts=[_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
+        heat=ExpertHeatMap(families=families, rows=[NONE, *names], cells=cells),
+        routing=_routing(answers, names),
+        answering=[
+            AnsweringWay(
+                name=shown,
+                kind=kind,
+                accuracy=MeasuredValue.of(answers.of(name)),
+                over_none=MeasuredValue.of(answers.over(name, "none")),
+            )
+            for name, (shown, kind) in NAMES.items()
         ],
-        "costs": _costs(answers),
-        "search": _search(found, composition, names),
-        "not_kept": why,
-    }
+        costs=_costs(answers),
+        search=_search(found, composition, names),
+        not_kept=why,
+    )
 
 
 def describe(composition: Composition, names: Sequence[str], unadapted: Composition) -> str:
@@ -84,31 +102,34 @@ def describe(composition: Composition, names: Sequence[str], unadapted: Composit
     return "; ".join([*parts, *changed])
 
 
-def _discovery(discovery: Discovery) -> dict[str, Any]:
+def shown_discovery(discovery: Discovery) -> ShownDiscovery:
+    """How the number of experts was decided, and the profile that it was decided on."""
     names = {profile.number: profile.name for profile in discovery.experts}
-    return {
-        "criterion": CRITERION,
-        "chosen": discovery.num_experts,
-        "stability": discovery.same_number,
-        "resamples": discovery.resamples,
-        "note": ". ".join(remark[0].upper() + remark[1:] for remark in discovery.remarks()),
-        "profile": [
-            {
-                "family": family,
-                "expert": names[discovery.expert_of[family]],
-                "questions": its.questions,
-                "expected": its.expected.document(),
-                "exact": its.exact.value,
-                "nats": its.nats_per_token,
-            }
+    return ShownDiscovery(
+        criterion=CRITERION,
+        chosen=discovery.num_experts,
+        stability=discovery.same_number,
+        resamples=discovery.resamples,
+        note=". ".join(remark[0].upper() + remark[1:] for remark in discovery.remarks()),
+        profile=[
+            ShownFamily(
+                family=family,
+                expert=names[discovery.expert_of[family]],
+                questions=its.questions,
+                expected=MeasuredValue.of(its.expected),
+                exact=its.exact.value,
+                nats=its.nats_per_token,
+            )
             for family, its in ((family, discovery.standings[family]) for family in discovery.families)
         ],
-        "similarity": discovery.similarity.tolist(),
-        "curve": [{"experts": step.k, "gain": step.gain, "error": step.standard_error} for step in discovery.curve],
-    }
+        similarity=discovery.similarity.tolist(),
+        curve=[
+            NumExpertsCandidate(experts=step.k, gain=step.gain, error=step.standard_error) for step in discovery.curve
+        ],
+    )
 
 
-def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> dict[str, Any]:
+def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> ShownExpert:
     strongest = ", ".join(f"{matrix} ({share:.0%})" for matrix, share in profile.strongest)
     says = f"Its direction lies mostly in {strongest}."
     if profile.nearest is not None and profile.farthest is not None:
@@ -118,47 +139,47 @@ def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -
     says += f" Nats per token from the model without it: {moved}. The adapter of as many bytes is of rank 1 on "
     says += f"{', '.join(taught.rival_weights)}."
     multipliers = taught.expert.multipliers()
-    return {
-        "name": profile.name,
-        "families": list(profile.families),
-        "says": says,
-        "parameters": taught.expert.num_parameters,
-        "bytes": taught.expert.num_bytes,
-        "learned": [
-            {
-                "method": method,
-                "gain": gain.document(),
-                "bytes": taught.rival_bytes if method == "low rank" else taught.expert.num_bytes,
-                "kept": method == taught.method,
-            }
+    return ShownExpert(
+        name=profile.name,
+        families=list(profile.families),
+        says=says,
+        parameters=taught.expert.num_parameters,
+        bytes=taught.expert.num_bytes,
+        learned=[
+            LearnedGain(
+                method=method,
+                gain=MeasuredValue.of(gain),
+                bytes=taught.rival_bytes if method == "low rank" else taught.expert.num_bytes,
+                kept=method == taught.method,
+            )
             for method, gain in taught.gains.items()
         ],
-        "rewards": taught.rewards,
-        "spectra": [{"matrix": name, "multipliers": multipliers[name].tolist()} for name in scalable.layers],
-    }
+        rewards=taught.rewards,
+        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in scalable.layers],
+    )
 
 
-def _routing(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
+def _routing(answers: Answers, names: Sequence[str]) -> ShownRouting:
     used = answers.routing[0]
-    return {
-        "routers": [_router(routing, names) for routing in answers.routing],
-        "labels": [NONE, *names],
-        "confusion": used.confusion.tolist(),
-    }
+    return ShownRouting(
+        routers=[_router(routing, names) for routing in answers.routing],
+        labels=[NONE, *names],
+        confusion=used.confusion.tolist(),
+    )
 
 
-def _router(routing: Routing, names: Sequence[str]) -> dict[str, Any]:
+def _router(routing: Routing, names: Sequence[str]) -> ShownRouter:
     always = routing.always_picks
-    return {
-        "name": routing.name,
-        "accuracy": routing.accuracy.document(),
-        "entropy": routing.entropy_bits,
-        "chance": routing.commonest.value,
-        "note": "" if always is None else f"always {[NONE, *names][always]}: it does not route",
-    }
+    return ShownRouter(
+        name=routing.name,
+        accuracy=MeasuredShare.of(routing.accuracy),
+        entropy=routing.entropy_bits,
+        chance=routing.commonest.value,
+        note="" if always is None else f"always {[NONE, *names][always]}: it does not route",
+    )
 
 
-def _costs(answers: Answers) -> list[dict[str, Any]]:
+def _costs(answers: Answers) -> list[PassCost]:
     cost = answers.cost
     parts = {
         "one pass, no expert": cost.plain_s,
@@ -167,60 +188,60 @@ def _costs(answers: Answers) -> list[dict[str, Any]]:
         "both": cost.first_s + cost.second_s,
     }
     return [
-        {"name": name, "milliseconds": 1000 * seconds / cost.questions, "ratio": seconds / cost.plain_s}
+        PassCost(name=name, milliseconds=1000 * seconds / cost.questions, ratio=seconds / cost.plain_s)
         for name, seconds in parts.items()
     ]
 
 
-def _search(found: SearchResult, composition: Composition, names: Sequence[str]) -> dict[str, Any]:
+def _search(found: SearchResult, composition: Composition, names: Sequence[str]) -> ShownSearch:
     unadapted = found.unadapted[0]
     points = list(found.front)
     if composition not in [point for point, _ in points]:
         points.append(found.unadapted)
     outcomes = {status: sum(run.outcomes.get(status, 0) for run in found.runs) for status in ("raced out", "too slow")}
-    return {
-        "rule": RULE,
-        "evaluations": sum(run.asked for run in found.runs),
-        "measured": found.measured,
-        "raced_out": outcomes["raced out"],
-        "too_slow": outcomes["too slow"],
-        "front": [
+    return ShownSearch(
+        rule=RULE,
+        evaluations=sum(run.asked for run in found.runs),
+        measured=found.measured,
+        raced_out=outcomes["raced out"],
+        too_slow=outcomes["too slow"],
+        front=[
             _point(number, point, measured, found, point == composition, describe(point, names, unadapted))
             for number, (point, measured) in enumerate(points)
         ],
-        "climbs": _climbs(found),
-    }
+        climbs=_climbs(found),
+    )
 
 
 def _point(
     number: int, point: Composition, measured: Measured, found: SearchResult, chosen: bool, says: str
-) -> dict[str, Any]:
+) -> FrontPoint:
     its = measured.document()
-    return {
-        "number": number,
-        "chosen": chosen,
-        "accuracy": 1 - its["loss"],
-        "latency_ms": 1000 * found.latencies[point.structure].seconds,
-        "latency_ratio": its["latency"],
-        "bytes": int(its["bytes"]),
-        "bits_per_byte": its["bits_per_byte"],
-        "says": says,
-        "composition": point.document(),
-    }
+    return FrontPoint(
+        number=number,
+        chosen=chosen,
+        accuracy=1 - its["loss"],
+        latency_ms=1000 * found.latencies[point.structure].seconds,
+        latency_ratio=its["latency"],
+        bytes=int(its["bytes"]),
+        bits_per_byte=its["bits_per_byte"],
+        says=says,
+        composition=point.document(),
+    )
 
 
-def _climbs(found: SearchResult) -> list[dict[str, Any]]:
+def _climbs(found: SearchResult) -> list[HypervolumeCourse]:
     by_method = {(run.method, run.seed): run for run in found.runs}
     climbs = []
     for (method, seed), run in by_method.items():
         if method == "nsga2":
             each = run.asked // len(run.hypervolumes)
             climbs.append(
-                {
-                    "seed": seed,
-                    "evaluations": [each * (place + 1) for place in range(len(run.hypervolumes))],
-                    "search": run.hypervolumes,
-                    "random": by_method["random", seed].hypervolumes,
-                }
+                HypervolumeCourse(
+                    seed=seed,
+                    evaluations=[each * (place + 1) for place in range(len(run.hypervolumes))],
+                    search=list(run.hypervolumes),
+                    random=list(by_method["random", seed].hypervolumes),
+                )
             )
     return climbs

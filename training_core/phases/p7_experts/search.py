@@ -205,7 +205,7 @@ def starting_population(space: Space, population: int, seed: int) -> Floats:
     if population < len(genomes):
         raise ValueError(
             f"a population of {population} has no room for the {len(genomes)} compositions that a search of "
-            f"{space.num_experts} experts begins with: raise search_population"
+            f"{space.num_experts} experts begins with: raise search.population"
         )
     random = np.random.default_rng((seed, 0))
     while len(genomes) < population:

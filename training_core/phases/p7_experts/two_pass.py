@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +81,6 @@ class Cost:
     def relative(self) -> float:
         """Time of both passes over that of the model as it is."""
         return (self.first_s + self.second_s) / self.plain_s
-
-    def document(self) -> dict[str, Any]:
-        """As part of an exhibit."""
-        return {name: getattr(self, name) for name in (*self.__slots__, "relative")}
 
 
 class TwoPass:

@@ -1,0 +1,147 @@
+"""What the tables of the report say, cell by cell, on the terminal and on the page alike."""
+
+from collections.abc import Sequence
+
+from forge_assets.gate_history import Entry
+from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
+from forge_resources.overrides import utc_text
+
+ABSENT = "-"
+NO_VERDICT = "no verdict"
+MODEL_COLUMNS = ("model", "params", "bits/byte", "next token (95 %)", "bytes", "gates", "claims")
+GATE_COLUMNS = ("asset", "", "name", "value", "required", "margin", "verdict")
+VERDICT_COLUMNS = ("when", "run", "model", "profile", "value", "required", "margin", "verdict")
+
+
+def missing_lines(ledger: Ledger) -> list[str]:
+    """What is absent and the command that makes it."""
+    lines = [f"{asset}: {reason}" for asset, reason in ledger.missing.items() if reason != "not made yet"]
+    if never := [asset for asset, reason in ledger.missing.items() if reason == "not made yet"]:
+        lines.append(f"not made yet: {', '.join(never)}")
+    return [*lines, f"make what is missing: forge run --profile {ledger.profile}"] if lines else []
+
+
+def outdated_lines(ledger: Ledger) -> list[str]:
+    """The models whose parents were made again after them."""
+    return [
+        f"* {row.lineage.asset} was made from an earlier {', '.join(row.outdated)}; forge run makes it again"
+        for row in ledger.models
+        if row.outdated
+    ]
+
+
+def summary(ledger: Ledger) -> str:
+    """One sentence: how many models, gates and claims."""
+
+    def count(rows: Sequence[GateRow]) -> str:
+        return f"{sum(row.passed is True for row in rows)} of {len(rows)}"
+
+    gates = [row for row in ledger.gates if row.gate.blocking]
+    claims = [row for row in ledger.gates if not row.gate.blocking]
+    return (
+        f"{len(ledger.models)} models of profile {ledger.profile}; {count(gates)} gates passed, "
+        f"{count(claims)} claims held."
+    )
+
+
+def gate_counts(ledger: Ledger, asset: str, *, blocking: bool = True) -> str:
+    """Gates (or claims) of an asset that passed, for instance `✓ 3/3` or `✗ 2/3`; a dash when it has none."""
+    return passed_of([row for row in ledger.gates if row.gate.asset == asset and row.gate.blocking == blocking])
+
+
+def passed_of(rows: Sequence[GateRow]) -> str:
+    """How many of the rows passed, for instance `✓ 3/3` or `✗ 2/3`; a dash where there are none."""
+    if not rows:
+        return ABSENT
+    if any(row.passed is None for row in rows):
+        return NO_VERDICT
+    passed = sum(row.passed is True for row in rows)
+    return f"{'✓' if passed == len(rows) else '✗'} {passed}/{len(rows)}"
+
+
+def model_cells(ledger: Ledger, row: ModelRow) -> list[str]:
+    """The cells of a model's line in the ledger."""
+    asset = row.lineage.asset
+    return [
+        asset + (" *" if row.outdated else ""),
+        formatted(row.metric("params"), "{:,.0f}"),
+        formatted(row.metric("bits_per_byte"), "{:.4f}"),
+        with_interval(row.metric("next_token_accuracy"), row.interval("next_token_accuracy")),
+        formatted(row.metric("bytes_on_disk"), "{:,.0f}"),
+        gate_counts(ledger, asset),
+        gate_counts(ledger, asset, blocking=False),
+    ]
+
+
+def gate_cells(row: GateRow, form: str = ".6g") -> list[str]:
+    """The cells of a gate's line: asset, gate or claim, name, value, requirement, margin, verdict."""
+    sign = "≥" if row.gate.direction == "at_least" else "≤"
+    verdict = {True: "passed", False: "FAILED", None: NO_VERDICT}[row.passed]
+    return [
+        row.gate.asset,
+        "gate" if row.gate.blocking else "claim",
+        row.gate.name,
+        "not measured" if row.value is None else format(row.value, form),
+        f"{sign} {row.threshold:g}",
+        ABSENT if (margin := margin_of(row)) is None else f"{margin:+.4g}",
+        verdict,
+    ]
+
+
+def margin_of(row: GateRow) -> float | None:
+    """By how much a gate is passed, in the metric's own unit; negative when it fails."""
+    if row.value is None:
+        return None
+    return row.value - row.threshold if row.gate.direction == "at_least" else row.threshold - row.value
+
+
+def evidence_of(row: GateRow) -> str:
+    """What the value of a gate is, and what it is compared with."""
+    return row.gate.evidence + (f", against {row.gate.against}" if row.gate.against else "")
+
+
+def verdict_cells(entry: Entry) -> list[str]:
+    """The cells of a verdict's line in the history of a gate (`VERDICT_COLUMNS`)."""
+    sign = ("≥" if entry.direction == "at_least" else "≤") if entry.threshold is not None else ""
+    return [
+        utc_text(entry.at),
+        entry.run_id[:8],
+        entry.digest[:8] + ("" if entry.stored else "*"),
+        entry.profile or ABSENT,
+        ABSENT if entry.value is None else f"{entry.value:.4g}",
+        ABSENT if entry.threshold is None else f"{sign} {entry.threshold:g}",
+        ABSENT if entry.margin is None else f"{entry.margin:+.3g}",
+        "passed" if entry.passed else ("FAILED" if entry.override is None else "OVERRIDDEN"),
+    ]
+
+
+def artifact_line(artifact: ArtifactRow) -> str:
+    """The file that ships, its size, and what is left of its parent in it."""
+    facts = [f"{artifact.size_bytes:,} bytes"]
+    if artifact.bits_per_parameter is not None:
+        facts.append(f"{artifact.bits_per_parameter:.3f} bits per parameter of the trained model")
+    if artifact.retention is not None:
+        kept = with_interval(artifact.retention, artifact.retention_ci95)
+        facts.append(f"keeps {kept} of its parent's next-token accuracy")
+    return f"{artifact.path}: {'; '.join(facts)}"
+
+
+def colour_of(text: str) -> str:
+    """The colour of a cell that holds a verdict or counts verdicts: `red`, `green`, `yellow` or `default`."""
+    if text == "FAILED" or text.startswith("✗"):
+        return "red"
+    if text == "passed" or text.startswith("✓"):
+        return "green"
+    return "yellow" if text == NO_VERDICT else "default"
+
+
+def formatted(value: float | None, form: str) -> str:
+    """The value in `form`, a dash where there is none."""
+    return ABSENT if value is None else form.format(value)
+
+
+def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A share with its interval, in percent."""
+    if value is None:
+        return ABSENT
+    return f"{value:.1%}" + ("" if interval is None else f" ({interval[0]:.1%}-{interval[1]:.1%})")

@@ -1,0 +1,273 @@
+"""The report as one HTML page that needs nothing else: one screen, then a fold for each phase.
+
+The first screen says what was made, what it writes, how each phase fared, and what failed with its number. It is meant
+to be understood without scrolling at 1280 x 900 by somebody who has never seen the project.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from markupsafe import Markup
+
+from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
+from forge_assets.report import exhibits
+from forge_assets.report.cells import (
+    artifact_line,
+    evidence_of,
+    formatted,
+    gate_cells,
+    missing_lines,
+    model_cells,
+    outdated_lines,
+    passed_of,
+    summary,
+    with_interval,
+)
+from forge_assets.report.components import charts
+from forge_assets.report.templates import macro, source
+
+# Title and purpose of each phase.
+_PHASES = {
+    1: ("Cognate", "a small model and three specialists"),
+    2: ("EvoMerge", "the best of many merges of them"),
+    3: ("Quiet-STaR", "thoughts before tokens"),
+    4: ("BitNet 1.58", "weights of -1, 0 and +1"),
+    5: ("Curriculum", "practice at the edge of its abilities"),
+    6: ("Baking", "prompts and tools in the weights"),
+    7: ("Experts", "small experts, routed and composed"),
+    8: ("Compression", "one entropy coded file"),
+}
+_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The end of the chain: the file that ships, or the last model where there is none."""
+
+    row: ModelRow
+    file: ArtifactRow | None
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of the file that ships."""
+        return None if self.file is None else self.file.size_bytes
+
+    @property
+    def command(self) -> str:
+        """How the file is run."""
+        return "" if self.file is None else f'forge generate --artifact {self.file.path} "The "'
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was measured on it, where it was."""
+        row = self.row
+        facts = [
+            ("parameters", formatted(row.metric("params"), "{:,.0f}")),
+            ("next token right", with_interval(row.metric("next_token_accuracy"), row.interval("next_token_accuracy"))),
+            ("bits per byte", formatted(row.metric("bits_per_byte"), "{:.4f}")),
+        ]
+        if (baseline := row.metric("baseline_bits_per_byte")) is not None:
+            facts[-1] = (facts[-1][0], f"{facts[-1][1]}, best n-gram {baseline:.4f}")
+        if self.file is not None and self.file.retention is not None:
+            facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))
+        if self.file is not None and self.file.bits_per_parameter is not None:
+            facts.append(("bits per parameter", f"{self.file.bits_per_parameter:.3f} of the trained model"))
+        if tasks := [_task(family, scores) for family, scores in row.lineage.tasks.items()]:
+            facts.append(("tasks (guessing)", ", ".join(tasks)))
+        return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a model wrote behind a beginning: (beginning, continuation)."""
+
+    row: ModelRow
+    texts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A gate or claim that failed, and the phase of its model."""
+
+    phase: int
+    row: GateRow
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model's figures (caption, data URI) and exhibits (title, content, why it cannot be shown)."""
+
+    row: ModelRow
+
+    @property
+    def figures(self) -> list[tuple[str, str]]:
+        """Captions and images that its phase drew."""
+        return [
+            (f"{self.row.lineage.asset}: {name}", f"data:image/png;base64,{base64.b64encode(png).decode()}")
+            for name, png in self.row.figures.items()
+        ]
+
+    @property
+    def exhibits(self) -> list[tuple[str, Markup, str]]:
+        """What its phase shows; an exhibit that this version cannot render says why in its place."""
+        shown = []
+        for name, document in sorted(self.row.exhibits.items()):
+            try:
+                shown.append((exhibits.title(name), exhibits.render(name, document), ""))
+            except exhibits.ExhibitError as error:
+                shown.append((name, Markup(""), str(error)))
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseView:
+    """The models of one phase, and their gates and claims."""
+
+    number: int
+    ledger: Ledger
+    models: list[ModelView]
+    rows: list[GateRow]
+
+    @property
+    def title(self) -> str:
+        """The phase's name."""
+        return _PHASES.get(self.number, (f"phase {self.number}", ""))[0]
+
+    @property
+    def purpose(self) -> str:
+        """What the phase is for, in a few words."""
+        return _PHASES.get(self.number, ("", ""))[1]
+
+    @property
+    def gates(self) -> str:
+        """How many gates passed."""
+        return passed_of([row for row in self.rows if row.gate.blocking])
+
+    @property
+    def claims(self) -> str:
+        """How many claims held."""
+        return passed_of([row for row in self.rows if not row.gate.blocking])
+
+    @property
+    def bits_per_byte(self) -> str:
+        """Of its models, as a range where there are several."""
+        return self._range("bits_per_byte", "{:.3f}")
+
+    @property
+    def next_token(self) -> str:
+        """Accuracy of its models, as a range where there are several."""
+        return self._range("next_token_accuracy", "{:.1%}")
+
+    @property
+    def size(self) -> str:
+        """Bytes on disk of its models, as a range where there are several."""
+        return self._range("bytes_on_disk", "{:,.0f}")
+
+    @property
+    def model_cells(self) -> list[list[str]]:
+        """Lines of the ledger."""
+        return [model_cells(self.ledger, model.row) for model in self.models]
+
+    @property
+    def gate_cells(self) -> list[list[str]]:
+        """Gates and claims with their evidence."""
+        return [[*gate_cells(row), evidence_of(row)] for row in self.rows]
+
+    def _range(self, metric: str, form: str) -> str:
+        found = [value for model in self.models if (value := model.row.metric(metric)) is not None]
+        ends = [formatted(end, form) for end in (min(found), max(found))] if found else [formatted(None, form)]
+        return "-".join(dict.fromkeys(ends))
+
+
+@dataclass(frozen=True, slots=True)
+class PageView:
+    """Everything that the page shows."""
+
+    ledger: Ledger
+    more: Sequence[tuple[str, Markup]]
+
+    @property
+    def profile(self) -> str:
+        """The profile of the ledger."""
+        return self.ledger.profile
+
+    @property
+    def style(self) -> Markup:
+        """The page's CSS and that of the exhibits: files of ours."""
+        return Markup(source("page.css") + exhibits.style())
+
+    @property
+    def summary(self) -> str:
+        """One sentence: how many models, gates and claims."""
+        return summary(self.ledger)
+
+    @property
+    def made(self) -> Made | None:
+        """The end of the chain; None where nothing was made."""
+        return Made(self.ledger.models[-1], self.ledger.artifact) if self.ledger.models else None
+
+    @property
+    def samples(self) -> Samples | None:
+        """Text of the last model whose exhibits hold any."""
+        for row in reversed(self.ledger.models):
+            for name, document in row.exhibits.items():
+                if texts := exhibits.written(name, document):
+                    return Samples(row, texts[:_SAMPLES])
+        return None
+
+    @property
+    def phases(self) -> list[PhaseView]:
+        """The phases that made a model, in order."""
+        models = sorted(self.ledger.models, key=lambda row: row.lineage.phase)
+        found = []
+        for number, rows in groupby(models, key=lambda row: row.lineage.phase):
+            views = [ModelView(row) for row in rows]
+            assets = {view.row.lineage.asset for view in views}
+            found.append(
+                PhaseView(number, self.ledger, views, [row for row in self.ledger.gates if row.gate.asset in assets])
+            )
+        return found
+
+    @property
+    def failed(self) -> list[Failure]:
+        """What did not pass, gates first."""
+        phase_of = {row.lineage.asset: row.lineage.phase for row in self.ledger.models}
+        failed = [Failure(phase_of[row.gate.asset], row) for row in self.ledger.gates if row.passed is False]
+        return sorted(failed, key=lambda failure: not failure.row.gate.blocking)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is out of date or missing."""
+        return [*outdated_lines(self.ledger), *missing_lines(self.ledger)]
+
+    @property
+    def model_cells(self) -> list[list[str]]:
+        """Lines of the ledger."""
+        return [model_cells(self.ledger, row) for row in self.ledger.models]
+
+    @property
+    def chain(self) -> list[Markup]:
+        """Charts along the chain of models."""
+        return charts.chain(self.ledger)
+
+    @property
+    def tasks(self) -> list[Markup]:
+        """A chart for each task family."""
+        return charts.tasks(self.ledger)
+
+    @property
+    def artifact_line(self) -> str:
+        """The file that ships, in a line."""
+        return "" if self.ledger.artifact is None else artifact_line(self.ledger.artifact)
+
+
+def _task(family: str, scores: Mapping[str, float]) -> str:
+    chance = scores.get("chance")
+    return f"{family} {scores['accuracy']:.0%}" + ("" if chance is None else f" ({chance:.0%})")
+
+
+def html_page(ledger: Ledger, more: Sequence[tuple[str, Markup]] = ()) -> str:
+    """The whole ledger as one page with its charts inside, and `more` sections (title and content)."""
+    return macro("page.html.j2", "page", PageView(ledger, more))

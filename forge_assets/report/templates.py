@@ -1,0 +1,124 @@
+"""The jinja2 environment of the report: this package's templates, and the part of each phase, beside its code.
+
+A template's line break beside a tag or an expression is no space (`JoinedLines`), so that templates are indented and
+text of a model, which stands in elements that keep white space, is not. Autoescape is on: what an expression prints is
+escaped unless a component, which escapes by itself, made it. A name that does not exist is an error.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
+from jinja2.ext import Extension
+from markupsafe import Markup
+
+from forge_assets.report.cells import (
+    ABSENT,
+    GATE_COLUMNS,
+    MODEL_COLUMNS,
+    VERDICT_COLUMNS,
+    colour_of,
+    evidence_of,
+    gate_cells,
+    verdict_cells,
+)
+from forge_assets.report.components.interval_chart import Interval, interval_chart
+from forge_assets.report.components.markup import interval, number, visible
+from forge_assets.report.components.measures import averages, count_rows, heat_map, shares, tracks
+from forge_assets.report.components.scatter import Axis, Dot, scatter
+from forge_assets.report.components.timeline import Lane, Mark, Point, curves, timeline
+from forge_assets.report.components.verdict_plot import plot as verdict_plot
+from forge_resources.overrides import utc_text
+
+_BESIDE_TAG = re.compile(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])")
+_BREAK = re.compile(r"\s*\n\s*")
+
+
+class JoinedLines(Extension):
+    """Drops the line breaks of a template's source: beside `<`, `>` and braces without a trace, else for a space."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """The template as one line."""
+        return _BREAK.sub(" ", _BESIDE_TAG.sub("", source))
+
+
+@cache
+def environment() -> Environment:
+    """Where every template of the report is found, with the components that it may use."""
+    env = Environment(
+        loader=ChoiceLoader(
+            [
+                PackageLoader("forge_assets.report", "."),
+                PrefixLoader({"phases": PackageLoader("training_core.phases", ".")}),
+            ]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        extensions=[JoinedLines, "jinja2.ext.do"],
+    )
+    env.filters |= {"visible": visible, "printable": _printable, "level_name": "level {}".format}
+    env.globals |= {
+        "averages": averages,
+        "count_rows": count_rows,
+        "curves": curves,
+        "heat_map": heat_map,
+        "interval": interval,
+        "interval_chart": _interval_chart,
+        "number": number,
+        "scatter": scatter,
+        "shares": shares,
+        "timeline": timeline,
+        "tracks": tracks,
+        "zip": _zip,
+    }
+    env.globals |= {
+        "ABSENT": ABSENT,
+        "GATE_COLUMNS": GATE_COLUMNS,
+        "MODEL_COLUMNS": MODEL_COLUMNS,
+        "VERDICT_COLUMNS": VERDICT_COLUMNS,
+        "colour_of": colour_of,
+        "evidence_of": evidence_of,
+        "gate_cells": gate_cells,
+        "utc_text": utc_text,
+        "verdict_cells": verdict_cells,
+        "verdict_plot": verdict_plot,
+    }
+    env.globals |= {kind.__name__: kind for kind in (Axis, Dot, Lane, Mark, Point)}
+    return env
+
+
+def macro(template: str, name: str, *arguments: Any) -> Markup:
+    """What the macro `name` of a template makes of its arguments."""
+    made: Markup = getattr(environment().get_template(template).module, name)(*arguments)
+    return made
+
+
+def source(name: str) -> str:
+    """A file beside the templates as it stands, for instance `phases/p6_baking/report.css`."""
+    env = environment()
+    assert env.loader is not None
+    return env.loader.get_source(env, name)[0]
+
+
+def templates_digest() -> str:
+    """A digest of every template and style sheet: the part of the report's code that no module imports."""
+    hasher = hashlib.sha256()
+    for name in environment().list_templates(extensions=["css", "j2"]):
+        hasher.update(f"{name}\n{source(name)}\n".encode())
+    return hasher.hexdigest()[:16]
+
+
+def _zip(*rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+    return list(zip(*rows, strict=True))
+
+
+def _printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text))
+
+
+def _interval_chart(rows: Sequence[Any], value: str, title: str) -> Markup:
+    """A chart of documents with a name, ends, and the field `value`."""
+    return interval_chart([Interval(row.name, getattr(row, value), row.low, row.high) for row in rows], title)
