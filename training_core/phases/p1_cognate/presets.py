@@ -1,4 +1,4 @@
-"""Presets of phase 1: what the profiles set."""
+"""Presets of phase 1: one configuration of the trunk and its specialists for each size profile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training_core.training.loop import TrainingConfig
 
 
 class Configs(NamedTuple):
-    """The configurations of the phase's models."""
+    """One configuration for each of the four models of the phase."""
 
     trunk: TrunkConfig
     cognate_reasoning: VariantConfig
@@ -20,7 +20,7 @@ class Configs(NamedTuple):
 
 
 def nano() -> Configs:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
     return Configs(
         trunk=TrunkConfig(
             shape=ShapeConfig(max_seq_len=512, memory_chunk=128),
@@ -58,7 +58,7 @@ def nano() -> Configs:
 
 
 def mini() -> Configs:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configurations for about 5 M parameters, which train in hours on 2 CPU cores."""
     return Configs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
@@ -96,7 +96,7 @@ def mini() -> Configs:
 
 
 def forge_25m() -> Configs:
-    """25.0 M parameters: one GPU."""
+    """Return the configurations for 25.0 M parameters, which train on one GPU."""
     return Configs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
