@@ -75,12 +75,12 @@ class PerExpertAccuracy:
     expected_KQ: Tensor
 
     @classmethod
-    def measure(cls, scalable: SVFModel, experts: Sequence[Expert], asked: AskedQuestions) -> PerExpertAccuracy:
+    def measure(cls, svf: SVFModel, experts: Sequence[Expert], asked: AskedQuestions) -> PerExpertAccuracy:
         """Measure the model in one pass without an expert and one with each expert."""
-        device = next(scalable.model.parameters()).device
+        device = next(svf.model.parameters()).device
         rows = []
         for multipliers in (None, *(expert.multipliers() for expert in experts)):
-            with scalable.using(multipliers) as model:
+            with svf.using(multipliers) as model:
                 result = asked.likelihoods(lambda _, inputs_BS, model=model: model(inputs_BS.to(device)).logits)  # type: ignore[misc]
             rows.append(result.expected_Q())
         return cls(asked.questions, torch.stack(rows))

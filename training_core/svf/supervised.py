@@ -139,7 +139,7 @@ class CompletionObjective:
 
 
 def learn_supervised(
-    scalable: SVFModel,
+    svf: SVFModel,
     examples: Sequence[Example],
     config: ExpertLearningConfig,
     reporter: Reporter,
@@ -153,9 +153,9 @@ def learn_supervised(
         ValueError: when there are no examples, or as `Expert.of`.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    trained = scalable.trainable()
-    with scalable.using(None) as reference:
+    svf.model.to(best_device())
+    trained = svf.trainable()
+    with svf.using(None) as reference:
         result = train(
             trained,
             CompletionObjective(examples, reference, config.supervised_kl_weight),
@@ -164,22 +164,22 @@ def learn_supervised(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(examples), str(config.supervised_kl_weight)]),
+            identity=identity_of(svf, [str(examples), str(config.supervised_kl_weight)]),
         )
-    expert = scalable.expert_of(trained)
-    return Learned(expert, result, divergence_of(scalable, expert, examples))
+    expert = svf.expert_of(trained)
+    return Learned(expert, result, divergence_of(svf, expert, examples))
 
 
 @torch.no_grad()
-def divergence_of(scalable: SVFModel, expert: Expert, examples: Sequence[Example]) -> float:
+def divergence_of(svf: SVFModel, expert: Expert, examples: Sequence[Example]) -> float:
     """Return the mean KL(reference || expert) over the learned tokens of examples, in nats per token."""
     total, tokens = 0.0, 0
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     for start in range(0, len(examples), ROWS_AT_ONCE):
         rows = moved(rows_of(examples[start : start + ROWS_AT_ONCE]), device)
-        with scalable.using(None) as reference:
+        with svf.using(None) as reference:
             reference_NV = reference(rows.inputs_BS).logits[rows.mask_BS].double()
-        with scalable.using(expert.multipliers()) as model:
+        with svf.using(expert.multipliers()) as model:
             logits_NV = model(rows.inputs_BS).logits[rows.mask_BS].double()
         total += float(per_position("forward_kl", logits_NV, reference_NV).sum())
         tokens += len(logits_NV)
@@ -215,11 +215,11 @@ class DrawNumbers:
         return torch.cat([torch.randperm(self.number, generator=generator) for _ in range(rounds)])[: self.batch]
 
 
-def identity_of(scalable: SVFModel, parts: Sequence[str]) -> str:
+def identity_of(svf: SVFModel, parts: Sequence[str]) -> str:
     """Return a digest of the model and of everything else that determines a training run."""
-    hasher = hashlib.sha256(weights_digest(scalable.model))
+    hasher = hashlib.sha256(weights_digest(svf.model))
     # The SVF layers' weights are in no state dict.
-    hasher.update(tensors_digest({name: layer.weight for name, layer in scalable.layers.items()}))
+    hasher.update(tensors_digest({name: layer.weight for name, layer in svf.layers.items()}))
     hasher.update(canonical_json(list(parts)))
     return hasher.hexdigest()
 

@@ -34,7 +34,7 @@ PROBED_ROWS, PROBED_TOKENS = 4, 16
 class Experts:
     """A model with experts, ready to answer: the first pass routes, the second is the composition's."""
 
-    scalable: SVFModel
+    svf: SVFModel
     experts: tuple[Expert, ...]
     names: tuple[str, ...]
     head: Head
@@ -43,15 +43,15 @@ class Experts:
 
     def router(self, tokenizer: Tokenizer) -> ClassifierRouter:
         """The first pass, by the model as it is."""
-        return ClassifierRouter(self.scalable.model, tokenizer, self.head)
+        return ClassifierRouter(self.svf.model, tokenizer, self.head)
 
     @contextmanager
     def answering(self, prompt: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[Cognate, dict[str, float]]]:
         """The model composed for a prompt (token ids), and the weight of every expert by name; behind it, as it was."""
-        with self.scalable.using(None):
+        with self.svf.using(None):
             probabilities = self.router(tokenizer).of_prompts([prompt])
         weights_K = self.composition.weights(probabilities)[0]
-        with composed(self.scalable, self.experts, self.composition, probabilities) as model:
+        with composed(self.svf, self.experts, self.composition, probabilities) as model:
             yield model, dict(zip(self.names, weights_K.tolist(), strict=True))
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class Experts:
         """Logits behind the last token of rows, of each expert alone at full weight: (experts, rows, vocab)."""
         found = []
         for expert in self.experts:
-            with self.scalable.using(expert.multipliers()) as model:
+            with self.svf.using(expert.multipliers()) as model:
                 found.append(model(tokens_BS).logits[:, -1].float().cpu())
         return torch.stack(found)
 
@@ -69,7 +69,7 @@ class Experts:
         tensors |= self.head.tensors(f"{EXPERTS}head.")
         for number, expert in enumerate(self.experts):
             tensors |= expert.tensors(f"{EXPERTS}{number}.")
-        for name, its in self.scalable.singular.items():
+        for name, its in self.svf.singular.items():
             parts = {"u": its.u_OR, "s": its.s_R, "v": its.v_IR}
             tensors |= {f"{EXPERTS}svd.{name}.{part}": tensor for part, tensor in parts.items()}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -99,9 +99,9 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
     try:
         names = tuple(document["names"])
         experts = tuple(Expert.from_tensors(tensors, f"{EXPERTS}{number}.") for number in range(len(names)))
-        scalable = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
+        svf = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
         found = Experts(
-            scalable,
+            svf,
             experts,
             names,
             Head.from_tensors(tensors, f"{EXPERTS}head."),
@@ -119,9 +119,9 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
 def _check(found: Experts) -> None:
     """Raises ValueError when names, experts, router and composition are not of as many, or not of these matrices, or
     when the composition's recursion is not one that a model can have."""
-    CognateConfig.model_validate(found.scalable.model.config.model_dump() | found.composition.recursion())
+    CognateConfig.model_validate(found.svf.model.config.model_dump() | found.composition.recursion())
     counts = {len(found.names), len(found.head.scales_C) - 1, len(found.composition.experts)}
-    widths = {name: its.s_R.shape for name, its in found.scalable.singular.items()}
+    widths = {name: its.s_R.shape for name, its in found.svf.singular.items()}
     if len(counts) != 1 or any({n: c.shape for n, c in its.codes.items()} != widths for its in found.experts):
         raise ValueError(f"names, router and composition are of {sorted(counts)} experts, or of other matrices")
 

@@ -64,28 +64,28 @@ class Profile:
         return g_QP / length_Q1.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def measure_profile(scalable: SVFModel, asked: AskedQuestions) -> Profile:
+def measure_profile(svf: SVFModel, asked: AskedQuestions) -> Profile:
     """The profile of the model without experts.
 
     Raises:
         ValueError: when a gradient is not finite.
     """
-    with scalable.using(None) as model:
+    with svf.using(None) as model:
         device = next(model.parameters()).device
         told = asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
     families = tuple(question.family for question in asked.questions)
-    return Profile(families, told, measure_gradients(scalable, asked))
+    return Profile(families, told, measure_gradients(svf, asked))
 
 
-def measure_gradients(scalable: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:
+def measure_gradients(svf: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:
     """g_q of each question by matrix, (questions, r) float32, in the order of the questions.
 
     Raises:
         ValueError: when one is not finite.
     """
-    found = {name: torch.zeros(len(asked.questions), len(its.s_R)) for name, its in scalable.singular.items()}
+    found = {name: torch.zeros(len(asked.questions), len(its.s_R)) for name, its in svf.singular.items()}
     for places, rows in asked.batches:
-        for name, g_BR in _row_gradients(scalable, rows).items():
+        for name, g_BR in _row_gradients(svf, rows).items():
             found[name][places] = g_BR.cpu()
     for name, g_QR in found.items():
         if not bool(torch.isfinite(g_QR).all()):
@@ -95,12 +95,12 @@ def measure_gradients(scalable: SVFModel, asked: AskedQuestions) -> dict[str, Te
     return found
 
 
-def _row_gradients(scalable: SVFModel, rows: Rows) -> dict[str, Tensor]:
+def _row_gradients(svf: SVFModel, rows: Rows) -> dict[str, Tensor]:
     ones = {
         name: torch.ones(len(rows.inputs_BS), len(its.s_R), device=its.s_R.device, requires_grad=True)
-        for name, its in scalable.singular.items()
+        for name, its in svf.singular.items()
     }
-    with torch.enable_grad(), scalable.using(ones) as model:
+    with torch.enable_grad(), svf.using(ones) as model:
         device = next(model.parameters()).device
         mask_BS = rows.mask_BS.to(device)
         logits_BSV = model(rows.inputs_BS.to(device)).logits

@@ -92,7 +92,7 @@ class Answers:
 
 
 def measure_answers(
-    scalable: SVFModel,
+    svf: SVFModel,
     taught: Sequence[TrainedExpert],
     discovery: Discovery,
     router: ClassifierRouter,
@@ -106,9 +106,9 @@ def measure_answers(
     """All ways of answering the test questions `asked`. `coefficients` are those of few shots, (experts,) for each
     group of families; `chosen_on` are validation questions."""
     experts = [its.expert for its in taught]
-    alone = PerExpertAccuracy.measure(scalable, experts, asked)
+    alone = PerExpertAccuracy.measure(svf, experts, asked)
     single = chosen_on.best_single()
-    with scalable.using(None):
+    with svf.using(None):
         probabilities = {its.name: its.probabilities(asked.questions) for its in (router, prompt)}
     right_Q = torch.tensor([discovery.expert_of.get(question.family, 0) for question in asked.questions])
     expected = {
@@ -117,11 +117,11 @@ def measure_answers(
         "low rank": _by_rival(alone, taught, right_Q),
         "oracle": alone.by_oracle(discovery.expert_of),
         **{name: alone.chosen(its.argmax(1)) for name, its in probabilities.items()},
-        "few shots": _by_few_shots(scalable, experts, alone, coefficients, right_Q, asked),
-        "composed": expected_by(scalable, experts, composition, router, asked),
+        "few shots": _by_few_shots(svf, experts, alone, coefficients, right_Q, asked),
+        "composed": expected_by(svf, experts, composition, router, asked),
     }
-    two_pass = TwoPass(scalable, experts, router)
-    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, scalable.model.config.max_seq_len)
+    two_pass = TwoPass(svf, experts, router)
+    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, svf.model.config.max_seq_len)
     return Answers(
         alone,
         expected,
@@ -134,19 +134,19 @@ def measure_answers(
 
 
 def expected_by(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
     asked: AskedQuestions,
 ) -> Tensor:
     """Expected accuracy (questions,) of a composition behind a router."""
-    device = next(scalable.model.parameters()).device
-    with scalable.using(None):
+    device = next(svf.model.parameters()).device
+    with svf.using(None):
         probabilities_QN = router.probabilities(asked.questions)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with composed(scalable, experts, composition, probabilities_QN[list(places)]) as model:
+        with composed(svf, experts, composition, probabilities_QN[list(places)]) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return asked.likelihoods(predict).expected_Q()
@@ -154,7 +154,7 @@ def expected_by(
 
 @torch.no_grad()
 def measure_text(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
@@ -164,17 +164,17 @@ def measure_text(
 ) -> tuple[Estimate, float, float]:
     """Bits per byte of a composition over those of the model as it is, on the same tokens: all behind the first
     `routed_tokens` of each window, by which it is routed. The ratio, 95 % bootstrap over windows, and both values."""
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     nats: dict[bool, list[Tensor]] = {True: [], False: []}
     for start in range(0, len(windows.inputs), batch_size):
         inputs_WS = windows.inputs[start : start + batch_size]
         targets_WS = windows.targets[start : start + batch_size].clone()
         targets_WS[:, :routed_tokens] = -1
-        with scalable.using(None):
+        with svf.using(None):
             probabilities_WN = router.of_prompts(inputs_WS[:, :routed_tokens].tolist())
-        with scalable.using(None) as model:
+        with svf.using(None) as model:
             nats[False].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
-        with composed(scalable, experts, composition, probabilities_WN) as model:
+        with composed(svf, experts, composition, probabilities_WN) as model:
             nats[True].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
     before_W, after_W = torch.cat(nats[False]), torch.cat(nats[True])
     valid = windows.targets >= 0
@@ -200,7 +200,7 @@ def _by_rival(alone: PerExpertAccuracy, taught: Sequence[TrainedExpert], right_Q
 
 
 def _by_few_shots(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     alone: PerExpertAccuracy,
     coefficients: Sequence[Tensor],
@@ -208,12 +208,12 @@ def _by_few_shots(
     asked: AskedQuestions,
 ) -> Tensor:
     """Every question with the coefficients of its group of families; those of no group as the model is."""
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     weights_QK = torch.stack([torch.zeros(len(experts)), *coefficients])[right_Q]
     multipliers = mixture(experts, weights_QK)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with scalable.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
+        with svf.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return torch.where(right_Q > 0, asked.likelihoods(predict).expected_Q(), alone.none_Q)

@@ -60,7 +60,7 @@ def exhibit(
     found: SearchResult,
     composition: Composition,
     answers: Answers,
-    scalable: SVFModel,
+    svf: SVFModel,
     why: str,
 ) -> ExpertsExhibit:
     """The whole exhibit. `why` is empty where experts are used."""
@@ -68,7 +68,7 @@ def exhibit(
     families, cells = answers.alone.by_family()
     return ExpertsExhibit(
         discovery=shown_discovery(discovery),
-        experts=[_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
+        experts=[_expert(profile, its, svf) for profile, its in zip(discovery.experts, taught, strict=True)],
         heat=ExpertHeatMap(families=families, rows=[NONE, *names], cells=cells),
         routing=_routing(answers, names),
         answering=[
@@ -129,7 +129,7 @@ def shown_discovery(discovery: Discovery) -> ShownDiscovery:
     )
 
 
-def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> ShownExpert:
+def _expert(profile: ExpertProfile, taught: TrainedExpert, svf: SVFModel) -> ShownExpert:
     strongest = ", ".join(f"{matrix} ({share:.0%})" for matrix, share in profile.strongest)
     says = f"Its direction lies mostly in {strongest}."
     if profile.nearest is not None and profile.farthest is not None:
@@ -155,7 +155,7 @@ def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -
             for method, gain in taught.gains.items()
         ],
         rewards=taught.rewards,
-        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in scalable.layers],
+        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in svf.layers],
     )
 
 
