@@ -82,7 +82,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProgramVerdict:
     """The verdict of hidden tests on a candidate.
 
     status: "passed" if the tests ran to completion and called the candidate; "wrong" if an assertion failed; "error"
@@ -116,7 +116,7 @@ class Sandbox(Protocol):
             SandboxUnavailableError: when the isolation itself fails. A program's own failure never raises.
         """
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by tests that it cannot see.
 
         candidate: source that defines functions. tests: source whose free names are resolved in the candidate, except

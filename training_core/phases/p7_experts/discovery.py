@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.phases.p7_experts.gradient_profile import FamilyBaseline, Profile
+from training_core.phases.p7_experts.gradient_profile import FamilyBaseline, GradientProfile
 
 FEWEST_EXPERTS, MOST_EXPERTS = 3, 10
 LEAST_QUESTIONS = 4  # of a family: two in each half, so that both have a spread
@@ -50,7 +50,7 @@ Clusters = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LinkageStep:
     """One number of clusters: G(k), how far it is behind the best, and the standard error of that difference."""
 
     k: int
@@ -93,7 +93,7 @@ class Discovery:
     families: tuple[str, ...]
     experts: tuple[ExpertProfile, ...]
     wanted: int
-    curve: tuple[Step, ...]
+    curve: tuple[LinkageStep, ...]
     standings: Mapping[str, FamilyBaseline]
     similarity: Tensor
     together: Tensor
@@ -135,7 +135,7 @@ class Discovery:
 
 
 def discover(
-    profile: Profile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
+    profile: GradientProfile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
 ) -> Discovery:
     """Decide N and which families each expert has. `generator` divides the questions and draws the resamples. There
     are at most `most` experts, where fewer than 10 can be afforded.
@@ -200,7 +200,7 @@ def average_linkage(distance_FF: Tensor) -> list[Clusters]:
 class _Solution:
     clusters: Clusters
     wanted: int
-    curve: tuple[Step, ...]
+    curve: tuple[LinkageStep, ...]
     similarity_FF: Tensor
 
 
@@ -235,7 +235,7 @@ class _Problem:
         behind_KQ = gains_KQ[best] - gains_KQ
         errors_K = _standard_errors(behind_KQ, weights_FQ, (self.member_FQ * counts_Q).sum(1))
         told = zip(mean_K.tolist(), (mean_K[best] - mean_K).tolist(), errors_K.tolist(), strict=True)
-        curve = [Step(k, gain, behind, error) for k, (gain, behind, error) in enumerate(told, 1)]
+        curve = [LinkageStep(k, gain, behind, error) for k, (gain, behind, error) in enumerate(told, 1)]
         wanted = next(step.k for step in curve if step.behind <= step.standard_error)
         similarity_FF, _ = self._similarity(counts_Q)
         number = min(max(wanted, min(FEWEST_EXPERTS, self.num_families)), self.afforded)
@@ -311,7 +311,7 @@ def _agreement(clusters: Clusters, together_FF: Tensor) -> float | None:
 
 
 def _experts(
-    profile: Profile, families: Sequence[str], clusters: Clusters, means_FP: Tensor
+    profile: GradientProfile, families: Sequence[str], clusters: Clusters, means_FP: Tensor
 ) -> tuple[ExpertProfile, ...]:
     directions_NP = torch.stack([means_FP[cluster].sum(0) for cluster in clusters])
     directions_NP = directions_NP / _length((directions_NP**2).sum(1))[:, None]

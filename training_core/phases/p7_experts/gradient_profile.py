@@ -46,7 +46,7 @@ class FamilyBaseline:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class GradientProfile:
     """Of each question: its family, the likelihood of its completion, and by matrix the gradient g_q (questions, r)."""
 
     families: tuple[str, ...]
@@ -64,7 +64,7 @@ class Profile:
         return g_QP / length_Q1.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def measure_profile(svf: SVFModel, asked: AskedQuestions) -> Profile:
+def measure_profile(svf: SVFModel, asked: AskedQuestions) -> GradientProfile:
     """The profile of the model without experts.
 
     Raises:
@@ -74,7 +74,7 @@ def measure_profile(svf: SVFModel, asked: AskedQuestions) -> Profile:
         device = next(model.parameters()).device
         told = asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
     families = tuple(question.family for question in asked.questions)
-    return Profile(families, told, measure_gradients(svf, asked))
+    return GradientProfile(families, told, measure_gradients(svf, asked))
 
 
 def measure_gradients(svf: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:

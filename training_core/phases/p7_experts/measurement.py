@@ -41,7 +41,7 @@ COST_QUESTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerComparison:
     """Expected accuracies (questions,) by way of answering, and everything that follows from them.
 
     `single` is the number of the best single expert, from 1. `text` is the ratio of bits per byte on test text,
@@ -102,7 +102,7 @@ def measure_answers(
     chosen_on: PerExpertAccuracy,
     asked: AskedQuestions,
     latencies: Mapping[Structure, Latency],
-) -> Answers:
+) -> AnswerComparison:
     """All ways of answering the test questions `asked`. `coefficients` are those of few shots, (experts,) for each
     group of families; `chosen_on` are validation questions."""
     experts = [its.expert for its in taught]
@@ -122,7 +122,7 @@ def measure_answers(
     }
     two_pass = TwoPass(svf, experts, router)
     timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, svf.model.config.max_seq_len)
-    return Answers(
+    return AnswerComparison(
         alone,
         expected,
         single,

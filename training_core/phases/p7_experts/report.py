@@ -27,7 +27,7 @@ from training_core.phases.p7_experts.exhibit import (
     ShownSpectrum,
 )
 from training_core.phases.p7_experts.genome import Composition
-from training_core.phases.p7_experts.measurement import Answers
+from training_core.phases.p7_experts.measurement import AnswerComparison
 from training_core.phases.p7_experts.routing_measurement import Routing
 from training_core.phases.p7_experts.search import SearchResult
 from training_core.phases.p7_experts.train_experts import TrainedExpert
@@ -59,7 +59,7 @@ def exhibit(
     taught: Sequence[TrainedExpert],
     found: SearchResult,
     composition: Composition,
-    answers: Answers,
+    answers: AnswerComparison,
     svf: SVFModel,
     why: str,
 ) -> ExpertsExhibit:
@@ -159,7 +159,7 @@ def _expert(profile: ExpertProfile, taught: TrainedExpert, svf: SVFModel) -> Sho
     )
 
 
-def _routing(answers: Answers, names: Sequence[str]) -> ShownRouting:
+def _routing(answers: AnswerComparison, names: Sequence[str]) -> ShownRouting:
     used = answers.routing[0]
     return ShownRouting(
         routers=[_router(routing, names) for routing in answers.routing],
@@ -179,7 +179,7 @@ def _router(routing: Routing, names: Sequence[str]) -> ShownRouter:
     )
 
 
-def _costs(answers: Answers) -> list[PassCost]:
+def _costs(answers: AnswerComparison) -> list[PassCost]:
     cost = answers.cost
     parts = {
         "one pass, no expert": cost.plain_s,
