@@ -56,7 +56,9 @@ class FrontierConfig(BaseModel):
     def _is_private(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("base_url must hold no credentials and no query: the key belongs into a variable")
+            raise ValueError(
+                "base_url must hold no credentials and no query: the key belongs in an environment variable"
+            )
         if parts.scheme == "https" and parts.hostname:
             return url
         if parts.scheme != "http" or not _is_this_machine(parts.hostname or ""):

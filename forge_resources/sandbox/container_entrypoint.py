@@ -319,12 +319,12 @@ def judge() -> None:
         namespace: dict[str, Any] = {name: importlib.import_module(name) for name in modules}
         namespace["__name__"] = "__main__"
         wanted = [name for name in names if name not in modules]
-        found = [name for name in other.ask(op="names", names=wanted) if name in wanted]
-        if not found:
+        available = [name for name in other.ask(op="names", names=wanted) if name in wanted]
+        if not available:
             raise ValueError(
                 f"the tests use nothing that the candidate defines: it lacks {', '.join(wanted) or 'a use'}"
             )
-        namespace |= {name: other.ask(op="name", name=name) for name in found}
+        namespace |= {name: other.ask(op="name", name=name) for name in available}
         other.calls = 0
         exec(compile(request["tests"], "tests.py", "exec", dont_inherit=True), namespace)
     status, detail = verdict_on(ending.error)

@@ -61,16 +61,16 @@ def _lacking(raised: BaseException, message: str) -> bool:
     """Whether the error is about something that Python has and the interpreter lacks."""
     if isinstance(raised, RuntimeError | SyntaxError) and LACKING.search(message):
         return True
-    if isinstance(raised, NameError) and (found := NO_NAME.search(message)):
-        return hasattr(builtins, found[1])
-    if isinstance(raised, ImportError) and (found := NO_MODULE.search(message) or NO_IMPORT.search(message)):
-        return found[1] in sys.stdlib_module_names
+    if isinstance(raised, NameError) and (match := NO_NAME.search(message)):
+        return hasattr(builtins, match[1])
+    if isinstance(raised, ImportError) and (match := NO_MODULE.search(message) or NO_IMPORT.search(message)):
+        return match[1] in sys.stdlib_module_names
     if not isinstance(raised, AttributeError):
         return False
-    if found := NO_MODULE_ATTRIBUTE.search(message):
-        return found[1] in PARTIAL_MODULES and hasattr(importlib.import_module(found[1]), found[2])
-    if found := NO_ATTRIBUTE.search(message):
-        return hasattr(getattr(builtins, found[1], None), found[2])
+    if match := NO_MODULE_ATTRIBUTE.search(message):
+        return match[1] in PARTIAL_MODULES and hasattr(importlib.import_module(match[1]), match[2])
+    if match := NO_ATTRIBUTE.search(message):
+        return hasattr(getattr(builtins, match[1], None), match[2])
     return False
 
 

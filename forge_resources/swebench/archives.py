@@ -29,9 +29,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
         with gzip.open(path) as packed:
             data = packed.read(MAX_ARCHIVE_BYTES + 1)
         if len(data) > MAX_ARCHIVE_BYTES:
-            raise InstanceError(
-                f"{path} unpacks to more than {MAX_ARCHIVE_BYTES} bytes; so large releases are not read"
-            )
+            raise InstanceError(f"{path} unpacks to more than {MAX_ARCHIVE_BYTES} bytes; larger releases are not read")
         files = _files(data, path)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeError) as error:
         raise InstanceError(f"{path} is no source distribution (.tar.gz): {error}") from error

@@ -64,8 +64,8 @@ def main() -> None:
     reporter = Reporter()
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--rootdir={TREE}"]
     pytest.main(options, plugins=[reporter])
-    found = {"statuses": reporter.statuses, "errors": reporter.errors}
-    data = request["nonce"].encode() + json.dumps(found).encode() + b"\n"
+    outcome = {"statuses": reporter.statuses, "errors": reporter.errors}
+    data = request["nonce"].encode() + json.dumps(outcome).encode() + b"\n"
     while data:
         data = data[os.write(report, data) :]
 
