@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 TASKS := --no-deps "reasoning-gym==0.1.25"
 
-.PHONY: run test check audit ui install install-dev clean
+.PHONY: run test test-all check audit ui install install-dev clean
 
 run: install
 	$(BIN)/forge run --profile nano
 
+# What a newcomer runs: minutes. `make test-all` runs the rest: kills, containers, a browser, Slurm, Postgres, long
+# trainings. A file's tests stay in one process, so that they share what it makes.
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) -m "not slow and not postgres"
+
+test-all: install-dev
+	$(BIN)/python $(PYTEST) -m "slow or postgres"
 
 check: install-dev
 	$(BIN)/ruff check .

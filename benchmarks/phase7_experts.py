@@ -50,16 +50,16 @@ def learn_once(model: nn.Module, tokens_BT: Tensor) -> None:
 
 
 @torch.no_grad()
-def infer(scalable: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor] | None) -> None:
+def infer(svf: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor] | None) -> None:
     """One forward pass."""
-    with scalable.using(multipliers) as model:
+    with svf.using(multipliers) as model:
         model(tokens_BT)
 
 
-def one_by_one(scalable: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor]) -> None:
+def one_by_one(svf: SVFModel, tokens_BT: Tensor, multipliers: dict[str, Tensor]) -> None:
     """Every row with its own W'."""
     for row in range(len(tokens_BT)):
-        infer(scalable, tokens_BT[row : row + 1], {name: m_BR[row] for name, m_BR in multipliers.items()})
+        infer(svf, tokens_BT[row : row + 1], {name: m_BR[row] for name, m_BR in multipliers.items()})
 
 
 def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -79,27 +79,25 @@ def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(profile: str, rows: int, tokens: int, repeats: int) -> None:
     """Print one profile."""
     latents = random_model(profile)
-    scalable = SVFModel(latents)
-    trained = scalable.trainable()
-    weights = {name: layer.weight for name, layer in scalable.layers.items()}
+    svf = SVFModel(latents)
+    trained = svf.trainable()
+    weights = {name: layer.weight for name, layer in svf.layers.items()}
     batch = torch.randint(1, latents.config.vocab_size, (rows, tokens + 1), device=best_device())
-    per_row = {
-        name: 0.5 + torch.rand(rows, len(its.s_R), device=its.s_R.device) for name, its in scalable.singular.items()
-    }
+    per_row = {name: 0.5 + torch.rand(rows, len(its.s_R), device=its.s_R.device) for name, its in svf.singular.items()}
     one = {name: m_BR[0] for name, m_BR in per_row.items()}
     found = medians(
         {
             "train, all": lambda: learn_once(latents, batch),
             "train, experts": lambda: learn_once(trained, batch),
-            "infer, plain": lambda: infer(scalable, batch, None),
-            "infer, one": lambda: infer(scalable, batch, one),
-            "infer, rows": lambda: infer(scalable, batch, per_row),
-            "infer, one by one": lambda: one_by_one(scalable, batch, per_row),
+            "infer, plain": lambda: infer(svf, batch, None),
+            "infer, one": lambda: infer(svf, batch, one),
+            "infer, rows": lambda: infer(svf, batch, per_row),
+            "infer, one by one": lambda: one_by_one(svf, batch, per_row),
             "decomposition": lambda: [decompose(weight_OI) for weight_OI in weights.values()],
         },
         repeats,
     )
-    expert = Expert.of(one, scalable.singular)
+    expert = Expert.of(one, svf.singular)
     adapters = sum(adapter_bytes(weight_OI) for weight_OI in weights.values())
     print(
         f"\n{profile}: {count_parameters(latents):,} parameters, {len(weights)} matrices scaled; an expert has "

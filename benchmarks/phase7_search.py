@@ -66,12 +66,12 @@ def random_model(profile: str) -> Cognate:
 def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Evaluator]:
     """The ways of measuring, on the same batches."""
     draw = torch.Generator().manual_seed(0)
-    scalable = SVFModel(random_model(arguments.profile))
-    vocab = scalable.model.config.vocab_size
+    svf = SVFModel(random_model(arguments.profile))
+    vocab = svf.model.config.vocab_size
     experts = [
         Expert.of(
-            {n: 1 + 0.2 * torch.rand(len(s.s_R), generator=draw) for n, s in scalable.singular.items()},
-            scalable.singular,
+            {n: 1 + 0.2 * torch.rand(len(s.s_R), generator=draw) for n, s in svf.singular.items()},
+            svf.singular,
         )
         for _ in range(arguments.experts)
     ]
@@ -81,7 +81,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
     found = {}
     for name, share, keep in (("nothing", 1.0, False), ("kept", 1.0, True), ("raced", 0.5, True)):
         given = shared(
-            ladder(150), windows, tokenizer, scalable.model.config.max_seq_len, num_questions=arguments.questions,
+            ladder(150), windows, tokenizer, svf.model.config.max_seq_len, num_questions=arguments.questions,
             num_windows=arguments.windows, racing_share=share, window_tokens=arguments.tokens,
         )  # fmt: skip
         answers = [
@@ -89,7 +89,7 @@ def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str,
             for rows in (len(given.questions), len(given.inputs_WS))
         ]
         found[name] = Evaluator(
-            scalable, experts, given, *answers, router_bytes=100, latency_bound=bound, latency_questions=4,
+            svf, experts, given, *answers, router_bytes=100, latency_bound=bound, latency_questions=4,
             latency_repeats=3, keep_activations=keep,
         )  # fmt: skip
     return found

@@ -26,7 +26,7 @@ Action = Literal["make", "judge", "keep", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedStep:
     """What is to be done with one asset.
 
     make: it is stale. judge: it is fresh, its checks have to run. keep: nothing to do. closed: it is fresh
@@ -86,7 +86,7 @@ def plan(
     *,
     select: Sequence[str] = (),
     force: Sequence[str] = (),
-) -> list[Step]:
+) -> list[PlannedStep]:
     """One step for each selected asset (default: all), inputs first.
 
     Raises:
@@ -95,43 +95,45 @@ def plan(
     known = forge.assets()
     if unknown := sorted({*select, *force} - set(known)):
         raise UserError(f"there is no asset {', '.join(unknown)}; assets are {', '.join(known)}")
-    steps: dict[str, Step] = {}
+    steps: dict[str, PlannedStep] = {}
     for asset in known:
         if not select or asset in select:
             steps[asset] = _step(forge, asset, configs[asset], steps, asset in force)
     return list(steps.values())
 
 
-def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
+def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool) -> PlannedStep:
     parents = forge.inputs_of(asset)
     node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
     if REPORTS in node.tags:
         return _report_step(forge, asset, config, steps, forced)
     if closed := [p for p in parents if p in steps and steps[p].action == "closed"]:
-        return Step(asset, "closed", f"{', '.join(closed)} cannot be built upon")
+        return PlannedStep(asset, "closed", f"{', '.join(closed)} cannot be built upon")
     if changing := [p for p in parents if p in steps and steps[p].action == "make"]:
-        return Step(asset, "make", f"made from {', '.join(changing)}, which is made first")
+        return PlannedStep(asset, "make", f"made from {', '.join(changing)}, which is made first")
     for parent in (p for p in parents if p not in steps):
         gate = [check for check in forge.checks_of(parent) if check.name == "gate"]
         judged = judge_latest(forge.instance, dg.AssetKey(parent), gate)
         if judged.record is None or (gate and judged.closed):
-            return Step(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
+            return PlannedStep(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
     digests = {p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents}
     inputs = inputs_digest(str(node.code_version), config, digests)
     if (reason := "asked for by --force" if forced else _stale(forge, asset, inputs)) is not None:
-        return Step(asset, "make", reason, inputs)
+        return PlannedStep(asset, "make", reason, inputs)
     return _judged(forge, asset, inputs)
 
 
-def _report_step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
+def _report_step(
+    forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
+) -> PlannedStep:
     """A report can always be made; it is fresh until something was made, judged or overridden since."""
     if any(step.action in ("make", "judge") for step in steps.values()):
-        return Step(asset, "make", "reports what is made or judged first")
+        return PlannedStep(asset, "make", "reports what is made or judged first")
     inputs = report_inputs(forge, config)
     reason = (
         "asked for by --force" if forced else _stale(forge, asset, inputs, "something was made, judged or overridden")
     )
-    return Step(asset, "keep", "fresh", inputs) if reason is None else Step(asset, "make", reason, inputs)
+    return PlannedStep(asset, "keep", "fresh", inputs) if reason is None else PlannedStep(asset, "make", reason, inputs)
 
 
 def _stale(
@@ -157,28 +159,28 @@ def _stale(
     return None
 
 
-def _judged(forge: Forge, asset: str, inputs: str) -> Step:
+def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
     """A fresh asset: keep it, judge it, or stop at its closed gate."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     checks = forge.checks_of(asset)
     if record is None or not checks:
-        return Step(asset, "keep", "fresh", inputs)
+        return PlannedStep(asset, "keep", "fresh", inputs)
     lineage = forge.store.open_materialized(asset, record).lineage()
     closed, kept = "", "fresh, gate passed"
     for check in checks:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
         if verdict is None:
-            return Step(asset, "judge", f"{check.name} has no completed verdict", inputs)
+            return PlannedStep(asset, "judge", f"{check.name} has no completed verdict", inputs)
         rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
         if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
-            return Step(asset, "judge", f"the table of {check.name} changed", inputs)
+            return PlannedStep(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:
             override = judge_latest(forge.instance, dg.AssetKey(asset), [check]).override
             closed = "" if override is not None else verdict.description or "its gate failed"
             kept = kept if override is None else f"fresh, gate {override.describe()}"
-    return Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", kept, inputs)
+    return PlannedStep(asset, "closed", closed, inputs) if closed else PlannedStep(asset, "keep", kept, inputs)
 
 
 def _number(verdict: Any, name: str) -> float | None:

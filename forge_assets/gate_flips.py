@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from forge_assets.gate_history import Entry, profiles_of, verdicts_of
+from forge_assets.gate_history import GateEntry, profiles_of, verdicts_of
 from forge_resources import forge_home
 from forge_resources.overrides import utc_text
 
@@ -50,12 +50,12 @@ def flip_sensor(checks: Sequence[dg.AssetCheckKey], *, interval_s: int = 60) -> 
 
 def new_flips(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], seen: dict[str, float] | None
-) -> tuple[list[tuple[Entry, Entry]], dict[str, float]]:
+) -> tuple[list[tuple[GateEntry, GateEntry]], dict[str, float]]:
     """Each pass with the failure that followed it, and the time of the newest verdict of each check.
 
     `seen` is that time as of the last look; without it nothing counts as new.
     """
-    found: list[tuple[Entry, Entry]] = []
+    found: list[tuple[GateEntry, GateEntry]] = []
     newest: dict[str, float] = {}
     for check in checks:
         name = check.to_user_string()
@@ -67,12 +67,12 @@ def new_flips(
     return found, newest
 
 
-def _flips(entries: Sequence[Entry], profiles: dict[int, str]) -> list[tuple[Entry, Entry]]:
+def _flips(entries: Sequence[GateEntry], profiles: dict[int, str]) -> list[tuple[GateEntry, GateEntry]]:
     """Neighbours in one gate's verdicts at one profile, of which the first passed and the second did not.
 
     A model that could not be judged at all follows every gate of its check.
     """
-    last: dict[tuple[str, str], Entry] = {}
+    last: dict[tuple[str, str], GateEntry] = {}
     found = []
     for entry in entries:
         profile = profiles.get(entry.version, "")
@@ -88,7 +88,7 @@ def _flips(entries: Sequence[Entry], profiles: dict[int, str]) -> list[tuple[Ent
     return found
 
 
-def describe(before: Entry, now: Entry) -> str:
+def describe(before: GateEntry, now: GateEntry) -> str:
     """One line: which gate, its value and threshold, and the two runs."""
     kind = "gate" if now.blocking else "claim"
     if now.threshold is None:
@@ -103,7 +103,7 @@ def describe(before: Entry, now: Entry) -> str:
     )
 
 
-def as_json(before: Entry, now: Entry) -> dict[str, Any]:
+def as_json(before: GateEntry, now: GateEntry) -> dict[str, Any]:
     """The flip as plain values; `text` is what chat services show."""
     fields = ("asset", "gate", "blocking", "metric", "value", "threshold", "run_id", "digest")
     values = {name: getattr(now, name) for name in fields}

@@ -22,7 +22,7 @@ _PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GateEntry:
     """One verdict on one gate or claim of one version.
 
     `version` is the storage id of the materialization that was judged. `value` is None where nothing finite was
@@ -78,12 +78,12 @@ class AssetGates:
     asset: str
     version: int | None
     rows: tuple[Gate, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[GateEntry, ...]
     overrides: tuple[Override, ...]
     closed: tuple[str, ...]
     override: Override | None
 
-    def latest(self) -> tuple[Entry, ...]:
+    def latest(self) -> tuple[GateEntry, ...]:
         """The newest verdict on each gate of the latest version."""
         newest = {(entry.gate, entry.blocking): entry for entry in self.entries if entry.version == self.version}
         judged_at = {blocking: max(e.at for (_, b), e in newest.items() if b == blocking) for _, blocking in newest}
@@ -95,9 +95,9 @@ class AssetGates:
         unread = {entry.blocking for entry in self.latest() if entry.threshold is None}
         return tuple(row for row in self.rows if (row.name, row.blocking) not in judged and row.blocking not in unread)
 
-    def histories(self) -> dict[tuple[str, bool], list[Entry]]:
+    def histories(self) -> dict[tuple[str, bool], list[GateEntry]]:
         """The verdicts of each gate, in the order of the table; gates that are no longer in it come last."""
-        order: dict[tuple[str, bool], list[Entry]] = {(row.name, row.blocking): [] for row in self.rows}
+        order: dict[tuple[str, bool], list[GateEntry]] = {(row.name, row.blocking): [] for row in self.rows}
         for entry in self.entries:
             order.setdefault((entry.gate, entry.blocking), []).append(entry)
         return {key: entries for key, entries in order.items() if entries}
@@ -126,9 +126,9 @@ def _asset_gates(forge: Forge, asset: str) -> AssetGates:
     return AssetGates(asset, version, rows, ordered, tuple(overrides), judged.closed, judged.override)
 
 
-def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after: float = 0.0) -> list[Entry]:
+def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after: float = 0.0) -> list[GateEntry]:
     """Every gate of every completed verdict of `check` later than `after`, oldest first; what is not known is empty."""
-    entries: list[Entry] = []
+    entries: list[GateEntry] = []
     for record in completed_verdicts(instance, check):
         evaluation, event = record.evaluation, record.event
         target = evaluation.target_materialization_data if evaluation is not None else None
@@ -141,7 +141,7 @@ def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after:
             value = evaluation.metadata.get(str(row["metric"]))
             threshold = evaluation.metadata.get(f"threshold/{row['gate']}")
             entries.append(
-                Entry(
+                GateEntry(
                     asset=check.asset_key.to_user_string(),
                     gate=str(row["gate"]),
                     blocking=check.name == "gate",
@@ -168,18 +168,18 @@ def profiles_of(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[int, str
     return {version: str(values.get("profile", "")) for version, values in _materializations(instance, key).items()}
 
 
-def _joined(entry: Entry, made: Mapping[str, Any], overrides: Sequence[Override], store: ModelStore) -> Entry:
+def _joined(entry: GateEntry, made: Mapping[str, Any], overrides: Sequence[Override], store: ModelStore) -> GateEntry:
     """`entry` with what the materialization, the store and the overrides say of it."""
     override = next(
         (o for o in overrides if o.version == entry.version and entry.gate in o.failed),
         None,
     )
     digest = entry.digest or str(made.get("digest", ""))
-    values = {**{name: getattr(entry, name) for name in Entry.__slots__}, "digest": digest}
+    values = {**{name: getattr(entry, name) for name in GateEntry.__slots__}, "digest": digest}
     values["profile"] = str(made.get("profile", ""))
     values["stored"] = _stored(store, entry.asset, digest)
     values["override"] = override if entry.blocking and not entry.passed else None
-    return Entry(**values)
+    return GateEntry(**values)
 
 
 def _stored(store: ModelStore, asset: str, digest: str) -> bool:

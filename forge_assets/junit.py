@@ -7,7 +7,7 @@ failure, also where a person overrode it; what was not judged is an error; what 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 
-from forge_assets.gate_history import AssetGates, Entry
+from forge_assets.gate_history import AssetGates, GateEntry
 from forge_resources.overrides import utc_text
 
 _OUTCOMES = ("failure", "error", "skipped")
@@ -46,7 +46,7 @@ def _suite(gates: AssetGates) -> ElementTree.Element:
     return suite
 
 
-def _judged(suite: ElementTree.Element, entry: Entry) -> None:
+def _judged(suite: ElementTree.Element, entry: GateEntry) -> None:
     case = _case(suite, entry.asset, entry.gate, entry.blocking)
     if entry.passed:
         return

@@ -21,7 +21,7 @@ from dagster._core.snap import snapshot_from_execution_plan
 from rich.console import Console
 from rich.markup import escape
 
-from forge_assets.freshness import Step
+from forge_assets.freshness import PlannedStep
 from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import selected_profile
 from forge_resources.run_process import died, forget
@@ -33,7 +33,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunOutcome:
     """What a run did. `problems` are the reasons for which something was not made or did not pass."""
 
     run_id: str
@@ -87,7 +87,7 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
-def unfinished_run(forge: Forge, steps: Sequence[Step]) -> dg.DagsterRun | None:
+def unfinished_run(forge: Forge, steps: Sequence[PlannedStep]) -> dg.DagsterRun | None:
     """The newest run of the group that left training state, from the same inputs, of what is to be made."""
     for step in steps:
         if step.action != "make" or step.inputs is None:
@@ -103,8 +103,8 @@ def unfinished_run(forge: Forge, steps: Sequence[Step]) -> dg.DagsterRun | None:
 
 
 def execute(
-    forge: Forge, steps: Sequence[Step], overrides: Mapping[str, Mapping[str, Any]], console: Console
-) -> Outcome:
+    forge: Forge, steps: Sequence[PlannedStep], overrides: Mapping[str, Mapping[str, Any]], console: Console
+) -> RunOutcome:
     """Make and judge what `steps` say, printing a line for each asset and verdict.
 
     On the terminal stands one line for each asset; Dagster's events go to the instance alone.
@@ -115,7 +115,7 @@ def execute(
     if earlier is not None:
         console.print(f"Going on from the checkpoint of run {earlier.run_id[:8]}.")
     run = _create_run(forge, making, judging, overrides, earlier)
-    outcome = Outcome(run.run_id)
+    outcome = RunOutcome(run.run_id)
     progress = _Progress(console, outcome)
     events = execute_run_iterator(InMemoryJob(forge.job()), run, forge.instance)
     try:
@@ -209,7 +209,7 @@ def _end_cancelled(instance: dg.DagsterInstance, run_id: str, events: Iterator[d
 class _Progress:
     """Turns a run's events into lines on the terminal and into its outcome."""
 
-    def __init__(self, console: Console, outcome: Outcome) -> None:
+    def __init__(self, console: Console, outcome: RunOutcome) -> None:
         self._console = console
         self._outcome = outcome
         self._started: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from forge_assets.gate_history import Entry
+from forge_assets.gate_history import GateEntry
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_resources.overrides import utc_text
 
@@ -100,7 +100,7 @@ def evidence_of(row: GateRow) -> str:
     return row.gate.evidence + (f", against {row.gate.against}" if row.gate.against else "")
 
 
-def verdict_cells(entry: Entry) -> list[str]:
+def verdict_cells(entry: GateEntry) -> list[str]:
     """The cells of a verdict's line in the history of a gate (`VERDICT_COLUMNS`)."""
     sign = ("≥" if entry.direction == "at_least" else "≤") if entry.threshold is not None else ""
     return [

@@ -30,7 +30,7 @@ from training_core.store.atomic import flush, replace_durably
 Event = Literal["started", "answered", "released", "lost"]
 
 
-class Entry(BaseModel):
+class CacheEntry(BaseModel):
     """A line of the ledger.
 
     event: "started" reserves `usd` for one attempt; it ends as "answered" (cost `usd`), "released" (nothing was paid),
@@ -84,7 +84,7 @@ class AnswerCache:
     def __init__(self, folder: Path, cap_usd: float) -> None:
         self._folder = folder
         self._cap_usd = cap_usd
-        self._open: dict[str, Entry] = {}  # attempts in flight, by digest
+        self._open: dict[str, CacheEntry] = {}  # attempts in flight, by digest
         self._lost: set[str] = set()
         self._costs: dict[str, float] = {}
         self._attempts: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class AnswerCache:
         digest = request.digest()
         try:
             self._make_room(digest, request.room_bytes())
-            entry = Entry(
+            entry = CacheEntry(
                 event="started",
                 digest=digest,
                 attempt=self._attempts[digest] + 1,
@@ -204,7 +204,7 @@ class AnswerCache:
     ) -> None:
         self.close()
 
-    def _end(self, digest: str, event: Event, reason: str) -> Entry:
+    def _end(self, digest: str, event: Event, reason: str) -> CacheEntry:
         ended = self._open[digest].model_copy(update={"event": event, "reason": reason})
         try:
             self._append(ended)
@@ -219,7 +219,7 @@ class AnswerCache:
         self._spent += answer.cost_usd
         self._assumed += answer.cost_source == "assumed"
 
-    def _count_lost(self, entry: Entry) -> None:
+    def _count_lost(self, entry: CacheEntry) -> None:
         self._lost.add(entry.digest)
         self._uncertain += entry.usd
         self._num_lost += 1
@@ -243,7 +243,7 @@ class AnswerCache:
     def _drop_room(self, digest: str) -> None:
         self._path(digest).with_suffix(".room").unlink(missing_ok=True)
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: CacheEntry) -> None:
         line = (entry.model_copy(update={"at": round(time.time(), 3)}).model_dump_json() + "\n").encode()
         size = os.fstat(self._ledger).st_size
         try:
@@ -264,7 +264,7 @@ class AnswerCache:
             os.ftruncate(self._ledger, whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                entry = Entry.model_validate_json(line)
+                entry = CacheEntry.model_validate_json(line)
             except ValidationError as error:
                 what = error.errors(include_url=False, include_input=False)[0]["msg"]
                 raise StorageError(

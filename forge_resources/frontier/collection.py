@@ -22,7 +22,7 @@ from forge_resources.frontier.errors import (
     UncertainRequestError,
 )
 from forge_resources.frontier.protocol import Answer, ChatRequest
-from forge_resources.frontier.questions import FAMILIES, Candidate, ask_for_questions, parse_questions
+from forge_resources.frontier.questions import FAMILIES, QuestionCandidate, ask_for_questions, parse_questions
 from forge_resources.frontier.verification import AgreementCheck, Checked, ProgramCheck, Unverified, Verified
 from training_core.reporting import Reporter
 from training_core.tasks.questions.question import LEVELS, Provenance, Question, deduplicate
@@ -238,7 +238,7 @@ class _Collector:
                 self._found[sent.level].append(_question(sent, answer, candidate, result, len(parsed.candidates)))
         return stop
 
-    async def _verify(self, author: str, candidate: Candidate) -> Verified | Unverified | FrontierStopError:
+    async def _verify(self, author: str, candidate: QuestionCandidate) -> Verified | Unverified | FrontierStopError:
         result: Verified | Unverified = Unverified("no check could tell", unclear=True)
         for check in self._plan.checks:
             if check == "program" and self._program is not None:
@@ -279,7 +279,7 @@ class _Collector:
         return "" if self._models else "every model was left out: none is served and has had an answer verified"
 
 
-def _question(sent: _Sent, answer: Answer, candidate: Candidate, verified: Verified, share: int) -> Question:
+def _question(sent: _Sent, answer: Answer, candidate: QuestionCandidate, verified: Verified, share: int) -> Question:
     provenance = Provenance(
         source="frontier",
         name=sent.request.model,

@@ -34,7 +34,7 @@ _SOLVER = "You answer questions. Think step by step, then give the answer alone:
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
-class Candidate(BaseModel):
+class QuestionCandidate(BaseModel):
     """A question as a model wrote it; its answer is not known to be right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -61,7 +61,7 @@ class _Solution(BaseModel):
 class Parsed:
     """The candidates of a reply, and why others in it were rejected."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[QuestionCandidate, ...]
     rejected: tuple[str, ...]
 
 
@@ -110,14 +110,14 @@ def parse_questions(text: str, number: int) -> Parsed:
         found = _Candidates.model_validate_json(_unfenced(text)).questions
     except ValidationError as error:
         return Parsed((), (f"malformed reply: {_first(error)}",))
-    candidates: list[Candidate] = []
+    candidates: list[QuestionCandidate] = []
     rejected: list[str] = []
     for item in found:
         if len(candidates) == number:
             rejected.append("more questions than were asked for")
             continue
         try:
-            candidate = Candidate.model_validate(item)
+            candidate = QuestionCandidate.model_validate(item)
         except ValidationError as error:
             rejected.append(f"malformed question: {_first(error)}")
             continue

@@ -14,7 +14,7 @@ from typing import Literal
 
 from forge_resources.frontier.client import FrontierClient
 from forge_resources.frontier.errors import FrontierError, FrontierStopError, ModelUnavailableError
-from forge_resources.frontier.questions import Candidate, ask_for_answer, parse_answer
+from forge_resources.frontier.questions import QuestionCandidate, ask_for_answer, parse_answer
 from training_core.tasks.questions.question import normalise_answer
 from training_core.tasks.sandbox import Limits, Program, Sandbox
 
@@ -58,7 +58,7 @@ class ProgramCheck:
         self._sandbox = sandbox
         self._turn = asyncio.Lock()
 
-    async def verify(self, candidate: Candidate) -> Verified | Unverified:
+    async def verify(self, candidate: QuestionCandidate) -> Verified | Unverified:
         """Whether the program computes the answer.
 
         Raises:
@@ -103,7 +103,7 @@ class AgreementCheck:
         self.asked: Counter[str] = Counter()
         self.agreed: Counter[str] = Counter()
 
-    async def verify(self, author: str, candidate: Candidate) -> Verified | Unverified:
+    async def verify(self, author: str, candidate: QuestionCandidate) -> Verified | Unverified:
         """Whether the next two models after the author, asked without its answer, both give the same one.
 
         Raises:

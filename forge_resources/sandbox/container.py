@@ -30,9 +30,9 @@ from training_core.tasks.sandbox import (
     Limits,
     Outcome,
     Program,
+    ProgramVerdict,
     SandboxUnavailableError,
     Status,
-    Verdict,
     refusal,
 )
 
@@ -96,20 +96,20 @@ class ContainerSandbox:
             stdout = held.attachment.stdout.decode("utf-8", "replace")
             return Outcome(status, stdout, error, time.monotonic() - start)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
-            return Verdict("refused", why, 0, 0.0)
+            return ProgramVerdict("refused", why, 0, 0.0)
         with ExitStack() as stack:
             answering = Held(stack, self._client, self._image, "candidate", limits, LINE_BYTES)
             judging = Held(stack, self._client, self._image, "judge", limits, LINE_BYTES)
             start = time.monotonic()
-            conversation = Conversation(answering, judging, start + limits.seconds)
+            conversation = ContainerConversation(answering, judging, start + limits.seconds)
             try:
                 status, detail = conversation.verdict(candidate, tests)
             except Ended as ended:
                 status, detail = ended.status if ended.status != "ok" else "error", ended.error
-            return Verdict(status, detail, conversation.calls, time.monotonic() - start)
+            return ProgramVerdict(status, detail, conversation.calls, time.monotonic() - start)
 
     def close(self) -> None:
         """Close the connection; every container was removed by the call that made it."""
@@ -177,7 +177,7 @@ class Held:
             raise SandboxUnavailableError(f"the container engine does not say how a sandbox ended: {error}") from error
 
 
-class Conversation:
+class ContainerConversation:
     """What a judging and an answering container say to each other, carried line by line until `deadline`."""
 
     def __init__(self, answering: Held, judging: Held, deadline: float) -> None:

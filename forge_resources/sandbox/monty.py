@@ -42,8 +42,8 @@ from training_core.tasks.sandbox import (
     Limits,
     Outcome,
     Program,
+    ProgramVerdict,
     SandboxUnavailableError,
-    Verdict,
     refusal,
 )
 
@@ -100,22 +100,22 @@ class MontySandbox:
                 status, error = "output_limit", f"more than {limits.output_bytes} bytes of output"
             return Outcome(status, printed.text(), error, time.monotonic() - start)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
-            return Verdict("refused", why, 0, 0.0)
+            return ProgramVerdict("refused", why, 0, 0.0)
         with ExitStack() as stack:
             stack.enter_context(self._pairs)
             answering = stack.enter_context(self._session(limits))
             judging = stack.enter_context(self._session(limits))
             start = time.monotonic()
-            conversation = Conversation(answering, start + limits.seconds, limits.output_bytes)
+            conversation = MontyConversation(answering, start + limits.seconds, limits.output_bytes)
             try:
                 conversation.load(candidate)
                 status, detail = conversation.judge(judging, tests)
             except Stop as stop:
                 status, detail = stop.status, stop.detail
-            return Verdict(status, detail, conversation.calls, time.monotonic() - start)
+            return ProgramVerdict(status, detail, conversation.calls, time.monotonic() - start)
 
     def close(self) -> None:
         """End the workers."""
@@ -170,7 +170,7 @@ class Stop(Exception):
         self.detail = detail
 
 
-class Conversation:
+class MontyConversation:
     """The session of the candidate, and the carrying of questions to it until `deadline`."""
 
     def __init__(self, answering: MontySession, deadline: float, output_bytes: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 TOOLS, TREE = "/tmp/tools", "/tmp/tree"
 
 
-class Reporter:
+class ReportPlugin:
     """Keeps the status of every test: the worst of its phases. An expected failure counts as passed, as in SWE-bench's
     harness."""
 
@@ -61,7 +61,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    reporter = Reporter()
+    reporter = ReportPlugin()
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--rootdir={TREE}"]
     pytest.main(options, plugins=[reporter])
     found = {"statuses": reporter.statuses, "errors": reporter.errors}

@@ -49,11 +49,16 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(sentence() for _ in range(draw.randint(4, 9))) for _ in range(count)]
 
 
+def folders_in(root: Path) -> dict[str, Path]:
+    """The folder of every data asset below `root`."""
+    return {name: root / name for name in ("corpus", "tokenizer", "tokens", "task_bank", "evaluation_suite")}
+
+
 def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
     """Folders of every data asset below `root`."""
     source = root / "source.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in sentences(documents)))
-    folders = {name: root / name for name in ("corpus", "tokenizer", "tokens", "task_bank", "evaluation_suite")}
+    folders = folders_in(root)
     for folder in folders.values():
         folder.mkdir()
     reporter = SilentReporter()

@@ -18,6 +18,7 @@ from forge_instance import Make, make_home, materialize, opened
 
 from forge_resources.model_store import ModelStore
 from tests.core.small_data import make_small_data
+from tests.shared import made_once
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, the more so on a busy machine
 
@@ -76,11 +77,9 @@ def workspace(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]
 
 
 @pytest.fixture(scope="session")
-def made_alone(memory: Path) -> Iterator[Path]:
+def made_alone(memory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home in which every model was made by a single process."""
-    home, data = memory / "small", memory / "small_data"
-    data.mkdir()
-    make_small_data(data)
+    home, data = memory / "small", made_once(tmp_path_factory, "small_data", make_small_data)
     make_home(home)
     with pytest.MonkeyPatch.context() as patch, opened(home, patch) as real:
         patch.setenv("SMALL_DATA", str(data))

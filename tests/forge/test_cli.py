@@ -235,10 +235,10 @@ def test_report_of_a_new_home(home: Path) -> None:
 
 
 def test_run_refuses_a_wrong_configuration_and_a_missing_parent(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "wrong.yaml").write_text("trunk: {steps: 0}\n")
+    (tmp_path / "wrong.yaml").write_text("trunk: {training: {steps: 0}}\n")
     refused = CliRunner().invoke(cli.app, ["run", "--config", str(tmp_path / "wrong.yaml")])
     assert refused.exit_code == 1
-    assert re.match(r"forge: the configuration of trunk is refused: steps: Input should be", refused.stderr)
+    assert re.match(r"forge: the configuration of trunk is refused: training.steps: Input should be", refused.stderr)
     closed = CliRunner().invoke(cli.app, ["run", "--select", "merged_model"])
     assert closed.exit_code == 1
     assert "merged_model: refused: " in closed.stdout

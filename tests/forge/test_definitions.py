@@ -15,7 +15,7 @@ from forge_assets.checks import asset_checks
 from forge_assets.gates import GATES, MODELS, gate_checks, gates_for
 from forge_assets.launchpad import launchpad_fields
 from training_core.gates import Gate, judge
-from training_core.profiles import PROFILES
+from training_core.profiles import PROFILES, preset
 from training_core.registry import PHASES
 from training_core.store.identity import code_digest, inputs_digest
 
@@ -213,13 +213,21 @@ def test_gate_table_loads_no_model_code() -> None:
 
 
 def test_launchpad_shows_defaults_descriptions_and_bounds() -> None:
-    fields = launchpad_fields(tiny_forge.StepsConfig, {"steps": 7})
+    fields = launchpad_fields(tiny_forge.StepsConfig, tiny_forge.StepsConfig(steps=7))
     assert fields["steps"].default_value == 7
     assert fields["value"].default_value == 0.5
     assert fields["value"].description == "Size of the weights. (> 0, <= 100)"
     assert fields["widths"].default_value == [2, 3]
-    with pytest.raises(ValueError, match="the preset sets rank"):
-        launchpad_fields(tiny_forge.StepsConfig, {"rank": 1})
+    with pytest.raises(ValueError, match="the preset is a TokensConfig, and the asset's configuration a StepsConfig"):
+        launchpad_fields(tiny_forge.StepsConfig, tiny_forge.TokensConfig())
+
+
+def test_launchpad_has_a_section_for_each_part_of_a_configuration() -> None:
+    fields = launchpad_fields(PHASES["ternary_model"].config, preset("nano", "ternary_model"))
+    assert set(fields) == {"quantization", "hardening_fraction", "distillation", "training", "mix"}
+    training = fields["training"].config_type.fields
+    assert training["steps"].default_value == 120
+    assert training["muon_lr"].description.endswith("(> 0)")
 
 
 def test_launchpad_values_reach_the_phase(make: Make, store) -> None:

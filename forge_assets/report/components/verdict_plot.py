@@ -5,7 +5,7 @@ from html import escape
 
 from markupsafe import Markup
 
-from forge_assets.gate_history import Entry
+from forge_assets.gate_history import GateEntry
 from forge_assets.report.cells import verdict_cells
 from forge_assets.report.components.charts import ACCENT, CHANCE, INK
 from forge_resources.overrides import utc_text
@@ -13,7 +13,7 @@ from forge_resources.overrides import utc_text
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 540, 150, 64, 20, 26, 26
 
 
-def plot(entries: Sequence[Entry], title: str) -> Markup:
+def plot(entries: Sequence[GateEntry], title: str) -> Markup:
     """The value at each verdict, oldest left, and its threshold (dotted), as inline SVG.
 
     A filled dot passed, a red ring failed, a cross on the lower edge was not measured.
@@ -45,7 +45,7 @@ def plot(entries: Sequence[Entry], title: str) -> Markup:
     return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" {frame}>{"".join(parts)}</svg>')
 
 
-def _dot(x: float, y: float | None, entry: Entry) -> str:
+def _dot(x: float, y: float | None, entry: GateEntry) -> str:
     """The mark of one verdict, which says what it is when it is pointed at."""
     words = " ".join(cell for cell in verdict_cells(entry))
     if entry.override is not None:

@@ -10,7 +10,7 @@ from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.training.loop import TrainingConfig
 
 
-class Configs(NamedTuple):
+class CognateConfigs(NamedTuple):
     """One configuration for each of the four models of the phase."""
 
     trunk: TrunkConfig
@@ -19,9 +19,9 @@ class Configs(NamedTuple):
     cognate_speed: VariantConfig
 
 
-def nano() -> Configs:
+def nano() -> CognateConfigs:
     """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
-    return Configs(
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(max_seq_len=512, memory_chunk=128),
             training=TrainingConfig(
@@ -57,9 +57,9 @@ def nano() -> Configs:
     )
 
 
-def mini() -> Configs:
+def mini() -> CognateConfigs:
     """Return the configurations for about 5 M parameters, which train in hours on 2 CPU cores."""
-    return Configs(
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
                 d_model=256,
@@ -95,9 +95,9 @@ def mini() -> Configs:
     )
 
 
-def forge_25m() -> Configs:
+def forge_25m() -> CognateConfigs:
     """Return the configurations for 25.0 M parameters, which train on one GPU."""
-    return Configs(
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
                 d_model=512,

@@ -29,8 +29,8 @@ from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import SIGNALS, Rule, ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import (
     LN2,
-    Outcome,
     Sample,
+    ThoughtOutcome,
     choose_positions,
     correlation,
     divergence_from_greedy,
@@ -50,7 +50,7 @@ RULES_MEASURED: tuple[Rule, ...] = ("everywhere", "difficulty", "surprise")
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class ThoughtArm:
     """The gain on the hardest decile, in bits per token, of the trained thoughts or of a control."""
 
     name: str
@@ -74,14 +74,14 @@ class Gating:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
+class ThoughtAssessment:
     """The metrics, the arms and rules behind them, and the measured positions, from which the report draws examples."""
 
     metrics: Mapping[str, float]
-    arms: Sequence[Arm]
+    arms: Sequence[ThoughtArm]
     gating: Sequence[Gating]
     sample: Sample
-    outcome: Outcome
+    outcome: ThoughtOutcome
 
 
 def helps(
@@ -117,7 +117,7 @@ def assess(
     batch_size: int,
     seed: int,
     reporter: Reporter,
-) -> Assessment:
+) -> ThoughtAssessment:
     """Evaluate a thinker and its controls on held-out `windows` and `tasks`."""
 
     def progress(done: int, total: int) -> None:
@@ -142,7 +142,7 @@ def assess(
     metrics["undecodable_thoughts"] = undecodable(own.tokens, tokenizer)
     metrics["thought_leaks"] = leaks(thinker, windows.inputs[:1], seed)
     metrics["mean_thought_tokens"] = float((own.tokens != ENDED).sum(-1).double().mean())
-    return Assessment(metrics, arms, gating, sample, own)
+    return ThoughtAssessment(metrics, arms, gating, sample, own)
 
 
 def _arms(
@@ -150,14 +150,14 @@ def _arms(
     controls: Mapping[str, Thinker],
     windows: Windows,
     sample: Sample,
-    own: Outcome,
+    own: ThoughtOutcome,
     batch_size: int,
     seed: int,
-) -> tuple[list[Arm], dict[str, float]]:
+) -> tuple[list[ThoughtArm], dict[str, float]]:
     hard = sample.only(sample.hard)
-    mine = Outcome(*(getattr(own, name)[sample.hard] for name in Outcome.__slots__))
+    mine = ThoughtOutcome(*(getattr(own, name)[sample.hard] for name in ThoughtOutcome.__slots__))
     arms = [
-        Arm(
+        ThoughtArm(
             "thoughts",
             "the trained model with its own thoughts, over itself with thoughts removed",
             gain_per_token(hard, mine.gain()),
@@ -175,7 +175,7 @@ def _arms(
     }
     for name, outcome in others.items():
         key = name.replace(" ", "_")
-        arms.append(Arm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
+        arms.append(ThoughtArm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
         metrics |= arms[-1].gain.metrics(f"thought_gain_{key}_hard")
         metrics |= gain_per_token(hard, mine.gain() - outcome.gain()).metrics(f"thought_over_{key}_hard")
     return arms, metrics
@@ -186,7 +186,7 @@ def _gating(
     injector: ThoughtInjector,
     windows: Windows,
     sample: Sample,
-    own: Outcome,
+    own: ThoughtOutcome,
     batch_size: int,
     seed: int,
 ) -> list[Gating]:

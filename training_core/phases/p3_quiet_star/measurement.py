@@ -52,7 +52,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ThoughtOutcome:
     """Measurements at the M positions of a sample.
 
     `without` and `with_thoughts` (M,) are the losses on the next token in nats, and `alone` (M, N) the losses with
@@ -108,7 +108,7 @@ def measure_thoughts(
     seed: int,
     given: Tensor | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> ThoughtOutcome:
     """Think at every position of `sample` and measure the loss on the next token.
 
     `given` (M, N, L) replaces the tokens of the thoughts. The generator of each batch is seeded with `seed` and the
@@ -152,7 +152,7 @@ def measure_thoughts(
         parts.append(tuple(value[rows, slot].cpu() for value in measured))
         if progress is not None:
             progress(min(start + batch_size, total), total)
-    return Outcome(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return ThoughtOutcome(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def shuffled(tokens_MNL: Tensor, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.evaluation.windows import Windows
-from training_core.phases.p3_quiet_star.assessment import Assessment
+from training_core.phases.p3_quiet_star.assessment import ThoughtAssessment
 from training_core.phases.p3_quiet_star.exhibit import (
     Group,
     HeatMapToken,
@@ -34,7 +34,7 @@ RULE = (
 def exhibit(
     thinker: Thinker,
     injector: ThoughtInjector,
-    assessment: Assessment,
+    assessment: ThoughtAssessment,
     enabled: bool,
     windows: Windows,
     tokenizer: Tokenizer,
@@ -72,7 +72,7 @@ def exhibit(
     )
 
 
-def verdict(assessment: Assessment, enabled: bool) -> str:
+def verdict(assessment: ThoughtAssessment, enabled: bool) -> str:
     """Summarise the gains with their CIs, and whether generation thinks."""
     metrics: Mapping[str, float] = assessment.metrics
 
@@ -120,7 +120,7 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 
 
 def _examples(
-    thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer, seed: int
+    thinker: Thinker, assessment: ThoughtAssessment, windows: Windows, tokenizer: Tokenizer, seed: int
 ) -> list[ThoughtExample]:
     hard = assessment.sample.hard.nonzero().squeeze(-1)
     gain = assessment.outcome.gain()[hard]
@@ -138,7 +138,7 @@ def _examples(
 
 @torch.no_grad()
 def _example(
-    group: Group, index: int, thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer
+    group: Group, index: int, thinker: Thinker, assessment: ThoughtAssessment, windows: Windows, tokenizer: Tokenizer
 ) -> ThoughtExample:
     """Return one position: its measured thoughts, and the true next tokens' probabilities without and with them."""
     sample, outcome = assessment.sample, assessment.outcome

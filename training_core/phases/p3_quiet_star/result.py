@@ -13,7 +13,7 @@ from training_core.training.result import TrainingMetrics
 
 
 @dataclass(frozen=True, slots=True)
-class BakingResult(Record):
+class ChainBakingResult(Record):
     """The effect of chain-of-thought baking, measured on held-out trajectories."""
 
     baking_kl_before: float
@@ -43,7 +43,7 @@ class ReasoningResult(Record):
     handed_on: float
     thoughts_enabled: float
     training: TrainingMetrics = maybe()
-    baking: BakingResult = maybe()
+    baking: ChainBakingResult = maybe()
     bits_per_gflop_by_rule: Mapping[str, float] = keyed("thought_bits_per_gflop_{}")
     share_by_rule: Mapping[str, float] = keyed("thought_share_{}")
     gain_by_rule: Mapping[str, Estimate] = keyed("thought_gain_{}")

@@ -37,7 +37,7 @@ CONTROLS = ("pause", "random reward")
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningResult:
+class ReasoningTraining:
     """The trained thinker, the controls by name, and the measurements of baking and of training."""
 
     thinker: Thinker
@@ -53,7 +53,7 @@ def train_reasoning(
     tasks: Sequence[Task],
     reporter: Reporter,
     checkpoint: Path | None = None,
-) -> ReasoningResult:
+) -> ReasoningTraining:
     """Bake, train the thoughts, and train the controls.
 
     `tasks` are training tasks, from which worked solutions are derived.
@@ -71,7 +71,7 @@ def train_reasoning(
     for name in CONTROLS:
         own = config.model_copy(update={"thoughts": config.thoughts.model_copy(update=changes[name])})
         controls[name], _ = _teach(untrained(baked, own, tokenizer), own, data, reporter, checkpoint, name)
-    return ReasoningResult(thinker, controls, baking, training)
+    return ReasoningTraining(thinker, controls, baking, training)
 
 
 def untrained(model: Cognate, config: ReasoningConfig, tokenizer: Tokenizer) -> Thinker:

@@ -57,7 +57,7 @@ ARCHETYPES = (
 )
 
 
-class Answers(Protocol):
+class CouncilAnswers(Protocol):
     """Interface of whatever attempts questions, as `training_core.tasks.questions.attempts.Answerer` does."""
 
     def attempt(
@@ -91,7 +91,7 @@ class Session:
 
 
 def convene(
-    answerer: Answers, questions: Sequence[Question], temperature: float, seed: int, draws: int = 0
+    answerer: CouncilAnswers, questions: Sequence[Question], temperature: float, seed: int, draws: int = 0
 ) -> list[Session]:
     """Let every archetype answer every question once.
 
@@ -110,7 +110,7 @@ def convene(
 
 
 def self_consistency(
-    answerer: Answers, questions: Sequence[Question], tokens: int, temperature: float, seed: int, draws: int = 0
+    answerer: CouncilAnswers, questions: Sequence[Question], tokens: int, temperature: float, seed: int, draws: int = 0
 ) -> list[Session]:
     """Vote on the plain questions, in as many whole rounds as fit into the budget of `tokens` for all questions.
 
@@ -175,7 +175,7 @@ def agreement(sessions: Sequence[Session]) -> float | None:
 
 
 def measure_council(
-    answerer: Answers, questions: Sequence[Question], temperature: float, seed: int
+    answerer: CouncilAnswers, questions: Sequence[Question], temperature: float, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Evaluate the council, self-consistency at equal token budgets, and greedy answers on the same questions.
 

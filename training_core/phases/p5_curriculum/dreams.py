@@ -22,7 +22,7 @@ import torch
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p5_curriculum.config import CurriculumConfig
-from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult, examples_of
+from training_core.phases.p5_curriculum.practice import LevelStanding, Practice, PracticeResult, examples_of
 from training_core.record import Estimate
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.measurement import Answered, mean_difference
@@ -34,7 +34,7 @@ Answer = Callable[[Cognate], Answered]
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class ConsolidationArm:
     """One way to train on the next level: the model, its answers to validation questions, and the tokens rehearsed."""
 
     name: str
@@ -50,7 +50,7 @@ class Consolidation:
     """The answers before consolidation, the arms, the earlier levels, and the levels that the arms trained on."""
 
     before: Answered
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, ConsolidationArm]
     earlier: tuple[int, ...]
     following: tuple[int, ...]
 
@@ -69,7 +69,7 @@ class Consolidation:
 
 
 def consolidate(
-    practice: Practice, result: PracticeResult, standing: LevelRecord, config: CurriculumConfig, answer: Answer
+    practice: Practice, result: PracticeResult, standing: LevelStanding, config: CurriculumConfig, answer: Answer
 ) -> Consolidation:
     """Train and evaluate the three arms; `practice.model` is not changed.
 
@@ -105,13 +105,13 @@ def consolidate(
             "adamw_lr": config.training.adamw_lr * config.consolidation.lr_factor,
         }
     )
-    arms: dict[str, Arm] = {}
+    arms: dict[str, ConsolidationArm] = {}
     for name in ARMS:
         memory = memories[name]
         model = copy.deepcopy(base)
         practice.learn_beside(model, f"consolidation {name}", news, memory, training)
         answered = answer(model)
-        arms[name] = Arm(
+        arms[name] = ConsolidationArm(
             name,
             model,
             answered,

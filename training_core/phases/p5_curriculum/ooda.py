@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.nn.cognate import Cognate
 from training_core.phases.p5_curriculum.config import DecisionConfig
-from training_core.phases.p5_curriculum.council import ARCHETYPES, Answers
+from training_core.phases.p5_curriculum.council import ARCHETYPES, CouncilAnswers
 from training_core.phases.p5_curriculum.estimates import paired_gain, share
 from training_core.tasks.questions.attempts import Attempt, question_text
 from training_core.tasks.questions.ladder import is_right
@@ -152,7 +152,7 @@ class Controller:
 
     def __init__(
         self,
-        answerer: Answers,
+        answerer: CouncilAnswers,
         look: Callable[[Sequence[Question]], Sequence[Observation]],
         config: DecisionConfig,
         seed: int,
@@ -239,7 +239,7 @@ class Controller:
 
 
 def direct_answers(
-    answerer: Answers, questions: Sequence[Question], tokens: int, temperature: float, seed: int
+    answerer: CouncilAnswers, questions: Sequence[Question], tokens: int, temperature: float, seed: int
 ) -> tuple[list[str], int]:
     """Answer the plain questions by `earliest_majority`; return the answers and the number of tokens spent.
 

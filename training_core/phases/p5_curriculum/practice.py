@@ -55,7 +55,7 @@ class PracticeResult:
 
 
 @dataclass(slots=True)
-class LevelRecord:
+class LevelStanding:
     """The latest counts by level: questions answered correctly, and questions asked, without a hint."""
 
     right: dict[int, int]
@@ -98,7 +98,7 @@ class Practice:
         self._taken = dict.fromkeys(LEVELS, 0)
         self._used = Used({normalise_prompt(question.prompt) for question in context.train_questions}, context.avoided)
 
-    def run(self, standing: LevelRecord) -> PracticeResult:
+    def run(self, standing: LevelStanding) -> PracticeResult:
         """Run all rounds. `standing` holds the initial assessment and is updated after each round."""
         attempts: list[tuple[Attempt, ...]] = []
         records: list[RoundRecord] = []
@@ -265,7 +265,7 @@ def examples_of(attempts: Sequence[Attempt]) -> list[Example]:
     ]
 
 
-def _round_metrics(record: RoundRecord, standing: LevelRecord) -> Mapping[str, float]:
+def _round_metrics(record: RoundRecord, standing: LevelStanding) -> Mapping[str, float]:
     metrics = {"practice/edge": float(standing.edge())}
     for level, seen in record.levels.items():
         if seen.tried_alone:

@@ -15,7 +15,7 @@ from training_core.nn.cognate import Cognate
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
-from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult
+from training_core.phases.p5_curriculum.practice import LevelStanding, Practice, PracticeResult
 from training_core.phases.p5_curriculum.practice_report import practice_exhibit
 from training_core.store.bundle import Product
 from training_core.tasks.questions.assessment import Assessment
@@ -86,8 +86,8 @@ def make_practised(
     )
 
 
-def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
-    return LevelRecord(
+def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelStanding:
+    return LevelStanding(
         {level.level: level.right for level in assessment.levels},
         {level.level: level.asked for level in assessment.levels},
         config.assessment.target,

@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training_core.phases.p6_baking.plateau import PlateauConfig, Score, Verdict, above, judge
+from training_core.phases.p6_baking.plateau import PlateauConfig, PlateauVerdict, Score, above, judge
 
 Cycle = Literal["tools", "persona"]
 Action = Literal["continue", "switch", "stop"]
@@ -118,7 +118,7 @@ class Alternation:
 
     def _plateau(self) -> tuple[bool, str]:
         config = self.config.plateau
-        verdict: Verdict = judge(self._scores, config, self._at)
+        verdict: PlateauVerdict = judge(self._scores, config, self._at)
         idle = self.iteration - self._at[-1]
         if idle >= config.patience:
             return True, f"none of the last {idle} iterations was kept"

@@ -87,7 +87,7 @@ class PlateauConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PlateauVerdict:
     """Whether a series has reached a plateau, and the evidence.
 
     `slope`, per iteration, and the bounds of its CI are None with fewer than `window` scores. `used` is the number of
@@ -111,7 +111,7 @@ class Line:
     half: float
 
 
-def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | None = None) -> Verdict:
+def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | None = None) -> PlateauVerdict:
     """Return the verdict on `scores`, oldest first.
 
     at: the iteration of each score, increasing; consecutive if not given. Omit iterations that produced no new model,
@@ -127,7 +127,9 @@ def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | No
         raise ValueError(f"`at` must rise and name the iteration of each of {len(scores)} scores, got {x}")
     if len(scores) < config.window:
         since = since_new_best(scores, x, config.confidence)
-        return Verdict(False, None, None, None, since, 0, f"{len(scores)} of the {config.window} scores it takes")
+        return PlateauVerdict(
+            False, None, None, None, since, 0, f"{len(scores)} of the {config.window} scores it takes"
+        )
     used = config.window
     line = fit(scores[-used:], x[-used:], config.confidence)
     longest = min(len(scores), config.max_window) if config.adaptive else used
@@ -137,7 +139,7 @@ def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | No
     has_errors = any(score.standard_error > 0 for score in scores)
     since = since_new_best(scores, x, config.confidence, 0.0 if has_errors else scatter(scores[-used:]))
     flat, waited = line.slope + line.half < config.threshold, since >= config.patience
-    return Verdict(
+    return PlateauVerdict(
         flat and waited,
         line.slope,
         line.slope - line.half,

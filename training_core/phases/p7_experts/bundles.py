@@ -34,7 +34,7 @@ PROBED_ROWS, PROBED_TOKENS = 4, 16
 class Experts:
     """A model with its experts, router and composition: the first pass routes, the second answers as composed."""
 
-    scalable: SVFModel
+    svf: SVFModel
     experts: tuple[Expert, ...]
     names: tuple[str, ...]
     head: Head
@@ -43,15 +43,15 @@ class Experts:
 
     def router(self, tokenizer: Tokenizer) -> ClassifierRouter:
         """Return the router of the first pass, which reads hidden states of the model without experts."""
-        return ClassifierRouter(self.scalable.model, tokenizer, self.head)
+        return ClassifierRouter(self.svf.model, tokenizer, self.head)
 
     @contextmanager
     def answering(self, prompt: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[Cognate, dict[str, float]]]:
         """Yield the model composed for a prompt (token ids), and each expert's weight by name; restore it on exit."""
-        with self.scalable.using(None):
+        with self.svf.using(None):
             probabilities = self.router(tokenizer).of_prompts([prompt])
         weights_K = self.composition.weights(probabilities)[0]
-        with composed(self.scalable, self.experts, self.composition, probabilities) as model:
+        with composed(self.svf, self.experts, self.composition, probabilities) as model:
             yield model, dict(zip(self.names, weights_K.tolist(), strict=True))
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class Experts:
         """Return logits at the last token of each row, with each expert alone at full weight, (experts, rows, V)."""
         logits = []
         for expert in self.experts:
-            with self.scalable.using(expert.multipliers()) as model:
+            with self.svf.using(expert.multipliers()) as model:
                 logits.append(model(tokens_BS).logits[:, -1].float().cpu())
         return torch.stack(logits)
 
@@ -69,7 +69,7 @@ class Experts:
         tensors |= self.head.tensors(f"{EXPERTS}head.")
         for number, expert in enumerate(self.experts):
             tensors |= expert.tensors(f"{EXPERTS}{number}.")
-        for name, svd in self.scalable.singular.items():
+        for name, svd in self.svf.singular.items():
             parts = {"u": svd.u_OR, "s": svd.s_R, "v": svd.v_IR}
             tensors |= {f"{EXPERTS}svd.{name}.{part}": tensor for part, tensor in parts.items()}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -99,9 +99,9 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
     try:
         names = tuple(document["names"])
         experts = tuple(Expert.from_tensors(tensors, f"{EXPERTS}{number}.") for number in range(len(names)))
-        scalable = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
+        svf = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
         loaded = Experts(
-            scalable,
+            svf,
             experts,
             names,
             Head.from_tensors(tensors, f"{EXPERTS}head."),
@@ -121,9 +121,9 @@ def _check(experts: Experts) -> None:
 
     An invalid recursion of the composition raises it too.
     """
-    CognateConfig.model_validate(experts.scalable.model.config.model_dump() | experts.composition.recursion())
+    CognateConfig.model_validate(experts.svf.model.config.model_dump() | experts.composition.recursion())
     counts = {len(experts.names), len(experts.head.scales_C) - 1, len(experts.composition.experts)}
-    widths = {name: svd.s_R.shape for name, svd in experts.scalable.singular.items()}
+    widths = {name: svd.s_R.shape for name, svd in experts.svf.singular.items()}
     if len(counts) != 1 or any({n: c.shape for n, c in one.codes.items()} != widths for one in experts.experts):
         raise ValueError(f"names, router and composition are of {sorted(counts)} experts, or of other matrices")
 

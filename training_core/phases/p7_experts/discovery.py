@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.phases.p7_experts.gradient_profile import FamilyBaseline, Profile
+from training_core.phases.p7_experts.gradient_profile import FamilyBaseline, GradientProfile
 
 FEWEST_EXPERTS, MOST_EXPERTS = 3, 10
 LEAST_QUESTIONS = 4  # per family: two in each half, the fewest that have a variance
@@ -50,7 +50,7 @@ Clusters = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LinkageStep:
     """A candidate number of clusters: G(k), its distance to the best one, and the standard error of that distance."""
 
     k: int
@@ -96,7 +96,7 @@ class Discovery:
     families: tuple[str, ...]
     experts: tuple[ExpertProfile, ...]
     wanted: int
-    curve: tuple[Step, ...]
+    curve: tuple[LinkageStep, ...]
     standings: Mapping[str, FamilyBaseline]
     similarity: Tensor
     together: Tensor
@@ -138,7 +138,7 @@ class Discovery:
 
 
 def discover(
-    profile: Profile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
+    profile: GradientProfile, generator: torch.Generator, resamples: int = RESAMPLES, most: int = MOST_EXPERTS
 ) -> Discovery:
     """Decide the number of experts N and assign families to them.
 
@@ -208,7 +208,7 @@ def average_linkage(distance_FF: Tensor) -> list[Clusters]:
 class _Solution:
     clusters: Clusters
     wanted: int
-    curve: tuple[Step, ...]
+    curve: tuple[LinkageStep, ...]
     similarity_FF: Tensor
 
 
@@ -243,7 +243,7 @@ class _Problem:
         behind_KQ = gains_KQ[best] - gains_KQ
         errors_K = _standard_errors(behind_KQ, weights_FQ, (self.member_FQ * counts_Q).sum(1))
         columns = zip(mean_K.tolist(), (mean_K[best] - mean_K).tolist(), errors_K.tolist(), strict=True)
-        curve = [Step(k, gain, behind, error) for k, (gain, behind, error) in enumerate(columns, 1)]
+        curve = [LinkageStep(k, gain, behind, error) for k, (gain, behind, error) in enumerate(columns, 1)]
         wanted = next(step.k for step in curve if step.behind <= step.standard_error)
         similarity_FF, _ = self._similarity(counts_Q)
         number = min(max(wanted, min(FEWEST_EXPERTS, self.num_families)), self.afforded)
@@ -319,7 +319,7 @@ def _agreement(clusters: Clusters, together_FF: Tensor) -> float | None:
 
 
 def _experts(
-    profile: Profile, families: Sequence[str], clusters: Clusters, means_FP: Tensor
+    profile: GradientProfile, families: Sequence[str], clusters: Clusters, means_FP: Tensor
 ) -> tuple[ExpertProfile, ...]:
     directions_NP = torch.stack([means_FP[cluster].sum(0) for cluster in clusters])
     directions_NP = directions_NP / _length((directions_NP**2).sum(1))[:, None]

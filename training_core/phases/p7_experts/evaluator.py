@@ -166,12 +166,12 @@ def from_layer(experts: Sequence[Expert], first_layer: int, num_prelude: int) ->
 
 @contextmanager
 def composed(
-    scalable: SVFModel, experts: Sequence[Expert], composition: Composition, probabilities_QN: Tensor
+    svf: SVFModel, experts: Sequence[Expert], composition: Composition, probabilities_QN: Tensor
 ) -> Iterator[Cognate]:
     """Yield the model as composed for a batch, given the router's probabilities per row; restore it on exit."""
-    adapting = from_layer(experts, composition.first_layer, len(scalable.model.prelude))
+    adapting = from_layer(experts, composition.first_layer, len(svf.model.prelude))
     multipliers = mixture(adapting, composition.weights(probabilities_QN)) if composition.adapts else None
-    with recursing(scalable.model, composition.recursion()), scalable.using(multipliers) as model:
+    with recursing(svf.model, composition.recursion()), svf.using(multipliers) as model:
         yield model
 
 
@@ -180,7 +180,7 @@ class Evaluator:
 
     def __init__(
         self,
-        scalable: SVFModel,
+        svf: SVFModel,
         experts: Sequence[Expert],
         given: Shared,
         probabilities_QN: Tensor,
@@ -203,7 +203,7 @@ class Evaluator:
                 f"the router must have judged the {asked[0]} shared questions and {asked[1]} windows, got "
                 f"{len(probabilities_QN)} and {len(text_probabilities_WN)}: ask it about Shared.questions and inputs_WS"
             )
-        self.scalable, self.model, self.given = scalable, scalable.model, given
+        self.svf, self.model, self.given = svf, svf.model, given
         self.experts, self.probabilities_QN = tuple(experts), probabilities_QN
         self.text_probabilities_WN = text_probabilities_WN
         self.router_bytes, self.latency_bound = router_bytes, latency_bound
@@ -301,7 +301,7 @@ class Evaluator:
     ) -> Tensor:
         """Return the logits (rows, positions, vocab) of a shared batch, computed from the first adapted layer on."""
         layer = min(composition.first_layer, len(self.model.prelude))
-        with recursing(self.model, composition.recursion()), self.scalable.using(multipliers) as model:
+        with recursing(self.model, composition.recursion()), self.svf.using(multipliers) as model:
             if not self.keep_activations:
                 return cast(Tensor, model(inputs_BS).logits)
             x_BSD = self._kept(inputs_BS, key)[layer]
@@ -314,7 +314,7 @@ class Evaluator:
     def _kept(self, inputs_BS: Tensor, key: tuple[int, int]) -> list[Tensor]:
         """Return the unadapted inputs of every prelude block and of the first core block, cached per shared batch."""
         if key not in self._below:
-            with self.scalable.using(None) as model:
+            with self.svf.using(None) as model:
                 xs = [model.embed(inputs_BS)]
                 for block in model.prelude:
                     xs.append(block(xs[-1])[0])
@@ -351,12 +351,12 @@ class Evaluator:
         multipliers = None
         started = time.perf_counter()
         if structure.first_layer < self.space.num_layers:
-            with recursing(self.model, own), self.scalable.using(None) as model:
+            with recursing(self.model, own), self.svf.using(None) as model:
                 model(inputs_BS[:, :prompt])
             even_BK = torch.full((len(inputs_BS), self.space.num_experts), 1 / self.space.num_experts)
             multipliers = mixture(self._experts[structure.first_layer], even_BK)
         asked = own | dict(zip(structure._fields[1:], structure[1:], strict=True))
-        with recursing(self.model, asked), self.scalable.using(multipliers) as model:
+        with recursing(self.model, asked), self.svf.using(multipliers) as model:
             model(inputs_BS)
         return (time.perf_counter() - started) / len(inputs_BS)
 

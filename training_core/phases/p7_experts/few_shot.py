@@ -97,7 +97,7 @@ def cross_entropy_method(
 
 
 def few_shot_weights(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     shots: AskedQuestions,
     config: FewShotConfig,
@@ -108,11 +108,11 @@ def few_shot_weights(
     Raises:
         ValueError: as `cross_entropy_method`.
     """
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
 
     def score(weights_K: Tensor) -> Score:
         multipliers = {name: m_R.to(device) for name, m_R in mixture(experts, weights_K).items()}
-        with scalable.using(multipliers) as model:
+        with svf.using(multipliers) as model:
             likelihoods = shots.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
         return float(likelihoods.exact_Q.sum()), float((likelihoods.log_prob_Q / likelihoods.tokens_Q).mean())
 

@@ -46,7 +46,7 @@ class FamilyBaseline:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class GradientProfile:
     """The family and the completion's likelihood of each question, and the gradients g_q (questions, r) by matrix."""
 
     families: tuple[str, ...]
@@ -64,28 +64,28 @@ class Profile:
         return g_QP / length_Q1.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def measure_profile(scalable: SVFModel, asked: AskedQuestions) -> Profile:
+def measure_profile(svf: SVFModel, asked: AskedQuestions) -> GradientProfile:
     """Measure the profile of the model without experts.
 
     Raises:
         ValueError: when a gradient is not finite.
     """
-    with scalable.using(None) as model:
+    with svf.using(None) as model:
         device = next(model.parameters()).device
         told = asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
     families = tuple(question.family for question in asked.questions)
-    return Profile(families, told, measure_gradients(scalable, asked))
+    return GradientProfile(families, told, measure_gradients(svf, asked))
 
 
-def measure_gradients(scalable: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:
+def measure_gradients(svf: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:
     """Return g_q of each question by matrix, (questions, r) float32, in the order of the questions.
 
     Raises:
         ValueError: when a gradient is not finite.
     """
-    gradients = {name: torch.zeros(len(asked.questions), len(svd.s_R)) for name, svd in scalable.singular.items()}
+    gradients = {name: torch.zeros(len(asked.questions), len(svd.s_R)) for name, svd in svf.singular.items()}
     for places, rows in asked.batches:
-        for name, g_BR in _row_gradients(scalable, rows).items():
+        for name, g_BR in _row_gradients(svf, rows).items():
             gradients[name][places] = g_BR.cpu()
     for name, g_QR in gradients.items():
         if not bool(torch.isfinite(g_QR).all()):
@@ -95,12 +95,12 @@ def measure_gradients(scalable: SVFModel, asked: AskedQuestions) -> dict[str, Te
     return gradients
 
 
-def _row_gradients(scalable: SVFModel, rows: Rows) -> dict[str, Tensor]:
+def _row_gradients(svf: SVFModel, rows: Rows) -> dict[str, Tensor]:
     ones = {
         name: torch.ones(len(rows.inputs_BS), len(svd.s_R), device=svd.s_R.device, requires_grad=True)
-        for name, svd in scalable.singular.items()
+        for name, svd in svf.singular.items()
     }
-    with torch.enable_grad(), scalable.using(ones) as model:
+    with torch.enable_grad(), svf.using(ones) as model:
         device = next(model.parameters()).device
         mask_BS = rows.mask_BS.to(device)
         logits_BSV = model(rows.inputs_BS.to(device)).logits

@@ -81,7 +81,7 @@ def affordable(layers: Mapping[str, ScaledLinear], num_bytes: int) -> list[str]:
 
 
 def learn_low_rank(
-    scalable: SVFModel,
+    svf: SVFModel,
     examples: Sequence[Example],
     num_bytes: int,
     config: ExpertLearningConfig,
@@ -96,13 +96,13 @@ def learn_low_rank(
         ValueError: when there are no examples, or no adapter fits.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    chosen = affordable(scalable.layers, num_bytes)
-    trained = scalable.plain()
+    svf.model.to(best_device())
+    chosen = affordable(svf.layers, num_bytes)
+    trained = svf.plain()
     layers = {name: trained.get_submodule(name) for name in chosen}
     generator = step_generator(config.seed, ADAPTER_SEED_STEP)
     with (
-        scalable.using(None) as reference,
+        svf.using(None) as reference,
         low_rank(trained, RANK, float(RANK), generator, layers) as adapters,
     ):
         result = train(
@@ -113,7 +113,7 @@ def learn_low_rank(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(examples), str(config.supervised_kl_weight), *chosen]),
+            identity=identity_of(svf, [str(examples), str(config.supervised_kl_weight), *chosen]),
         )
         takes = sum(store_in_bytes_(adapter) for adapter in adapters)
     return LowRankRival(trained, tuple(chosen), takes, result)

@@ -41,7 +41,7 @@ COST_QUESTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerComparison:
     """Expected accuracies (questions,) for each way of answering, and the statistics derived from them.
 
     `single` is the number of the best single expert, from 1. `text` holds the ratio of bits per byte on test text,
@@ -92,7 +92,7 @@ class Answers:
 
 
 def measure_answers(
-    scalable: SVFModel,
+    svf: SVFModel,
     taught: Sequence[TrainedExpert],
     discovery: Discovery,
     router: ClassifierRouter,
@@ -102,16 +102,16 @@ def measure_answers(
     chosen_on: PerExpertAccuracy,
     asked: AskedQuestions,
     latencies: Mapping[Structure, Latency],
-) -> Answers:
+) -> AnswerComparison:
     """Evaluate all ways of answering on the test questions `asked`.
 
     `coefficients` are those of the few-shot search, (experts,) for each group of families. `chosen_on` holds the
     accuracies on validation questions, by which the best single expert is chosen.
     """
     experts = [trained.expert for trained in taught]
-    alone = PerExpertAccuracy.measure(scalable, experts, asked)
+    alone = PerExpertAccuracy.measure(svf, experts, asked)
     single = chosen_on.best_single()
-    with scalable.using(None):
+    with svf.using(None):
         probabilities = {each.name: each.probabilities(asked.questions) for each in (router, prompt)}
     right_Q = torch.tensor([discovery.expert_of.get(question.family, 0) for question in asked.questions])
     expected = {
@@ -120,12 +120,12 @@ def measure_answers(
         "low rank": _by_rival(alone, taught, right_Q),
         "oracle": alone.by_oracle(discovery.expert_of),
         **{name: alone.chosen(p_QN.argmax(1)) for name, p_QN in probabilities.items()},
-        "few shots": _by_few_shots(scalable, experts, alone, coefficients, right_Q, asked),
-        "composed": expected_by(scalable, experts, composition, router, asked),
+        "few shots": _by_few_shots(svf, experts, alone, coefficients, right_Q, asked),
+        "composed": expected_by(svf, experts, composition, router, asked),
     }
-    two_pass = TwoPass(scalable, experts, router)
-    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, scalable.model.config.max_seq_len)
-    return Answers(
+    two_pass = TwoPass(svf, experts, router)
+    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, svf.model.config.max_seq_len)
+    return AnswerComparison(
         alone,
         expected,
         single,
@@ -137,19 +137,19 @@ def measure_answers(
 
 
 def expected_by(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
     asked: AskedQuestions,
 ) -> Tensor:
     """Return the expected accuracy (questions,) of a composition with a router."""
-    device = next(scalable.model.parameters()).device
-    with scalable.using(None):
+    device = next(svf.model.parameters()).device
+    with svf.using(None):
         probabilities_QN = router.probabilities(asked.questions)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with composed(scalable, experts, composition, probabilities_QN[list(places)]) as model:
+        with composed(svf, experts, composition, probabilities_QN[list(places)]) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return asked.likelihoods(predict).expected_Q()
@@ -157,7 +157,7 @@ def expected_by(
 
 @torch.no_grad()
 def measure_text(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
@@ -170,17 +170,17 @@ def measure_text(
     Each window is routed by its first `routed_tokens`, and only the tokens after them count. Returns the ratio with a
     95 % CI by bootstrap over windows, and the values without and with experts.
     """
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     nats: dict[bool, list[Tensor]] = {True: [], False: []}
     for start in range(0, len(windows.inputs), batch_size):
         inputs_WS = windows.inputs[start : start + batch_size]
         targets_WS = windows.targets[start : start + batch_size].clone()
         targets_WS[:, :routed_tokens] = -1
-        with scalable.using(None):
+        with svf.using(None):
             probabilities_WN = router.of_prompts(inputs_WS[:, :routed_tokens].tolist())
-        with scalable.using(None) as model:
+        with svf.using(None) as model:
             nats[False].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
-        with composed(scalable, experts, composition, probabilities_WN) as model:
+        with composed(svf, experts, composition, probabilities_WN) as model:
             nats[True].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
     before_W, after_W = torch.cat(nats[False]), torch.cat(nats[True])
     valid = windows.targets >= 0
@@ -206,7 +206,7 @@ def _by_rival(alone: PerExpertAccuracy, taught: Sequence[TrainedExpert], right_Q
 
 
 def _by_few_shots(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     alone: PerExpertAccuracy,
     coefficients: Sequence[Tensor],
@@ -214,12 +214,12 @@ def _by_few_shots(
     asked: AskedQuestions,
 ) -> Tensor:
     """Return the expected accuracy with the coefficients of each question's group, without experts if it has none."""
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     weights_QK = torch.stack([torch.zeros(len(experts)), *coefficients])[right_Q]
     multipliers = mixture(experts, weights_QK)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with scalable.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
+        with svf.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return torch.where(right_Q > 0, asked.likelihoods(predict).expected_Q(), alone.none_Q)

@@ -37,7 +37,7 @@ from training_core.phases.p7_experts.few_shot import few_shot_weights
 from training_core.phases.p7_experts.gates import GATES
 from training_core.phases.p7_experts.genome import Composition
 from training_core.phases.p7_experts.gradient_profile import measure_profile
-from training_core.phases.p7_experts.measurement import Answers, expected_by, measure_answers, measure_text
+from training_core.phases.p7_experts.measurement import AnswerComparison, expected_by, measure_answers, measure_text
 from training_core.phases.p7_experts.report import exhibit
 from training_core.phases.p7_experts.reproduction_check import measure_expert_bundle
 from training_core.phases.p7_experts.result import ExpertResult
@@ -207,7 +207,7 @@ class Specialists:
         composition: Composition,
         chosen_on: PerExpertAccuracy,
         coefficients: list[Tensor],
-    ) -> Answers:
+    ) -> AnswerComparison:
         """Evaluate the stored model and all baselines on test questions and test text."""
         config, report = self.config, self.context.report
         taught = [self.teacher.measure_rival(p, trained) for p, trained in zip(discovery.experts, taught, strict=True)]
@@ -289,7 +289,11 @@ def _require_up_to(questions: Sequence[Question], level: int) -> None:
 
 
 def _metrics(
-    discovery: Discovery, taught: list[TrainedExpert], router: ClassifierRouter, found: SearchResult, answers: Answers
+    discovery: Discovery,
+    taught: list[TrainedExpert],
+    router: ClassifierRouter,
+    found: SearchResult,
+    answers: AnswerComparison,
 ) -> dict[str, float]:
     expert = taught[0].expert
     differences = found.differences()

@@ -110,7 +110,7 @@ class RewardObjective:
 
 
 def learn_by_reward(
-    scalable: SVFModel,
+    svf: SVFModel,
     questions: Sequence[Question],
     tokenizer: Tokenizer,
     tools: ToolBox,
@@ -126,10 +126,10 @@ def learn_by_reward(
         ValueError: when there are no questions, when one is too long with its answer, or as `Expert.of`.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    trained = scalable.trainable()
+    svf.model.to(best_device())
+    trained = svf.trainable()
     decisive = config.model_dump(include={n for n in ExpertLearningConfig.model_fields if n.startswith("reward_")})
-    with scalable.using(None) as reference:
+    with svf.using(None) as reference:
         result = train(
             trained,
             RewardObjective(questions, tokenizer, tools, reference, config),
@@ -138,11 +138,11 @@ def learn_by_reward(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(questions), tokenizer.to_str(), str(decisive), tools.sandbox_name]),
+            identity=identity_of(svf, [str(questions), tokenizer.to_str(), str(decisive), tools.sandbox_name]),
         )
-    expert = scalable.expert_of(trained)
+    expert = svf.expert_of(trained)
     examples = [example_of(question, tokenizer) for question in questions]
-    return Learned(expert, result, divergence_of(scalable, expert, examples))
+    return Learned(expert, result, divergence_of(svf, expert, examples))
 
 
 def own_tokens(attempt: Attempt) -> Example:

@@ -27,7 +27,7 @@ from training_core.phases.p7_experts.exhibit import (
     ShownSpectrum,
 )
 from training_core.phases.p7_experts.genome import Composition
-from training_core.phases.p7_experts.measurement import Answers
+from training_core.phases.p7_experts.measurement import AnswerComparison
 from training_core.phases.p7_experts.routing_measurement import Routing
 from training_core.phases.p7_experts.search import SearchResult
 from training_core.phases.p7_experts.train_experts import TrainedExpert
@@ -59,8 +59,8 @@ def exhibit(
     taught: Sequence[TrainedExpert],
     found: SearchResult,
     composition: Composition,
-    answers: Answers,
-    scalable: SVFModel,
+    answers: AnswerComparison,
+    svf: SVFModel,
     why: str,
 ) -> ExpertsExhibit:
     """Return the complete exhibit. `why` says why no experts are used, and is empty if they are."""
@@ -68,7 +68,7 @@ def exhibit(
     families, cells = answers.alone.by_family()
     return ExpertsExhibit(
         discovery=shown_discovery(discovery),
-        experts=[_expert(profile, one, scalable) for profile, one in zip(discovery.experts, taught, strict=True)],
+        experts=[_expert(profile, one, svf) for profile, one in zip(discovery.experts, taught, strict=True)],
         heat=ExpertHeatMap(families=families, rows=[NONE, *names], cells=cells),
         routing=_routing(answers, names),
         answering=[
@@ -129,7 +129,7 @@ def shown_discovery(discovery: Discovery) -> ShownDiscovery:
     )
 
 
-def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> ShownExpert:
+def _expert(profile: ExpertProfile, taught: TrainedExpert, svf: SVFModel) -> ShownExpert:
     strongest = ", ".join(f"{matrix} ({share:.0%})" for matrix, share in profile.strongest)
     says = f"Its direction lies mostly in {strongest}."
     if profile.nearest is not None and profile.farthest is not None:
@@ -155,11 +155,11 @@ def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -
             for method, gain in taught.gains.items()
         ],
         rewards=taught.rewards,
-        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in scalable.layers],
+        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in svf.layers],
     )
 
 
-def _routing(answers: Answers, names: Sequence[str]) -> ShownRouting:
+def _routing(answers: AnswerComparison, names: Sequence[str]) -> ShownRouting:
     used = answers.routing[0]
     return ShownRouting(
         routers=[_router(routing, names) for routing in answers.routing],
@@ -179,7 +179,7 @@ def _router(routing: Routing, names: Sequence[str]) -> ShownRouter:
     )
 
 
-def _costs(answers: Answers) -> list[PassCost]:
+def _costs(answers: AnswerComparison) -> list[PassCost]:
     cost = answers.cost
     parts = {
         "one pass, no expert": cost.plain_s,

@@ -330,7 +330,7 @@ def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> s
     hasher.update(weights_digest(evaluator.model))
     given = evaluator.given
     experts = {f"{i}.{name}": t for i, e in enumerate(evaluator.experts) for name, t in e.tensors("").items()}
-    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.scalable.layers.items()} | experts))
+    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.svf.layers.items()} | experts))
     asked = [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
     asked += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
     hasher.update(tensors_digest({str(place): tensor for place, tensor in enumerate(asked)}))

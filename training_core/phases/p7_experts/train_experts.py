@@ -54,14 +54,14 @@ class Teacher:
 
     def __init__(
         self,
-        scalable: SVFModel,
+        svf: SVFModel,
         config: ExpertsConfig,
         context: QuestionContext,
         train: Sequence[Question],
         validation: Sequence[Question],
         cache: ResultCache,
     ) -> None:
-        self.scalable, self.config, self.context, self.cache = scalable, config, context, cache
+        self.svf, self.config, self.context, self.cache = svf, config, context, cache
         self.train_questions, self.validation_questions = train, validation
 
     def teach(self, profile: ExpertProfile) -> TrainedExpert:
@@ -87,7 +87,7 @@ class Teacher:
     @torch.no_grad()
     def measure_rival(self, profile: ExpertProfile, its: TrainedExpert) -> TrainedExpert:
         """Return `its` with `rival_Q`, the LoRA baseline's expected accuracy on test questions."""
-        rival = self.scalable.plain()
+        rival = self.svf.plain()
         for name, weight in its.rival_weights.items():
             matrix = rival.get_submodule(name).weight
             cast(Tensor, matrix).copy_(weight)
@@ -95,16 +95,16 @@ class Teacher:
 
     def _learn(self, profile: ExpertProfile) -> dict[str, Tensor]:
         """Train both experts and the LoRA baseline; return them and the baseline's accuracy on validation questions."""
-        config, scalable = self.config, self.scalable
+        config, svf = self.config, self.svf
         label = f"expert {profile.number}"
         questions = self._questions(self.train_questions, profile, config.questions.expert_questions)
         examples = [example_of(question, self.context.tokenizer) for question in questions]
         rewarded = learn_by_reward(
-            scalable, questions, self.context.tokenizer, self.context.tools, config.learning, self.context.reporter,
+            svf, questions, self.context.tokenizer, self.context.tools, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} reward",
         )  # fmt: skip
         supervised = learn_supervised(
-            scalable,
+            svf,
             examples,
             config.learning,
             self.context.reporter,
@@ -112,10 +112,10 @@ class Teacher:
             label=f"{label} supervised",
         )
         rival = learn_low_rank(
-            scalable, examples, supervised.expert.num_bytes, config.learning, self.context.reporter,
+            svf, examples, supervised.expert.num_bytes, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} low rank",
         )  # fmt: skip
-        names = list(scalable.layers)
+        names = list(svf.layers)
         return {
             **rewarded.expert.tensors("reward."),
             **supervised.expert.tensors("supervised."),
@@ -130,11 +130,11 @@ class Teacher:
 
     def _gains(self, profile: ExpertProfile, experts: dict[str, Expert], rival_Q: Tensor) -> dict[str, Any]:
         asked = self.validation(profile)
-        with self.scalable.using(None) as model:
+        with self.svf.using(None) as model:
             none_Q = self._expected(model, asked)
         expected: dict[str, Tensor] = {}
         for method, expert in experts.items():
-            with self.scalable.using(expert.multipliers()) as model:
+            with self.svf.using(expert.multipliers()) as model:
                 expected[method] = self._expected(model, asked)
         expected["low rank"] = rival_Q
         return {
@@ -154,12 +154,12 @@ class Teacher:
         return of_each_family([question for question in questions if question.family in profile.families], number)
 
     def _asked(self, questions: Sequence[Question]) -> AskedQuestions:
-        return AskedQuestions(questions, self.context.tokenizer, self.scalable.model.config.max_seq_len)
+        return AskedQuestions(questions, self.context.tokenizer, self.svf.model.config.max_seq_len)
 
     def _expected(self, model: Cognate, asked: AskedQuestions) -> Tensor:
         device = next(model.parameters()).device
         return asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits).expected_Q()
 
     def _matrices(self, numbers: Tensor) -> list[str]:
-        names = list(self.scalable.layers)
+        names = list(self.svf.layers)
         return [names[number] for number in numbers.tolist()]

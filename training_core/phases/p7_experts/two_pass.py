@@ -50,20 +50,20 @@ def sparse_weights(probabilities_QC: Tensor, top: int = 1, temperature: float = 
 
 
 @contextmanager
-def composed(scalable: SVFModel, multipliers: Multipliers | None) -> Iterator[Cognate]:
+def composed(svf: SVFModel, multipliers: Multipliers | None) -> Iterator[Cognate]:
     """Yield the model with W' for the given multipliers (r,) written into its matrices; restore it on exit.
 
     With `multipliers` None it is unchanged.
     """
-    before = {name: layer.weight for name, layer in scalable.layers.items()}
+    before = {name: layer.weight for name, layer in svf.layers.items()}
     try:
-        for name, layer in scalable.layers.items():
+        for name, layer in svf.layers.items():
             if multipliers is not None and name in multipliers:
                 layer.weight = layer.singular.compose(multipliers[name])
-        with scalable.using(None) as model:
+        with svf.using(None) as model:
             yield model
     finally:
-        for name, layer in scalable.layers.items():
+        for name, layer in svf.layers.items():
             layer.weight = before[name]
 
 
@@ -91,7 +91,7 @@ class TwoPass:
     """A model with experts and a router, whose probabilities are turned into weights by `sparse_weights`."""
 
     def __init__(
-        self, scalable: SVFModel, experts: Sequence[Expert], router: Router, top: int = 1, temperature: float = 1.0
+        self, svf: SVFModel, experts: Sequence[Expert], router: Router, top: int = 1, temperature: float = 1.0
     ) -> None:
         """Raises:
         ValueError: when the router knows another number of experts.
@@ -101,12 +101,12 @@ class TwoPass:
                 f"there are {len(experts)} experts, and the router must know as many, it knows {router.num_experts}: "
                 "fit it again"
             )
-        self.scalable, self.experts, self.router = scalable, tuple(experts), router
+        self.svf, self.experts, self.router = svf, tuple(experts), router
         self.top, self.temperature = top, temperature
 
     def weights(self, questions: Sequence[Question]) -> Tensor:
         """Run the first pass; return the weights of the experts, (questions, experts)."""
-        with self.scalable.using(None):
+        with self.svf.using(None):
             return sparse_weights(self.router.probabilities(questions), self.top, self.temperature)
 
     def likelihoods(self, asked: AskedQuestions, weights_QK: Tensor | None = None) -> Likelihoods:
@@ -116,7 +116,7 @@ class TwoPass:
         multipliers = {name: m_QR.to(device) for name, m_QR in mixture(self.experts, weights_QK).items()}
 
         def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-            with self.scalable.using({name: m_QR[places] for name, m_QR in multipliers.items()}) as model:
+            with self.svf.using({name: m_QR[places] for name, m_QR in multipliers.items()}) as model:
                 logits_BSV: Tensor = model(inputs_BS.to(device)).logits
             return logits_BSV
 
@@ -132,12 +132,12 @@ class TwoPass:
         router = self.router
         if not isinstance(router, PromptReader):
             raise ValueError(f"a text is streamed behind a router that reads prompts, {router.name!r} reads none")
-        with self.scalable.using(None):
+        with self.svf.using(None):
             weights_K = sparse_weights(router.of_prompts([prompt]), self.top, self.temperature)[0]
         multipliers = None
         if bool(weights_K.any()):
             multipliers = {name: m_R.to(self._device) for name, m_R in mixture(self.experts, weights_K).items()}
-        with composed(self.scalable, multipliers) as model:
+        with composed(self.svf, multipliers) as model:
             yield model
 
     def cost(self, asked: AskedQuestions, repeats: int = 5) -> Cost:
@@ -156,7 +156,7 @@ class TwoPass:
         device = self._device
 
         def plain() -> None:
-            with self.scalable.using(None) as model:
+            with self.svf.using(None) as model:
                 asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
 
         return Cost(
@@ -170,7 +170,7 @@ class TwoPass:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.scalable.model.parameters()).device
+        return next(self.svf.model.parameters()).device
 
 
 def _median_s(run: Callable[[], object], repeats: int) -> float:

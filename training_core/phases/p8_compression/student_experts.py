@@ -151,13 +151,13 @@ def _measured(
 
 @contextmanager
 def answering(
-    experts: FileExperts, scalable: SVFModel, prompt: Sequence[int], tokenizer: Tokenizer
+    experts: FileExperts, svf: SVFModel, prompt: Sequence[int], tokenizer: Tokenizer
 ) -> Iterator[tuple[Cognate, str]]:
     """Yield the model with the likeliest expert for a prompt (token ids) applied, and that expert's name or ""."""
-    with scalable.using(None) as model:
+    with svf.using(None) as model:
         choice = int(ClassifierRouter(model, tokenizer, experts.head).of_prompts([prompt])[0].argmax())
     multipliers = None if choice == 0 else experts.experts[choice - 1].multipliers()
-    with scalable.using(multipliers) as model:
+    with svf.using(multipliers) as model:
         yield model, "" if choice == 0 else experts.names[choice - 1]
 
 
