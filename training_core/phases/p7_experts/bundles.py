@@ -78,7 +78,7 @@ class Experts:
         """Return the `experts` entry of the bundle's configuration; `families` are those of each expert."""
         return {
             "names": list(self.names),
-            "families": [list(its) for its in families],
+            "families": [list(own) for own in families],
             "composition": self.composition.document(),
             "routed_tokens": self.routed_tokens,
         }

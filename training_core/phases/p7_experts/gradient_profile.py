@@ -72,9 +72,9 @@ def measure_profile(svf: SVFModel, asked: AskedQuestions) -> GradientProfile:
     """
     with svf.using(None) as model:
         device = next(model.parameters()).device
-        told = asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
+        likelihoods = asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
     families = tuple(question.family for question in asked.questions)
-    return GradientProfile(families, told, measure_gradients(svf, asked))
+    return GradientProfile(families, likelihoods, measure_gradients(svf, asked))
 
 
 def measure_gradients(svf: SVFModel, asked: AskedQuestions) -> dict[str, Tensor]:

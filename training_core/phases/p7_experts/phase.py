@@ -156,15 +156,15 @@ class Specialists:
         return result
 
     def choose(
-        self, found: SearchResult, taught: list[TrainedExpert], router: ClassifierRouter
+        self, searched: SearchResult, taught: list[TrainedExpert], router: ClassifierRouter
     ) -> tuple[Composition, str]:
         """Return the knee of the front among compositions that do not harm any family on validation questions.
 
         Harm is a significant accuracy drop, or one of more than a point. The second value says why the model answers
         without experts, and is empty if it uses them.
         """
-        left, refused = list(found.front), ""
-        while (point := knee_of(left, found.unadapted))[0].adapts:
+        left, refused = list(searched.front), ""
+        while (point := knee_of(left, searched.unadapted))[0].adapts:
             harm = self.cache.cached(f"harm {len(left)}", partial(self._harm, point[0], taught, router))
             if harm["low"] <= 0 and not EXPERTS.exceeded(1.0, harm["fall"]):
                 return point[0], ""
@@ -172,7 +172,7 @@ class Specialists:
             fall = f"would fall by {harm['fall']:.4f}, and one family by {harm['low']:.4f} at least"
             refused = refused or f"at the knee the family {harm['family']} {fall}"
         reason = refused or "none of the front gains in accuracy"
-        return found.unadapted[0], f"no composition is better and does no harm on validation questions: {reason}"
+        return searched.unadapted[0], f"no composition is better and does no harm on validation questions: {reason}"
 
     def _harm(
         self, composition: Composition, taught: list[TrainedExpert], router: ClassifierRouter
@@ -203,7 +203,7 @@ class Specialists:
         discovery: Discovery,
         taught: list[TrainedExpert],
         router: ClassifierRouter,
-        found: SearchResult,
+        searched: SearchResult,
         composition: Composition,
         chosen_on: PerExpertAccuracy,
         coefficients: list[Tensor],
@@ -218,7 +218,7 @@ class Specialists:
         prompt = PromptRouter(self.model.model, self.context.tokenizer, [p.name for p in discovery.experts])
         answers = measure_answers(
             self.model, taught, discovery, router, prompt, composition, coefficients, chosen_on, asked,
-            found.latencies,
+            searched.latencies,
         )  # fmt: skip
         text = measure_text(
             self.model,
@@ -292,11 +292,11 @@ def _metrics(
     discovery: Discovery,
     taught: list[TrainedExpert],
     router: ClassifierRouter,
-    found: SearchResult,
+    searched: SearchResult,
     answers: AnswerComparison,
 ) -> dict[str, float]:
     expert = taught[0].expert
-    differences = found.differences()
+    differences = searched.differences()
     metrics = {
         "num_experts": float(discovery.num_experts),
         "experts_wanted": float(discovery.wanted),
@@ -311,7 +311,7 @@ def _metrics(
     for profile, trained in zip(discovery.experts, taught, strict=True):
         for method, gain in trained.gains.items():
             metrics |= gain.metrics(f"expert_{profile.number}_{method.replace(' ', '_')}_gain")
-    return metrics | found.metrics() | answers.metrics()
+    return metrics | searched.metrics() | answers.metrics()
 
 
 def _expert(context: QuestionContext, config: ExpertsConfig) -> Product:

@@ -57,7 +57,7 @@ NAMES: dict[str, tuple[str, AnswerKind]] = {
 def exhibit(
     discovery: Discovery,
     taught: Sequence[TrainedExpert],
-    found: SearchResult,
+    searched: SearchResult,
     composition: Composition,
     answers: AnswerComparison,
     svf: SVFModel,
@@ -81,7 +81,7 @@ def exhibit(
             for name, (shown, kind) in NAMES.items()
         ],
         costs=_costs(answers),
-        search=_search(found, composition, names),
+        search=_search(searched, composition, names),
         not_kept=why,
     )
 
@@ -193,35 +193,37 @@ def _costs(answers: AnswerComparison) -> list[PassCost]:
     ]
 
 
-def _search(found: SearchResult, composition: Composition, names: Sequence[str]) -> ShownSearch:
-    unadapted = found.unadapted[0]
-    points = list(found.front)
+def _search(searched: SearchResult, composition: Composition, names: Sequence[str]) -> ShownSearch:
+    unadapted = searched.unadapted[0]
+    points = list(searched.front)
     if composition not in [point for point, _ in points]:
-        points.append(found.unadapted)
-    outcomes = {status: sum(run.outcomes.get(status, 0) for run in found.runs) for status in ("raced out", "too slow")}
+        points.append(searched.unadapted)
+    outcomes = {
+        status: sum(run.outcomes.get(status, 0) for run in searched.runs) for status in ("raced out", "too slow")
+    }
     return ShownSearch(
         rule=RULE,
-        evaluations=sum(run.asked for run in found.runs),
-        measured=found.measured,
+        evaluations=sum(run.asked for run in searched.runs),
+        measured=searched.measured,
         raced_out=outcomes["raced out"],
         too_slow=outcomes["too slow"],
         front=[
-            _point(number, point, measured, found, point == composition, describe(point, names, unadapted))
+            _point(number, point, measured, searched, point == composition, describe(point, names, unadapted))
             for number, (point, measured) in enumerate(points)
         ],
-        climbs=_climbs(found),
+        climbs=_climbs(searched),
     )
 
 
 def _point(
-    number: int, point: Composition, measured: Measured, found: SearchResult, chosen: bool, says: str
+    number: int, point: Composition, measured: Measured, searched: SearchResult, chosen: bool, says: str
 ) -> FrontPoint:
     objectives = measured.document()
     return FrontPoint(
         number=number,
         chosen=chosen,
         accuracy=1 - objectives["loss"],
-        latency_ms=1000 * found.latencies[point.structure].seconds,
+        latency_ms=1000 * searched.latencies[point.structure].seconds,
         latency_ratio=objectives["latency"],
         bytes=int(objectives["bytes"]),
         bits_per_byte=objectives["bits_per_byte"],
@@ -230,8 +232,8 @@ def _point(
     )
 
 
-def _climbs(found: SearchResult) -> list[HypervolumeCourse]:
-    by_method = {(run.method, run.seed): run for run in found.runs}
+def _climbs(searched: SearchResult) -> list[HypervolumeCourse]:
+    by_method = {(run.method, run.seed): run for run in searched.runs}
     climbs = []
     for (method, seed), run in by_method.items():
         if method == "nsga2":

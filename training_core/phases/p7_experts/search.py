@@ -235,18 +235,20 @@ def _method(name: str, seed: int, space: Space, config: SearchConfig) -> Method:
     return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.population, seed, start, identity)
 
 
-def _told(found: list[Measured]) -> tuple[Floats, Floats]:
+def _told(evaluations: list[Measured]) -> tuple[Floats, Floats]:
     """Return objectives (P, M), NaN for infeasible compositions, and constraints (P, C)."""
     nothing = (float("nan"),) * len(OBJECTIVES)
-    objectives = [nothing if one.objectives is None else one.objectives for one in found]
-    return np.array(objectives), np.array([one.constraints for one in found])
+    objectives = [nothing if one.objectives is None else one.objectives for one in evaluations]
+    return np.array(objectives), np.array([one.constraints for one in evaluations])
 
 
-def _record(run: Run, found: list[tuple[Composition, Measured]], space: Space, evaluator: Evaluator, box: Box) -> None:
+def _record(
+    run: Run, evaluated: list[tuple[Composition, Measured]], space: Space, evaluator: Evaluator, box: Box
+) -> None:
     """Update the outcomes, the front and the hypervolumes of a search by one generation."""
-    run.outcomes = dict(Counter(run.outcomes) + Counter(measured.status for _, measured in found))
+    run.outcomes = dict(Counter(run.outcomes) + Counter(measured.status for _, measured in evaluated))
     known = [(space.of_codes(codes), codes) for codes in run.front]
-    known += [(c, space.codes(c)) for c, measured in found if measured.objectives is not None]
+    known += [(c, space.codes(c)) for c, measured in evaluated if measured.objectives is not None]
     objectives = np.array([_objectives(evaluator.known[composition]) for composition, _ in known])
     first = non_dominated(objectives)
     run.front = [known[i][1] for i in first]

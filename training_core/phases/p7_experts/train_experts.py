@@ -85,13 +85,13 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def measure_rival(self, profile: ExpertProfile, its: TrainedExpert) -> TrainedExpert:
-        """Return `its` with `rival_Q`, the LoRA baseline's expected accuracy on test questions."""
+    def measure_rival(self, profile: ExpertProfile, trained: TrainedExpert) -> TrainedExpert:
+        """Return `trained` with `rival_Q`, the LoRA baseline's expected accuracy on test questions."""
         rival = self.svf.plain()
-        for name, weight in its.rival_weights.items():
+        for name, weight in trained.rival_weights.items():
             matrix = rival.get_submodule(name).weight
             cast(Tensor, matrix).copy_(weight)
-        return replace(its, rival_Q=self._expected(rival, self.test(profile)))
+        return replace(trained, rival_Q=self._expected(rival, self.test(profile)))
 
     def _learn(self, profile: ExpertProfile) -> dict[str, Tensor]:
         """Train both experts and the LoRA baseline; return them and the baseline's accuracy on validation questions."""
