@@ -1,7 +1,7 @@
-"""Profiles: the same code at three sizes. Every value is a default that a run may change.
+"""Profiles: configurations of all assets at three sizes. Every value is a default that a run may override.
 
-`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes hours there and is where ablations are run;
-`forge_25m` is the 25 M parameter model and wants a GPU. The values stand with their phases (`presets.py`).
+`nano` runs the whole graph in minutes on 2 CPU cores; `mini` takes hours and is used for ablations; `forge_25m` is the
+25 M parameter model, which needs a GPU. The values are defined beside their phases (`presets.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROFILES: tuple[str, ...] = get_args(ProfileName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """The configuration of every asset. No field has a default: a profile that forgets one is a type error."""
+    """The configuration of every asset. No field has a default, so that a missing one is a type error."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -67,7 +67,7 @@ ASSETS: tuple[str, ...] = tuple(field.name for field in fields(Profile))
 
 
 def nano() -> Profile:
-    """About 1 M parameters."""
+    """Return the profile for about 1 M parameters."""
     cognate, curriculum = p1.nano(), p5.nano()
     return Profile(
         corpus=CorpusConfig(),
@@ -92,7 +92,7 @@ def nano() -> Profile:
 
 
 def mini() -> Profile:
-    """About 5 M parameters."""
+    """Return the profile for about 5 M parameters."""
     cognate, curriculum = p1.mini(), p5.mini()
     return Profile(
         corpus=CorpusConfig(),
@@ -117,7 +117,7 @@ def mini() -> Profile:
 
 
 def forge_25m() -> Profile:
-    """25.0 M parameters, 100 MB in fp32; the compressed file's budget is 0.4 MB."""
+    """Return the profile for 25.0 M parameters (100 MB in fp32); the compressed file's budget is 0.4 MB."""
     cognate, curriculum = p1.forge_25m(), p5.forge_25m()
     return Profile(
         corpus=CorpusConfig(),
@@ -143,10 +143,10 @@ def forge_25m() -> Profile:
 
 @cache
 def profile_of(name: str) -> Profile:
-    """The profile called `name`.
+    """Return the profile called `name`.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is no such profile.
     """
     if name not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}")
@@ -154,7 +154,7 @@ def profile_of(name: str) -> Profile:
 
 
 def preset(profile: str, asset: str) -> BaseModel:
-    """The configuration of `asset` at `profile`.
+    """Return the configuration of `asset` in `profile`.
 
     Raises:
         ValueError: for a profile or an asset that does not exist.

@@ -1,4 +1,4 @@
-"""Thoughts for a person to read: examples chosen by a stated rule, a text coloured by difficulty, arms and costs."""
+"""Building of the exhibit `thoughts`: examples chosen by a stated rule, a heat map of difficulty, arms and costs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exhibit(
     tokenizer: Tokenizer,
     seed: int,
 ) -> ThoughtsExhibit:
-    """The exhibit `thoughts`."""
+    """Return the complete exhibit of a measured thinker."""
     return ThoughtsExhibit(
         rule=RULE,
         enabled=enabled,
@@ -73,7 +73,7 @@ def exhibit(
 
 
 def verdict(assessment: ThoughtAssessment, enabled: bool) -> str:
-    """One sentence: what thoughts gain with its interval, and what follows."""
+    """Summarise the gains with their CIs, and whether generation thinks."""
     metrics: Mapping[str, float] = assessment.metrics
 
     def interval(name: str) -> str:
@@ -91,7 +91,7 @@ def verdict(assessment: ThoughtAssessment, enabled: bool) -> str:
 
 
 def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, tokenizer: Tokenizer) -> list[HeatMapToken]:
-    """Each token of a text with its difficulty and surprise in [0, 1], and whether the difficulty rule thinks there."""
+    """Return each token of a text with its difficulty and surprise in [0, 1], and the difficulty rule's decision."""
     tokens = tokens_S[None].to(thinker.cognate.embedding.weight.device)
     with torch.no_grad():
         signals = read_signals(thinker.cognate, thinker.cognate.trace(tokens), tokens)
@@ -106,8 +106,10 @@ def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, toke
 
 
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token, so that the pieces together are the text; bytes of an unfinished character come with the
-    token that finishes it. End-of-text is a paragraph sign."""
+    """Return the text of each token, such that the pieces concatenate to the whole text.
+
+    The bytes of an incomplete character belong to the token that completes it. End-of-text becomes a paragraph sign.
+    """
     shown, result = "", []
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(list(ids[:count]), skip_special_tokens=False).replace("<|endoftext|>", "¶")
@@ -138,7 +140,7 @@ def _examples(
 def _example(
     group: Group, index: int, thinker: Thinker, assessment: ThoughtAssessment, windows: Windows, tokenizer: Tokenizer
 ) -> ThoughtExample:
-    """One position: its thoughts as they were measured, and the next true tokens with and without them."""
+    """Return one position: its measured thoughts, and the true next tokens' probabilities without and with them."""
     sample, outcome = assessment.sample, assessment.outcome
     device = thinker.cognate.embedding.weight.device
     window, position = int(sample.window[index]), int(sample.position[index])

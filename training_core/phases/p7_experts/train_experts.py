@@ -1,5 +1,8 @@
-"""One expert of each group of families: by reward and from worked completions, the better of them kept, and what a
-low-rank adapter of as many bytes learns from the same completions."""
+"""Training of one expert per group of families, by reward and by supervision, and of the LoRA baseline.
+
+The better of the two experts on validation questions is kept. The baseline has as many bytes and learns from the same
+completions.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ METHODS = ("reward", "supervised")
 
 @dataclass(frozen=True, slots=True)
 class TrainedExpert:
-    """An expert that was kept, how it was learned, and gains on validation questions of its families by method.
+    """The expert that was kept, its training method, and gains on validation questions of its families by method.
 
-    `rewards` is the mean reward over the steps; `kl` by method, nats per token from the model without the expert.
-    `rival_weights` are the matrices of the low-rank rival that differ from the model's, by name; `rival_Q` is its
-    expected accuracy on test questions of its families, in their order, empty until `Teacher.measure_rival`.
+    `rewards` is the mean reward at each step; `kl` by method is the divergence from the model without the expert, in
+    nats per token. `rival_weights` are the matrices of the LoRA baseline that differ from the model's, by name.
+    `rival_Q` is its expected accuracy on test questions of the families, empty until `Teacher.measure_rival`.
     """
 
     expert: Expert
@@ -47,7 +50,7 @@ class TrainedExpert:
 
 
 class Teacher:
-    """Trains experts one after the other; each is kept on disk when it is finished."""
+    """Trains experts one after the other; finished experts are cached on disk."""
 
     def __init__(
         self,
@@ -62,19 +65,19 @@ class Teacher:
         self.train_questions, self.validation_questions = train, validation
 
     def teach(self, profile: ExpertProfile) -> TrainedExpert:
-        """The expert of one group of families."""
+        """Train, or load from the cache, the expert of one group of families."""
         name = f"expert {profile.number}"
         tensors = self.cache.cached_tensors(name, lambda: self._learn(profile))
         experts = {method: Expert.from_tensors(tensors, f"{method}.") for method in METHODS}
-        told = self.cache.cached(f"{name} gains", lambda: self._gains(profile, experts, tensors["rival.validation"]))
-        gains = {method: Estimate(**told["gains"][method]) for method in (*METHODS, "low rank")}
-        method = max(METHODS, key=lambda its: gains[its].value)
+        cached = self.cache.cached(f"{name} gains", lambda: self._gains(profile, experts, tensors["rival.validation"]))
+        gains = {method: Estimate(**cached["gains"][method]) for method in (*METHODS, "low rank")}
+        method = max(METHODS, key=lambda each: gains[each].value)
         matrices = self._matrices(tensors["rival.matrices"])
         return TrainedExpert(
             experts[method],
             method,
             gains,
-            {its: float(tensors[f"{its} kl"]) for its in METHODS},
+            {each: float(tensors[f"{each} kl"]) for each in METHODS},
             tensors["rewards"].tolist(),
             int(tensors["rival.bytes"]),
             {matrix: tensors[f"rival.weight.{matrix}"] for matrix in matrices},
@@ -82,16 +85,16 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def measure_rival(self, profile: ExpertProfile, its: TrainedExpert) -> TrainedExpert:
-        """`its` with what its low-rank rival makes of test questions, which nothing is chosen on."""
+    def measure_rival(self, profile: ExpertProfile, trained: TrainedExpert) -> TrainedExpert:
+        """Return `trained` with `rival_Q`, the LoRA baseline's expected accuracy on test questions."""
         rival = self.svf.plain()
-        for name, weight in its.rival_weights.items():
+        for name, weight in trained.rival_weights.items():
             matrix = rival.get_submodule(name).weight
             cast(Tensor, matrix).copy_(weight)
-        return replace(its, rival_Q=self._expected(rival, self.test(profile)))
+        return replace(trained, rival_Q=self._expected(rival, self.test(profile)))
 
     def _learn(self, profile: ExpertProfile) -> dict[str, Tensor]:
-        """Both experts, and what the low-rank adapter makes of validation and test questions."""
+        """Train both experts and the LoRA baseline; return them and the baseline's accuracy on validation questions."""
         config, svf = self.config, self.svf
         label = f"expert {profile.number}"
         questions = self._questions(self.train_questions, profile, config.questions.expert_questions)
@@ -129,19 +132,21 @@ class Teacher:
         asked = self.validation(profile)
         with self.svf.using(None) as model:
             none_Q = self._expected(model, asked)
-        found: dict[str, Tensor] = {}
+        expected: dict[str, Tensor] = {}
         for method, expert in experts.items():
             with self.svf.using(expert.multipliers()) as model:
-                found[method] = self._expected(model, asked)
-        found["low rank"] = rival_Q
-        return {"gains": {method: gain(its_Q, none_Q, asked.questions).document() for method, its_Q in found.items()}}
+                expected[method] = self._expected(model, asked)
+        expected["low rank"] = rival_Q
+        return {
+            "gains": {method: gain(with_Q, none_Q, asked.questions).document() for method, with_Q in expected.items()}
+        }
 
     def validation(self, profile: ExpertProfile) -> AskedQuestions:
-        """Questions that the better method is chosen on."""
+        """Return the validation questions on which the better method is chosen."""
         return self._asked(self._questions(self.validation_questions, profile, self.config.questions.chosen_questions))
 
     def test(self, profile: ExpertProfile) -> AskedQuestions:
-        """Questions that nothing is chosen on."""
+        """Return the test questions, on which no choice is based."""
         held_out = [q for q in self.context.report.questions if q.level <= self.config.questions.hardest_level]
         return self._asked(self._questions(held_out, profile, self.config.questions.measured_questions))
 
