@@ -125,8 +125,6 @@ def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Plann
 def _report_step(
     forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
 ) -> PlannedStep:
-    forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
-) -> PlannedStep:
     """Return the step of a report, which no gate blocks; it is fresh until something is made, judged or overridden."""
     if any(step.action in ("make", "judge") for step in steps.values()):
         return PlannedStep(asset, "make", "reports what is made or judged first")
