@@ -1,8 +1,7 @@
-"""What a run has to do: which assets are fresh, which must be made again and which are only to be judged.
+"""The plan of a run: which assets are fresh, which are stale and must be made, and which only need to be judged.
 
-An asset is fresh when its latest materialization carries, as `forge/inputs`, the digest of the code, the
-configuration and the inputs that it would be made from now, when the store still holds it, and when nothing
-above it is about to change.
+An asset is fresh when the `forge/inputs` digest of its latest materialization equals that of its current code,
+configuration and inputs, the store still holds that version, and nothing upstream is about to change.
 """
 
 import importlib
@@ -27,11 +26,11 @@ Action = Literal["make", "judge", "keep", "closed"]
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """What is to be done with one asset.
+    """The action planned for one asset.
 
-    make: it is stale. judge: it is fresh, its checks have to run. keep: nothing to do. closed: it is fresh
-    but its gate failed, or it cannot be made because of `reason`. `inputs` is what it would be made from,
-    known only when nothing above it is made first.
+    make: the asset is stale. judge: it is fresh, but its checks have to run. keep: there is nothing to do. closed: it
+    is fresh but its gate failed, or it cannot be made, for `reason`. `inputs` is the digest of what it would be made
+    from, None while an upstream asset has to be made first.
     """
 
     asset: str
@@ -41,7 +40,7 @@ class PlannedStep:
 
 
 def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:
-    """Every asset's configuration: the profile's values with `overrides` (asset to fields), fully checked.
+    """Return the validated configuration of every asset: the profile's values with `overrides` (asset to fields).
 
     Raises:
         UserError: for an asset or a field that does not exist, or a value out of its bounds.
@@ -55,9 +54,9 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
     classes = {asset: _config_class(forge, asset) for asset in known}
     for asset, values in overrides.items():
         if unknown := unknown_paths(classes[asset], values):
-            paths_there = list(paths(classes[asset]))
-            told = "; ".join(f"{path}: there is no such value, {suggestion(path, paths_there)}" for path in unknown)
-            raise UserError(f"the configuration of {asset} is refused: {told}")
+            known_paths = list(paths(classes[asset]))
+            problem = "; ".join(f"{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown)
+            raise UserError(f"the configuration of {asset} is refused: {problem}")
     run_config = {"ops": {asset: {"config": dict(values)} for asset, values in overrides.items()}}
     try:
         complete = dg.validate_run_config(forge.job(), run_config)
@@ -76,8 +75,8 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
 def _config_class(forge: Forge, asset: str) -> type[BaseModel]:
     node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
     module, _, name = str(node.metadata[CONFIG_CLASS]).partition(":")
-    found: type[BaseModel] = getattr(importlib.import_module(module), name)
-    return found
+    config: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return config
 
 
 def plan(
@@ -87,7 +86,7 @@ def plan(
     select: Sequence[str] = (),
     force: Sequence[str] = (),
 ) -> list[PlannedStep]:
-    """One step for each selected asset (default: all), inputs first.
+    """Return one step for each selected asset (default: all) in topological order.
 
     Raises:
         UserError: when `select` or `force` names an asset that does not exist.
@@ -126,7 +125,9 @@ def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Plann
 def _report_step(
     forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
 ) -> PlannedStep:
-    """A report can always be made; it is fresh until something was made, judged or overridden since."""
+    forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
+) -> PlannedStep:
+    """Return the step of a report, which no gate blocks; it is fresh until something is made, judged or overridden."""
     if any(step.action in ("make", "judge") for step in steps.values()):
         return PlannedStep(asset, "make", "reports what is made or judged first")
     inputs = report_inputs(forge, config)
@@ -139,7 +140,7 @@ def _report_step(
 def _stale(
     forge: Forge, asset: str, inputs: str, changed: str = "its code, configuration or inputs changed"
 ) -> str | None:
-    """Why the latest materialization of `asset` does not stand for `inputs`; None when it does."""
+    """Return why the latest materialization of `asset` is stale with respect to `inputs`, or None if it is fresh."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     if record is None:
         return "never made"
@@ -160,7 +161,7 @@ def _stale(
 
 
 def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
-    """A fresh asset: keep it, judge it, or stop at its closed gate."""
+    """Return the step of a fresh asset: keep it, judge it, or stop at its closed gate."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     checks = forge.checks_of(asset)
     if record is None or not checks:

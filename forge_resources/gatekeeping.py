@@ -133,7 +133,7 @@ def override_gate(
     if len(said) < SHORTEST_REASON:
         raise ValueError(
             f"the reason of an override must have at least {SHORTEST_REASON} characters, got {said!r}: say why the "
-            "gate may be passed all the same; it stands in the report for ever"
+            "gate may be passed nevertheless; the reason is shown in the report permanently"
         )
     judged = judge_latest(instance, key, checks)
     if judged.record is None or not checks:

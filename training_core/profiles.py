@@ -68,6 +68,7 @@ ASSETS: tuple[str, ...] = tuple(field.name for field in fields(Profile))
 
 def nano() -> Profile:
     """Return the profile for about 1 M parameters."""
+    cognate, curriculum = p1.nano(), p5.nano()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(),
@@ -75,11 +76,15 @@ def nano() -> Profile:
         task_bank=TaskBankConfig(),
         question_bank=QuestionBankConfig(train_per_level=200, held_out_per_level=200),
         evaluation_suite=SuiteConfig(test_tokens=32_000, validation_tokens=8_000, tasks_per_family=40),
-        **p1.nano()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.nano(),
         reasoning_model=p3.nano(),
         ternary_model=p4.nano(),
-        **p5.nano()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.nano(),
         expert_model=p7.nano(),
         compressed_model=p8.nano(),
@@ -88,6 +93,7 @@ def nano() -> Profile:
 
 def mini() -> Profile:
     """Return the profile for about 5 M parameters."""
+    cognate, curriculum = p1.mini(), p5.mini()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(vocab_size=4096),
@@ -95,11 +101,15 @@ def mini() -> Profile:
         task_bank=TaskBankConfig(train_per_family=10_000, held_out_per_family=300, needle_max_statements=12),
         question_bank=QuestionBankConfig(),
         evaluation_suite=SuiteConfig(test_tokens=80_000, validation_tokens=30_000, window=512, tasks_per_family=150),
-        **p1.mini()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.mini(),
         reasoning_model=p3.mini(),
         ternary_model=p4.mini(),
-        **p5.mini()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.mini(),
         expert_model=p7.mini(),
         compressed_model=p8.mini(),
@@ -108,6 +118,7 @@ def mini() -> Profile:
 
 def forge_25m() -> Profile:
     """Return the profile for 25.0 M parameters (100 MB in fp32); the compressed file's budget is 0.4 MB."""
+    cognate, curriculum = p1.forge_25m(), p5.forge_25m()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(vocab_size=6144),
@@ -115,11 +126,15 @@ def forge_25m() -> Profile:
         task_bank=TaskBankConfig(train_per_family=50_000, held_out_per_family=500, needle_max_statements=16),
         question_bank=QuestionBankConfig(),
         evaluation_suite=SuiteConfig(test_tokens=200_000, validation_tokens=60_000, window=1024, tasks_per_family=300),
-        **p1.forge_25m()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.forge_25m(),
         reasoning_model=p3.forge_25m(),
         ternary_model=p4.forge_25m(),
-        **p5.forge_25m()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.forge_25m(),
         expert_model=p7.forge_25m(),
         compressed_model=p8.forge_25m(),

@@ -25,7 +25,7 @@ from training_core.tasks.questions.question import Question
 TINY = {
     "supervised_steps": 3, "supervised_batch": 4, "supervised_lr": 0.3, "reward_steps": 2, "reward_batch": 3,
     "reward_max_tokens": 3, "few_shot_population": 10, "few_shot_rounds": 2, "few_shot_shots": 4,
-    "search_population": 8, "search_generations": 3, "search_seeds": 2, "search_questions": 40, "search_windows": 2,
+    "search_population": 6, "search_generations": 3, "search_seeds": 2, "search_questions": 24, "search_windows": 2,
     "search_window_tokens": 32, "search_latency_questions": 2, "search_latency_repeats": 1,
     "search_latency_bound": 1000.0, "profile_questions": 8, "profile_resamples": 4, "expert_questions": 8,
     "chosen_questions": 6, "measured_questions": 6, "routed_tokens": 8, "router_texts": 12, "router_questions": 6,

@@ -76,8 +76,8 @@ def test_every_gate_and_claim_has_its_number(product: Product) -> None:
     assert metrics["hypervolume_over_random_low"] == min(
         climb.search[-1] - climb.random[-1] for climb in shown.search.climbs
     )
-    assert [climb.evaluations for climb in shown.search.climbs] == [[8, 16, 24]] * 2
-    assert shown.search.evaluations == 2 * 2 * 24
+    assert [climb.evaluations for climb in shown.search.climbs] == [[6, 12, 18]] * 2
+    assert shown.search.evaluations == 2 * 2 * 18
     assert sum(point.chosen for point in shown.search.front) == 1
 
 
@@ -176,8 +176,8 @@ def test_killed_in_every_part_and_resumed_ends_the_same(
         "expert 1 reward 1",
         "expert 2 supervised 2",
         "expert 2 low rank 2",
-        "search 1 of 4 16",
-        "search 4 of 4 20",
+        "search 1 of 4 12",
+        "search 4 of 4 15",
     ]
     *_, last = killed_at_each(keep, tmp_path, kills, data=small_data)
     assert not [line for line in last.told if line.startswith(("expert", "search 1", "search 2", "search 3"))]

@@ -163,6 +163,7 @@ class instance_run:
         self._instance.delete_run(self._run.run_id)
 
 
+@pytest.mark.slow
 def test_daemon_queues_the_run_of_one_phase_with_its_checks_once(
     instance: dg.DagsterInstance, served: WorkspaceProcessContext
 ) -> None:

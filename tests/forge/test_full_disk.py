@@ -45,6 +45,7 @@ def run_until_full(config: dict[str, Any], store: ModelStore) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "resumed"),
     [

@@ -18,6 +18,7 @@ from forge_assets.graph_view import Forge, UserError
 from forge_assets.importing import import_bundle
 from forge_resources.gatekeeping import judge_latest
 from forge_resources.model_store import ModelStore
+from tests.nested import dotted
 from training_core.__main__ import main
 from training_core.gates import Gate
 from training_core.phase import DATA
@@ -37,7 +38,7 @@ def foreign(forge: Forge, tmp_path: Path) -> Path:
     """A specialist that was made elsewhere from this store's trunk and data."""
     data = [f"--data={name}={ModelStore().versions(name)[-1]}" for name in DATA]
     values = {**small_graph.TRAINING, "steps": 2, "text_share": 1.0, "seed": 7}
-    fields = [f"--set={name}={json.dumps(value)}" for name, value in values.items()]
+    fields = [f"--set={name}={json.dumps(value)}" for name, value in dotted(SPEED.config, values).items()]
     parent = f"--parent=trunk={newest(forge.instance, 'trunk')[0].folder}"
     out = tmp_path / "elsewhere"
     assert main(["cognate_speed", parent, *data, *fields, f"--out={out}", f"--checkpoint={tmp_path / 'state'}"]) == 0

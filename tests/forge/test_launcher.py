@@ -47,6 +47,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, indirect=True)
 def test_two_processes_make_the_model_of_one(small: dg.DagsterInstance, mode: str) -> None:
     """The merge's evaluations are dealt out, its numbers stay the same; sums of gradients round differently."""
@@ -70,7 +71,7 @@ def test_two_processes_make_the_model_of_one(small: dg.DagsterInstance, mode: st
 
 
 def test_what_cannot_be_split_is_refused_and_not_tried_again(small: dg.DagsterInstance, mode: str) -> None:
-    result = materialize(small, "trunk", batch_size=1)
+    result = materialize(small, "trunk", training={"batch_size": 1})
     assert not result.success
     assert "a batch of 1 rows cannot be split among 2 processes" in failure_text(result, "trunk")
     assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
@@ -147,12 +148,13 @@ def workspace(small: dg.DagsterInstance, mode: str) -> Iterator[WorkspaceProcess
 
 def start(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, steps: int) -> str:
     """Launch a run of the trunk in a process of its own and wait until both processes train; the run's id."""
-    run_id = launch(workspace, "__ASSET_JOB", "trunk", config={"trunk": {"steps": steps}})["runId"]
+    run_id = launch(workspace, "__ASSET_JOB", "trunk", config={"trunk": {"training": {"steps": steps}}})["runId"]
     instance.launch_run(run_id, workspace.create_request_context())
     wait_for(lambda: list(ModelStore().path.glob(f".checkpoints/{run_id}-trunk/trunk.safetensors")))
     return run_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, indirect=True)
 def test_a_run_that_ends_takes_its_processes_with_it(
     small: dg.DagsterInstance, mode: str, workspace: WorkspaceProcessContext
@@ -173,10 +175,11 @@ def test_a_run_that_ends_takes_its_processes_with_it(
     wait_for(lambda: not workers(home), 10)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_next_attempt_goes_on(
     small: dg.DagsterInstance, mode: str, workspace: WorkspaceProcessContext
 ) -> None:
-    assert materialize(small, "trunk", steps=40).success
+    assert materialize(small, "trunk", training={"steps": 40}).success
     undisturbed, _ = newest(small, "trunk")
     run_id = start(workspace, small, steps=40)
     ranks = [process for process in workers(ModelStore().path) if not process.children()]

@@ -179,6 +179,7 @@ def wait_for_steps(store: ModelStore, process: subprocess.Popen[bytes], count: i
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on_from_the_checkpoint(forge: Forge, store: ModelStore) -> None:
     overrides: Overrides = {"trunk": {"steps": 40, "step_s": 0.05}}
     killed = start(overrides)

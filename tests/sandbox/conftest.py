@@ -50,7 +50,7 @@ def container(engine: docker.DockerClient) -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture(params=["embedded", "container"])
+@pytest.fixture(params=["embedded", pytest.param("container", marks=pytest.mark.slow)])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     opened: Sandbox = request.getfixturevalue(request.param)
     return opened

@@ -156,7 +156,7 @@ def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: 
         if t.own and len(t.own) != len(t.continuation):
             raise ValueError(
                 f"trajectory {number} says of {len(t.own)} tokens who wrote them, its continuation has "
-                f"{len(t.continuation)}: give `own` one entry a token, or none where the teacher wrote all"
+                f"{len(t.continuation)}: give `own` one entry per token, or none if the teacher generated all of them"
             )
         if not t.num_own:
             raise ValueError(f"the teacher wrote no token of trajectory {number}: leave it out, it teaches nothing")

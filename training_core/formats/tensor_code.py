@@ -86,7 +86,7 @@ class TernaryRowsCode:
         _check_scale(self.base)
         if self.codes.ndim < 2 or self.steps.shape != self.codes.shape[:1]:
             raise ValueError(
-                f"steps must be one a row of codes with two or more dimensions, got {self.steps.shape} for "
+                f"steps must have one entry per row of codes with two or more dimensions, got {self.steps.shape} for "
                 f"{self.codes.shape}; use TernaryCode for a vector"
             )
 

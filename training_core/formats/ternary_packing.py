@@ -296,5 +296,7 @@ def _decode_ternary(name: str, shape: list[int], trits: Tensor | None, scale: Te
         raise PackedModelError(f"{name} must have .trits and a float16 .scale; pack the model again")
     rows = (shape[0], *(1 for _ in shape[1:])) if shape else ()
     if tuple(scale.shape) not in ((), rows) or not bool(torch.isfinite(scale).all()):
-        raise PackedModelError(f"{name}.scale must be one finite number, or one a row, got shape {tuple(scale.shape)}")
+        raise PackedModelError(
+            f"{name}.scale must be one finite number, or one per row, got shape {tuple(scale.shape)}"
+        )
     return Ternary(unpack_trits(trits, math.prod(shape)).reshape(shape), scale.to(torch.float32))

@@ -79,7 +79,8 @@ def fit_head(y_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float = 
     if len(counts_C) > num_classes or not bool((counts_C > 0).all()) or penalty <= 0:
         raise ValueError(
             f"every one of {num_classes} classes needs examples and the penalty must be positive, got "
-            f"{counts_C.int().tolist()} examples and {penalty}: ask questions of every expert, and show text for none"
+            f"{counts_C.int().tolist()} examples and {penalty}: give questions for every expert, "
+            "and text for the class without one"
         )
     mean_D = y_ND.double().mean(0)
     scale = float((y_ND.double() - mean_D).square().mean().sqrt())

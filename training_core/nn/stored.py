@@ -20,5 +20,5 @@ def require_stored(config: CognateConfig, num_stored: int) -> None:
     if wanted > num_stored:
         raise ValueError(
             f"the configuration describes a model of {wanted} weights and {num_stored} are stored: "
-            "it is not the one that these weights were written with; get the model again"
+            "it does not belong to these weights; get the model again"
         )

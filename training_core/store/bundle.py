@@ -229,9 +229,9 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
     if not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} describes no model: 'model' must be an object; materialize the asset again")
     bundle = Bundle(folder, document["kind"], document["model"])
-    if expected_digest is not None and (found := bundle.digest()) != expected_digest:
+    if expected_digest is not None and (actual := bundle.digest()) != expected_digest:
         raise BundleError(
-            f"{folder} does not hold the bundle {expected_digest[:16]}: its content hashes to {found[:16]}. "
+            f"{folder} does not hold the bundle {expected_digest[:16]}: its content hashes to {actual[:16]}. "
             "The files were changed or damaged; materialize the asset again."
         )
     return bundle

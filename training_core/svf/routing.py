@@ -105,8 +105,10 @@ class PromptRouter:
     name = "prompt"
 
     def __init__(self, model: Cognate, tokenizer: Tokenizer, names: Sequence[str]) -> None:
-        """Raises:
-        ValueError: when there is no name, or two experts have the same one.
+        """Tokenize the preamble that offers the names, and the names as completions.
+
+        Raises:
+            ValueError: when there is no name, or two experts have the same one.
         """
         self.names = (NONE, *names)
         if not names or len(set(self.names)) < len(self.names):
@@ -205,6 +207,6 @@ class ClassifierRouter:
 def _alike(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Indices in batches of similar length, shortest first."""
     if lengths and max(lengths) > limit:
-        raise ValueError(f"a prompt of {max(lengths)} tokens to be routed exceeds max_seq_len = {limit}: shorten it")
+        raise ValueError(f"a prompt of {max(lengths)} tokens exceeds max_seq_len = {limit}: shorten it")
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     return [order[start : start + ROWS_AT_ONCE] for start in range(0, len(order), ROWS_AT_ONCE)]

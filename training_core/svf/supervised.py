@@ -65,7 +65,7 @@ class ExpertLearningConfig(BaseModel):
     def _check_baseline(self) -> Self:
         if self.reward_baseline == "group" and self.reward_attempts < 2:
             raise ValueError(
-                f"reward_baseline 'group' compares attempts at one question, and reward_attempts is "
+                f"reward_baseline 'group' needs several attempts at each question, but reward_attempts is "
                 f"{self.reward_attempts}: raise it to 2, or set reward_baseline to 'none'"
             )
         return self
@@ -122,7 +122,7 @@ class CompletionObjective:
 
     def __init__(self, examples: Sequence[Example], reference: Cognate, kl_weight: float) -> None:
         if not examples:
-            raise ValueError("there are no worked completions to learn from: give an expert a family with questions")
+            raise ValueError("there are no worked completions to learn from: give the expert a family with questions")
         self.examples, self.reference, self.kl_weight = tuple(examples), reference, kl_weight
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:

@@ -89,7 +89,7 @@ class QuestionBankConfig(BaseModel):
             raise ValueError("frontier_models must name at least one model, and none twice")
         if len(prices) != 2 * len(models):
             raise ValueError(
-                f"frontier_prices must hold two prices for each of the {len(models)} frontier_models, of a million "
+                f"frontier_prices must hold two prices for each of the {len(models)} frontier_models, per million "
                 f"tokens of prompt and of completion, got {len(prices)} numbers"
             )
         return self

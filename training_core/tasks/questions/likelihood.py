@@ -79,8 +79,10 @@ class AskedQuestions:
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, max_seq_len: int, preamble: str = ""
     ) -> None:
-        """Raises:
-        ValueError: for no questions, or if a question with its completion exceeds max_seq_len.
+        """Tokenize the questions, with `preamble` prepended to each.
+
+        Raises:
+            ValueError: for no questions, or if a question with its completion exceeds max_seq_len.
         """
         if not questions:
             raise ValueError("there are no questions to be measured: give at least one")

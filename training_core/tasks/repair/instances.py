@@ -41,7 +41,7 @@ class Instance:
     def __post_init__(self) -> None:
         for title, tests in (("FAIL_TO_PASS", self.fail_to_pass), ("PASS_TO_PASS", self.pass_to_pass)):
             if not tests:
-                raise InstanceError(f"{self.name}: {title} is empty; an instance needs one test in each set")
+                raise InstanceError(f"{self.name}: {title} is empty; an instance needs at least one test in each set")
         if both := sorted(self.fail_to_pass.keys() & self.pass_to_pass.keys()):
             raise InstanceError(f"{self.name}: {both[0]} is in FAIL_TO_PASS and in PASS_TO_PASS; leave it in one")
         if dict(self.files) == dict(self.gold_files):
