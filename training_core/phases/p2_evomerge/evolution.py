@@ -213,7 +213,9 @@ class _Search:
         founders = self._measured([_Candidate(name, t, name, "parent", []) for name, t in self.parents.items()])
         for parent in founders:
             if not math.isfinite(parent.bits_per_byte):
-                raise ValueError(f"parent {parent.name!r} has no finite bits per byte; retrain it, or mend the measure")
+                raise ValueError(
+                    f"parent {parent.name!r} has no finite bits per byte; retrain it, or fix the measurement"
+                )
             self.parents_bits_per_byte[parent.name] = parent.bits_per_byte
         first: list[_Candidate] = []
         for method in METHODS[: self.config.population - len(founders)]:

@@ -103,7 +103,7 @@ def reinforce_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     if not bool(torch.isfinite(advantage).all()):
         bad = int((~torch.isfinite(advantage)).sum())
         raise ValueError(
-            f"{bad} of {advantage.numel()} rewards are not finite: the likelihood of the text has broken down; lower "
+            f"{bad} of {advantage.numel()} rewards are not finite: the likelihood of the text is not finite; lower "
             "muon_lr and adamw_lr"
         )
     return -(advantage.detach() * log_prob).mean()

@@ -110,8 +110,8 @@ class PolicyGradientObjective:
             )
         if not any("own" in attempt.roles for attempt in attempts):
             raise ValueError(
-                f"none of {len(attempts)} attempts has a token of the model's own: pass attempts that were not shown "
-                "to the end"
+                f"none of {len(attempts)} attempts has a token of the model's own: pass attempts whose hint did "
+                "not show the whole solution"
             )
         self.attempts, self.advantages, self.config = tuple(attempts), advantages.float(), config
 

@@ -125,7 +125,9 @@ def _check(experts: Experts) -> None:
     counts = {len(experts.names), len(experts.head.scales_C) - 1, len(experts.composition.experts)}
     widths = {name: svd.s_R.shape for name, svd in experts.svf.singular.items()}
     if len(counts) != 1 or any({n: c.shape for n, c in one.codes.items()} != widths for one in experts.experts):
-        raise ValueError(f"names, router and composition are of {sorted(counts)} experts, or of other matrices")
+        raise ValueError(
+            f"names, router and composition disagree: {sorted(counts)} experts, or other matrices than the model's"
+        )
 
 
 def at_point(experts: Experts, exhibit: Mapping[str, Any], number: int) -> Experts:

@@ -149,7 +149,7 @@ def discover(
         ValueError: when no family has enough questions, or `resamples` or `most` is out of range.
     """
     if not 1 <= most <= MOST_EXPERTS:
-        raise ValueError(f"there are 1 to {MOST_EXPERTS} experts, got {most} at most")
+        raise ValueError(f"the maximum number of experts must lie in 1 .. {MOST_EXPERTS}, got {most}")
     if resamples < 1:
         raise ValueError(f"stability takes at least one resample, got {resamples}")
     counted = Counter(profile.families)

@@ -150,7 +150,7 @@ class HypervolumeCourse(Document):
     @model_validator(mode="after")
     def _alike(self) -> Self:
         if not len(self.evaluations) == len(self.search) == len(self.random):
-            raise ValueError("evaluations, search and random must be as many: one for each generation")
+            raise ValueError("evaluations, search and random must have equal lengths: one value for each generation")
         return self
 
 

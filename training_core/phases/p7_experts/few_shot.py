@@ -76,8 +76,8 @@ def cross_entropy_method(
     elites = int(config.elites * config.population)
     if num_experts < 1 or elites < 2:
         raise ValueError(
-            f"the search takes an expert and two elites, got {num_experts} experts and {elites} elites: raise "
-            "few_shot_population or few_shot_elites"
+            f"the search needs an expert and two elites, got {num_experts} experts and {elites} elites: raise "
+            "few_shot.population or few_shot.elites"
         )
     mean_K, std_K = torch.full((num_experts,), 1 / num_experts), torch.full((num_experts,), 0.5)
     best_K = mean_K

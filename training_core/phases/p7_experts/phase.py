@@ -265,9 +265,8 @@ class Specialists:
         targets_WS[:, : config.questions.routed_tokens] = -1  # the router reads these tokens, so they are not scored
         if not bool((targets_WS >= 0).any()):
             raise ValueError(
-                f"windows of {targets_WS.shape[1]} tokens have nothing behind the "
-                f"{config.questions.routed_tokens} by which they are routed: lower questions.routed_tokens, or raise "
-                "search.window_tokens"
+                f"windows of {targets_WS.shape[1]} tokens have none left after the {config.questions.routed_tokens} "
+                "that the router reads: lower questions.routed_tokens, or raise search.window_tokens"
             )
         return replace(batches, targets_WS=targets_WS)
 

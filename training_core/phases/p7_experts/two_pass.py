@@ -98,7 +98,7 @@ class TwoPass:
         """
         if not experts or router.num_experts != len(experts):
             raise ValueError(
-                f"there are {len(experts)} experts, and the router must know as many, it knows {router.num_experts}: "
+                f"the router must know as many experts as there are, {len(experts)}, but knows {router.num_experts}: "
                 "fit it again"
             )
         self.svf, self.experts, self.router = svf, tuple(experts), router
@@ -131,7 +131,7 @@ class TwoPass:
         """
         router = self.router
         if not isinstance(router, PromptReader):
-            raise ValueError(f"a text is streamed behind a router that reads prompts, {router.name!r} reads none")
+            raise ValueError(f"streaming a text needs a router that reads prompts, {router.name!r} reads none")
         with self.svf.using(None):
             weights_K = sparse_weights(router.of_prompts([prompt]), self.top, self.temperature)[0]
         multipliers = None
