@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests."""
+"""Fixtures for the tests of the core."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 from tests.core.small_data import make_small_data
 
-torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, the more so on a busy machine
+torch.set_num_threads(1)  # for small tensors a second thread costs more than it saves, above all on a busy machine
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a small real data set."""
+    """Return the folders of a small real data set."""
     return make_small_data(tmp_path_factory.mktemp("data"))

@@ -1,4 +1,4 @@
-"""An instance of its own, with data already made, for each test of the orchestration."""
+"""Fixtures for the tests of orchestration: each test gets its own Dagster instance, in which the data are made."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ from forge_instance import Make, make_home, materialize, opened
 from forge_resources.model_store import ModelStore
 from tests.core.small_data import make_small_data
 
-torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, the more so on a busy machine
+torch.set_num_threads(1)  # for small tensors a second thread costs more than it saves, above all on a busy machine
 
 
 @pytest.fixture(scope="session")
 def memory() -> Iterator[Path]:
-    """A folder in memory where there is one: Dagster's many small SQLite commits wait for a disk."""
+    """Return a folder in memory if possible, because Dagster's many small SQLite commits are slow on disk."""
     shared = Path("/dev/shm")
     in_memory = shared.is_dir() and os.access(shared, os.W_OK)
     with tempfile.TemporaryDirectory(prefix="forge-tests-", dir=shared if in_memory else None) as folder:
@@ -33,7 +33,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def template(memory: Path) -> Path:
-    """A home in which the data assets are made; each test works on a copy of it."""
+    """Return a home in which the data assets are made; each test works on a copy of it."""
     home = memory / "template"
     make_home(home)
     with pytest.MonkeyPatch.context() as patch, opened(home, patch) as real:
@@ -63,7 +63,7 @@ def make(instance: dg.DagsterInstance) -> Make:
 
 @pytest.fixture
 def workspace(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
-    """The tiny forge served by a process of its own, as the webserver and the daemon see it."""
+    """Serve the tiny forge from a separate process, as the webserver and the daemon see it."""
     target = ModuleTarget(
         module_name="tiny_forge",
         attribute="defs",
@@ -77,7 +77,7 @@ def workspace(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]
 
 @pytest.fixture(scope="session")
 def made_alone(memory: Path) -> Iterator[Path]:
-    """A home in which every model was made by a single process."""
+    """Return a home in which every model of the small graph was made by a single process."""
     home, data = memory / "small", memory / "small_data"
     data.mkdir()
     make_small_data(data)
