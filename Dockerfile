@@ -1,8 +1,8 @@
-# One image for the code server, the web server, the daemon and MLflow. Nothing secret is needed to build it.
+# One image for the code server, the webserver, the daemon and MLflow. Building it needs no secrets.
 FROM python:3.11.14-slim-bookworm
 
-# The default build of torch runs on GPUs and is large. Its project has indexes of smaller builds, for CPUs alone or for
-# another CUDA: --build-arg TORCH_INDEX=ADDRESS, in .env for docker compose.
+# The default torch wheel supports GPUs and is large. PyTorch's other package indexes have smaller wheels, for CPUs only
+# or for another CUDA version: set --build-arg TORCH_INDEX=ADDRESS, or TORCH_INDEX in .env for docker compose.
 ARG TORCH_INDEX=
 
 WORKDIR /forge/source
@@ -19,7 +19,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt ".[postgres,frontier
 WORKDIR /forge
 COPY deployment/dagster.yaml dagster_home/dagster.yaml
 COPY deployment/workspace.yaml workspace.yaml
-# A new named volume takes its owner from the folder that it covers.
+# A new named volume takes its owner from the folder that it is mounted over, so the folders are created here.
 RUN useradd --create-home --uid 10001 forge \
     && mkdir state artifacts \
     && chown -R forge:forge dagster_home state artifacts

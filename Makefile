@@ -1,4 +1,4 @@
-# `make run` on a fresh clone does everything: environment, install, the whole graph at profile nano.
+# `make run` works on a fresh clone: it creates the environment, installs, and runs the whole graph at profile nano.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

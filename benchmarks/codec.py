@@ -1,10 +1,10 @@
-"""Size and time of four lossless codes for ternary symbols, against their entropy.
+"""Size and speed of four lossless codes for ternary symbols, compared with the entropy.
 
     python -m benchmarks.codec [--symbols 262144] [--runs 7]
 
-Symbols are independent draws from {-1, 0, +1} with zero probability p0 and equal signs. "bytes / entropy"
-counts the whole stream, with tables and padding; times are medians over the runs, after one that is not
-counted. zstd and LZMA are given five trits a byte.
+Symbols are i.i.d. draws from {-1, 0, +1}, zero with probability p0 and otherwise of either sign with equal
+probability. "bytes / entropy" counts the whole stream, including tables and padding. Times are medians over the runs
+after one warm-up. The input of zstd and LZMA is packed at five trits per byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Codes = npt.NDArray[np.int8]
 
 @dataclass(frozen=True, slots=True)
 class Coder:
-    """A pair of functions under test."""
+    """An encoder and its decoder under test."""
 
     name: str
     encode: Callable[[Codes], bytes]
@@ -37,12 +37,12 @@ class Coder:
 
 
 def pack(codes: Codes) -> bytes:
-    """Five trits a byte."""
+    """Return the codes packed at five trits per byte."""
     return pack_trits(torch.from_numpy(codes)).numpy().tobytes()
 
 
 def unpack(data: bytes, count: int) -> Codes:
-    """The inverse of `pack`."""
+    """Return `count` codes from packed bytes; the inverse of `pack`."""
     codes: Codes = unpack_trits(torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()), count).numpy()
     return codes
 
@@ -64,13 +64,13 @@ CODERS = (
 
 
 def entropy_bits(codes: Codes) -> float:
-    """n H of the empirical distribution, in bits."""
+    """Return the entropy of the sequence, n H of its empirical distribution, in bits."""
     counts = np.unique(codes, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
 def median_ms(function: Callable[[], object], runs: int) -> float:
-    """Median wall time of `runs` calls, in milliseconds, after one call that is not counted."""
+    """Return the median wall time of `runs` calls in milliseconds, after one warm-up call."""
     function()
     times = []
     for _ in range(runs):
@@ -81,14 +81,14 @@ def median_ms(function: Callable[[], object], runs: int) -> float:
 
 
 def table_row(coder: Coder, zero: float, codes: Codes, runs: int) -> str:
-    """One measured row.
+    """Measure one coder and return its table row.
 
     Raises:
-        ValueError: when the coder does not give back what it was given.
+        ValueError: when decoding does not restore the input.
     """
     data, bits = coder.encode(codes), entropy_bits(codes)
     if not np.array_equal(coder.decode(data, codes.size), codes):
-        raise ValueError(f"{coder.name} must decode to the symbols it was given, and does not")
+        raise ValueError(f"{coder.name} must restore the symbols that it encoded, but does not")
     encode_ms = median_ms(lambda: coder.encode(codes), runs)
     decode_ms = median_ms(lambda: coder.decode(data, codes.size), runs)
     return (
@@ -98,7 +98,7 @@ def table_row(coder: Coder, zero: float, codes: Codes, runs: int) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure every coder at three zero probabilities and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--symbols", type=int, default=1 << 18)
     parser.add_argument("--runs", type=int, default=7)

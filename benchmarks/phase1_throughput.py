@@ -1,8 +1,8 @@
-"""Tokens per second of phase 1: a training step and one streaming step, with and without memory and recursion.
+"""Throughput of phase 1: a training step and a streaming step, with and without memory and recursion.
 
     python -m benchmarks.phase1_throughput [--profile nano] [--repeats 7]
 
-Everything is timed in turn within one run; medians, and ratios to the plain decoder of the same shape.
+The models are timed in turn within one run. Reported are medians, and ratios to a plain decoder of the same shape.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def training_seconds(model: Cognate, rows: int, length: int) -> float:
-    """Wall-clock seconds of one optimizer step on `rows` sequences."""
+    """Return the wall-clock seconds of one optimizer step on `rows` random sequences."""
     device = best_device()
     optimizer = MuGrokfast(model, OptimizerConfig())
     batch = torch.randint(0, model.config.vocab_size, (rows, length + 1), device=device)
@@ -45,7 +45,7 @@ def training_seconds(model: Cognate, rows: int, length: int) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Time every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="nano")
     parser.add_argument("--repeats", type=int, default=7)
@@ -62,7 +62,7 @@ def main() -> None:
     for repeat in range(arguments.repeats + 2):
         for name, model in models.items():
             seconds = training_seconds(model, rows, length)
-            if repeat >= 2:
+            if repeat >= 2:  # the first two rounds are warm-up
                 times[name].append(seconds)
     tokens = torch.randint(0, vocab, (48,), device=best_device())
     reference = statistics.median(times["plain decoder"])

@@ -1,11 +1,11 @@
-"""Median time of a merge of three models of 25M parameters: this product beside mergekit, in one run.
+"""Median time of merging three models of 25M parameters: this project against mergekit, in one run.
 
     python benchmarks/phase2_merging.py [--repeats 3] [--threads 1]
 
-Both sides merge the same tensors, and how far their results differ is printed with the times. Two differences
-are expected: where several entries of a task vector have exactly the magnitude at TIES' threshold mergekit
-keeps an arbitrary one of them and this product the first; and mergekit sums SLERP's cosine in float32.
-mergekit is a development dependency (`pip install -e '.[dev]'`).
+Both merge the same tensors, and the difference of their results is printed with the times. Two differences are
+expected: if several entries of a task vector tie at TIES' magnitude threshold, mergekit keeps an arbitrary one and
+this project the first; and mergekit sums SLERP's cosine in float32. mergekit is a development dependency
+(`pip install -e '.[dev]'`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS = (0.5, 0.3, 0.2)
 
 
 def random_models(count: int) -> list[dict[str, torch.Tensor]]:
-    """Models of 8 layers (d_model 512, feed-forward 1024, vocabulary 8192): 25.2M parameters each."""
+    """Return a trunk and `count` branches: 8 layers, d_model 512, d_ff 1024, vocabulary 8192, 25.2M parameters each."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {"embedding": (8192, 512)}
     for layer in range(8):
@@ -41,7 +41,7 @@ def random_models(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def median_seconds(merge: Merge, repeats: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """Median wall time of `repeats` calls, and the last result."""
+    """Return the median wall time of `repeats` calls in seconds, and the last result."""
     times: list[float] = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -51,19 +51,19 @@ def median_seconds(merge: Merge, repeats: int) -> tuple[float, dict[str, torch.T
 
 
 def differences(a: StateDict, b: StateDict) -> tuple[float, int]:
-    """The largest difference of two entries, and how many entries differ by more than 1e-4."""
+    """Return the largest absolute difference of two entries, and the number of differences above 1e-4."""
     gaps = torch.cat([(a[name] - b[name]).abs().reshape(-1) for name in a])
     return float(gaps.max()), int((gaps > 1e-4).sum())
 
 
 def main() -> None:
-    """Time the pairs and print a table."""
+    """Time each pair of implementations and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of mergekit's dependencies, on import
+        warnings.simplefilter("ignore")  # mergekit's dependencies warn on import
         from mergekit.merge_methods import merge_state_dicts
     torch.set_num_threads(arguments.threads)
     trunk, *branches = random_models(3)

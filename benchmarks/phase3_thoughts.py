@@ -1,18 +1,18 @@
-"""The price of thoughts: evaluating text with and without them, and the parallel generator beside sequential ones.
+"""The cost of thoughts: evaluating text with and without them, and parallel against sequential thought generation.
 
     python -m benchmarks.phase3_thoughts [--profile nano] [--bundle PATH] [--rows 4] [--length 128] [--repeats 5]
 
-All times are taken in one process, in turn in every repeat; medians and ratios. Memory is measured in a process of its
-own for each mode: the most that evaluating the text adds to what the loaded model needs (resident, sampled; on a GPU
-as torch counts it). Without --bundle (a reasoning_model) the model is a random one of the profile's shape, its
-thresholds calibrated on the very text, so that the shares of thinking positions are those of the configuration. What
-is compared thinks with the same number and length of thoughts:
+All times are measured in one process, in turn within every repeat; medians and ratios are reported. Memory is measured
+in a separate process per mode: the peak that evaluation adds to the loaded model (resident set, sampled; on a GPU,
+torch's allocator). Without --bundle (a reasoning_model), a random model of the profile's shape is used, with
+thresholds calibrated on the evaluated text, so that the shares of thinking positions are the configured ones. All
+generators think the same number of thoughts of the same length:
 
     parallel     one trace of the text, then a branch for each position and thought, all at once
-    one stream   the text is streamed once; after each token its thoughts are branched off and thought
-    re-stream    for each position its prefix is streamed from the start, then thought
-    re-run       for each thought token the whole prefix and thought are run again by `forward`; here thoughts are
-                 written to the memory and count in the window, so that it is a comparison of cost alone
+    one stream   the text is streamed once; thoughts branch off after each token
+    re-stream    the prefix of each position is streamed from the start before thinking
+    re-run       for each thought token, `forward` runs on the whole prefix and thought; the thoughts then enter the
+                 memory and the attention window, so that only the cost is comparable
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Work = Callable[[], object]
 
 
 def open_reasoner(profile: str, bundle: Path | None, tokens_BS: Tensor) -> Reasoner:
-    """The reasoner of `bundle`, or a random one; on the best device."""
+    """Return the reasoner of `bundle`, or a random one, on the best device."""
     if bundle is not None:
         reasoner = load_reasoner(open_bundle(bundle))
     else:
@@ -71,7 +71,7 @@ def open_reasoner(profile: str, bundle: Path | None, tokens_BS: Tensor) -> Reaso
 
 
 def text(profile: str, bundle: Path | None, rows: int, length: int) -> Tensor:
-    """Random tokens (rows, length) of the model's vocabulary."""
+    """Return random tokens (rows, length) of the model's vocabulary."""
     vocab = (
         open_bundle(bundle).model_config["cognate"]["vocab_size"]
         if bundle is not None
@@ -82,7 +82,7 @@ def text(profile: str, bundle: Path | None, rows: int, length: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(reasoner: Reasoner, tokens_BS: Tensor, rule: Rule) -> tuple[Tensor, float]:
-    """Logits (batch, seq, vocab) with thoughts where `rule` thinks, and the share of positions that did."""
+    """Return logits (batch, seq, vocab) with thoughts where `rule` thinks, and the share of thinking positions."""
     thinker, model = reasoner.thinker, reasoner.thinker.cognate
     if rule == "never":
         return model(tokens_BS).logits, 0.0
@@ -93,7 +93,8 @@ def evaluate(reasoner: Reasoner, tokens_BS: Tensor, rule: Rule) -> tuple[Tensor,
     most = int(where.sum(1).max())
     if most == 0:
         return logits, 0.0
-    positions = where.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # short rows think a little more
+    # Rows with fewer thinking positions are padded with other positions, whose thoughts are discarded below.
+    positions = where.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     thoughts = thinker.think(trace, positions, torch.Generator().manual_seed(0))
     base = trace.y.gather(1, positions[..., None].expand(-1, -1, trace.y.shape[-1]))
     mixed = thinker.talk(base, thoughts).together
@@ -103,7 +104,7 @@ def evaluate(reasoner: Reasoner, tokens_BS: Tensor, rule: Rule) -> tuple[Tensor,
 
 @torch.no_grad()
 def parallel(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int], given: Tensor | None = None) -> Thoughts:
-    """All thoughts of a text at once; `given` (1, positions, N, L) replaces their tokens."""
+    """Return all thoughts of a text, generated at once; `given` (1, positions, N, L) fixes their tokens."""
     at = torch.tensor([list(positions)], device=tokens_S.device)
     return thinker.think(thinker.cognate.trace(tokens_S[None]), at, torch.Generator().manual_seed(0), given)
 
@@ -112,39 +113,39 @@ def parallel(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int], given
 def one_stream(
     thinker: Thinker, tokens_S: Tensor, positions: Sequence[int], given: Tensor | None = None
 ) -> list[Thoughts]:
-    """The text streamed once, thinking after each of `positions`."""
+    """Return the thoughts of a text that is streamed once, thinking after each of `positions`."""
     model, count = thinker.cognate, thinker.config.num_thoughts
-    state, generator, found = model.stream(1), torch.Generator().manual_seed(0), list[Thoughts]()
+    state, generator, thoughts = model.stream(1), torch.Generator().manual_seed(0), list[Thoughts]()
     for position in range(max(positions) + 1):
         model.step(tokens_S[position][None], state)
         if position in positions:
-            own = None if given is None else given[:, len(found)][:, None]
-            found.append(thinker.think_on(Branches.from_stream(model, state, count), count, generator, own))
-    return found
+            own = None if given is None else given[:, len(thoughts)][:, None]
+            thoughts.append(thinker.think_on(Branches.from_stream(model, state, count), count, generator, own))
+    return thoughts
 
 
 @torch.no_grad()
 def re_stream(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int]) -> list[Thoughts]:
-    """As `one_stream`, but every position streams its prefix again."""
+    """Return the thoughts of `one_stream`, streaming the prefix again for every position."""
     return [thought for position in positions for thought in one_stream(thinker, tokens_S, [position])]
 
 
 @torch.no_grad()
 def re_run(thinker: Thinker, tokens_S: Tensor, positions: Sequence[int]) -> list[Tensor]:
-    """Every thought token comes from a run of the whole model over the prefix and the thought so far."""
-    model, config, found = thinker.cognate, thinker.config, list[Tensor]()
+    """Return prefixes with thoughts, each token of which took a forward pass over the prefix and the thought so far."""
+    model, config, sequences = thinker.cognate, thinker.config, list[Tensor]()
     generator = torch.Generator().manual_seed(0)
     for position in positions:
         rows = tokens_S[None, : position + 1].expand(config.num_thoughts, -1)
-        for _ in range(config.max_length + 1):  # one more run reads the state at the end of the thought
+        for _ in range(config.max_length + 1):  # the last pass reads the state after the end of the thought
             actions = act(model(rows).logits[:, -1], config.temperature, config.top_p, generator)
             rows = torch.cat([rows, actions.index[:, None]], dim=1)
-        found.append(rows)
-    return found
+        sequences.append(rows)
+    return sequences
 
 
 def seconds(work: Work) -> float:
-    """Wall-clock seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -155,7 +156,7 @@ def seconds(work: Work) -> float:
 
 
 def medians(works: dict[str, Work], repeats: int) -> dict[str, float]:
-    """Median seconds of each work, all of them in turn in every repeat, after one round that is not counted."""
+    """Return the median seconds of each work; all run in turn in every repeat, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
@@ -166,7 +167,7 @@ def medians(works: dict[str, Work], repeats: int) -> dict[str, float]:
 
 
 def memory_of(work: Work) -> tuple[int, int]:
-    """Bytes held before `work`, and the most that were held during it."""
+    """Return the bytes in use before `work`, and the peak during it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -188,7 +189,7 @@ def memory_of(work: Work) -> tuple[int, int]:
 
 
 def measured_apart(mode: str, arguments: argparse.Namespace) -> tuple[int, int]:
-    """`memory_of` evaluating the text in `mode`, in a process whose allocator gives back what is freed."""
+    """Return `memory_of` evaluating the text in `mode`, in a process whose allocator returns freed memory at once."""
     command = [sys.executable, "-m", "benchmarks.phase3_thoughts", "--memory", mode, "--profile", arguments.profile]
     command += ["--rows", str(arguments.rows), "--length", str(arguments.length), "--threads", str(arguments.threads)]
     command += ["--bundle", str(arguments.bundle)] if arguments.bundle is not None else []
@@ -200,19 +201,19 @@ def measured_apart(mode: str, arguments: argparse.Namespace) -> tuple[int, int]:
 
 
 def print_evaluation(reasoner: Reasoner, tokens_BS: Tensor, arguments: argparse.Namespace) -> None:
-    """Tokens per second and peak memory of each mode."""
+    """Print tokens per second and peak memory of each mode."""
     works: dict[str, Work] = {
         mode: (lambda rule=rule: evaluate(reasoner, tokens_BS, rule))  # type: ignore[misc]
         for mode, rule in MODES.items()
         if mode in arguments.modes
     }
-    found = medians(works, arguments.repeats)
+    median_times = medians(works, arguments.repeats)
     heads = (("thinks at", 11), ("tokens/s", 11), ("time / off", 12), ("loaded MB", 11), ("adds MB", 10))
     print(f"{'evaluating text':16s}{''.join(f'{name:>{width}s}' for name, width in heads)}")
-    for mode, median in found.items():
+    for mode, median in median_times.items():
         share = evaluate(reasoner, tokens_BS, MODES[mode])[1]
         before, most = measured_apart(mode, arguments)
-        ratio = f"{median / found['off']:.2f}" if "off" in found else "-"
+        ratio = f"{median / median_times['off']:.2f}" if "off" in median_times else "-"
         print(
             f"{mode:16s}{share:11.1%}{tokens_BS.numel() / median:11,.0f}{ratio:>12s}"
             f"{before / 1e6:11.1f}{(most - before) / 1e6:10.1f}"
@@ -220,7 +221,7 @@ def print_evaluation(reasoner: Reasoner, tokens_BS: Tensor, arguments: argparse.
 
 
 def print_generation(thinker: Thinker, tokens_S: Tensor, arguments: argparse.Namespace) -> None:
-    """Thoughts per second of every way to think at all positions of one text, and that the first two agree."""
+    """Print thoughts per second of every generator on one text, and the largest gap between the first two."""
     count, everywhere = thinker.config.num_thoughts, range(len(tokens_S))
     few = list(range(arguments.stride // 2, len(tokens_S), arguments.stride)) or [len(tokens_S) - 1]
     places: dict[str, Sequence[int]] = {
@@ -235,8 +236,8 @@ def print_generation(thinker: Thinker, tokens_S: Tensor, arguments: argparse.Nam
         "re-stream": lambda: re_stream(thinker, tokens_S, few),
         "re-run": lambda: re_run(thinker, tokens_S, few),
     }
-    found = medians(works, arguments.repeats)
-    rates = {name: len(places[name]) * count / median for name, median in found.items()}
+    median_times = medians(works, arguments.repeats)
+    rates = {name: len(places[name]) * count / median for name, median in median_times.items()}
     print(f"\n{'thinking':16s}{'positions':>11s}{'thoughts/s':>11s}{'parallel is faster by':>23s}")
     for name, rate in rates.items():
         print(f"{name:16s}{len(places[name]):11d}{rate:11,.1f}{rates['parallel'] / rate:23.1f}")
@@ -248,15 +249,17 @@ def print_generation(thinker: Thinker, tokens_S: Tensor, arguments: argparse.Nam
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print both tables."""
+    """Measure and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="nano")
     parser.add_argument("--bundle", type=Path, help="folder of a reasoning_model")
-    parser.add_argument("--rows", type=int, default=4, help="texts that are evaluated together")
-    parser.add_argument("--length", type=int, default=128, help="tokens in a text")
+    parser.add_argument("--rows", type=int, default=4, help="texts in the evaluated batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens per text")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--stride", type=int, default=32, help="re-stream and re-run think at every so many positions")
+    parser.add_argument(
+        "--stride", type=int, default=32, help="re-stream and re-run think only at every STRIDE-th position"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--memory", choices=MODES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

@@ -1,21 +1,22 @@
-"""How fast compositions of experts are measured, and what a search of 5,000 of them would take.
+"""Speed of evaluating expert compositions, and the time that a search of 5,000 of them would take.
 
     python -m benchmarks.phase7_search [--profile mini] [--experts 4] [--questions 32] [--windows 2] [--tokens 128]
                                        [--genomes 40] [--repeats 3] [--threads 1] [--search]
 
-Random models of the profile's shape with random experts, questions of the ladder, random text. The same random genomes
-are measured in turn in every repeat, medians over repeats:
+The benchmark uses random models of the profile's shape with random experts, questions of the ladder and random text.
+The same random genomes are evaluated in turn within every repeat, each line adding one optimization to those above:
 
-    nothing      every layer is computed, all questions are asked, nothing is looked up
-    kept         what lies below the first adapted layer is kept
-    raced        and bad ones are stopped on the first part of the questions
-    looked up    and a composition that came before is looked up (each genome comes `--again` times)
+    nothing      every layer is computed, all questions are asked, nothing is cached
+    kept         activations below the first adapted layer are cached
+    raced        bad compositions are stopped after the first part of the questions
+    looked up    results of earlier compositions are cached (each genome occurs `--again` times)
 
-With --search the profile's whole search is run instead, once by NSGA-II and once at random: its population, generations
-and latency bound, and what stands above otherwise (structures are timed 3 times here).
+With --search, the profile's whole search is run instead, once by NSGA-II and once at random, with its population,
+generations and latency bound (structures are timed 3 times here).
 
-The model's experts are random, so that the race stops what a trained one's might not: both are shown. Seconds are
-those of the clock; next to them the processor's, which a busy machine does not change.
+Because the experts are random, racing may stop more compositions than it would with trained experts; timings with and
+without racing are shown. Times are medians of wall-clock seconds, followed by CPU seconds, which do not depend on the
+load of the machine.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ EVALUATIONS = 5000
 
 
 def ladder(number: int) -> list[Question]:
-    """Questions of levels 1 and 2, alike."""
+    """Return `number` questions each of levels 1 and 2."""
     return [
         make_with_content(kinds[seed % len(kinds)], seed)[0] for kinds in map(cells, (1, 2)) for seed in range(number)
     ]
 
 
 def random_model(profile: str) -> Cognate:
-    """A ternary model of the profile's shape."""
+    """Return a random ternary model of the profile's shape."""
     torch.manual_seed(0)
     sizes = profile_of(profile)
     model = Cognate(CognateConfig(vocab_size=sizes.tokenizer.vocab_size, **sizes.trunk.shape.model_dump()))
@@ -64,52 +65,52 @@ def random_model(profile: str) -> Cognate:
 
 
 def evaluators(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Evaluator]:
-    """The ways of measuring, on the same batches."""
+    """Return an evaluator for each combination of optimizations, all on the same batches."""
     draw = torch.Generator().manual_seed(0)
-    scalable = SVFModel(random_model(arguments.profile))
-    vocab = scalable.model.config.vocab_size
+    svf = SVFModel(random_model(arguments.profile))
+    vocab = svf.model.config.vocab_size
     experts = [
         Expert.of(
-            {n: 1 + 0.2 * torch.rand(len(s.s_R), generator=draw) for n, s in scalable.singular.items()},
-            scalable.singular,
+            {n: 1 + 0.2 * torch.rand(len(s.s_R), generator=draw) for n, s in svf.singular.items()},
+            svf.singular,
         )
         for _ in range(arguments.experts)
     ]
     tokens = torch.randint(0, vocab, (16, 257), generator=draw)
     windows = Windows(tokens[:, :-1], tokens[:, 1:], torch.zeros(16, 256, dtype=torch.long), torch.tensor([16 * 768]))
     bound = profile_of(arguments.profile).expert_model.search.latency_bound
-    found = {}
+    ways = {}
     for name, share, keep in (("nothing", 1.0, False), ("kept", 1.0, True), ("raced", 0.5, True)):
         given = shared(
-            ladder(150), windows, tokenizer, scalable.model.config.max_seq_len, num_questions=arguments.questions,
+            ladder(150), windows, tokenizer, svf.model.config.max_seq_len, num_questions=arguments.questions,
             num_windows=arguments.windows, racing_share=share, window_tokens=arguments.tokens,
         )  # fmt: skip
         answers = [
             torch.rand(rows, arguments.experts + 1, generator=torch.Generator().manual_seed(rows)).softmax(-1)
             for rows in (len(given.questions), len(given.inputs_WS))
         ]
-        found[name] = Evaluator(
-            scalable, experts, given, *answers, router_bytes=100, latency_bound=bound, latency_questions=4,
+        ways[name] = Evaluator(
+            svf, experts, given, *answers, router_bytes=100, latency_bound=bound, latency_questions=4,
             latency_repeats=3, keep_activations=keep,
         )  # fmt: skip
-    return found
+    return ways
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Of the clock and of the processor."""
+    """Return the wall-clock and CPU seconds of one call."""
     clock, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - clock, time.process_time() - processor
 
 
 class Clock(SilentReporter):
-    """Prints how long each search has taken, now and then."""
+    """Prints the time that each search has taken so far."""
 
     def __init__(self) -> None:
         self.begun: dict[str, tuple[float, float]] = {}
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Ten times in a search."""
+        """Print wall-clock and CPU minutes, ten times per search."""
         begun = self.begun.setdefault(label, (time.perf_counter(), time.process_time()))
         if done % (total // 10) == 0:
             clock, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
@@ -117,14 +118,14 @@ class Clock(SilentReporter):
 
 
 def whole_search(evaluator: Evaluator, profile: str) -> None:
-    """The search of a profile with one seed: its time, and what it found."""
+    """Run the profile's search with one seed; print its time and metrics."""
     config = profile_of(profile).expert_model.search
-    found = search(evaluator, config.model_copy(update={"seeds": 1}), Clock())
-    print({name: round(value, 5) for name, value in found.metrics().items()})
+    result = search(evaluator, config.model_copy(update={"seeds": 1}), Clock())
+    print({name: round(value, 5) for name, value in result.metrics().items()})
 
 
 def main() -> None:
-    """Print all of it."""
+    """Time the evaluators, or run the whole search, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini", choices=["nano", "mini"])
     for name, value in {
@@ -147,18 +148,18 @@ def main() -> None:
     timed = seconds(lambda: [ways["kept"].latency(genome.structure) for genome in genomes])
     print(f"{arguments.profile}: {space.num_layers} layers, {arguments.experts} experts, threads {arguments.threads}")
     print(f"{len(ways['kept'].latencies)} structures timed once in {timed[0]:.2f} s, {timed[1]:.2f} s of the processor")
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "looked up")}
+    durations: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "looked up")}
     again: list[Composition] = genomes * arguments.again
     for _ in range(arguments.repeats):
         for name, way in ways.items():
             way.latencies |= ways["kept"].latencies
             way.evaluate(space.unadapted)
-            found[name].append(seconds(lambda way=way: [way.measure(genome) for genome in genomes]))  # type: ignore[misc]
+            durations[name].append(seconds(lambda way=way: [way.measure(g) for g in genomes]))  # type: ignore[misc]
         ways["raced"].known.clear()
-        found["looked up"].append(seconds(lambda: [ways["raced"].evaluate(genome) for genome in again]))
+        durations["looked up"].append(seconds(lambda: [ways["raced"].evaluate(genome) for genome in again]))
     outcomes = Counter(ways["raced"].evaluate(genome).status for genome in genomes)
     print(f"of {len(genomes)} random genomes: {dict(outcomes)}")
-    for name, times in found.items():
+    for name, times in durations.items():
         asked = len(genomes) * (arguments.again if name == "looked up" else 1)
         clock, processor = (statistics.median(t[i] for t in times) / asked for i in (0, 1))
         print(
@@ -172,7 +173,7 @@ def main() -> None:
         ]
         clock, processor = (statistics.median(t[i] for t in times) / len(measured) for i in (0, 1))
         print(
-            f"kept, of the {len(measured)} that are not too slow: {clock:.4f} s ({processor:.4f}); if all were so, "
+            f"kept, the {len(measured)} within the latency bound: {clock:.4f} s ({processor:.4f}); if all were, "
             f"{EVALUATIONS} would take {EVALUATIONS * clock / 60:.1f} min ({EVALUATIONS * processor / 60:.1f})"
         )
 

@@ -1,10 +1,10 @@
-"""Seconds a training step: one process, several that share each batch, and torch's DistributedDataParallel, in one run.
+"""Seconds per training step: one process, several data-parallel ranks, and torch's DistributedDataParallel, in one run.
 
-    python benchmarks/distributed.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
+    python benchmarks/ranks.py [--profile nano] [--processes 2] [--steps 20] [--rows 8]
 
 Every arrangement trains the trunk of the profile on the same random tokens and uses all cores: one process with a
-thread for each core, or several processes that divide the cores. The two parallel ones also print how far their
-weights are from those of the single process, in units of how far those moved.
+thread per core, or several processes that divide the cores. For the two parallel arrangements, the distance of the
+weight updates from those of the single process is printed, relative to the norm of the latter.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ WARM_STEPS = 3
 
 
 class Timed(SilentReporter):
-    """When each step ended."""
+    """A reporter that records the time at which each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Take the time."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
 
 class Loss(nn.Module):
-    """The objective as a module's forward pass, as DistributedDataParallel wants it."""
+    """The objective as the forward pass of a module, which DistributedDataParallel requires."""
 
     def __init__(self, model: Cognate) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Tensor) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         return next_token_objective(self.model, batch, None, torch.Generator()).loss
 
 
 def configured(options: argparse.Namespace) -> TrainingConfig:
-    """The trunk's training at this profile, short and without a schedule."""
+    """Return the trunk's training configuration of the profile, shortened and with a constant learning rate."""
     changed = {"steps": options.steps, "batch_size": options.rows, "warmup_fraction": 0.0, "decay_fraction": 0.0}
     return profile_of(options.profile).trunk.training.model_copy(update=changed)
 
 
 def batches(config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """Random tokens (rows, seq + 1)."""
+    """Return random tokens (rows, seq + 1)."""
     return torch.randint(VOCABULARY, (config.batch_size, config.seq_len + 1), generator=generator)
 
 
 def ours(model: Cognate, config: TrainingConfig) -> list[float]:
-    """Times at which the steps of the product's own loop ended."""
+    """Train with this project's loop and return the times at which its steps ended."""
     timed = Timed()
     train(model, next_token_objective, lambda g: batches(config, g), config, timed, rows_apart=True)
     return timed.ends
 
 
 def peer(model: Cognate, config: TrainingConfig) -> list[float]:
-    """Times at which the steps ended that torch's own wrapper shares."""
+    """Train with torch's DistributedDataParallel and return the times at which its steps ended."""
     model.to(best_device()).train()
     wrapped = nn.parallel.DistributedDataParallel(Loss(model), find_unused_parameters=False)
     optimizer = MuGrokfast(model, config)
@@ -91,7 +91,7 @@ def peer(model: Cognate, config: TrainingConfig) -> list[float]:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Train in this process, alone or as one of several, and write what came out."""
+    """Train in this process, alone or as one rank of several; the first rank writes the weight updates."""
     config = configured(options)
     shape = CognateConfig(vocab_size=VOCABULARY, **profile_of(options.profile).trunk.shape.model_dump())
     torch.manual_seed(config.seed)
@@ -109,7 +109,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, arrangement: str, processes: int) -> dict[str, Tensor]:
-    """One arrangement in processes of its own: seconds a step, and how far the weights moved."""
+    """Run one arrangement in new processes; return the seconds per step and the weight updates."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         own = [str(Path(__file__)), f"--work={arrangement}", f"--out={folder}", f"--profile={options.profile}"]

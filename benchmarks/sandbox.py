@@ -1,9 +1,9 @@
-"""Programs and verdicts per second of both sandboxes, beside a bare Python process that isolates nothing.
+"""Programs and checks per second of both sandboxes, compared with a plain Python process without isolation.
 
     python -m benchmarks.sandbox [--embedded 500] [--container 12]
 
-Each item is a program of its own, or a check of its own; one after the other. Times are medians over the items, after
-one that is not counted. The bare process is there for scale alone: nothing model-written ever runs so.
+Each item is a separate program or a separate check, and items run one after the other. Times are medians over the
+items, after one warm-up. The plain process is only a reference: model-written code never runs that way.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ TESTS = "assert [fib(n) for n in range(8)] == [0, 1, 1, 2, 3, 5, 8, 13]\nassert 
 
 
 def median_s(action: Callable[[int], bool], items: int) -> float:
-    """Median wall time of an item, in seconds.
+    """Return the median wall time of an item in seconds.
 
     Raises:
-        ValueError: when an item does not end as it must.
+        ValueError: when an item fails.
     """
     times = []
     for item in range(items + 1):
         start = time.perf_counter()
         if not action(item):
-            raise ValueError(f"item {item} must end well and does not")
+            raise ValueError(f"item {item} must succeed, but failed")
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 
 def row(name: str, what: str, seconds: float) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     return f"| {name} | {what} | {1000 * seconds:.2f} | {1 / seconds:.1f} |"
 
 
 def bare(item: int) -> bool:
-    """A process of this interpreter."""
+    """Run the program in a plain process of this interpreter and return whether it succeeded."""
     source = f"{CODE}print(fib({item}))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", source], capture_output=True, check=False, timeout=10)
     return done.returncode == 0
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure both sandboxes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedded", type=int, default=500)
     parser.add_argument("--container", type=int, default=12)

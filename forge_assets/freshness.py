@@ -1,8 +1,7 @@
-"""What a run has to do: which assets are fresh, which must be made again and which are only to be judged.
+"""The plan of a run: which assets are fresh, which are stale and must be made, and which only need to be judged.
 
-An asset is fresh when its latest materialization carries, as `forge/inputs`, the digest of the code, the
-configuration and the inputs that it would be made from now, when the store still holds it, and when nothing
-above it is about to change.
+An asset is fresh when the `forge/inputs` digest of its latest materialization equals that of its current code,
+configuration and inputs, the store still holds that version, and nothing upstream is about to change.
 """
 
 import importlib
@@ -26,12 +25,12 @@ Action = Literal["make", "judge", "keep", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What is to be done with one asset.
+class PlannedStep:
+    """The action planned for one asset.
 
-    make: it is stale. judge: it is fresh, its checks have to run. keep: nothing to do. closed: it is fresh
-    but its gate failed, or it cannot be made because of `reason`. `inputs` is what it would be made from,
-    known only when nothing above it is made first.
+    make: the asset is stale. judge: it is fresh, but its checks have to run. keep: there is nothing to do. closed: it
+    is fresh but its gate failed, or it cannot be made, for `reason`. `inputs` is the digest of what it would be made
+    from, None while an upstream asset has to be made first.
     """
 
     asset: str
@@ -41,7 +40,7 @@ class Step:
 
 
 def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseModel]:
-    """Every asset's configuration: the profile's values with `overrides` (asset to fields), fully checked.
+    """Return the validated configuration of every asset: the profile's values with `overrides` (asset to fields).
 
     Raises:
         UserError: for an asset or a field that does not exist, or a value out of its bounds.
@@ -55,9 +54,9 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
     classes = {asset: _config_class(forge, asset) for asset in known}
     for asset, values in overrides.items():
         if unknown := unknown_paths(classes[asset], values):
-            paths_there = list(paths(classes[asset]))
-            told = "; ".join(f"{path}: there is no such value, {suggestion(path, paths_there)}" for path in unknown)
-            raise UserError(f"the configuration of {asset} is refused: {told}")
+            known_paths = list(paths(classes[asset]))
+            problem = "; ".join(f"{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown)
+            raise UserError(f"the configuration of {asset} is refused: {problem}")
     run_config = {"ops": {asset: {"config": dict(values)} for asset, values in overrides.items()}}
     try:
         complete = dg.validate_run_config(forge.job(), run_config)
@@ -76,8 +75,8 @@ def resolve_config(forge: Forge, overrides: Mapping[str, Mapping[str, Any]]) -> 
 def _config_class(forge: Forge, asset: str) -> type[BaseModel]:
     node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
     module, _, name = str(node.metadata[CONFIG_CLASS]).partition(":")
-    found: type[BaseModel] = getattr(importlib.import_module(module), name)
-    return found
+    config: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return config
 
 
 def plan(
@@ -86,8 +85,8 @@ def plan(
     *,
     select: Sequence[str] = (),
     force: Sequence[str] = (),
-) -> list[Step]:
-    """One step for each selected asset (default: all), inputs first.
+) -> list[PlannedStep]:
+    """Return one step for each selected asset (default: all) in topological order.
 
     Raises:
         UserError: when `select` or `force` names an asset that does not exist.
@@ -95,49 +94,51 @@ def plan(
     known = forge.assets()
     if unknown := sorted({*select, *force} - set(known)):
         raise UserError(f"there is no asset {', '.join(unknown)}; assets are {', '.join(known)}")
-    steps: dict[str, Step] = {}
+    steps: dict[str, PlannedStep] = {}
     for asset in known:
         if not select or asset in select:
             steps[asset] = _step(forge, asset, configs[asset], steps, asset in force)
     return list(steps.values())
 
 
-def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
+def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool) -> PlannedStep:
     parents = forge.inputs_of(asset)
     node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
     if REPORTS in node.tags:
         return _report_step(forge, asset, config, steps, forced)
     if closed := [p for p in parents if p in steps and steps[p].action == "closed"]:
-        return Step(asset, "closed", f"{', '.join(closed)} cannot be built upon")
+        return PlannedStep(asset, "closed", f"{', '.join(closed)} cannot be built upon")
     if changing := [p for p in parents if p in steps and steps[p].action == "make"]:
-        return Step(asset, "make", f"made from {', '.join(changing)}, which is made first")
+        return PlannedStep(asset, "make", f"made from {', '.join(changing)}, which is made first")
     for parent in (p for p in parents if p not in steps):
         gate = [check for check in forge.checks_of(parent) if check.name == "gate"]
         judged = judge_latest(forge.instance, dg.AssetKey(parent), gate)
         if judged.record is None or (gate and judged.closed):
-            return Step(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
+            return PlannedStep(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
     digests = {p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents}
     inputs = inputs_digest(str(node.code_version), config, digests)
     if (reason := "asked for by --force" if forced else _stale(forge, asset, inputs)) is not None:
-        return Step(asset, "make", reason, inputs)
+        return PlannedStep(asset, "make", reason, inputs)
     return _judged(forge, asset, inputs)
 
 
-def _report_step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Step], forced: bool) -> Step:
-    """A report can always be made; it is fresh until something was made, judged or overridden since."""
+def _report_step(
+    forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, PlannedStep], forced: bool
+) -> PlannedStep:
+    """Return the step of a report, which no gate blocks; it is fresh until something is made, judged or overridden."""
     if any(step.action in ("make", "judge") for step in steps.values()):
-        return Step(asset, "make", "reports what is made or judged first")
+        return PlannedStep(asset, "make", "reports what is made or judged first")
     inputs = report_inputs(forge, config)
     reason = (
         "asked for by --force" if forced else _stale(forge, asset, inputs, "something was made, judged or overridden")
     )
-    return Step(asset, "keep", "fresh", inputs) if reason is None else Step(asset, "make", reason, inputs)
+    return PlannedStep(asset, "keep", "fresh", inputs) if reason is None else PlannedStep(asset, "make", reason, inputs)
 
 
 def _stale(
     forge: Forge, asset: str, inputs: str, changed: str = "its code, configuration or inputs changed"
 ) -> str | None:
-    """Why the latest materialization of `asset` does not stand for `inputs`; None when it does."""
+    """Return why the latest materialization of `asset` is stale with respect to `inputs`, or None if it is fresh."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     if record is None:
         return "never made"
@@ -157,28 +158,28 @@ def _stale(
     return None
 
 
-def _judged(forge: Forge, asset: str, inputs: str) -> Step:
-    """A fresh asset: keep it, judge it, or stop at its closed gate."""
+def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
+    """Return the step of a fresh asset: keep it, judge it, or stop at its closed gate."""
     record = latest_materialization(forge.instance, dg.AssetKey(asset))
     checks = forge.checks_of(asset)
     if record is None or not checks:
-        return Step(asset, "keep", "fresh", inputs)
+        return PlannedStep(asset, "keep", "fresh", inputs)
     lineage = forge.store.open_materialized(asset, record).lineage()
     closed, kept = "", "fresh, gate passed"
     for check in checks:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
         if verdict is None:
-            return Step(asset, "judge", f"{check.name} has no completed verdict", inputs)
+            return PlannedStep(asset, "judge", f"{check.name} has no completed verdict", inputs)
         rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
         if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
-            return Step(asset, "judge", f"the table of {check.name} changed", inputs)
+            return PlannedStep(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:
             override = judge_latest(forge.instance, dg.AssetKey(asset), [check]).override
             closed = "" if override is not None else verdict.description or "its gate failed"
             kept = kept if override is None else f"fresh, gate {override.describe()}"
-    return Step(asset, "closed", closed, inputs) if closed else Step(asset, "keep", kept, inputs)
+    return PlannedStep(asset, "closed", closed, inputs) if closed else PlannedStep(asset, "keep", kept, inputs)
 
 
 def _number(verdict: Any, name: str) -> float | None:

@@ -1,8 +1,8 @@
-"""A sensor, off until turned on, that reports a gate or claim which passed before and fails now.
+"""A sensor (off by default) that reports every gate or claim that flips from passed to failed.
 
-A report is an error in the tick's log, a line in `gate_flips.jsonl` in the forge home, and, where
-`FORGE_ALERT_WEBHOOK` is set, a POST of that line as JSON. Verdicts are compared within one profile. What happened
-before the sensor was turned on is not reported.
+A flip is logged as an error in the sensor tick and appended as one JSON line to `gate_flips.jsonl` in the forge home;
+if `FORGE_ALERT_WEBHOOK` is set, the line is also sent there by POST. Verdicts are compared within one profile. Flips
+from before the sensor was turned on are not reported.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from forge_assets.gate_history import Entry, profiles_of, verdicts_of
+from forge_assets.gate_history import GateEntry, profiles_of, verdicts_of
 from forge_resources import forge_home
 from forge_resources.overrides import utc_text
 
@@ -24,38 +24,38 @@ _TIMEOUT_S = 10.0
 
 
 def flip_sensor(checks: Sequence[dg.AssetCheckKey], *, interval_s: int = 60) -> dg.SensorDefinition:
-    """The sensor `gate_flips` over `checks`."""
+    """Return the sensor `gate_flips`, which watches `checks`."""
 
     @dg.sensor(
         name="gate_flips",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=interval_s,
-        description=f"Reports a gate that passed before and fails now: log, {FILE} in the forge home, {WEBHOOK}.",
+        description=f"Reports gates that flip from pass to fail: tick log, {FILE} in the forge home, {WEBHOOK}.",
     )
     def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         seen: dict[str, float] | None = json.loads(context.cursor) if context.cursor else None
-        found, newest = new_flips(context.instance, checks, seen)
-        for before, now in found:
+        flips, newest = new_flips(context.instance, checks, seen)
+        for before, now in flips:
             context.log.error(describe(before, now))
             line = json.dumps(as_json(before, now), allow_nan=False)
             with (forge_home() / FILE).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
             if problem := _post(line):
                 context.log.error(problem)
-        said = "; ".join(describe(before, now) for before, now in found)
-        return dg.SensorResult(skip_reason=said or "no gate flipped from pass to fail", cursor=json.dumps(newest))
+        summary = "; ".join(describe(before, now) for before, now in flips)
+        return dg.SensorResult(skip_reason=summary or "no gate flipped from pass to fail", cursor=json.dumps(newest))
 
     return tick
 
 
 def new_flips(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], seen: dict[str, float] | None
-) -> tuple[list[tuple[Entry, Entry]], dict[str, float]]:
-    """Each pass with the failure that followed it, and the time of the newest verdict of each check.
+) -> tuple[list[tuple[GateEntry, GateEntry]], dict[str, float]]:
+    """Return each pass with the failure that followed it, and the time of the newest verdict of each check.
 
-    `seen` is that time as of the last look; without it nothing counts as new.
+    `seen` holds those times as of the previous tick; without it (the first tick) nothing counts as new.
     """
-    found: list[tuple[Entry, Entry]] = []
+    flips: list[tuple[GateEntry, GateEntry]] = []
     newest: dict[str, float] = {}
     for check in checks:
         name = check.to_user_string()
@@ -63,33 +63,33 @@ def new_flips(
         newest[name] = max((entry.at for entry in entries), default=0.0)
         since = newest[name] if seen is None else seen.get(name, 0.0)
         if newest[name] > since:
-            found += [pair for pair in _flips(entries, profiles_of(instance, check.asset_key)) if pair[1].at > since]
-    return found, newest
+            flips += [pair for pair in _flips(entries, profiles_of(instance, check.asset_key)) if pair[1].at > since]
+    return flips, newest
 
 
-def _flips(entries: Sequence[Entry], profiles: dict[int, str]) -> list[tuple[Entry, Entry]]:
-    """Neighbours in one gate's verdicts at one profile, of which the first passed and the second did not.
+def _flips(entries: Sequence[GateEntry], profiles: dict[int, str]) -> list[tuple[GateEntry, GateEntry]]:
+    """Return consecutive verdicts on one gate at one profile where the first passed and the second failed.
 
-    A model that could not be judged at all follows every gate of its check.
+    A verdict on a model that could not be read counts as a failure of every gate of its check.
     """
-    last: dict[tuple[str, str], Entry] = {}
-    found = []
+    last: dict[tuple[str, str], GateEntry] = {}
+    flips = []
     for entry in entries:
         profile = profiles.get(entry.version, "")
         if entry.threshold is None:  # not judged: the whole check fails
             passed = [other for (_, of), other in last.items() if of == profile and other.passed]
-            found += [(passed[-1], entry)] if passed else []
+            flips += [(passed[-1], entry)] if passed else []
             last |= {key: entry for key in last if key[1] == profile}
             continue
         before = last.get((entry.gate, profile))
         if before is not None and before.passed and not entry.passed:
-            found.append((before, entry))
+            flips.append((before, entry))
         last[entry.gate, profile] = entry
-    return found
+    return flips
 
 
-def describe(before: Entry, now: Entry) -> str:
-    """One line: which gate, its value and threshold, and the two runs."""
+def describe(before: GateEntry, now: GateEntry) -> str:
+    """Return a line that names the gate, its value and threshold, and the two runs."""
     kind = "gate" if now.blocking else "claim"
     if now.threshold is None:
         what = now.reason
@@ -103,8 +103,8 @@ def describe(before: Entry, now: Entry) -> str:
     )
 
 
-def as_json(before: Entry, now: Entry) -> dict[str, Any]:
-    """The flip as plain values; `text` is what chat services show."""
+def as_json(before: GateEntry, now: GateEntry) -> dict[str, Any]:
+    """Return the flip as plain values; `text` is the field that chat services display."""
     fields = ("asset", "gate", "blocking", "metric", "value", "threshold", "run_id", "digest")
     values = {name: getattr(now, name) for name in fields}
     return {
@@ -116,7 +116,10 @@ def as_json(before: Entry, now: Entry) -> dict[str, Any]:
 
 
 def _post(line: str) -> str | None:
-    """Send `line` to the webhook, if there is one; what went wrong, without the address, which may hold a secret."""
+    """Send `line` to the webhook, if one is set, and return the problem, if any.
+
+    The problem does not name the address, which may hold a secret.
+    """
     address = os.environ.get(WEBHOOK, "").strip()
     if not address:
         return None

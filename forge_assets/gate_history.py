@@ -1,8 +1,8 @@
-"""The history of every gate and claim over runs: each completed verdict, its number, and who overrode it.
+"""The history of every gate and claim over runs: each completed verdict with its value, and any override of it.
 
-Verdicts come from Dagster's event log, which keeps them all: rows of runs that died before a check are left out, and
-a check that judged one version twice stands there twice. The profile comes from the materialization that was judged,
-and the model store says whether that version is still there.
+Verdicts come from Dagster's event log. Checks that never completed (their run died) are left out; a version that was
+judged twice has two verdicts. The profile comes from the materialization that was judged, and the model store says
+whether that version still exists.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ _PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GateEntry:
     """One verdict on one gate or claim of one version.
 
-    `version` is the storage id of the materialization that was judged. `value` is None where nothing finite was
-    measured; `threshold` too where the model could not be judged at all: then `gate` is the check's name and `reason`
+    `version` is the storage id of the materialization that was judged. `value` is None if no finite value was measured.
+    If the model could not be judged at all, `threshold` is None as well, `gate` is the name of the check and `reason`
     says why.
     """
 
@@ -51,60 +51,60 @@ class Entry:
 
     @property
     def margin(self) -> float | None:
-        """By how much the gate is passed, in the metric's own unit; negative when it fails."""
+        """Distance to the threshold in the metric's unit, positive when the gate passes and negative when it fails."""
         if self.value is None or self.threshold is None:
             return None
         return self.value - self.threshold if self.direction == "at_least" else self.threshold - self.value
 
     def required(self) -> str:
-        """The condition, for instance `>= 0.84`."""
+        """Return the condition as text, for instance `>= 0.84`."""
         if self.threshold is None:
             return "a model that can be read"
         return f"{'>=' if self.direction == 'at_least' else '<='} {self.threshold:g}"
 
     def as_json(self) -> dict[str, Any]:
-        """The verdict as plain values."""
+        """Return the verdict as plain values."""
         values = {**asdict(self), "margin": self.margin, "at": utc_text(self.at)}
         return {**values, "override": None if self.override is None else self.override.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
 class AssetGates:
-    """One model's gates: `entries` oldest first, `rows` of the table now, and whether the way is open.
+    """The gates of one model: `entries` oldest first, the current `rows` of the gate table, and why it is `closed`.
 
-    `version` is the latest materialization's storage id, None when the model was never made.
+    `version` is the storage id of the latest materialization, None if the model was never made.
     """
 
     asset: str
     version: int | None
     rows: tuple[Gate, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[GateEntry, ...]
     overrides: tuple[Override, ...]
     closed: tuple[str, ...]
     override: Override | None
 
-    def latest(self) -> tuple[Entry, ...]:
-        """The newest verdict on each gate of the latest version."""
+    def latest(self) -> tuple[GateEntry, ...]:
+        """Return the newest verdict on each gate of the latest version."""
         newest = {(entry.gate, entry.blocking): entry for entry in self.entries if entry.version == self.version}
         judged_at = {blocking: max(e.at for (_, b), e in newest.items() if b == blocking) for _, blocking in newest}
         return tuple(entry for (_, blocking), entry in newest.items() if entry.at == judged_at[blocking])
 
     def unjudged(self) -> tuple[Gate, ...]:
-        """The gates and claims of the table that the latest version has no verdict on."""
+        """Return the gates and claims of the table on which the latest version has no verdict."""
         judged = {(entry.gate, entry.blocking) for entry in self.latest()}
         unread = {entry.blocking for entry in self.latest() if entry.threshold is None}
         return tuple(row for row in self.rows if (row.name, row.blocking) not in judged and row.blocking not in unread)
 
-    def histories(self) -> dict[tuple[str, bool], list[Entry]]:
-        """The verdicts of each gate, in the order of the table; gates that are no longer in it come last."""
-        order: dict[tuple[str, bool], list[Entry]] = {(row.name, row.blocking): [] for row in self.rows}
+    def histories(self) -> dict[tuple[str, bool], list[GateEntry]]:
+        """Return the verdicts of each gate in the order of the table; gates no longer in the table come last."""
+        order: dict[tuple[str, bool], list[GateEntry]] = {(row.name, row.blocking): [] for row in self.rows}
         for entry in self.entries:
             order.setdefault((entry.gate, entry.blocking), []).append(entry)
         return {key: entries for key, entries in order.items() if entries}
 
 
 def collect_gates(forge: Forge) -> tuple[AssetGates, ...]:
-    """The gates of every model, inputs first."""
+    """Return the gates of every model in topological order."""
     return tuple(_asset_gates(forge, asset) for asset in forge.assets() if forge.checks_of(asset))
 
 
@@ -126,9 +126,12 @@ def _asset_gates(forge: Forge, asset: str) -> AssetGates:
     return AssetGates(asset, version, rows, ordered, tuple(overrides), judged.closed, judged.override)
 
 
-def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after: float = 0.0) -> list[Entry]:
-    """Every gate of every completed verdict of `check` later than `after`, oldest first; what is not known is empty."""
-    entries: list[Entry] = []
+def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after: float = 0.0) -> list[GateEntry]:
+    """Return the verdict on every gate in each completed evaluation of `check` later than `after`, oldest first.
+
+    Fields that the event log does not hold (such as `profile`) are left empty.
+    """
+    entries: list[GateEntry] = []
     for record in completed_verdicts(instance, check):
         evaluation, event = record.evaluation, record.event
         target = evaluation.target_materialization_data if evaluation is not None else None
@@ -141,7 +144,7 @@ def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after:
             value = evaluation.metadata.get(str(row["metric"]))
             threshold = evaluation.metadata.get(f"threshold/{row['gate']}")
             entries.append(
-                Entry(
+                GateEntry(
                     asset=check.asset_key.to_user_string(),
                     gate=str(row["gate"]),
                     blocking=check.name == "gate",
@@ -164,22 +167,22 @@ def verdicts_of(instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after:
 
 
 def profiles_of(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[int, str]:
-    """The profile of every materialization of `key`, by storage id."""
+    """Return the profile of every materialization of `key`, by storage id."""
     return {version: str(values.get("profile", "")) for version, values in _materializations(instance, key).items()}
 
 
-def _joined(entry: Entry, made: Mapping[str, Any], overrides: Sequence[Override], store: ModelStore) -> Entry:
-    """`entry` with what the materialization, the store and the overrides say of it."""
+def _joined(entry: GateEntry, made: Mapping[str, Any], overrides: Sequence[Override], store: ModelStore) -> GateEntry:
+    """Return `entry` completed from its materialization, the store and the overrides."""
     override = next(
         (o for o in overrides if o.version == entry.version and entry.gate in o.failed),
         None,
     )
     digest = entry.digest or str(made.get("digest", ""))
-    values = {**{name: getattr(entry, name) for name in Entry.__slots__}, "digest": digest}
+    values = {**{name: getattr(entry, name) for name in GateEntry.__slots__}, "digest": digest}
     values["profile"] = str(made.get("profile", ""))
     values["stored"] = _stored(store, entry.asset, digest)
     values["override"] = override if entry.blocking and not entry.passed else None
-    return Entry(**values)
+    return GateEntry(**values)
 
 
 def _stored(store: ModelStore, asset: str, digest: str) -> bool:
@@ -190,7 +193,7 @@ def _stored(store: ModelStore, asset: str, digest: str) -> bool:
 
 
 def _materializations(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[int, dict[str, Any]]:
-    """What every materialization of `key` recorded, by storage id."""
+    """Return the metadata of every materialization of `key`, by storage id."""
 
     def pages() -> Iterator[dg.EventLogRecord]:
         cursor: str | None = None

@@ -1,6 +1,6 @@
-"""Text from a stored model, for `forge generate`: plain, with thoughts, or with the experts chosen for the prompt.
+"""Text generation from a stored model for `forge generate`: plain, with thoughts, or with experts chosen per prompt.
 
-Heavy libraries are imported where they are needed: a compressed file is read without Dagster and MLflow.
+Heavy libraries are imported lazily: a compressed file is read without importing Dagster or MLflow.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from training_core.store.bundle import Bundle
 
 Switch = Literal["auto", "on", "off"]
-Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and what was thought before it
+Pieces = Iterator[tuple[str, list[str] | None]]  # a piece of text and the thoughts that preceded it
 
 
 def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, Any]) -> Pieces:
-    """From the file alone, with the expert that its router names; says which on standard error.
+    """Generate from a compressed file alone, with the expert that its router selects (named on standard error).
 
     Raises:
-        ValueError: when the file cannot be read, or has no experts and they are asked for.
+        ValueError: when the file cannot be read, or when experts are requested and it has none.
     """
     try:
         data = path.read_bytes()
@@ -49,10 +49,10 @@ def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, A
 
 
 def from_experts(bundle: "Bundle", prompt: str, point: int | None, options: dict[str, Any]) -> Pieces:
-    """From a model with experts, composed for the prompt as its search chose, or as at another point of the front.
+    """Generate from a model with experts, composed as its search chose, or as another point of the Pareto front.
 
     Raises:
-        BundleError: when the model has none. ValueError: when the front has no such point.
+        BundleError: when the model has no experts. ValueError: when the front has no such point.
     """
     from tokenizers import Tokenizer
 
@@ -78,10 +78,12 @@ def from_bundle(
     *,
     explain: bool,
 ) -> Pieces:
-    """From the model of an asset, with thoughts where it has any and they help. With `explain` it is said why not.
+    """Generate from the model of an asset, with thoughts if it has them and they were found to help.
+
+    With `explain`, the reason for not thinking is printed to standard error.
 
     Raises:
-        ValueError: when a rule says where to think and nothing is thought.
+        ValueError: when `rule` is given but the model does not think.
     """
     from tokenizers import Tokenizer
 
@@ -109,7 +111,7 @@ def from_bundle(
 
 
 def _within(stack: ExitStack, pieces: Iterator[str]) -> Pieces:
-    """The pieces, drawn while the model is composed."""
+    """Yield the pieces while the model's composition is in force."""
     with stack:
         yield from ((piece, None) for piece in pieces)
 

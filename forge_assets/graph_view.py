@@ -1,4 +1,4 @@
-"""The graph of assets as the command line, the plan and the report see it, in an instance with a store."""
+"""The asset graph with its Dagster instance and model store, as the command line, the plan and the report use it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from training_core.gates import Gate
 
 
 class UserError(ValueError):
-    """Something that the user can put right; the message says how."""
+    """An error that the user can fix; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forge:
-    """A graph of assets with its gate table, in an instance with its store."""
+    """The asset graph with its gate table, Dagster instance and model store."""
 
     definitions: dg.Definitions
     instance: dg.DagsterInstance
@@ -24,24 +24,24 @@ class Forge:
     gates: Sequence[Gate] = GATES
 
     def job(self) -> dg.JobDefinition:
-        """The job of all assets and checks."""
+        """Return the job of all assets and checks."""
         return self.definitions.resolve_implicit_global_asset_job_def()
 
     def assets(self) -> list[str]:
-        """All assets, inputs first."""
+        """Return all assets in topological order."""
         graph = self.definitions.resolve_asset_graph()
         return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
 
     def inputs_of(self, asset: str) -> list[str]:
-        """The assets that `asset` is made from."""
+        """Return the assets that `asset` is made from."""
         node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
         return sorted(key.to_user_string() for key in node.parent_keys)
 
     def checks_of(self, asset: str) -> list[dg.AssetCheckKey]:
-        """The gate of `asset` and its claims; a data asset has neither."""
-        found = self.definitions.resolve_asset_graph().asset_check_keys
-        return sorted((c for c in found if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
+        """Return the checks of `asset`, `gate` before `claims`; a data asset has none."""
+        checks = self.definitions.resolve_asset_graph().asset_check_keys
+        return sorted((c for c in checks if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
 
     def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
-        """The gates and claims of `asset` at `profile`."""
+        """Return the gates and claims of `asset` at `profile`."""
         return gates_for(asset, profile, self.gates)

@@ -1,9 +1,9 @@
-"""Take a bundle that was made elsewhere (`python -m training_core`) into the store, to be gated like any other.
+"""Import a bundle that was made elsewhere (`python -m training_core`) into the store, to be gated like any other.
 
-The bundle is measured anew, here, on this store's evaluation suite: of its own record only the course of its training
-is kept, and none of its exhibits. It must have been made by the code that is installed here, from exactly the models
-and data that are the latest here. A model whose gate judges what only its own run can measure (what practice lost, say)
-is not imported: nothing but a stranger's word would stand for it.
+The bundle is measured again on this store's evaluation suite; of its own record only the training metrics are kept,
+and none of its exhibits. It must have been made by the installed version of the code, from the latest models and data
+of this store. A model whose gate judges a metric that only its own run can measure (forgetting during practice, for
+example) is refused, because that metric could not be verified here.
 """
 
 import shutil
@@ -23,16 +23,16 @@ from training_core.store.identity import inputs_digest
 
 
 def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, reporter: Reporter) -> Path:
-    """Measure the bundle, commit it and record its materialization; where it lies now. Its checks did not run yet.
+    """Measure the bundle, commit it, record its materialization and return its folder. Its checks have not run yet.
 
     Raises:
-        UserError: when it is not what its lineage says, was made by other code or from other inputs than are here, or
-            cannot be judged here.
+        UserError: when its digest differs from its lineage, when it was made by other code or from other inputs than
+            this store's, or when its gate cannot be judged here.
         BundleError: when it cannot be read. StoreError: when there is no room for it.
     """
-    if (found := bundle.digest()) != lineage.digest:
+    if (digest := bundle.digest()) != lineage.digest:
         raise UserError(
-            f"{bundle.folder} hashes to {found[:16]}, its lineage says {lineage.digest[:16]}: it was changed"
+            f"{bundle.folder} hashes to {digest[:16]}, its lineage says {lineage.digest[:16]}: it was changed"
         )
     code = str(forge.definitions.resolve_asset_graph().get(dg.AssetKey(phase.name)).code_version)
     if lineage.code_version != code:
@@ -42,10 +42,10 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
         )
     parents = _same_parents(forge, phase, lineage)
     data = {name: _latest_digest(forge, name) for name in phase.data}
-    for name, digest in data.items():
-        if (there := lineage.data.get(name, "")) != digest:
+    for name, latest in data.items():
+        if (used := lineage.data.get(name, "")) != latest:
             raise UserError(
-                f"{phase.name} was made from the {name} {there[:16]}, the latest here are {digest[:16]}: make it from "
+                f"{phase.name} was made from the {name} {used[:16]}, the latest here are {latest[:16]}: make it from "
                 "the data folders of this store"
             )
     config = phase.config.model_validate(lineage.config)
@@ -82,13 +82,17 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
 
 
 def _same_parents(forge: Forge, phase: Phase, lineage: Lineage) -> dict[str, Bundle]:
-    """The latest parents, whose gates are open, if the bundle was made from them."""
+    """Return the latest parents.
+
+    Raises:
+        UserError: when the bundle was made from other parents, or the gate of a parent is closed.
+    """
     parents: dict[str, Bundle] = {}
     for name in phase.parents:
-        here, there = _latest_digest(forge, name), lineage.parents.get(name, "")
-        if here != there:
+        latest, used = _latest_digest(forge, name), lineage.parents.get(name, "")
+        if latest != used:
             raise UserError(
-                f"{phase.name} was made from the {name} {there[:16]}, the latest here is {here[:16]}: import that "
+                f"{phase.name} was made from the {name} {used[:16]}, the latest here is {latest[:16]}: import that "
                 f"{name} first, or make {phase.name} again from this one"
             )
         gate = [check for check in forge.checks_of(name) if check.name == "gate"]
@@ -104,7 +108,7 @@ def _latest_digest(forge: Forge, asset: str) -> str:
 
 
 def _copied(bundle: Bundle, target: Path) -> Bundle:
-    """The model's own files, and none of what was measured elsewhere."""
+    """Copy the model's own files to `target`, without anything that was measured elsewhere."""
     target.mkdir(parents=True)
     names = ["config.json", "tokenizer.json", *([PAYLOADS[bundle.kind]] if bundle.kind in PAYLOADS else [])]
     for name in names if bundle.kind == "compressed" else [*names, "model.safetensors"]:

@@ -1,20 +1,21 @@
-"""The latest verdict on every gate and claim as JUnit XML, which build servers read.
+"""The latest verdict on every gate and claim as JUnit XML, for CI servers.
 
-A suite is a model, a case is a gate (class `gate.<asset>`) or a claim (class `claim.<asset>`). What failed is a
-failure, also where a person overrode it; what was not judged is an error; what was never made is skipped.
+Each model is a test suite; each gate (class `gate.<asset>`) or claim (class `claim.<asset>`) is a test case. A failed
+verdict is a failure even if it was overridden, a missing verdict is an error, and a model that was never made is
+skipped.
 """
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 
-from forge_assets.gate_history import AssetGates, Entry
+from forge_assets.gate_history import AssetGates, GateEntry
 from forge_resources.overrides import utc_text
 
 _OUTCOMES = ("failure", "error", "skipped")
 
 
 def junit_xml(models: Sequence[AssetGates]) -> str:
-    """The document, with the counts that readers expect on the whole and on every suite."""
+    """Return the JUnit document, with test counts on the root and on every suite."""
     root = ElementTree.Element("testsuites", name="Agent Forge: gates and claims")
     for gates in models:
         root.append(_suite(gates))
@@ -46,7 +47,7 @@ def _suite(gates: AssetGates) -> ElementTree.Element:
     return suite
 
 
-def _judged(suite: ElementTree.Element, entry: Entry) -> None:
+def _judged(suite: ElementTree.Element, entry: GateEntry) -> None:
     case = _case(suite, entry.asset, entry.gate, entry.blocking)
     if entry.passed:
         return
@@ -70,15 +71,15 @@ def _case(suite: ElementTree.Element, asset: str, name: str, blocking: bool) -> 
 
 
 def _count(element: ElementTree.Element, cases: Iterable[ElementTree.Element]) -> None:
-    found = list(cases)
-    element.set("tests", str(len(found)))
+    counted = list(cases)
+    element.set("tests", str(len(counted)))
     for outcome in _OUTCOMES:
-        number = sum(case.find(outcome) is not None for case in found)
+        number = sum(case.find(outcome) is not None for case in counted)
         element.set({"failure": "failures", "error": "errors"}.get(outcome, outcome), str(number))
 
 
 def _legal(text: str) -> str:
-    """`text` without the characters that XML 1.0 cannot hold."""
+    """Return `text` with the characters that XML 1.0 forbids replaced by `?`."""
     return "".join(
         c if c in "\t\n\r" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c > "\uffff" else "?" for c in text
     )

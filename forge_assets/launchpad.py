@@ -1,8 +1,8 @@
-"""The launchpad's view of a phase's configuration.
+"""The Dagster launchpad's view of a phase's configuration.
 
-The configuration itself is a frozen, nested pydantic model in `training_core`. Its Dagster view has the same sections,
-fields, descriptions and types with the selected profile's values as defaults, but no bounds: the bounds are checked
-inside the asset, where a violation ends the run at once instead of being retried.
+The configuration itself is a frozen, nested pydantic model in `training_core`. Its view has the same sections, fields,
+descriptions and types, with the values of the selected profile as defaults, but no bounds: they are checked inside the
+asset, where a violation fails the run at once instead of being retried.
 """
 
 import os
@@ -16,12 +16,12 @@ DEFAULT_PROFILE = "nano"
 
 
 def selected_profile() -> str:
-    """The profile whose values the launchpad shows as defaults: the variable `FORGE_PROFILE`, else nano."""
+    """Return the profile whose values the launchpad shows as defaults: the variable `FORGE_PROFILE`, else nano."""
     return os.environ.get("FORGE_PROFILE") or DEFAULT_PROFILE
 
 
 def launchpad_fields(config: type[BaseModel], preset: BaseModel | None = None) -> dict[str, Any]:
-    """The fields of `config` as Dagster config fields, with the values of `preset` in place of its own defaults.
+    """Return the fields of `config` as Dagster config fields, with the values of `preset` as defaults, if given.
 
     Raises:
         ValueError: when `preset` is not a configuration of this class.
@@ -32,7 +32,7 @@ def launchpad_fields(config: type[BaseModel], preset: BaseModel | None = None) -
 
 
 def _view(config: type[BaseModel], values: BaseModel | None) -> type[dg.Config]:
-    """A Dagster configuration with a section for each nested model."""
+    """Return the Dagster configuration class of `config`, with a section for each nested model."""
     fields: dict[str, Any] = {}
     for name, info in config.model_fields.items():
         default: Any = ... if info.is_required() else info.get_default(call_default_factory=True)
@@ -49,7 +49,7 @@ def _view(config: type[BaseModel], values: BaseModel | None) -> type[dg.Config]:
 
 
 def _plain(annotation: Any) -> Any:
-    """Dagster knows lists, not tuples: `tuple[int, ...]` becomes `list[int]`."""
+    """Return `list[int]` for `tuple[int, ...]`: Dagster's config has lists but no tuples."""
     if get_origin(annotation) is tuple:
         return list[get_args(annotation)[0]]  # type: ignore[misc]
     return annotation

@@ -1,7 +1,7 @@
-"""The ledger: what was measured on every model that exists, and every verdict that was given on it.
+"""The ledger: the measurements of every model that exists, and every verdict on them.
 
-Numbers come from the `lineage.json` of the bundle that an asset's latest materialization names; verdicts come
-from Dagster's record of the checks. What was not measured or not judged is absent or says so.
+Numbers come from the `lineage.json` of the bundle named by an asset's latest materialization; verdicts come from
+Dagster's record of the checks. A value that was not measured, or a gate that was not judged, is None.
 """
 
 import base64
@@ -20,14 +20,14 @@ from forge_resources.gatekeeping import completed_verdict, latest_materializatio
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
 
-ARTIFACT = "compressed"  # the kind of bundle whose payload ships
+ARTIFACT = "compressed"  # the kind of bundle whose payload is the released file
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One model as it lies in the store. `outdated` names the parents that were made again after it.
+    """One stored model. `outdated` names the parents that have been made again since.
 
-    `exhibits` are the documents that its phase shows besides numbers (`forge_assets.report.exhibits`).
+    `exhibits` are the documents that its phase shows in addition to metrics (`forge_assets.report.exhibits`).
     """
 
     lineage: Lineage
@@ -37,19 +37,19 @@ class ModelRow:
     exhibits: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str) -> float | None:
-        """The measured metric, or None; a number that is not finite was not measured."""
+        """Return the metric, or None if it was not measured or is not finite."""
         value = self.lineage.metrics.get(name)
         return value if value is not None and math.isfinite(value) else None
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, or None when it was not measured."""
+        """Return the 95 % CI of a metric, or None if it was not measured."""
         low, high = self.metric(f"{name}_low"), self.metric(f"{name}_high")
         return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True, slots=True)
 class GateRow:
-    """A gate or claim and its verdict. `passed` is None when the current version was not judged."""
+    """A gate or claim with its verdict; `passed` is None if the current version was not judged."""
 
     gate: Gate
     value: float | None
@@ -59,7 +59,7 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRow:
-    """The file that ships."""
+    """The compressed file (`model.forge`), the product of the chain."""
 
     path: Path
     size_bytes: int
@@ -70,7 +70,7 @@ class ArtifactRow:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Everything that was measured. `missing`: the models that do not exist or cannot be read, and why."""
+    """All measurements and verdicts. `missing` maps models that do not exist or cannot be read to the reason."""
 
     profile: str
     models: tuple[ModelRow, ...]
@@ -79,7 +79,7 @@ class Ledger:
     missing: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """The ledger as plain values."""
+        """Return the ledger as plain values."""
         return {
             "profile": self.profile,
             "models": [_model_json(row) for row in self.models],
@@ -108,7 +108,7 @@ class Ledger:
 
 
 def collect(forge: Forge) -> Ledger:
-    """Read the ledger of the profile that was made last (without any model: of the selected profile)."""
+    """Return the ledger of the profile of the newest model, or of the selected profile if no model exists."""
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
     exhibits: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
@@ -145,7 +145,7 @@ def collect(forge: Forge) -> Ledger:
 
 
 def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:
-    """Each gate with the verdict and the threshold that Dagster recorded for this version."""
+    """Return each gate with the verdict and threshold that Dagster recorded for this version."""
     verdicts: dict[str, tuple[bool, float]] = {}
     for check in forge.checks_of(lineage.asset):
         evaluation = completed_verdict(forge.instance, check, record.storage_id)
@@ -176,15 +176,15 @@ def _artifact(row: ModelRow, bundle: Bundle) -> ArtifactRow:
 
 
 def _figures(record: dg.EventLogRecord) -> dict[str, bytes]:
-    """The figures that the phase reported, as PNG, without the curves of single metrics."""
+    """Return the figures that the phase reported, as PNG, without the curves of single metrics."""
     materialization = record.asset_materialization
     figures: dict[str, bytes] = {}
     for name, value in (materialization.metadata if materialization is not None else {}).items():
         label = name.removeprefix("plot/")
         if label == name or "/" in label or not isinstance(value.value, str):
             continue
-        if found := re.search(r"base64,([A-Za-z0-9+/=]+)", value.value):
-            figures[label] = base64.b64decode(found[1])
+        if encoded := re.search(r"base64,([A-Za-z0-9+/=]+)", value.value):
+            figures[label] = base64.b64decode(encoded[1])
     return figures
 
 

@@ -1,4 +1,4 @@
-"""The frontier side of the question bank: what models were paid for, kept over runs, and why there is no more of it."""
+"""The frontier-model source of the question bank: questions bought from models, cached across runs."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,39 +12,39 @@ from training_core.tasks.questions.bank import Collected, QuestionBankConfig
 from training_core.tasks.questions.question import Question
 from training_core.tasks.sandbox import SandboxUnavailableError
 
-_JUDGED_FROM = 3  # models, below which programs alone verify
+_JUDGED_FROM = 3  # least number of models for verification by agreement; with fewer, only programs verify
 
 
 def frontier_questions(
     config: QuestionBankConfig, folder: Path, reporter: Reporter, avoid: Sequence[str]
 ) -> tuple[Sequence[Question], Collected]:
-    """Verified questions of frontier models, and how collecting them went; none when `config` wants none.
+    """Return verified questions from frontier models and an account of their collection; none for source "generators".
 
-    folder: where answers are kept. What was answered there before, in a run that was killed too, is not paid for again.
-    avoid: prompts that must not come.
+    folder: the cache of responses. A request answered before, even in a run that was killed, is not paid for again.
+    avoid: prompts that must not occur among the questions.
 
-    With the source "both", whatever stops the collecting (no key, a wrong one, no credit, the cap, a server that does
-    not answer, no sandbox) ends it with what there is, and the reason in `note`.
+    With the source "both", anything that stops the collection (a missing or wrong key, no credit, the cost cap, an
+    unreachable server, no sandbox) ends it with the questions collected so far; `note` gives the reason.
 
     Raises:
-        ValueError: for settings that cannot be; and with the source "frontier" when not every question was collected.
+        ValueError: for invalid settings; with the source "frontier", also if not every question was collected.
     """
     if config.source == "generators":
         return (), Collected()
     settings, plan = _settings(config), _plan(config)
     try:
         collection = asyncio.run(_collect(settings, plan, folder, reporter, avoid))
-        found, collected = collection.questions, _described(collection)
+        questions, collected = collection.questions, _described(collection)
     except (FrontierStopError, SandboxUnavailableError, ModuleNotFoundError) as error:
-        found, collected = (), Collected(note=str(error))
+        questions, collected = (), Collected(note=str(error))
     if config.source == "frontier" and collected.note:
         raise ValueError(
-            f"frontier models gave {len(found)} of {config.frontier_per_level * len(plan.levels)} questions: "
-            f"{collected.note}. Put that right and run again (what was answered is kept in {folder} and is not paid "
-            'for twice), ask for fewer (frontier_per_level), or set source to "both", which takes the rest from '
+            f"frontier models gave {len(questions)} of {config.frontier_per_level * len(plan.levels)} questions: "
+            f"{collected.note}. Fix that and run again (responses are cached in {folder}: a request is not paid for "
+            'twice), ask for fewer (frontier_per_level), or set source to "both", which takes the rest from '
             "generators"
         )
-    return found, collected
+    return questions, collected
 
 
 async def _collect(

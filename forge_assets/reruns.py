@@ -1,10 +1,10 @@
-"""A sensor, off until turned on, that makes a phase again when its inputs changed and their gates are open.
+"""A sensor (off by default) that makes a phase again when its inputs have changed and their gates are open.
 
-It makes what was made before, with the configuration of that run, and nothing that was never made. An input changed
-when its content did (Dagster's data versions): a parent that was made again with the same weights changes nothing.
-Phases are made one level at a time: what stands below something that changes waits until that is made and judged. A
-phase that fails is not tried again on the same inputs. Gates are asked as everywhere, overrides included. Data assets
-are never made by it (a question bank may cost money); a phase whose data is out of date waits for a person.
+It only remakes models that were made before, with the configuration of that run. An input counts as changed when its
+content did (Dagster's data version): a parent remade with identical weights triggers nothing. Phases are made one
+level at a time: a phase downstream of a changing asset waits until that asset is made and judged. A phase that failed
+is not tried again on the same inputs. Gates and their overrides apply as usual. The sensor never makes data assets (a
+question bank may cost money); a phase whose data is out of date waits until a person makes the data again.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _ACTIVE = [
 
 @dataclass(slots=True)
 class Wanted:
-    """What a tick asks for, and why it leaves alone what would otherwise be made again."""
+    """The runs that a tick requests, and the reasons why other stale assets have to wait."""
 
     requests: list[dg.RunRequest] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Wanted:
 def rerun_sensor(
     assets: Sequence[dg.AssetsDefinition], *, checks: Checks | None = None, interval_s: int = 60
 ) -> dg.SensorDefinition:
-    """The sensor `rerun_changed_phases` over those of `assets` that the gate table knows."""
+    """Return the sensor `rerun_changed_phases`, which targets those of `assets` that are in the gate table."""
     table = gate_checks() if checks is None else checks
     parents = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in assets}
 
@@ -50,7 +50,7 @@ def rerun_sensor(
         target=dg.AssetSelection.assets(*(key for key in parents if key in table)),
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=interval_s,
-        description="Makes a phase again when its inputs changed and their quality gates are open.",
+        description="Makes a phase again when its inputs have changed and their quality gates are open.",
     )
     def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         wanted = changed_phases(context.instance, parents, table)
@@ -66,7 +66,7 @@ def rerun_sensor(
 def changed_phases(
     instance: dg.DagsterInstance, parents: Mapping[dg.AssetKey, Sequence[dg.AssetKey]], checks: Checks
 ) -> Wanted:
-    """The runs to ask for now. `parents` maps every asset to its inputs; phases are those in `checks`."""
+    """Return the runs to request now. `parents` maps every asset to its inputs; the phases are the keys of `checks`."""
     wanted = Wanted()
     busy = _busy(instance, parents)
     changing: set[dg.AssetKey] = set()
@@ -106,7 +106,10 @@ def _request(
     parents: Sequence[dg.AssetKey],
     what: str,
 ) -> dg.RunRequest:
-    """A run of one phase. Dagster runs no key twice, so a failure on the same inputs is not repeated."""
+    """Return a run request for one phase.
+
+    Dagster launches a run key only once and the key names the inputs, so a phase that failed is not repeated on them.
+    """
     content = repr([(str(parent), _version(instance, parent)) for parent in parents])
     made_by = instance.get_run_by_id(record.run_id)
     ops: Any = {} if made_by is None else made_by.run_config.get("ops", {})
@@ -122,7 +125,7 @@ def _request(
 def _changed_inputs(
     instance: dg.DagsterInstance, record: dg.EventLogRecord, parents: Sequence[dg.AssetKey]
 ) -> list[dg.AssetKey]:
-    """The inputs whose content is another one now; none where the inputs were not recorded, as in an imported model."""
+    """Return the inputs whose content has changed; none if inputs were not recorded, as for an imported model."""
     provenance = extract_data_provenance_from_entry(record.event_log_entry)
     if provenance is None or not provenance.input_data_versions:
         return []
@@ -143,7 +146,10 @@ def _text(record: dg.EventLogRecord, name: str) -> str | None:
 
 
 def _busy(instance: dg.DagsterInstance, known: Mapping[dg.AssetKey, Any]) -> dict[dg.AssetKey, str]:
-    """The assets that a run makes or is about to make, and the run; every one when a run does not say which."""
+    """Map each asset that an active run makes or is about to make to that run.
+
+    A run without an asset selection makes every asset.
+    """
     runs = instance.get_runs(dg.RunsFilter(statuses=_ACTIVE))
     whole = {run.run_id for run in runs if run.asset_selection is None and run.asset_check_selection is None}
     return {key: r.run_id for r in runs for key in (known if r.run_id in whole else r.asset_selection or ())}

@@ -1,7 +1,7 @@
-"""`forge run`: make what is stale and judge what was not judged; go on where a killed run stopped.
+"""`forge run`: make stale assets, judge unjudged ones, and resume where a killed run stopped.
 
-The run is an ordinary Dagster run, executed in this process: it stands in the UI with its events, and the
-same guards and gates apply to it.
+The run is an ordinary Dagster run executed in this process: it appears in the UI with its events, and the same gates
+apply to it.
 """
 
 import os
@@ -21,20 +21,20 @@ from dagster._core.snap import snapshot_from_execution_plan
 from rich.console import Console
 from rich.markup import escape
 
-from forge_assets.freshness import Step
+from forge_assets.freshness import PlannedStep
 from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import selected_profile
 from forge_resources.run_process import died, forget
 
-CANCELLED = "the run was cancelled"  # how the asset factory names an interrupt
+CANCELLED = "the run was cancelled"  # the message with which the asset factory reports an interrupt
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _BLOCKED = f"{DagsterAssetCheckFailedError.__module__}.{DagsterAssetCheckFailedError.__name__}"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a run did. `problems` are the reasons for which something was not made or did not pass."""
+class RunOutcome:
+    """The outcome of a run. `problems` are the reasons why an asset was not made or did not pass its gate."""
 
     run_id: str
     made: list[str] = field(default_factory=list)
@@ -44,10 +44,10 @@ class Outcome:
 
 @contextmanager
 def terminal() -> Iterator[TextIO]:
-    """The real terminal while a run executes; what else is written to the standard streams goes to nowhere.
+    """Yield the real terminal while a run executes; the standard streams are redirected to the null device.
 
-    Dagster keeps a copy of the captured streams in its compute logs. `FORGE_PROGRESS` tells the progress bars
-    where the terminal is.
+    Dagster keeps what steps print in its compute logs. `FORGE_PROGRESS` holds the file descriptor of the terminal, to
+    which progress bars are drawn.
     """
     saved_out, saved_error = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -66,7 +66,7 @@ def terminal() -> Iterator[TextIO]:
 
 
 def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """End runs whose process is gone, and free their accelerator slots; their ids.
+    """End runs whose process is gone, free their accelerator slots, and return their ids.
 
     Raises:
         UserError: when a run of `forge run` is alive on this machine.
@@ -87,8 +87,8 @@ def release_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
-def unfinished_run(forge: Forge, steps: Sequence[Step]) -> dg.DagsterRun | None:
-    """The newest run of the group that left training state, from the same inputs, of what is to be made."""
+def unfinished_run(forge: Forge, steps: Sequence[PlannedStep]) -> dg.DagsterRun | None:
+    """Return the newest finished run that left a checkpoint, with the same inputs, of an asset that is to be made."""
     for step in steps:
         if step.action != "make" or step.inputs is None:
             continue
@@ -103,11 +103,11 @@ def unfinished_run(forge: Forge, steps: Sequence[Step]) -> dg.DagsterRun | None:
 
 
 def execute(
-    forge: Forge, steps: Sequence[Step], overrides: Mapping[str, Mapping[str, Any]], console: Console
-) -> Outcome:
-    """Make and judge what `steps` say, printing a line for each asset and verdict.
+    forge: Forge, steps: Sequence[PlannedStep], overrides: Mapping[str, Mapping[str, Any]], console: Console
+) -> RunOutcome:
+    """Make and judge the assets of `steps`, printing a line for each asset and verdict.
 
-    On the terminal stands one line for each asset; Dagster's events go to the instance alone.
+    Dagster's own events are recorded in the instance and not printed.
     """
     making = [step.asset for step in steps if step.action == "make"]
     judging = [step.asset for step in steps if step.action == "judge"]
@@ -115,7 +115,7 @@ def execute(
     if earlier is not None:
         console.print(f"Going on from the checkpoint of run {earlier.run_id[:8]}.")
     run = _create_run(forge, making, judging, overrides, earlier)
-    outcome = Outcome(run.run_id)
+    outcome = RunOutcome(run.run_id)
     progress = _Progress(console, outcome)
     events = execute_run_iterator(InMemoryJob(forge.job()), run, forge.instance)
     try:
@@ -199,7 +199,7 @@ def _end_cancelled(instance: dg.DagsterInstance, run_id: str, events: Iterator[d
     if run is not None and not run.is_finished and run.status != dg.DagsterRunStatus.CANCELING:
         instance.report_run_canceling(run, "interrupted in the terminal")
     if isinstance(events, Generator):
-        events.close()  # Dagster records the end then: failed, unless the run is being cancelled
+        events.close()  # Dagster then records how the run ended: as failed, unless it is being cancelled
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
         instance.report_run_canceled(run)
@@ -209,14 +209,14 @@ def _end_cancelled(instance: dg.DagsterInstance, run_id: str, events: Iterator[d
 class _Progress:
     """Turns a run's events into lines on the terminal and into its outcome."""
 
-    def __init__(self, console: Console, outcome: Outcome) -> None:
+    def __init__(self, console: Console, outcome: RunOutcome) -> None:
         self._console = console
         self._outcome = outcome
         self._started: dict[str, float] = {}
         self._failed: set[str] = set()
 
     def observe(self, event: dg.DagsterEvent) -> None:
-        """Take one event."""
+        """Print what an event means to the user, and record it in the outcome."""
         step, kind = event.step_key or "", event.event_type_value
         if kind == "STEP_START":
             self._started[step] = time.monotonic()
@@ -238,7 +238,7 @@ class _Progress:
                 self._problem("run", reason)
 
     def missing(self, making: Sequence[str]) -> None:
-        """Say what was not reached because something above it failed."""
+        """Print the assets that were not reached because something upstream failed."""
         left = [asset for asset in making if asset not in self._outcome.made and asset not in self._failed]
         if left:
             self._console.print(f"  [dim]-  not made: {', '.join(left)}[/]", soft_wrap=True)
@@ -279,7 +279,7 @@ class _Progress:
             return
         self._failed.add(step)
         reason = described or _cause(data.error)
-        if not reason.startswith(_BLOCKED):  # that verdict was already printed
+        if not reason.startswith(_BLOCKED):  # the step failed because of a blocking check, whose verdict was printed
             self._problem(step, reason)
 
     def _problem(self, step: str, reason: str) -> None:
@@ -288,7 +288,7 @@ class _Progress:
 
 
 def _cause(error: Any) -> str:
-    """The innermost exception, without its traceback."""
+    """Return the message of the innermost exception, without its traceback."""
     while error is not None and error.cause is not None:
         error = error.cause
     return "no reason given" if error is None else str(error.message).strip().splitlines()[0]

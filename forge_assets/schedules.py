@@ -1,8 +1,8 @@
-"""A schedule for each phase, off until turned on, that skips while an input's quality gate is closed.
+"""A schedule for each phase (off by default) that skips while the quality gate of an input is closed.
 
-Dagster cannot edit a cron expression in the UI. The environment says when, and is read when the code location is
-loaded: `FORGE_CRON` for all phases, `FORGE_CRON_<ASSET>` (for instance `FORGE_CRON_TRUNK`) for one, `FORGE_TIMEZONE`
-for the zone.
+Dagster cannot edit a cron expression in the UI, so it comes from the environment, which is read when the code location
+is loaded: `FORGE_CRON` for all phases, `FORGE_CRON_<ASSET>` (for instance `FORGE_CRON_TRUNK`) for one of them, and
+`FORGE_TIMEZONE` for the time zone.
 """
 
 import os
@@ -24,20 +24,20 @@ def phase_schedules(
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> list[dg.ScheduleDefinition]:
-    """A schedule `<asset>_schedule` for each of `assets` that the gate table knows.
+    """Return a schedule `<asset>_schedule` for each of `assets` that is in the gate table.
 
     Raises:
-        ValueError: when the environment holds a cron expression or a time zone that does not exist.
+        ValueError: when the environment holds an invalid cron expression or an unknown time zone.
     """
     table = gate_checks() if checks is None else checks
     return [_schedule(asset, table, environment) for asset in assets if asset.key in table]
 
 
 def cron_of(asset: str, environment: Mapping[str, str]) -> str:
-    """The cron expression for `asset`: its own variable, else that for all, else every night at three.
+    """Return the cron expression of `asset`: from its own variable, else from `FORGE_CRON`, else nightly at three.
 
     Raises:
-        ValueError: when it is not one.
+        ValueError: when the variable does not hold a valid cron expression.
     """
     for variable in (f"FORGE_CRON_{asset.upper()}", "FORGE_CRON"):
         if expression := environment.get(variable, "").strip():
@@ -71,8 +71,8 @@ def _schedule(
         execution_timezone=_zone(environment),
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description=(
-            f"Makes {name} and judges it; skips while an input's quality gate is closed. "
-            f"FORGE_CRON_{name.upper()} or FORGE_CRON in the environment says when."
+            f"Makes and judges {name}; skips while the quality gate of an input is closed. "
+            f"The environment variable FORGE_CRON_{name.upper()} or FORGE_CRON sets the time."
         ),
     )
     def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

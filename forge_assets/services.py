@@ -20,12 +20,12 @@ _STOP_TIMEOUT_S = 20.0
 
 
 class ServiceError(ValueError):
-    """A service cannot start, or ended by itself."""
+    """A service could not start, or exited unexpectedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A server: its command, the port it answers on and the file that takes its output."""
+    """A server: its command, the port that it listens on, and its log file."""
 
     name: str
     command: Sequence[str]
@@ -34,7 +34,10 @@ class Service:
 
 
 def services(home: Path, port: int, mlflow_port: int, workspace: Path | None) -> tuple[Service, Service]:
-    """Dagster (with `workspace`, else the installed code location) and MLflow on the forge home `home`."""
+    """Return the Dagster server (on `workspace`, else the installed code location) and the MLflow server.
+
+    Both keep their state in the forge home `home`.
+    """
     location = ["-w", str(workspace)] if workspace else ["-m", "forge_assets.definitions"]
     dagster = [sys.executable, "-m", "dagster", "dev", *location, "-h", HOST, "-p", str(port)]
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
@@ -47,13 +50,13 @@ def services(home: Path, port: int, mlflow_port: int, workspace: Path | None) ->
 
 
 def serve(wanted: Sequence[Service], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
-    """Run the services until Ctrl-C or SIGTERM; call `ready` when all of them answer.
+    """Run the services until Ctrl-C or SIGTERM; call `ready` once all of them accept connections.
 
-    Each runs in a session of its own, so that a Ctrl-C in the terminal reaches this process only, which then
-    stops them in order and leaves no process behind.
+    Each service runs in its own session, so that Ctrl-C in the terminal reaches only this process, which then stops
+    the services in order and leaves no process behind.
 
     Raises:
-        ServiceError: when a port is taken, a service ends by itself or does not answer in time.
+        ServiceError: when a port is taken, or a service exits by itself or does not answer in time.
     """
     for service in wanted:
         require_free_port(service)
@@ -84,7 +87,7 @@ def require_free_port(service: Service) -> None:
     """Check that the service can listen on its port.
 
     Raises:
-        ServiceError: when something else does.
+        ServiceError: when the port is in use.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -113,8 +116,8 @@ def _start(service: Service, environment: Mapping[str, str]) -> subprocess.Popen
 
 
 def _default_interrupt() -> None:
-    # A shell script starts background jobs with SIGINT ignored; Dagster copies that to SIGTERM and could then
-    # not be stopped at all.
+    # Shell scripts start background jobs with SIGINT ignored. Dagster copies that disposition to SIGTERM, and could
+    # then be stopped only by SIGKILL.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -133,7 +136,7 @@ def _answers(port: int) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt, wait, and kill what is left of the services and of everything that they started."""
+    """Interrupt the services, wait, and kill whatever is left of them and of the processes that they started."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave half of them running
         signal.signal(number, signal.SIG_IGN)
     family = [member for process in processes for member in _family(process.pid)]

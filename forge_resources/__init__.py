@@ -1,6 +1,6 @@
-"""What the assets use: the model store, tracking, progress reporting, the law of the quality gates.
+"""Infrastructure used by the assets: the model store, tracking, progress reporting, and the rule of the quality gates.
 
-Resources know Dagster and MLflow; the science they serve lives in `training_core` and knows neither.
+Resources depend on Dagster and MLflow; the science in `training_core` depends on neither.
 """
 
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def forge_home() -> Path:
-    """The folder of everything that is produced: `FORGE_HOME`, else `$DAGSTER_HOME/forge`.
+    """Return the folder for everything that is produced: `FORGE_HOME`, else `$DAGSTER_HOME/forge`.
 
     Raises:
         ValueError: when neither variable is set to an absolute path.

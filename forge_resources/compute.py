@@ -1,4 +1,4 @@
-"""What this machine has, from cores to a container engine, and which profiles will run on it."""
+"""Inspection of this machine, from cores to container engine, and the profiles that can run on it."""
 
 import os
 import platform
@@ -18,9 +18,9 @@ PACKAGES = ("agent-forge", "torch", "dagster", "mlflow", "pydantic-monty")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as measured now. Sizes are in bytes; `gpu_bytes` is 0 and `gpu` empty without a GPU.
+    """Measured properties of a machine. Sizes are in bytes; `gpu_bytes` is 0 and `gpu` empty without a GPU.
 
-    `sandbox` is the one that model-written code would run in, or why there is none.
+    `sandbox` names the sandbox that model-written code would run in, or the reason why there is none.
     """
 
     cores: int
@@ -37,7 +37,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a profile asks for: memory for a run at its peak, and room for its models."""
+    """Requirements of a profile: peak memory of a run, and disk space for its models."""
 
     profile: str
     memory_bytes: int
@@ -55,7 +55,7 @@ REQUIREMENTS = (
 
 
 def inspect_machine(home: Path) -> Machine:
-    """Measure this machine; `home` is where models would be kept and need not exist."""
+    """Measure this machine; `home` is the folder for models, which need not exist."""
     memory = psutil.virtual_memory()
     gpu, gpu_bytes = _gpu()
     return Machine(
@@ -73,16 +73,16 @@ def inspect_machine(home: Path) -> Machine:
 
 
 def obstacles(machine: Machine, needs: Requirement) -> list[str]:
-    """Why a profile will not run here; empty when it will."""
-    found = []
+    """Return the reasons why a profile will not run here; empty if it will."""
+    reasons = []
     if machine.memory_bytes < needs.memory_bytes:
-        found.append(f"{_gb(machine.memory_bytes)} of memory, {_gb(needs.memory_bytes)} wanted")
+        reasons.append(f"{_gb(machine.memory_bytes)} of memory, {_gb(needs.memory_bytes)} wanted")
     if machine.gpu_bytes < needs.gpu_bytes:
         have = f"a GPU of {_gb(machine.gpu_bytes)}" if machine.gpu else "no GPU"
-        found.append(f"{have}, one of {_gb(needs.gpu_bytes)} wanted")
+        reasons.append(f"{have}, one of {_gb(needs.gpu_bytes)} wanted")
     if machine.disk_free_bytes < needs.disk_bytes:
-        found.append(f"{_gb(machine.disk_free_bytes)} of free disk, {_gb(needs.disk_bytes)} wanted")
-    return found
+        reasons.append(f"{_gb(machine.disk_free_bytes)} of free disk, {_gb(needs.disk_bytes)} wanted")
+    return reasons
 
 
 def _gpu() -> tuple[str, int]:

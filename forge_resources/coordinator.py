@@ -1,6 +1,6 @@
-"""A run queue that refuses, at submission, a run whose inputs have a closed quality gate.
+"""A run coordinator that rejects, at submission, runs whose inputs have a closed quality gate.
 
-The phases guard themselves anyway; here the refusal comes before a process is started, and the run's page
+The phases check their gates as well; here the run is rejected before a process is started, and its page
 says why. Configured in `dagster.yaml`; it runs inside the webserver and the daemon, so it loads no model
 code.
 """
@@ -17,7 +17,7 @@ from forge_resources.gatekeeping import REPORTS, closed_gates
 
 
 class GatedRunCoordinator(QueuedRunCoordinator):
-    """`QueuedRunCoordinator` that asks `closed_gates` about every parent that the run does not make itself.
+    """A `QueuedRunCoordinator` that checks `closed_gates` for every parent that the run does not make itself.
 
     `gate_table` names the module whose `gate_checks()` maps an asset to the checks that gate it.
     """
@@ -29,7 +29,7 @@ class GatedRunCoordinator(QueuedRunCoordinator):
 
     @classmethod
     def config_type(cls) -> Any:
-        """The queue's options and `gate_table`."""
+        """Return the configuration schema: the queue's options and `gate_table`."""
         table = dg.Field(str, is_required=False, default_value="forge_assets.gates")
         return {**dict(QueuedRunCoordinator.config_type()), "gate_table": table}  # type: ignore[arg-type]
 
@@ -51,9 +51,9 @@ class GatedRunCoordinator(QueuedRunCoordinator):
         return super().submit_run(context)
 
     def _gated_parents(self, context: SubmitRunContext) -> list[dg.AssetKey]:
-        """The parents, with gates, of the assets that the run makes, without those that it makes itself.
+        """The gated parents of the assets that the run makes, except those that it makes itself.
 
-        What only reports may be made though a gate above it is closed.
+        Assets that only report are exempt: they may be made although a gate upstream is closed.
         """
         graph, run = context.workspace.asset_graph, context.dagster_run
         selected = set(run.asset_selection or ())

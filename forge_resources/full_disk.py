@@ -1,4 +1,4 @@
-"""How a full disk is told from other errors, and what a person is told then."""
+"""Detection of a full disk among other errors, and the message for the user."""
 
 import errno
 
@@ -8,7 +8,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def disk_full(error: OSError | SafetensorError) -> bool:
-    """Whether the error says that there is no room to write."""
+    """Return whether an error means that the disk or the quota is full."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors writes in Rust and reports the operating system's error only as text
@@ -16,5 +16,5 @@ def disk_full(error: OSError | SafetensorError) -> bool:
 
 
 def no_room(error: OSError | SafetensorError) -> str:
-    """What to do about it."""
+    """Return the message that tells the user what to do about a full disk."""
     return f"no room on the disk ({error}): free some space, then run again; training goes on from its checkpoint"

@@ -1,10 +1,9 @@
-"""The law of the quality gates: whether the current version of an asset passed what blocks its children.
+"""The rule of the quality gates: whether the current version of an asset passed the checks that block its children.
 
-One lookup answers for everyone who asks: the guard inside each phase, the run coordinator, the schedules and the
-sensors. It fails closed. A gate is open only if a *completed* verdict exists that was given on the asset's *latest*
-materialization and that did not fail with severity ERROR, or if a person overrode that failure for exactly this
-materialization. A verdict on an older version, a check that was planned but never ran, and a version that nobody
-judged all leave the gate closed.
+The guard inside each phase, the run coordinator, the schedules and the sensors all use this one lookup. It fails
+closed. A gate is open only if there is a *completed* verdict on the asset's *latest* materialization that did not fail
+with severity ERROR, or if a person overrode that failure for exactly this materialization. A verdict on an older
+version, a check that was planned but never ran, and a version without any verdict all leave the gate closed.
 """
 
 import hashlib
@@ -23,16 +22,16 @@ from dagster._core.storage.asset_check_execution_record import (
 from forge_resources.overrides import Override, overrides_of, record_override
 
 SHORTEST_REASON = 12  # characters
-REPORTS = "forge/reports"  # tag of an asset that only reports: closed gates above it do not refuse it
+REPORTS = "forge/reports"  # tag of an asset that only reports: closed gates upstream do not block it
 _COMPLETED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
-_HISTORY = 100  # completed verdicts looked through for the one on the latest materialization
+_HISTORY = 100  # completed verdicts searched for the one on the latest materialization
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The latest materialization of an asset, if any, and why its gates are closed, if they are.
+    """The latest materialization of an asset, if any, and the reasons why its gates are closed; empty if they are open.
 
-    `override` is the one by which a failed gate is open.
+    `override` is the one that opens a failed gate.
     """
 
     record: dg.EventLogRecord | None
@@ -45,15 +44,15 @@ def closed_gates(
     parents: Sequence[dg.AssetKey],
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]],
 ) -> list[str]:
-    """Why nothing may be built from `parents` now, one line a closed gate; empty when every gate is open.
+    """Return why nothing may be built from `parents` now, one line per closed gate; empty if every gate is open.
 
-    A parent without an entry in `checks` is closed: a model that nothing judges is not passed on.
+    A parent without an entry in `checks` counts as closed: a model without gates is not passed on.
     """
     return [reason for key in parents for reason in judge_latest(instance, key, checks.get(key, ())).closed]
 
 
 def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey]) -> Judged:
-    """Look up the verdicts that `checks` gave on the latest materialization of `key`, and what overrides them."""
+    """Look up the verdicts of `checks` on the latest materialization of `key`, and their overrides."""
     name = key.to_user_string()
     record = latest_materialization(instance, key)
     if record is None:
@@ -75,7 +74,7 @@ def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequenc
 
 
 def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.EventLogRecord | None:
-    """The newest materialization of `key`, or None when it was never made."""
+    """Return the newest materialization of `key`, or None if it was never made."""
     records = instance.fetch_materializations(key, limit=1).records
     return records[0] if records else None
 
@@ -83,8 +82,8 @@ def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg
 def completed_verdict(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, storage_id: int
 ) -> AssetCheckEvaluation | None:
-    """The newest completed verdict of `check` on the materialization with this `storage_id`, if any."""
-    # Planned rows of runs that died before the check are newer than the verdict and must not hide it: ask for
+    """Return the newest completed verdict of `check` on the materialization with this `storage_id`, if any."""
+    # Runs that died before the check leave planned rows, newer than the verdict, which must not hide it: query
     # completed rows only. `get_latest_asset_check_evaluation_record` would return the planned row.
     history = instance.event_log_storage.get_asset_check_execution_history(check, limit=_HISTORY, status=_COMPLETED)
     for row in history:
@@ -96,7 +95,7 @@ def completed_verdict(
 
 
 def completed_verdicts(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Iterator[AssetCheckExecutionRecord]:
-    """Every completed verdict that `check` ever gave, newest first."""
+    """Yield all completed verdicts of `check`, newest first."""
     cursor: int | None = None
     storage = instance.event_log_storage
     while rows := storage.get_asset_check_execution_history(check, limit=_HISTORY, cursor=cursor, status=_COMPLETED):
@@ -105,13 +104,13 @@ def completed_verdicts(instance: dg.DagsterInstance, check: dg.AssetCheckKey) ->
 
 
 def verdict_rows(evaluation: AssetCheckEvaluation) -> list[Mapping[str, Any]]:
-    """What `evaluation` said of each gate; nothing where the model could not be judged (missing or damaged)."""
+    """Return the verdict of `evaluation` on each gate; empty if the model could not be judged (missing or damaged)."""
     table = evaluation.metadata.get("verdicts")
     return [entry.data for entry in table.records] if isinstance(table, dg.TableMetadataValue) else []
 
 
 def failed_gates(evaluation: AssetCheckEvaluation) -> tuple[str, ...]:
-    """The names of the gates that `evaluation` found failed."""
+    """Return the names of the gates that failed in `evaluation`."""
     return tuple(str(row["gate"]) for row in verdict_rows(evaluation) if not row["passed"])
 
 
@@ -123,7 +122,7 @@ def override_gate(
     reason: str,
     who: str,
 ) -> Override:
-    """Open the failed gate of the latest materialization of `key`, until the next one. The verdict stays as it is.
+    """Open the failed gate of the latest materialization of `key`, until the next one. The verdict is not changed.
 
     Raises:
         ValueError: when the reason is too short, or there is no failed verdict on the latest materialization: the asset
@@ -134,7 +133,7 @@ def override_gate(
     if len(said) < SHORTEST_REASON:
         raise ValueError(
             f"the reason of an override must have at least {SHORTEST_REASON} characters, got {said!r}: say why the "
-            "gate may be passed all the same; it stands in the report for ever"
+            "gate may be passed nevertheless; the reason is shown in the report permanently"
         )
     judged = judge_latest(instance, key, checks)
     if judged.record is None or not checks:
@@ -167,11 +166,11 @@ def override_gate(
 
 
 def judgements_digest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> str:
-    """A digest that changes with every materialization, completed verdict and override of what `checks` judge."""
+    """Return a digest that changes with every materialization, completed verdict and override of the judged assets."""
     hasher = hashlib.sha256()
     for check in sorted(checks, key=lambda check: check.to_user_string()):
         record = latest_materialization(instance, check.asset_key)
-        # by run and time, for a planned row keeps its place when it is completed
+        # By time and run, not by id: a planned row keeps its id when it is completed.
         newest = max(((row.event.timestamp, row.run_id) for row in _recent(instance, check) if row.event), default=None)
         overrides = [override.at for override in overrides_of(instance, check.asset_key)]
         version = None if record is None else record.storage_id
@@ -190,8 +189,8 @@ def _blocks(evaluation: AssetCheckEvaluation) -> bool:
 def _override_of(
     instance: dg.DagsterInstance, key: dg.AssetKey, version: int, failed: Sequence[str]
 ) -> Override | None:
-    """The override of this version that covers every gate in `failed`."""
+    """The override of this version that covers all gates in `failed`, if any."""
     if not failed:
         return None
-    found = overrides_of(instance, key, after=version)
-    return next((o for o in found if o.version == version and set(failed) <= set(o.failed)), None)
+    candidates = overrides_of(instance, key, after=version)
+    return next((o for o in candidates if o.version == version and set(failed) <= set(o.failed)), None)

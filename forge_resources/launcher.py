@@ -1,11 +1,11 @@
-"""Where a model is made: in the run's own process, in several on this machine (torchrun), or on a Slurm cluster.
+"""Launching of training: in the run's own process, in several processes on this machine (torchrun), or on Slurm.
 
 All three run `training_core.worker.make`. Launched processes report through Dagster Pipes: the first rank sends
-metrics, progress and figures while it works, and the materialization when the bundle lies on disk. Files are handed
-over in the model store, which must lie on a file system that all nodes share.
+metrics, progress and figures while it works, and the materialization once the bundle is on disk. Files are passed
+through the model store, which must be on a file system that all nodes share.
 
-Launched processes hold the other end of a pipe. When the run that started them is gone, cancelled or killed, they
-read its end and stop, on every node.
+Launched processes hold the other end of a pipe. When the run that started them is cancelled or killed, they read
+end-of-file and stop, on every node.
 """
 
 import json
@@ -32,18 +32,18 @@ from training_core.worker import Job, make
 Mode = Literal["inline", "torchrun", "slurm"]
 WORKER = "forge_resources.pipes_worker"
 _POLL_S = 0.2
-_STOP_S = 2.0  # after an interrupt, before harder measures
-_REPORTED_S = 60.0  # a file system that is shared over a network shows the last message late
-# Launched processes need none of these.
+_STOP_S = 2.0  # wait after each signal before the next, harder one
+_REPORTED_S = 60.0  # a network file system shows the last message with a delay
+# Environment variables with these words are not passed on: launched processes need none of them.
 _SECRET_WORDS = ("KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL", "WEBHOOK", "JWT", "MLFLOW")
 
 
 class WorkerFailedError(RuntimeError):
-    """Launched processes ended without a model; another attempt goes on from their checkpoint."""
+    """Raised when launched processes ended without a model; a retry resumes from their checkpoint."""
 
 
 class Launcher(dg.ConfigurableResource[Any]):
-    """How the processes that make a model are started. Empty fields are read from the environment."""
+    """Starts the processes that make a model. Empty fields are read from the environment."""
 
     mode: str = Field(
         default="",
@@ -51,24 +51,24 @@ class Launcher(dg.ConfigurableResource[Any]):
         "cluster. Empty: FORGE_LAUNCHER, else inline.",
     )
     processes: int = Field(
-        default=0, ge=0, description="Processes on each node, one for a GPU. 0: FORGE_PROCESSES, else 1."
+        default=0, ge=0, description="Processes on each node, one per GPU. 0: FORGE_PROCESSES, else 1."
     )
     nodes: int = Field(default=0, ge=0, description="Nodes of a Slurm step. 0: FORGE_NODES, else 1.")
     slurm_arguments: list[str] = Field(
         default_factory=list,
-        description="More arguments of srun, such as --partition=gpu and --gpus-per-task=1. Empty: "
+        description="Additional arguments of srun, such as --partition=gpu and --gpus-per-task=1. Empty: "
         "FORGE_SLURM_ARGUMENTS.",
     )
 
     def make(
         self, context: dg.AssetExecutionContext, phase: Phase, job: Job, reporter: Reporter
     ) -> tuple[Bundle, Mapping[str, Any]]:
-        """Make the model that `job` describes; the bundle in `job.out`, and metadata on where it was made.
+        """Make the model of `job`; return the bundle in `job.out`, and metadata on where it was made.
 
-        Phases that several processes cannot share are made by one.
+        Phases that do not support several processes run in one.
 
         Raises:
-            ValueError: for a mode that does not exist, and as the phase raises it.
+            ValueError: for an unknown mode, and from the phase.
             WorkerFailedError: when launched processes died.
         """
         mode, processes, nodes = self._mode(), self._number("processes"), self._number("nodes")
@@ -105,11 +105,11 @@ class Launcher(dg.ConfigurableResource[Any]):
         return [
             "srun",
             f"--nodes={nodes}",
-            f"--ntasks={nodes * processes}",  # inside of an allocation its own number of tasks would hold
+            f"--ntasks={nodes * processes}",  # otherwise the number of tasks of the allocation would apply
             f"--ntasks-per-node={processes}",
             "--kill-on-bad-exit=1",
-            "--wait=0",  # the first process measures when the others have ended
-            "--quit-on-interrupt",  # without it one interrupt only asks whether to cancel
+            "--wait=0",  # the first process still measures after the others have ended
+            "--quit-on-interrupt",  # otherwise a single interrupt only asks whether to cancel
             "--export=ALL",
             *more,
             sys.executable,
@@ -170,14 +170,16 @@ def _launched(
 
 
 class WholeLinesReader(dg.PipesFileMessageReader):
-    """Dagster's reader of messages in a file, but for lines that are still being written: it takes what there is of
-    one for a message, and reads no other after that."""
+    """A Pipes file reader that waits for complete lines.
+
+    Dagster's own takes a line that is still being written for a message, fails to parse it, and stops reading.
+    """
 
     def _reader_thread(self, handler: dg.PipesMessageHandler, is_resource_complete: threading.Event) -> None:
         rest = ""
         with open(self._path, encoding="utf-8") as file:
             while True:
-                ends = is_resource_complete.is_set()
+                ends = is_resource_complete.is_set()  # read before the file, so that the last pass sees all of it
                 *lines, rest = (rest + file.read()).split("\n")
                 for line in lines:
                     handler.handle_message(json.loads(line))
@@ -187,7 +189,7 @@ class WholeLinesReader(dg.PipesFileMessageReader):
 
 
 def _forward(messages: Sequence[Mapping[str, Any]], sent: int, reporter: Reporter) -> int:
-    """Hand the messages from number `sent` on to the reporter; how many there are now."""
+    """Forward the messages from index `sent` to the reporter, and return the number of messages so far."""
     for message in messages[sent:]:
         if "metrics" in message:
             reporter.metrics(*message["metrics"])
@@ -200,7 +202,7 @@ def _forward(messages: Sequence[Mapping[str, Any]], sent: int, reporter: Reporte
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the launched processes if they still run: the end of their pipe, an interrupt, then harder measures."""
+    """Stop the launched processes if they are still running: close their pipe, then send SIGINT, SIGTERM, SIGKILL."""
     if process.stdin is not None:
         process.stdin.close()
     for measure in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -214,7 +216,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment(sharing: int) -> dict[str, str]:
-    """This process's environment without secrets; the cores of this machine are divided among `sharing` processes."""
+    """This process's environment without secrets, with the machine's cores divided among `sharing` processes."""
     kept = {n: value for n, value in os.environ.items() if not any(word in n.upper() for word in _SECRET_WORDS)}
     if sharing:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,14 +1,14 @@
 """A content-addressed store of model bundles and data folders: written once, verified, never overwritten.
 
     <root>/<asset>/<digest[:16]>/             one version of a model or of a data set
-    <root>/<asset>/<digest[:16]>.<measured>/  the same model, measured again with another result
-    <root>/.staging/<host>-<pid>-<token>/     what is being written; a dead process's leftovers are removed
+    <root>/<asset>/<digest[:16]>.<measured>/  the same model, measured again with a different result
+    <root>/.staging/<host>-<pid>-<token>/     versions being written; leftovers of dead processes are removed
     <root>/.damaged/                          versions whose content no longer matched, moved aside
-    <root>/.checkpoints/<root run>-<asset>/   training state of a run that has not finished
+    <root>/.checkpoints/<root run>-<asset>/   training state of an unfinished run
     <root>/.making/<asset>                    locked by the run that makes the asset
 
-A version appears by one rename after every file is on disk, so a failed or killed run leaves all earlier
-versions as they were.
+A version appears by a single rename after all its files are on disk, so a failed or killed run leaves all earlier
+versions intact.
 """
 
 import hashlib
@@ -43,13 +43,13 @@ _CHECKPOINT_KEPT_S = 24 * 3600.0
 
 
 class StoreError(ValueError):
-    """A version is missing, damaged, or cannot be written."""
+    """Raised when a version is missing, damaged, or cannot be written."""
 
 
 class ModelStore(dg.ConfigurableResource[Any]):
     """Keeps every version of every asset's folder under `root`, addressed by the SHA-256 of its content."""
 
-    root: str = Field(default="", description="Absolute folder of the store; empty: models/ in the forge home.")
+    root: str = Field(default="", description="Absolute path of the store; empty: models/ in the forge home.")
 
     @property
     def path(self) -> Path:
@@ -58,7 +58,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["ModelStore"]:
-        """The store during a run, whose process is known to live for as long (`forge_resources.run_process`)."""
+        """Provide the store during a run, and mark the run's process as alive meanwhile (`run_process`)."""
         run, instance = context.run, context.instance
 
         def ended(run_id: str) -> bool:
@@ -73,16 +73,16 @@ class ModelStore(dg.ConfigurableResource[Any]):
                     self._remove_finished_checkpoints(run.root_run_id or run.run_id)
 
     def alone(self, asset: str, run_id: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
-        """A block that one run at a time is in for `asset`; another waits, and `say`s so."""
+        """Return a context that only one run at a time enters for `asset`; others wait, and report it through `say`."""
         _require_name(asset)
         return alone(self.path / ".making", asset, run_id, say)
 
     @contextmanager
     def stage(self, asset: str) -> Iterator[Path]:
-        """A path, not yet existing, for a new version of `asset`; gone after the block unless committed.
+        """Yield a path, not yet existing, for a new version of `asset`; it is removed on exit unless committed.
 
         Raises:
-            StoreError: when the disk has no room for what the block writes. Earlier versions are untouched.
+            StoreError: when the disk is full. Earlier versions are untouched.
         """
         _require_name(asset)
         self._remove_dead_staging()
@@ -102,17 +102,17 @@ class ModelStore(dg.ConfigurableResource[Any]):
             shutil.rmtree(parent, ignore_errors=True)
 
     def commit(self, asset: str, staged: Path, digest: str, content: Content = "bundle") -> Path:
-        """Make the folder `staged` the version `digest` of `asset`, durably, and return where it lies now.
+        """Make the folder `staged` the version `digest` of `asset`, durably, and return its path.
 
-        A version that exists is verified and kept; when the same model was measured again with another
-        result, the new measurement stands beside it. A damaged version is moved to `.damaged/` and replaced.
+        An existing version is verified and kept; if the same model was measured again with a different result, the
+        new measurement is stored beside it. A damaged version is moved to `.damaged/` and replaced.
 
         Raises:
             StoreError: when `staged` does not hash to `digest`.
         """
         _require_name(asset)
-        if (found := _digest(staged, content)) != digest:
-            raise StoreError(f"{staged} hashes to {found[:16]}, not to {digest[:16]}: it was not committed")
+        if (actual := _digest(staged, content)) != digest:
+            raise StoreError(f"{staged} hashes to {actual[:16]}, not to {digest[:16]}: it was not committed")
         _flush(staged)
         target = self.path / asset / digest[:16]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,28 +131,28 @@ class ModelStore(dg.ConfigurableResource[Any]):
     def open_bundle(self, asset: str, digest: str, measurements: str | None = None) -> Bundle:
         """Open the bundle `digest` of `asset`, verifying its content.
 
-        `measurements` (`measurements_digest`) picks the version that was measured so and verifies that nobody
-        changed the measurement; without it the newest version with that content is opened.
+        `measurements` (`measurements_digest`) selects the version with these measurements and verifies that they
+        are unchanged; without it the newest version with that content is opened.
 
         Raises:
             StoreError: when there is none. BundleError: when its content is damaged.
         """
         _require_name(asset)
-        found = sorted((self.path / asset).glob(f"{digest[:16]}*"), key=_measured_at, reverse=True)
-        if not found:
+        versions = sorted((self.path / asset).glob(f"{digest[:16]}*"), key=_measured_at, reverse=True)
+        if not versions:
             raise StoreError(f"{asset} has no version {digest[:16]} in {self.path}: materialize it again")
         if measurements is None:
-            return open_bundle(found[0], expected_digest=digest)
-        found = [folder for folder in found if measurements_digest(folder) == measurements]
-        if not found:
+            return open_bundle(versions[0], expected_digest=digest)
+        versions = [folder for folder in versions if measurements_digest(folder) == measurements]
+        if not versions:
             raise StoreError(
                 f"no version {digest[:16]} of {asset} in {self.path} was measured as {measurements[:16]}: "
                 "its measurements were changed or damaged; materialize the asset again"
             )
-        return open_bundle(found[0], expected_digest=digest)
+        return open_bundle(versions[0], expected_digest=digest)
 
     def folder(self, asset: str, digest: str, *, verify: bool = False) -> Path:
-        """The data folder `digest` of `asset`; `verify` reads all of it.
+        """Return the data folder `digest` of `asset`; `verify` reads and hashes all of it.
 
         Raises:
             StoreError: when it is missing or, with `verify`, damaged.
@@ -161,12 +161,12 @@ class ModelStore(dg.ConfigurableResource[Any]):
         folder = self.path / asset / digest[:16]
         if not folder.is_dir():
             raise StoreError(f"{asset} has no version {digest[:16]} in {self.path}: materialize it again")
-        if verify and (found := digest_folder(folder)) != digest:
-            raise StoreError(f"{folder} hashes to {found[:16]}: it was changed or damaged; materialize {asset} again")
+        if verify and (actual := digest_folder(folder)) != digest:
+            raise StoreError(f"{folder} hashes to {actual[:16]}: it was changed or damaged; materialize {asset} again")
         return folder
 
     def open_materialized(self, asset: str, record: dg.EventLogRecord | None) -> Bundle:
-        """Open exactly the bundle, with exactly the measurements, that the materialization `record` names.
+        """Open exactly the bundle and the measurements that the materialization `record` names.
 
         Raises:
             StoreError: when there is no such version. BundleError: when its content is damaged.
@@ -176,17 +176,17 @@ class ModelStore(dg.ConfigurableResource[Any]):
         )
 
     def versions(self, asset: str) -> list[Path]:
-        """Every version of `asset`, oldest first."""
+        """Return all versions of `asset`, oldest first."""
         _require_name(asset)
         parent = self.path / asset
         return sorted(parent.iterdir(), key=_measured_at) if parent.is_dir() else []
 
     def checkpoint(self, asset: str, root_run_id: str, inputs: str = "") -> Path:
-        """The folder that holds the training state of `asset` in the run `root_run_id` and its retries.
+        """Return the folder for the training state of `asset` in the run `root_run_id` and its retries.
 
         `inputs` identifies what the asset is made from (`training_core.store.identity.inputs_digest`). State left
-        by other code, another configuration or other parents is removed: to go on from it would give a model
-        that its lineage does not describe.
+        by other code, another configuration or other parents is removed, because resuming from it would give a
+        model that its lineage does not describe.
         """
         _require_name(asset)
         folder = self.path / ".checkpoints" / f"{root_run_id}-{asset}"
@@ -200,14 +200,14 @@ class ModelStore(dg.ConfigurableResource[Any]):
         return folder
 
     def finish(self, checkpoint: Path) -> None:
-        """Say that the asset is in the store, so that the training state goes when the run ends.
+        """Mark the asset as stored, so that its training state is removed when the run ends.
 
-        It stays until Dagster has recorded the asset: a run that is killed just before would train all of it again.
+        It is kept until Dagster has recorded the asset: a run killed just before that would have to train it again.
         """
         (checkpoint / _CHECKPOINT_DONE).touch()
 
     def unfinished(self, asset: str, inputs: str) -> list[str]:
-        """The root runs, newest first, that left training state of `asset` begun from exactly `inputs`."""
+        """Return the root runs, newest first, that left training state of `asset` for exactly `inputs`."""
         _require_name(asset)
         folders = [
             marker.parent
@@ -218,14 +218,14 @@ class ModelStore(dg.ConfigurableResource[Any]):
         return [folder.name.removesuffix(f"-{asset}") for folder in folders]
 
     def _intact(self, target: Path, digest: str, content: Content) -> bool:
-        """Whether `target` exists with the content `digest`; a damaged one is moved aside."""
+        """Return whether `target` exists with the content `digest`; a damaged one is moved aside."""
         if not target.exists():
             return False
         try:
             if _digest(target, content) == digest and (content == "data" or measurements_digest(target)):
                 return True
         except ValueError:
-            pass  # unreadable counts as damaged: it is kept for inspection below
+            pass  # an unreadable version counts as damaged and is kept for inspection
         aside = self.path / ".damaged" / f"{target.parent.name}-{target.name}-{secrets.token_hex(4)}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.rename(target, aside)
@@ -234,7 +234,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
     def _remove_finished_checkpoints(self, root_run_id: str) -> None:
         for done in (self.path / ".checkpoints").glob(f"*/{_CHECKPOINT_DONE}"):
             own = done.parent.name.startswith(f"{root_run_id}-")
-            if own or time.time() - done.stat().st_mtime > _CHECKPOINT_KEPT_S:  # of a run that was killed after it
+            if own or time.time() - done.stat().st_mtime > _CHECKPOINT_KEPT_S:  # left by a run that was killed
                 shutil.rmtree(done.parent, ignore_errors=True)
 
     def _remove_dead_staging(self) -> None:
@@ -246,7 +246,7 @@ class ModelStore(dg.ConfigurableResource[Any]):
 
 
 def recorded_text(asset: str, record: dg.EventLogRecord | None, name: str) -> str:
-    """The text `name` in the metadata of the materialization `record` of `asset`.
+    """Return the text `name` in the metadata of the materialization `record` of `asset`.
 
     Raises:
         StoreError: when `asset` was never materialized or the text was not recorded.
@@ -261,7 +261,7 @@ def recorded_text(asset: str, record: dg.EventLogRecord | None, name: str) -> st
 
 
 def measurements_digest(folder: Path) -> str:
-    """SHA-256 over what was measured on the bundle in `folder`, what is shown of it and where it comes from.
+    """Return the SHA-256 over the measurements, exhibits and lineage of the bundle in `folder`.
 
     Raises:
         BundleError: when a part is missing.

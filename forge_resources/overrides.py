@@ -1,9 +1,9 @@
-"""Overrides: a person who knows better opens the failed gate of one version of a model, on the record.
+"""Overrides: a person opens the failed gate of one version of a model, on the record.
 
-An override is a Dagster observation of the asset. It names the materialization that it holds for and the gates that
+An override is a Dagster observation of the asset. It names the materialization that it applies to and the gates that
 had failed, so the next materialization closes the gate again, and a gate that fails later on the same version is not
-covered. It is never changed and never removed; the verdict stays what it was. `forge_resources.gatekeeping` says who
-may write one.
+covered. It is never changed or removed, and the verdict itself stays. `forge_resources.gatekeeping` decides when one
+may be written.
 
 Loads no model code: the run coordinator reads overrides in the webserver and in the daemon.
 """
@@ -33,16 +33,16 @@ class Override:
     at: float
 
     def describe(self) -> str:
-        """One line for logs and reports."""
+        """Return one line for logs and reports."""
         return f"overridden by {self.who} on {utc_text(self.at)}: {self.reason}"
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain values, its time as text."""
+        """Return the record as plain JSON values, with its time as text."""
         return {**asdict(self), "failed": list(self.failed), "at": utc_text(self.at)}
 
 
 def utc_text(seconds: float) -> str:
-    """A Unix time as text, to the second, in UTC."""
+    """Format a Unix time as text in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -63,7 +63,8 @@ def record_override(instance: dg.DagsterInstance, override: Override) -> None:
 
 
 def overrides_of(instance: dg.DagsterInstance, key: dg.AssetKey, *, after: int | None = None) -> list[Override]:
-    """Every override of `key`, newest first; with `after` those written after the event of that storage id."""
+    """Return the overrides of `key`, newest first; with `after`, only those written after the event of that storage
+    id."""
     return list(_read(instance, key, after))
 
 

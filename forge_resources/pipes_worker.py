@@ -1,6 +1,6 @@
 """`python -m forge_resources.pipes_worker JOB.json`: one of the processes that `forge_resources.launcher` starts.
 
-Every rank makes its share of the model; the first one speaks for all, through Dagster Pipes.
+Every rank does its share of the work; the first one reports for all of them through Dagster Pipes.
 """
 
 import os
@@ -27,7 +27,7 @@ _PROGRESS_S = 0.5
 
 
 class PipesReporter:
-    """Sends everything to the Dagster step that launched this process (`forge_resources.launcher`)."""
+    """Sends all reports to the Dagster step that launched this process (`forge_resources.launcher`)."""
 
     def __init__(self, pipes: PipesContext) -> None:
         self._pipes = pipes
@@ -38,7 +38,7 @@ class PipesReporter:
         self._pipes.report_custom_message({"metrics": [step, {k: float(v) for k, v in values.items()}]})
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Send the progress when it was last sent a while ago, or the work is done."""
+        """Send the progress, at most twice a second, and always when the work is done."""
         now = time.monotonic()
         if done >= total or now - self._told.get(label, -float("inf")) >= _PROGRESS_S:
             self._told[label] = now
@@ -50,7 +50,7 @@ class PipesReporter:
 
 
 def work(job_file: Path) -> None:
-    """Make the model of the job in `job_file`, together with the other ranks."""
+    """Run the job in `job_file` together with the other ranks."""
     job = Job.model_validate_json(job_file.read_text())
     phase = find_phase(job)
     with distributed.joined(job_file.parent):
@@ -62,7 +62,7 @@ def work(job_file: Path) -> None:
             pipes.log.info(f"{phase.name} is made by {size} process{'es' * (size > 1)}; the first is on {_host()}")
             try:
                 bundle = make(phase, job, PipesReporter(pipes), probed_sandbox)
-            except ValueError as error:  # another attempt would end in the same way
+            except ValueError as error:  # a retry would fail in the same way
                 pipes.report_custom_message({"refused": f"{type(error).__name__}: {error}"})
                 raise
             except (OSError, SafetensorError) as error:
@@ -74,7 +74,7 @@ def work(job_file: Path) -> None:
 
 
 def end_with_the_launcher() -> None:
-    """Stop this process when the other end of its standard input is closed: the launcher is gone."""
+    """Stop this process when the other end of its standard input is closed, which means that the launcher is gone."""
 
     def wait() -> None:
         while os.read(0, 4096):
@@ -91,6 +91,7 @@ def _host() -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a rank in a collective operation would not see an exception
+    # A rank blocked in a collective operation never returns to Python, where KeyboardInterrupt would be raised.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_the_launcher()
     work(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Where a phase's measurements go: Dagster's log, MLflow, curves for the asset's page, a progress bar.
+"""Reporters of a phase's measurements: to Dagster's log, MLflow, curves for the asset's page, and a progress bar.
 
 Each class here implements `training_core.reporting.Reporter`.
 """
@@ -21,31 +21,32 @@ _CURVE_POINTS = 1000
 
 
 class CompositeReporter:
-    """Hands everything to each of `reporters`."""
+    """Forwards everything to each of `reporters`."""
 
     def __init__(self, reporters: Sequence[Reporter]) -> None:
         self._reporters = tuple(reporters)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Pass the metrics on."""
+        """Forward the metrics."""
         for reporter in self._reporters:
             reporter.metrics(step, values)
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Pass the progress on."""
+        """Forward the progress."""
         for reporter in self._reporters:
             reporter.progress(done, total, label)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Pass the figure on."""
+        """Forward the figure."""
         for reporter in self._reporters:
             reporter.figure(name, figure)
 
 
 class LogReporter:
-    """Writes to a log, at most one line of metrics and one of progress every `interval_s` seconds.
+    """Writes to a log, at most one line of metrics and one of each progress label every `interval_s` seconds.
 
-    The first line and a finished progress are always written: in Dagster each line is a row in the event log.
+    The rate is limited because in Dagster each line is a row in the event log. The first line and completed progress
+    are always written.
     """
 
     def __init__(self, log: Logger, interval_s: float = _LOG_INTERVAL_S) -> None:
@@ -54,17 +55,17 @@ class LogReporter:
         self._last: dict[str, float] = {}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics when the last line is long enough ago."""
+        """Log the metrics if the interval since the last line has passed."""
         if self._due("metrics"):
             self._log.info(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Log the progress when the last line is long enough ago or the work is done."""
+        """Log the progress if the interval since the last line has passed or the work is done."""
         if self._due(f"progress {label}") or done >= total:
             self._log.info(f"{label}: {done} of {total}")
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Log that there is a figure."""
+        """Log the figure's title."""
         self._log.info(f"figure {name}: {figure.title}")
 
     def _due(self, topic: str) -> bool:
@@ -76,7 +77,7 @@ class LogReporter:
 
 
 class TrackingReporter:
-    """Sends metrics to an MLflow run, buffered, and figures as images."""
+    """Sends metrics, buffered, and figures, as images, to an MLflow run."""
 
     def __init__(self, tracked: TrackedRun) -> None:
         self._tracked = tracked
@@ -86,7 +87,7 @@ class TrackingReporter:
         self._tracked.log_metrics(step, values)
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """MLflow shows no progress."""
+        """Ignore progress, which MLflow does not show."""
 
     def figure(self, name: str, figure: Figure) -> None:
         """Store the figure as an image."""
@@ -94,7 +95,7 @@ class TrackingReporter:
 
 
 class CurveReporter:
-    """Keeps the curves of all metrics, thinned evenly to a bounded number of points, and all figures."""
+    """Collects all figures, and the curves of all metrics, thinned evenly to a bounded number of points."""
 
     def __init__(self) -> None:
         self.curves: dict[str, tuple[list[float], list[float]]] = {}
@@ -117,15 +118,18 @@ class CurveReporter:
                 self._stride[name] = 2 * stride
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Progress is no curve."""
+        """Ignore progress, which is not a curve."""
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keep the figure."""
         self.figures[name] = figure
 
     def all_figures(self) -> dict[str, Figure]:
-        """The figures a phase reported, and one for each metric's curve of two points or more. The metrics
-        `<figure>/...` of a figure that was reported are left to MLflow: a page of forty plots is read by nobody."""
+        """Return the reported figures, and one figure for each metric's curve of two points or more.
+
+        Metrics named `<figure>/...` after a reported figure are left out, because nobody reads a page of forty plots;
+        MLflow has them.
+        """
         curves = {
             name: Figure(title=name, x_label="step", y_label=name, series={name: curve})
             for name, curve in self.curves.items()
@@ -135,7 +139,7 @@ class CurveReporter:
 
 
 class ProgressReporter:
-    """A progress bar on a terminal; where there is none, a line now and then."""
+    """Shows a progress bar on a terminal, or prints occasional lines where there is none."""
 
     def __init__(self, asset: str, stream: TextIO | None = None, interval_s: float = _LINE_INTERVAL_S) -> None:
         self._asset = asset
@@ -147,19 +151,19 @@ class ProgressReporter:
 
     @classmethod
     def requested(cls, asset: str) -> Self | None:
-        """A reporter when the command line asked for one.
+        """Return a reporter if the command line requested one.
 
-        `FORGE_PROGRESS` is the number of the file descriptor to draw on: while a run executes, Dagster
-        captures what is written to the standard streams.
+        `FORGE_PROGRESS` is the number of the file descriptor to draw on, because Dagster captures the standard
+        streams while a run executes.
         """
         descriptor = os.environ.get("FORGE_PROGRESS", "")
         return cls(asset, os.fdopen(os.dup(int(descriptor)), "w")) if descriptor.isdecimal() else None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """The bar shows progress only."""
+        """Ignore metrics; the bar shows progress only."""
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Move the bar, or print a line when the last one is long enough ago or the work is done."""
+        """Advance the bar, or print a line if the interval since the last one has passed or the work is done."""
         if self._stream.isatty():
             self._move(done, total, label)
         elif done >= total or time.monotonic() - self._last >= self._interval_s:
@@ -167,10 +171,10 @@ class ProgressReporter:
             print(f"{self._asset}: {label} {done} of {total}", file=self._stream, flush=True)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """The bar shows no figures."""
+        """Ignore figures; the bar shows progress only."""
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -193,7 +197,7 @@ class ProgressReporter:
                 console=console,
                 transient=True,
                 expand=True,
-                redirect_stdout=False,  # what libraries print belongs to the captured streams
+                redirect_stdout=False,  # output of libraries belongs in the streams that Dagster captures
                 redirect_stderr=False,
             )
             self._bar.start()
@@ -203,11 +207,11 @@ class ProgressReporter:
 
 
 def draw(figure: Figure) -> Any:
-    """The line plot `figure` as a matplotlib figure, drawn without a display and without global state."""
+    """Return `figure` as a matplotlib line plot, drawn without a display and without global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(6.0, 3.2))  # a layout engine would draw everything twice
+    canvas = Canvas(figsize=(6.0, 3.2))  # no layout engine: it would draw everything twice
     FigureCanvasAgg(canvas)
     axes = canvas.add_axes((0.12, 0.17, 0.84, 0.72))
     for label, (x, y) in figure.series.items():
@@ -215,12 +219,12 @@ def draw(figure: Figure) -> Any:
     axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
     axes.grid(visible=True, alpha=0.3)
     if len(figure.series) > 1:
-        axes.legend(loc="upper right")  # the best place would be searched for
+        axes.legend(loc="upper right")  # the default, "best", searches for a location and is slow
     return canvas
 
 
 def figure_markdown(figure: Figure) -> str:
-    """`figure` as Markdown with the image inside, which Dagster's asset page shows."""
+    """Return `figure` as Markdown with an inline image, which Dagster's asset page shows."""
     buffer = io.BytesIO()
     draw(figure).savefig(buffer, format="png", dpi=80)
     return f"![{figure.title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

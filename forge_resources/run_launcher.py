@@ -1,7 +1,7 @@
-"""Dagster's default launcher, which here also knows whether a run's process lives, and reaches it to cancel it.
+"""Dagster's default run launcher, extended to detect whether a run's process is alive and to cancel it directly.
 
-Both go through the code server otherwise, which forgets its runs when it is killed: a run whose process died with it
-would stay "started", and keep its accelerator slot, for ever; one that lives could not be cancelled. Configured in
+Otherwise both go through the code server, which forgets its runs when it is killed: a run whose process died with it
+would stay "started", and keep its accelerator slot, for ever; one that is alive could not be cancelled. Configured in
 `dagster.yaml`; it runs inside the webserver and the daemon, so it loads no model code.
 """
 
@@ -15,12 +15,12 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from forge_resources.run_process import died, lives, request_cancel
 
-_SETTLED_S = 5.0  # after that the daemon, too, has noticed that the code server is back
+_SETTLED_S = 5.0  # by then the daemon has noticed as well that the code server is back
 _GIVEN_UP_S = 120.0
 
 
 class AttendedRunLauncher(DefaultRunLauncher):
-    """`DefaultRunLauncher` for runs that hold a lock as long as they execute (`forge_resources.run_process`)."""
+    """A `DefaultRunLauncher` for runs that hold a lock while they execute (`forge_resources.run_process`)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -29,14 +29,14 @@ class AttendedRunLauncher(DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """The daemon's run monitoring asks."""
+        """True, so that the daemon's run monitoring calls `check_run_worker_health`."""
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's process died; one that has not taken its lock yet counts as running.
+        """Return whether the run's process died; one that has not taken its lock yet counts as running.
 
-        The news waits for the code server, for two minutes at most: Dagster tries to retry a failed run once, and
-        gives that up for ever where the code server does not answer.
+        A death is reported only once the code server answers, or after two minutes: Dagster attempts the retry of a
+        failed run once, and gives it up for good if the code server does not answer then.
         """
         if not died(run.run_id):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
@@ -53,7 +53,7 @@ class AttendedRunLauncher(DefaultRunLauncher):
     def _answers(self, run_id: str) -> bool:
         client = self._get_grpc_client_for_termination(run_id)  # type: ignore[no-untyped-call]
         if client is None:
-            return True  # `forge run`: nobody has to answer
+            return True  # a run of `forge run` has no code server
         try:
             client.ping("")
         except DagsterUserCodeUnreachableError:
@@ -61,12 +61,12 @@ class AttendedRunLauncher(DefaultRunLauncher):
         return True
 
     def terminate(self, run_id: str) -> bool:
-        """Cancel through the code server, or else directly; whether the run's process was reached."""
+        """Cancel through the code server, or else directly; return whether the run's process was reached."""
         try:
             if super().terminate(run_id):  # type: ignore[no-untyped-call]
                 return True
         except (DagsterUserCodeProcessError, DagsterUserCodeUnreachableError):
-            pass  # a code server that was started since does not know the run
+            pass  # a code server that was restarted since does not know the run
         if not lives(run_id):
             return False
         request_cancel(run_id)

@@ -1,10 +1,10 @@
-"""What is known of a run's process without asking the code server that started it.
+"""State and control of a run's process without the code server that started it.
 
-    <forge home>/runs/<run>-<token>    locked by the run's process for as long as it executes
-    <forge home>/runs/<run>.cancel     asks that process to end; it looks once in a moment
+    <forge home>/runs/<run>-<token>    locked by the run's process while it executes
+    <forge home>/runs/<run>.cancel     asks that process to end; it is polled every half second
 
-A run outlives a code server that was killed, and then nobody else knows of it. The operating system lets go of a
-lock however a process ends, so that a file that is there and not locked is the trace of one that died.
+A run outlives a code server that is killed, and is then unknown to everyone else. The operating system releases a lock
+however a process ends, so an existing file without a lock is the trace of a process that died.
 """
 
 import fcntl
@@ -24,9 +24,9 @@ _LOOK_S = 0.5
 
 @contextmanager
 def executing(run_id: str, ended: Callable[[str], bool] = lambda run_id: False) -> Iterator[None]:
-    """Hold the run's lock during the block, and interrupt this process when the run is to be cancelled.
+    """Hold the run's lock within the context, and interrupt this process when cancellation is requested.
 
-    Traces of processes that died are removed where nobody needs them any more: their run has `ended`.
+    Traces of dead processes are removed once their run has `ended`.
     """
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def executing(run_id: str, ended: Callable[[str], bool] = lambda run_id: False) 
     new, trace = folder / f"new-{secrets.token_hex(4)}", folder / f"{run_id}-{secrets.token_hex(4)}"
     descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    new.rename(trace)  # it is never seen unlocked while this process lives
+    new.rename(trace)  # renamed after locking, so it is never visible unlocked while this process lives
     cancel, left = folder / f"{run_id}.cancel", threading.Event()
     threading.Thread(target=_await_cancel, args=(cancel, left), name="await-cancel", daemon=True).start()
     try:
@@ -49,17 +49,17 @@ def executing(run_id: str, ended: Callable[[str], bool] = lambda run_id: False) 
 
 
 def lives(run_id: str) -> bool:
-    """Whether a process executes the run."""
+    """Return whether a process is executing the run."""
     return any(_held(trace) is True for trace in _folder().glob(f"{run_id}-*"))
 
 
 def died(run_id: str) -> bool:
-    """Whether a process that executed the run ended without saying so."""
+    """Return whether a process that executed the run ended without cleaning up."""
     return any(_held(trace) is False for trace in _folder().glob(f"{run_id}-*"))
 
 
 def forget(run_id: str) -> None:
-    """Remove what a process that died has left."""
+    """Remove the traces of dead processes of the run."""
     for trace in _folder().glob(f"{run_id}-*"):
         if _held(trace) is False:
             trace.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def request_cancel(run_id: str) -> None:
 
 @contextmanager
 def alone(folder: Path, name: str, run_id: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Let one process at a time make `name`, whatever started it; another waits, and `say`s once for whom."""
+    """Let one process at a time make `name`, however it was started; others wait, and report once through `say`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a+") as file:
         said = False
@@ -92,12 +92,12 @@ def alone(folder: Path, name: str, run_id: str, say: Callable[[str], None]) -> I
 def _await_cancel(cancel: Path, left: threading.Event) -> None:
     while not left.wait(_LOOK_S):
         if cancel.exists():
-            os.kill(os.getpid(), signal.SIGINT)  # as Dagster does it
+            os.kill(os.getpid(), signal.SIGINT)  # the signal that Dagster itself uses
             return
 
 
 def _held(trace: Path) -> bool | None:
-    """Whether a process holds `trace`; None when it was removed in the meantime."""
+    """Whether a process holds the lock of `trace`; None if it has been removed in the meantime."""
     try:
         descriptor = os.open(trace, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""MLflow tracking: a parent run for each root Dagster run, a nested one for each asset, models with aliases.
+"""MLflow tracking: a parent run for each root Dagster run, a nested run for each asset, models with aliases.
 
 `dagster-mlflow` is not used: it pins an older pandas and is not a configurable resource. A retried or
-re-executed asset goes on in the MLflow run it began. Models are registered as logged models, so that nothing
-is pickled, and carry the alias `champion` only after their quality gate passed.
+re-executed asset continues its MLflow run. Models are registered as logged models, so nothing is pickled, and
+get the alias `champion` only after their quality gate has passed.
 """
 
 import os
@@ -31,7 +31,7 @@ _SECRET_WORDS = ("api_key", "password", "secret", "token_env", "credential")
 
 
 class TrackedRun:
-    """One asset's MLflow run. Metrics are buffered, since each request costs the database a transaction."""
+    """The MLflow run of one asset. Metrics are buffered, because each request is a database transaction."""
 
     def __init__(self, client: "MlflowClient", run_id: str, url: str) -> None:
         self.client = client
@@ -40,7 +40,7 @@ class TrackedRun:
         self._buffer: list[Any] = []
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record scalars measured at `step`; they are written when the buffer is full or the run ends."""
+        """Buffer scalars measured at `step`; they are written when the buffer is full or the run ends."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -49,7 +49,7 @@ class TrackedRun:
             self._write()
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write all buffered metrics."""
         while self._buffer:
             self._write()
 
@@ -59,7 +59,7 @@ class TrackedRun:
 
 
 class MlflowTracking(dg.ConfigurableResource[Any]):
-    """Where and under which names runs and models are recorded; by default SQLite in the forge home."""
+    """Records runs and models in MLflow, by default with SQLite in the forge home."""
 
     enabled: bool = Field(default=True, description="Record runs and models in MLflow.")
     tracking_uri: str = Field(
@@ -78,9 +78,9 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
     def run(
         self, *, asset: str, run_id: str, root_run_id: str, parameters: Mapping[str, Any]
     ) -> Iterator[TrackedRun | None]:
-        """The MLflow run of `asset`, open for metrics; None when tracking is off.
+        """Yield the MLflow run of `asset`, open for metrics; None if tracking is disabled.
 
-        Ends as FINISHED, as FAILED when the block raises, and as KILLED when it is interrupted.
+        The run ends as FINISHED, as FAILED if the block raises, or as KILLED if it is interrupted.
         """
         if not self.enabled:
             yield None
@@ -116,9 +116,9 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         client, experiment = self._connect()
         name = f"forge-{asset}"
         with self._lock():
-            found = client.search_model_versions(f"name = '{name}' and tags.digest = '{digest}'")
-            if found:
-                version = found[0].version
+            versions = client.search_model_versions(f"name = '{name}' and tags.digest = '{digest}'")
+            if versions:
+                version = versions[0].version
             else:
                 model = client.create_logged_model(
                     experiment,
@@ -133,14 +133,14 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             client.set_registered_model_alias(name, "candidate", str(version))
 
     def promote(self, asset: str, digest: str) -> None:
-        """Give the alias `champion` to the registered version with `digest`: its gate has passed."""
+        """Give the alias `champion` to the registered version with `digest`, whose gate has passed."""
         if not self.enabled:
             return
         client, _ = self._connect()
         name = f"forge-{asset}"
-        found = client.search_model_versions(f"name = '{name}' and tags.digest = '{digest}'")
-        if found:
-            client.set_registered_model_alias(name, "champion", str(found[0].version))
+        versions = client.search_model_versions(f"name = '{name}' and tags.digest = '{digest}'")
+        if versions:
+            client.set_registered_model_alias(name, "champion", str(versions[0].version))
 
     def _connect(self) -> tuple["MlflowClient", str]:
         import mlflow
@@ -149,20 +149,20 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         uri = self.tracking_uri or os.environ.get("FORGE_MLFLOW_URI") or f"sqlite:///{self._home() / 'mlflow.db'}"
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        with self._lock():  # two processes that meet a new database would both migrate it
+        with self._lock():  # two processes that open a new database would both migrate it
             client = mlflow.MlflowClient(uri, uri)
-            found = client.get_experiment_by_name(self.experiment)
-            if found is not None:
-                return client, str(found.experiment_id)
+            experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is not None:
+                return client, str(experiment.experiment_id)
             local = None if uri.startswith("http") else (self._home() / "mlflow-artifacts").as_uri()
             return client, str(client.create_experiment(self.experiment, artifact_location=local))
 
     def _find_or_create(self, client: "MlflowClient", experiment: str, tags: Mapping[str, str], name: str) -> str:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         with self._lock():
-            found = client.search_runs([experiment], query, max_results=1)
-            if found:
-                return str(found[0].info.run_id)
+            runs = client.search_runs([experiment], query, max_results=1)
+            if runs:
+                return str(runs[0].info.run_id)
             return str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
 
     def _url(self, experiment: str, run_id: str) -> str:
@@ -179,12 +179,12 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
 
 
 def _address(configured: str, service: str, port: int) -> str:
-    """Where a service's pages are, for links: as configured, else as the environment says, else on this machine."""
+    """The address of a service's pages, for links: as configured, else from the environment, else on this machine."""
     return configured or os.environ.get(f"FORGE_{service}_URL") or f"http://127.0.0.1:{port}"
 
 
 def _refuse_credentials(tracking_uri: str) -> None:
-    """A resource's configuration is shown and recorded: no password may stand in it.
+    """Reject a password in a resource's configuration, which Dagster shows and records.
 
     Raises:
         ValueError: when there is one; the message does not repeat it.
@@ -198,7 +198,7 @@ def _refuse_credentials(tracking_uri: str) -> None:
 
 
 def _log_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str, Any]) -> None:
-    """Record the configuration; MLflow refuses to change one, so a retry leaves what is there.
+    """Record the configuration. MLflow does not allow changing a parameter, so a retry keeps the recorded ones.
 
     Fields that could hold a secret are left out.
     """

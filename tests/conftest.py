@@ -1,4 +1,4 @@
-"""Settings of every test."""
+"""Settings for all tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Runs that are killed with SIGKILL at a point that they report, and started again until they end.
+"""Run functions in processes that are killed with SIGKILL at a reported point and restarted until one completes.
 
-Each run is a process of its own, forked from a server that has imported torch once. (A fork of the test's process would
-share its sandbox: pydantic-monty's threads do not survive that.)
+Each run is a separate process, forked from a server that has imported torch once. (A fork of the test process would
+inherit its sandbox, and pydantic-monty's threads do not survive a fork.)
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 
 from training_core.reporting import SilentReporter
 
-# A function of a module: makes something with who hears of its progress, a folder for its checkpoint and its outcome,
-# and whatever else it is given.
+# A module-level function (it is pickled). Arguments: a reporter, a folder for checkpoint and outcome, and any others.
 Run = Callable[..., None]
 KILLED = -signal.SIGKILL
 SERVER = multiprocessing.get_context("forkserver")
@@ -28,14 +27,14 @@ SERVER.set_forkserver_preload(["torch._dynamo", "tests.core.small_experts", "tes
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run reported, as `label done`, and how it ended: 0, or the negative number of the signal."""
+    """The progress that a run reported, as `label done`, and its exit code: 0, or minus the signal number."""
 
     told: list[str]
     status: int | None
 
 
 class _Deadly(SilentReporter):
-    """Writes down what happens, and kills its process at one of these things."""
+    """Logs every progress report and kills its own process at one of them."""
 
     def __init__(self, log: Path, killed_at: str) -> None:
         self.log, self.killed_at = log, killed_at
@@ -49,12 +48,12 @@ class _Deadly(SilentReporter):
 
 def _start(run: Run, log: Path, killed_at: str, folder: Path, given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(os.getpid())  # what else drew numbers in this process is of no account
+    torch.manual_seed(os.getpid())  # a result must not depend on torch's global generator
     run(_Deadly(log, killed_at), folder, **given)
 
 
 def run_apart(run: Run, folder: Path, killed_at: str = "", **given: Any) -> Ran:
-    """Run in a process of its own, which is killed as soon as it reports `killed_at`."""
+    """Run in a separate process, which is killed as soon as it reports `killed_at`."""
     folder.mkdir(exist_ok=True)
     log = folder / f"told {len(list(folder.glob('told *')))}"
     log.touch()
@@ -65,8 +64,10 @@ def run_apart(run: Run, folder: Path, killed_at: str = "", **given: Any) -> Ran:
 
 
 def killed_at_each(run: Run, folder: Path, kills: Sequence[str], **given: Any) -> list[Ran]:
-    """A run that is killed at the first point, one that goes on and is killed at the next, ..., and one that ends, all
-    in the same folder. Each was killed where it was to be."""
+    """Run, kill at the first point, resume, kill at the next, and so on until a run completes, all in the same folder.
+
+    Asserts that each run was killed exactly where it should be.
+    """
     runs = [run_apart(run, folder, at, **given) for at in [*kills, ""]]
     assert [one.status for one in runs] == [*[KILLED] * len(kills), 0]
     assert [one.told[-1] for one in runs[:-1]] == list(kills)

@@ -10,17 +10,17 @@ from pydantic import BaseModel
 from training_core.config import paths, with_values
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-COMMON = ("training.", "mix.", "shape.")  # whose fields are meant where a name stands in several sections
+COMMON = ("training.", "mix.", "shape.")  # sections that take precedence if several have a field of the same name
 
 
 def nested(config: type[ConfigT] | ConfigT, **values: Any) -> ConfigT:
-    """A configuration, or another one with some other values. A value is named as its field, or `section_field`."""
+    """Return a configuration with some values changed. A value is named by its field, or as `section_field`."""
     base = config() if isinstance(config, type) else config
     return with_values(base, dotted(type(base), values))
 
 
 def dotted(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values by the dotted paths that they have in `config`; a name that is a path already stays."""
+    """Return flat values keyed by their dotted paths in `config`; names that are paths already are kept."""
     known = list(paths(config))
     return {name if "." in name or name in known else _path(name, known): value for name, value in values.items()}
 
@@ -29,7 +29,7 @@ def _path(name: str, known: list[str]) -> str:
     named = [path for path in known if path.replace(".", "_") == name]
     leaves = [path for path in known if path.rpartition(".")[2] == name]
     common = [path for path in leaves if path.startswith(COMMON)]
-    for found in (named, common, leaves):
-        if len(found) == 1:
-            return found[0]
+    for matches in (named, common, leaves):
+        if len(matches) == 1:
+            return matches[0]
     raise ValueError(f"{name} names {len(leaves)} values: {leaves or known}")

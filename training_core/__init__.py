@@ -1,4 +1,4 @@
 """The science of Agent Forge: models, training, evaluation and one package for each phase.
 
-Knows no orchestrator, tracker, container engine or HTTP client.
+It depends on no orchestrator, tracker, container engine or HTTP client.
 """

@@ -4,9 +4,9 @@
         --data tokens=DIR --data task_bank=DIR --data evaluation_suite=DIR
     torchrun --nproc-per-node 2 -m training_core merged_model --parent trunk=DIR ...
 
-The folder `--out` is a bundle, which `forge import` takes into a store. Run again with the same `--checkpoint` after a
-kill, it goes on from there. Several processes (torchrun, or `srun` with a task for each) share the training of phase
-1 and the evaluations of phase 2.
+The folder `--out` is a bundle, which `forge import` adds to a store. After a kill, run the same command with the same
+`--checkpoint` to resume. Several processes (torchrun, or `srun` with one task each) share the training of phase 1 and
+the evaluations of phase 2.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _LINE_INTERVAL_S = 5.0
 
 
 class LineReporter:
-    """A line on standard error now and then, and whenever something is finished."""
+    """A reporter that prints a line to standard error every few seconds, and whenever some work is finished."""
 
     def __init__(self) -> None:
         self._last = -float("inf")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Print the metrics when the last line is long enough ago."""
+        """Print the metrics, unless a line was printed in the last few seconds."""
         self._say(f"step {step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Print the progress when the last line is long enough ago or the work is done."""
+        """Print the progress, unless a line was printed in the last few seconds and the work is not done."""
         self._say(f"{label}: {done} of {total}", always=done >= total)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Lines show no figures."""
+        """Ignore figures, which a line cannot show."""
 
     def _say(self, line: str, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -60,7 +60,7 @@ class LineReporter:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the model that the command line names; the exit status."""
+    """Make the model that the command line names, and return the exit status."""
     options = _parser().parse_args(arguments)
     try:
         sandbox = _sandbox(options.sandbox)
@@ -123,21 +123,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", choices=list(PHASES), metavar="MODEL", help=", ".join(PHASES))
-    parser.add_argument("--profile", choices=PROFILES, default="nano", help="whose configuration is taken")
+    parser.add_argument("--profile", choices=PROFILES, default="nano", help="size profile whose configuration is used")
     named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=FOLDER", "type": _named_folder}
-    parser.add_argument("--parent", help="a bundle that the model is made from", **named)
-    parser.add_argument("--data", help="a data asset's folder", **named)
+    parser.add_argument("--parent", help="folder of a parent's bundle", **named)
+    parser.add_argument("--data", help="folder of a data asset", **named)
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="PATH=VALUE",
         type=_field,
-        help="another value (JSON), as training.steps=100",
+        help="override a configuration value (JSON), for example training.steps=100",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder for the state that survives a kill")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; it must not exist")
-    parser.add_argument("--sandbox", default="", metavar="MODULE:FUNCTION", help="where model-written programs run")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder for resume points; keep it for retries")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; must not exist yet")
+    parser.add_argument(
+        "--sandbox", default="", metavar="MODULE:FUNCTION", help="opens the sandbox for model-written programs"
+    )
     return parser
 
 

@@ -12,7 +12,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """Base of every configuration. A section that is given in part keeps the other defaults of this configuration."""
+    """The base of every configuration. A partially given section keeps this configuration's defaults for the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,13 +24,14 @@ class Config(BaseModel):
         complete = dict(values)
         for name, field in cls.model_fields.items():
             default = None if field.is_required() else field.get_default(call_default_factory=True)
+            # Pydantic alone would fill a partial section with the section class's defaults, not with this field's.
             if isinstance(default, BaseModel) and isinstance(given := complete.get(name), Mapping):
                 complete[name] = default.model_dump() | dict(given)
         return complete
 
 
 def paths(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted path of every value of `config`, sections before what follows them."""
+    """Yield the dotted path of every value of `config`, in the order of its fields."""
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from paths(field.annotation, f"{prefix}{name}.")
@@ -39,11 +40,10 @@ def paths(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def with_values(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
-    """`config` with other values at dotted paths, validated.
+    """Return `config` with the values at some dotted paths replaced, validated.
 
     Raises:
-        ValueError: for a path that does not exist, naming those that are meant most likely; a ValidationError where a
-            value is out of its bounds.
+        ValueError: for a path that does not exist, with suggestions; a ValidationError for a value out of bounds.
     """
     document = config.model_dump()
     known = list(paths(type(config)))
@@ -59,7 +59,7 @@ def with_values(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
 
 
 def unknown_paths(config: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted paths in the nested `values` that `config` does not have."""
+    """Return the dotted paths in the nested `values` that `config` does not have."""
     unknown: list[str] = []
     for name, value in values.items():
         field = config.model_fields.get(name)
@@ -72,7 +72,7 @@ def unknown_paths(config: type[BaseModel], values: Mapping[str, Any], prefix: st
 
 
 def suggestion(path: str, known: list[str]) -> str:
-    """Which of the paths that there are `path` may have meant: those with the same last part, else similar ones."""
+    """Suggest existing paths for an unknown one: those with the same last part, else similar ones."""
     last = path.rpartition(".")[2]
     meant = [one for one in known if one.rpartition(".")[2] == last or one.replace(".", "_") == path]
     meant = meant or difflib.get_close_matches(path, known, n=3, cutoff=0.5) or known

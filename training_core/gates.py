@@ -1,8 +1,8 @@
-"""Quality gates and claims as data: which measured number must lie on which side of which threshold.
+"""Quality gates and claims as data: a metric, a direction and a threshold.
 
-A *gate* blocks what comes after it; a *claim* is reported (and stays red when it fails) but does not block.
-The thresholds stand in the `gates.py` of each phase, under version control, not in any run's configuration.
-Neither this module nor those load torch: the run coordinator reads them in the webserver and in the daemon.
+A failed *gate* blocks downstream models; a failed *claim* is reported (and stays red) but does not block. Thresholds
+are defined in the `gates.py` of each phase, under version control, and not in any run's configuration. Neither this
+module nor those import torch, because the run coordinator loads them in the webserver and in the daemon.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from training_core.record import of
 from training_core.tasks.result import SandboxResult
 
 SUITE = of(SuiteResult)
-ABOVE_ZERO = 1e-4  # for a lower bound: beyond chance
-Threshold = float | Mapping[str, float]  # by profile, where the unit grows with the model
+ABOVE_ZERO = 1e-4  # threshold for the lower bound of a CI that has to exclude 0
+Threshold = float | Mapping[str, float]  # a mapping gives one threshold per profile, for units that grow with the model
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """One condition on one measured metric of one asset.
 
-    `metric` is a key of the bundle's `metrics`; where the condition is about an interval, it names the
-    interval's conservative end (for instance `retention_low`). `against` names what the metric compares with.
-    `by_profile` are thresholds in units that grow with the model; where there are any, `threshold` is that of `at`.
+    `metric` is a key of the bundle's `metrics`; for an estimate with a CI, it is the conservative bound (for instance
+    `retention_low`). `against` names the baseline of the metric. `by_profile` holds thresholds in units that grow with
+    the model; if given, `at` sets `threshold` to that of a profile.
     """
 
     asset: str
@@ -41,7 +41,7 @@ class Gate:
     by_profile: Mapping[str, float] | None = None
 
     def at(self, profile: str) -> Gate:
-        """The gate with the threshold of `profile`.
+        """Return the gate with the threshold of `profile`.
 
         Raises:
             ValueError: when the threshold depends on the profile and has no value for this one.
@@ -58,14 +58,14 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A gate applied to a measurement. `value` is None when the metric was not measured: then it fails."""
+    """The result of a gate on measured metrics. `value` is None if the metric is missing, and then the gate fails."""
 
     gate: Gate
     value: float | None
     passed: bool
 
     def describe(self) -> str:
-        """One line that states metric, value, direction and threshold."""
+        """Return one line with the metric, its value, the direction and the threshold."""
         sign = ">=" if self.gate.direction == "at_least" else "<="
         value = "not measured" if self.value is None else f"{self.value:.6g}"
         state = "passed" if self.passed else "FAILED"
@@ -73,7 +73,7 @@ class Verdict:
 
 
 def judge(gate: Gate, metrics: Mapping[str, float]) -> Verdict:
-    """Apply `gate` to measured `metrics`. A missing or non-finite metric fails: absence is never a pass."""
+    """Apply `gate` to measured `metrics`. A missing or non-finite metric always fails."""
     value = metrics.get(gate.metric)
     if value is None or not math.isfinite(value):
         return Verdict(gate, None if value is None else value, passed=False)
@@ -92,10 +92,10 @@ def gate(
     against: str = "",
     blocking: bool = True,
 ) -> Gate:
-    """A gate with one bound, `at_least` or `at_most`. `metric` is a field of a record (`training_core.record.of`).
+    """Return a gate with one bound, `at_least` or `at_most`. `metric` is a field of a record (see `record.of`).
 
     Raises:
-        ValueError: when there is not exactly one.
+        ValueError: when not exactly one bound is given.
     """
     threshold, direction = (at_least, "at_least") if at_most is None else (at_most, "at_most")
     if threshold is None or (at_least is not None and at_most is not None):
@@ -115,14 +115,14 @@ def claim(
     evidence: str,
     against: str = "",
 ) -> Gate:
-    """A gate that does not block."""
+    """Return a claim: a gate that does not block."""
     return gate(
         asset, name, metric, at_least=at_least, at_most=at_most, evidence=evidence, against=against, blocking=False
     )
 
 
 def validity(asset: str) -> tuple[Gate, ...]:
-    """What every model must fulfil."""
+    """Return the gates that every model must pass: finite weights and causal logits."""
     return (
         gate(asset, "finite", SUITE.non_finite_weights, at_most=0, evidence="Number of NaN or infinite weights"),
         gate(
@@ -136,7 +136,7 @@ def validity(asset: str) -> tuple[Gate, ...]:
 
 
 def keeps_text(asset: str, *, against: str) -> Gate:
-    """At most 2 % more bits per byte than the parent."""
+    """Return the gate that allows at most 2 % more bits per byte than the parent."""
     return gate(
         asset,
         "keeps_text",
@@ -148,7 +148,7 @@ def keeps_text(asset: str, *, against: str) -> Gate:
 
 
 def sandbox_holds(asset: str) -> Gate:
-    """No abuse succeeded against the sandbox."""
+    """Return the gate that requires that no attack on the sandbox succeeded."""
     return gate(
         asset,
         "sandbox_holds",

@@ -1,4 +1,4 @@
-"""What a phase is, what it is given and what it makes, independent of who runs it."""
+"""The definition of a phase, its inputs and its product, independent of what runs it."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ NO_SANDBOX = (
 )
 Kind = Literal["cognate", "ternary", "compressed"]
 
-# Opens a sandbox for model-written programs that was probed first, with the metrics of that probe.
+# Opens a sandbox for model-written programs and yields it with the metrics of its conformance probe.
 OpenSandbox = Callable[[], AbstractContextManager[tuple[Sandbox, Mapping[str, float]]]]
-# What a phase fixes before it may read test data: weights, tensors, a file, or a JSON document.
+# A part of the product that a phase fixes before it may read test data: weights, tensors, a file, or a JSON document.
 Fixed = nn.Module | Mapping[str, torch.Tensor] | bytes | Mapping[str, Any] | Sequence[Any] | str | float | None
 
 
@@ -58,29 +58,29 @@ class SealedDataError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SelectionData:
-    """Validation data: whatever a phase chooses, it chooses by this."""
+    """Validation data, on which every choice of a phase is based."""
 
     text: Windows
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Test data: whatever a phase says of its product, it measures on this. `PhaseContext.fix` hands it out."""
+    """Test data, on which a phase's product is evaluated. It is available after `PhaseContext.fix`."""
 
     text: Windows
     tasks: Sequence[Task]
 
 
 class PhaseContext:
-    """What a phase is given: parents, data, and who hears of its progress. Data is opened when it is asked for.
+    """The inputs of a phase: parents, data and a reporter. Data is opened lazily.
 
     parents: opened bundles by name. folders: data assets by name.
-    checkpoint: a folder that survives a kill and is shared by a run and its retries; None keeps nothing.
-    sandbox: where model-written programs run, for phases that have any.
-    data, suite: given in place of what lies in `folders`.
+    checkpoint: a folder that survives a kill and is shared by a run and its retries; None disables resume points.
+    sandbox: runs model-written programs, for phases that have any.
+    data, suite: used instead of those in `folders` if given.
 
-    Validation and test data are handed out apart: `selection` at any time, `report` only when the product is fixed.
-    A phase that asks questions has a `tasks.questions.context.QuestionContext`.
+    Validation and test data are separate: `selection` is always available, `report` only after the product is fixed.
+    Phases that ask questions use a `tasks.questions.context.QuestionContext`.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class PhaseContext:
 
     @cached_property
     def training(self) -> TrainingData:
-        """Text and tasks to train on, and the tokenizer that encoded them."""
+        """The training text and tasks, with the tokenizer that encoded them."""
         if self._data_given is not None:
             return self._data_given
         return TrainingData.open(self._folder("tokens"), self._folder("task_bank"))
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """The tasks to train on, as text."""
+        """The training tasks as text."""
         return list(read_tasks(self._folder("task_bank"), "train"))
 
     @cached_property
@@ -122,15 +122,15 @@ class PhaseContext:
 
     @property
     def batch_size(self) -> int:
-        """Windows of held-out text in one forward pass."""
+        """The number of windows of held-out text per forward pass."""
         return self._suite.config.batch_size
 
     @property
     def sandbox(self) -> Sandbox:
-        """Where model-written programs run.
+        """The sandbox in which model-written programs run.
 
         Raises:
-            SandboxUnavailableError: when there is no sandbox: such programs never run on the host.
+            SandboxUnavailableError: when there is no sandbox, because such programs never run on the host.
         """
         if self._sandbox is None:
             raise SandboxUnavailableError(NO_SANDBOX)
@@ -138,32 +138,34 @@ class PhaseContext:
 
     @cached_property
     def selection(self) -> SelectionData:
-        """Validation data."""
+        """The validation data, always available."""
         return SelectionData(self._suite.validation)
 
     @property
     def report(self) -> ReportData:
-        """Test data.
+        """The test data.
 
         Raises:
-            SealedDataError: before `fix`, and when what was fixed has changed since.
+            SealedDataError: before `fix`, and when the fixed product has changed since.
         """
         self.require_fixed()
         return self._report
 
     def fix(self, *product: Fixed) -> None:
-        """Declare the product final, which opens `report`. `product` is all that later models inherit: it may not
-        change any more, which every reading of `report` verifies.
+        """Declare the product final, which makes `report` available.
+
+        `product` is everything that later models inherit. It must not change any more, which every access to `report`
+        verifies by its digest.
 
         Raises:
-            SealedDataError: when a product was fixed before.
+            SealedDataError: when a product has already been fixed.
         """
         if self._fixed is not None:
             raise SealedDataError("the product of a phase is fixed once")
         self._fixed, self._fixed_digest = product, _digest(product)
 
     def check_fixed(self) -> None:
-        """Refuse a product that has changed since it was fixed.
+        """Check that the product has not changed since it was fixed.
 
         Raises:
             SealedDataError: when it has.
@@ -172,11 +174,11 @@ class PhaseContext:
             raise SealedDataError("the product changed after it was fixed: call context.fix(...) when it is final")
 
     def cache(self, fingerprint: str) -> ResultCache:
-        """Results of this phase that a retry finds again, as long as `fingerprint` is the same."""
+        """Return the cache of this phase's intermediate results, which a retry with the same `fingerprint` reuses."""
         return ResultCache(self.checkpoint, fingerprint, self.reporter)
 
     def require_fixed(self) -> None:
-        """Refuse to go on to test data that is made, not read, before `fix`.
+        """Check that the product is fixed, before test data is generated instead of read from `report`.
 
         Raises:
             SealedDataError: as `report`.
@@ -203,7 +205,7 @@ class PhaseContext:
 
 
 class Measure(Protocol):
-    """Measures a bundle on the evaluation suite in a folder, compared with its parents by name."""
+    """Evaluates a bundle on the suite in a folder and compares it with its parents, given by name."""
 
     def __call__(
         self, bundle: Bundle, suite_folder: Path, parents: Mapping[str, Bundle], reporter: Reporter, /
@@ -212,16 +214,16 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One model of the graph: what it is made from, and by which function.
+    """One model of the graph: its inputs, its configuration, and the function that makes it.
 
-    name: of the model, and of its asset. number: 1 to 8, as in the graph. description: for a reader, in one sentence.
+    name: name of the model and of its asset. number: 1 to 8, as in the graph. description: one sentence for the UI.
     compute: makes the model from a `context`; `config` is the class of its configuration.
-    parents: models, whose gates must be open. data: data assets, among them the evaluation `suite`.
-    gates: what the model must fulfil and what it promises. result: the record of what `compute` measures.
+    parents: models whose gates must be open. data: data assets, including the evaluation `suite`.
+    gates: the gates and claims of the model. result: the record of the metrics that `compute` returns.
     parallel: whether several processes can share the work (`training_core.training.distributed`).
-    sandboxed: whether model-written programs run, and so a sandbox is opened and probed.
-    kind: of the bundle that is made (`training_core.store.bundle`).
-    module: where a worker process finds the phase, in `PHASES`.
+    sandboxed: whether model-written programs run, so that a sandbox is opened and probed.
+    kind: kind of the resulting bundle (`training_core.store.bundle`).
+    module: the module in whose `PHASES` a worker process finds the phase.
 
     Raises:
         ValueError: when the suite is not among the data.
@@ -250,7 +252,7 @@ class Phase:
 
     @property
     def group(self) -> str:
-        """The phase, as assets are grouped by it, such as phase_1_cognate."""
+        """The name of the asset group of this phase, such as phase_1_cognate."""
         return f"phase_{self.number}_{TITLES[self.number]}"
 
     def make(
@@ -262,12 +264,14 @@ class Phase:
         checkpoint: Path,
         sandbox: OpenSandbox | None = None,
     ) -> Product:
-        """The model, from parents and data; with it, where programs ran, whether the sandbox held here and now.
+        """Make the model from parents and data.
+
+        If the phase runs model-written programs, the product's metrics include the sandbox's conformance probe.
 
         Raises:
             SandboxUnavailableError: when the phase is `sandboxed` and there is no sandbox.
-            SealedDataError: when the phase chose by test data, or changed its product after reading it.
-            ValueError: when what was measured is not what `result` declares.
+            SealedDataError: when the phase read test data before fixing its product, or changed the product after that.
+            ValueError: when the metrics do not match those that `result` declares.
         """
         context = partial(self.context, parents=parents, folders=folders, reporter=reporter, checkpoint=checkpoint)
         if not self.sandboxed:
@@ -286,8 +290,10 @@ class Phase:
         return product
 
     def roots(self) -> list[str]:
-        """The modules from which everything that makes and measures the model is reached by imports
-        (`store.identity.code_digest`)."""
+        """Return the modules whose import closure is the code that makes and measures the model.
+
+        `store.identity.code_digest` derives the code version from them.
+        """
         compute = self.compute.func if isinstance(self.compute, partial) else self.compute
         measure = self.measure.func if isinstance(self.measure, partial) else self.measure
         return sorted({compute.__module__, getattr(measure, "__module__", ""), "training_core.worker"} - {""})

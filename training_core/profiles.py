@@ -1,7 +1,7 @@
-"""Profiles: the same code at three sizes. Every value is a default that a run may change.
+"""Profiles: configurations of all assets at three sizes. Every value is a default that a run may override.
 
-`nano` finishes the whole graph in minutes on 2 CPU cores; `mini` takes hours there and is where ablations are run;
-`forge_25m` is the 25 M parameter model and wants a GPU. The values stand with their phases (`presets.py`).
+`nano` runs the whole graph in minutes on 2 CPU cores; `mini` takes hours and is used for ablations; `forge_25m` is the
+25 M parameter model, which needs a GPU. The values are defined beside their phases (`presets.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROFILES: tuple[str, ...] = get_args(ProfileName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """The configuration of every asset. No field has a default: a profile that forgets one is a type error."""
+    """The configuration of every asset. No field has a default, so that a missing one is a type error."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -67,7 +67,8 @@ ASSETS: tuple[str, ...] = tuple(field.name for field in fields(Profile))
 
 
 def nano() -> Profile:
-    """About 1 M parameters."""
+    """Return the profile for about 1 M parameters."""
+    cognate, curriculum = p1.nano(), p5.nano()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(),
@@ -75,11 +76,15 @@ def nano() -> Profile:
         task_bank=TaskBankConfig(),
         question_bank=QuestionBankConfig(train_per_level=200, held_out_per_level=200),
         evaluation_suite=SuiteConfig(test_tokens=32_000, validation_tokens=8_000, tasks_per_family=40),
-        **p1.nano()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.nano(),
         reasoning_model=p3.nano(),
         ternary_model=p4.nano(),
-        **p5.nano()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.nano(),
         expert_model=p7.nano(),
         compressed_model=p8.nano(),
@@ -87,7 +92,8 @@ def nano() -> Profile:
 
 
 def mini() -> Profile:
-    """About 5 M parameters."""
+    """Return the profile for about 5 M parameters."""
+    cognate, curriculum = p1.mini(), p5.mini()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(vocab_size=4096),
@@ -95,11 +101,15 @@ def mini() -> Profile:
         task_bank=TaskBankConfig(train_per_family=10_000, held_out_per_family=300, needle_max_statements=12),
         question_bank=QuestionBankConfig(),
         evaluation_suite=SuiteConfig(test_tokens=80_000, validation_tokens=30_000, window=512, tasks_per_family=150),
-        **p1.mini()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.mini(),
         reasoning_model=p3.mini(),
         ternary_model=p4.mini(),
-        **p5.mini()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.mini(),
         expert_model=p7.mini(),
         compressed_model=p8.mini(),
@@ -107,7 +117,8 @@ def mini() -> Profile:
 
 
 def forge_25m() -> Profile:
-    """25.0 M parameters, 100 MB in fp32; the compressed file's budget is 0.4 MB."""
+    """Return the profile for 25.0 M parameters (100 MB in fp32); the compressed file's budget is 0.4 MB."""
+    cognate, curriculum = p1.forge_25m(), p5.forge_25m()
     return Profile(
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(vocab_size=6144),
@@ -115,11 +126,15 @@ def forge_25m() -> Profile:
         task_bank=TaskBankConfig(train_per_family=50_000, held_out_per_family=500, needle_max_statements=16),
         question_bank=QuestionBankConfig(),
         evaluation_suite=SuiteConfig(test_tokens=200_000, validation_tokens=60_000, window=1024, tasks_per_family=300),
-        **p1.forge_25m()._asdict(),
+        trunk=cognate.trunk,
+        cognate_reasoning=cognate.cognate_reasoning,
+        cognate_memory=cognate.cognate_memory,
+        cognate_speed=cognate.cognate_speed,
         merged_model=p2.forge_25m(),
         reasoning_model=p3.forge_25m(),
         ternary_model=p4.forge_25m(),
-        **p5.forge_25m()._asdict(),
+        practised_model=curriculum.practised_model,
+        curriculum_model=curriculum.curriculum_model,
         baked_model=p6.forge_25m(),
         expert_model=p7.forge_25m(),
         compressed_model=p8.forge_25m(),
@@ -128,10 +143,10 @@ def forge_25m() -> Profile:
 
 @cache
 def profile_of(name: str) -> Profile:
-    """The profile called `name`.
+    """Return the profile called `name`.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is no such profile.
     """
     if name not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}")
@@ -139,7 +154,7 @@ def profile_of(name: str) -> Profile:
 
 
 def preset(profile: str, asset: str) -> BaseModel:
-    """The configuration of `asset` at `profile`.
+    """Return the configuration of `asset` in `profile`.
 
     Raises:
         ValueError: for a profile or an asset that does not exist.

@@ -1,4 +1,4 @@
-"""Typed records of measured numbers: what a phase measures is declared once, and gates point at its fields.
+"""Typed records of metrics: a phase declares its metrics once, and gates refer to the fields.
 
     @dataclass(frozen=True, slots=True)
     class PractisedRecord(Record):
@@ -6,11 +6,11 @@
         level_accuracy_gain: Estimate
         accuracy_by_level: Mapping[str, Estimate] = keyed("level_{}_accuracy")
 
-    record(PractisedRecord, metrics)                       reads flat metrics, none missing and none left over
-    of(PractisedRecord).level_accuracy_gain.low            stands for the metric "level_accuracy_gain_low"
+    record(PractisedRecord, metrics)                       reads flat metrics; none may be missing or left over
+    of(PractisedRecord).level_accuracy_gain.low            refers to the metric "level_accuracy_gain_low"
 
-`of` returns, as far as a type checker can tell, a record: a gate on a field that does not exist, or on the wrong end of
-what is not an interval, is a type error, and an AttributeError when the gate is defined.
+To a type checker, `of` returns a record. A gate on a field that does not exist, or on a bound of a field without a CI,
+is therefore a type error, and an AttributeError when the gate is defined.
 """
 
 from __future__ import annotations
@@ -27,62 +27,64 @@ ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A measured value with its two-sided 95 % interval."""
+    """A measured value with its two-sided 95 % CI."""
 
     value: float
     low: float
     high: float
 
     def metrics(self, name: str) -> dict[str, float]:
-        """As flat metrics: the value under `name`, the ends under `name_low` and `name_high`."""
+        """Return flat metrics: the value as `name`, the bounds as `name_low` and `name_high`."""
         return {f"{name}{suffix}": getattr(self, end) for end, suffix in ENDS.items()}
 
     def document(self) -> dict[str, float]:
-        """As part of an exhibit."""
+        """Return value and bounds as JSON."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 class Record:
-    """Base of records: frozen dataclasses whose fields are numbers, Estimates, mappings of either, or further records.
+    """The base of records: frozen dataclasses whose fields are numbers, Estimates, mappings of either, or records.
 
-    A field that is None (`maybe`) is left out of the metrics.
+    A field that is None (`maybe`) is omitted from the metrics.
     """
 
     __slots__ = ()
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics."""
-        found: dict[str, float] = {}
+        """Return all fields as flat metrics."""
+        metrics: dict[str, float] = {}
         for name, (_, key) in _layout(type(self)).items():
             value = getattr(self, name)
             if value is None:
                 continue
             if isinstance(value, Record):
-                found |= value.metrics()
+                metrics |= value.metrics()
             elif isinstance(value, Mapping):
                 for part, one in value.items():
-                    found |= _flat(key.format(part), one)
+                    metrics |= _flat(key.format(part), one)
             else:
-                found |= _flat(key, value)
-        return found
+                metrics |= _flat(key, value)
+        return metrics
 
 
 def keyed(template: str) -> Any:
-    """A mapping field; `{}` in the metrics' names is the mapping's key. Empty where nothing was measured."""
+    """Declare a mapping field; `{}` in the metrics' names is the mapping's key. It may be empty."""
     return dataclasses.field(default_factory=dict, metadata={"key": template})
 
 
 def maybe() -> Any:
-    """A field that is None where it was not measured. It is declared with the type that it has otherwise, so that gates
-    can point into it; a gate on what was not measured fails."""
+    """Declare an optional field, which is None if it was not measured.
+
+    Its annotation is the type without None, so that gates can refer to parts of it. A gate on a missing metric fails.
+    """
     return dataclasses.field(default=None)
 
 
 def record(cls: type[RecordT], metrics: Mapping[str, float]) -> RecordT:
-    """The record of flat metrics.
+    """Return the record that holds the given flat metrics.
 
     Raises:
-        ValueError: when a metric is missing, or one has no field.
+        ValueError: when a metric is missing, or a metric has no field.
     """
     left = dict(metrics)
     made = _take(cls, left)
@@ -92,12 +94,12 @@ def record(cls: type[RecordT], metrics: Mapping[str, float]) -> RecordT:
 
 
 def of(cls: type[RecordT]) -> RecordT:
-    """Stands for a record whose fields are the names of their metrics (see above)."""
+    """Return a stand-in for a record, whose fields give the names of their metrics (see the module's docstring)."""
     return cast(RecordT, Path(cls, ""))
 
 
 class Path:
-    """The way to a field of a record; as a string, the name of its metric."""
+    """The path to a field of a record. Converted to a string, it is the name of the field's metric."""
 
     def __init__(self, kind: Any, key: str) -> None:
         self._kind, self._key = kind, key
@@ -119,7 +121,7 @@ class Path:
 
 
 def _layout(cls: Any) -> dict[str, tuple[Any, str]]:
-    """By field: its type, and the name (for a mapping, the template) of its metrics."""
+    """Return, by field, its type and the name of its metric (for a mapping, the template of the names)."""
     hints = get_type_hints(cls)
     return {
         field.name: (hints[field.name], field.metadata.get("key", field.name))
@@ -132,12 +134,15 @@ def _flat(key: str, value: Any) -> dict[str, float]:
 
 
 def _take(cls: type[RecordT], left: dict[str, float]) -> RecordT:
-    """A record of some of the metrics in `left`, which are taken out of it."""
+    """Build a record from metrics in `left`, and remove these from `left`."""
     layout = _layout(cls)
     values: dict[str, Any] = {}
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     mappings = [name for name, (kind, _) in layout.items() if get_origin(kind) is not None]
-    for name in [*(n for n in layout if n not in mappings), *mappings]:  # exact names first: templates match more
+    for name in [
+        *(n for n in layout if n not in mappings),
+        *mappings,
+    ]:  # exact names first, because templates would match them too
         kind, key = layout[name]
         if name in mappings:
             values[name] = _take_mapping(get_args(kind)[1], key, left)
@@ -152,7 +157,7 @@ def _take(cls: type[RecordT], left: dict[str, float]) -> RecordT:
 
 
 def _begins(cls: type[Record], left: Mapping[str, float]) -> bool:
-    """Whether any of a record's own metrics is there."""
+    """Return whether any metric of the record's own fields is present."""
     return any(key in left for kind, key in _layout(cls).values() if kind in (float, int, bool, Estimate))
 
 
@@ -163,8 +168,9 @@ def _take_value(kind: Any, key: str, left: dict[str, float]) -> Any:
 
 
 def _take_mapping(kind: Any, template: str, left: dict[str, float]) -> dict[str, Any]:
-    before, behind = map(re.escape, template.split("{}"))
-    found = [(match[1], key) for key in list(left) if (match := re.fullmatch(f"{before}(.+){behind}", key))]
+    before, after = map(re.escape, template.split("{}"))
+    matches = [(match[1], key) for key in list(left) if (match := re.fullmatch(f"{before}(.+){after}", key))]
     if kind is Estimate:
-        found = [(part, key) for part, key in found if f"{key}_low" in left and f"{key}_high" in left]
-    return {part: _take_value(kind, key, left) for part, key in found}
+        # the template also matches an estimate's own bounds, which have no bounds themselves
+        matches = [(part, key) for part, key in matches if f"{key}_low" in left and f"{key}_high" in left]
+    return {part: _take_value(kind, key, left) for part, key in matches}

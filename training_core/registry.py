@@ -1,4 +1,4 @@
-"""The models of the graph, one `Phase` each, in the order in which they are made."""
+"""The registry of the graph's models, one `Phase` each, in the order in which they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the core tells the outside world what happens, without knowing who listens."""
+"""The interface through which the core reports progress, metrics and figures, independent of the receiver."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Figure:
 
 
 class Reporter(Protocol):
-    """Receives what a phase measures while it runs. Implementations must not change what is computed."""
+    """Receives metrics, progress and figures while a phase runs. Implementations must not affect the computation."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record named scalars measured at `step` (optimizer steps or generations, from 0)."""
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """`done` of `total` units of `label` are finished."""
+        """Report that `done` of `total` units of `label` are finished."""
 
     def figure(self, name: str, figure: Figure) -> None:
         """Record a finished figure under `name`."""
 
 
 class SilentReporter:
-    """Drops everything: for tests and for callers that only want the result."""
+    """A reporter that drops everything, for tests and for callers that only need the result."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Drop the metrics."""

@@ -1,8 +1,8 @@
-"""Make one model, wherever: a job names a phase, its inputs and where the finished bundle goes.
+"""Making of one model from a job, which names a phase, its inputs and the folder of the finished bundle.
 
 The same function makes a model inside a Dagster step, in a process that a launcher started on another machine, and
-from the command line (`python -m training_core`). What it leaves in `out` is complete: weights, measurements as
-they were taken on those files, lineage.
+from the command line (`python -m training_core`). The bundle in `out` is complete: weights, measurements taken on the
+stored files, and lineage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training_core.training import distributed
 
 
 class Input(BaseModel):
-    """A folder that a model is made from, and the digest of what must lie in it."""
+    """An input folder of a model, and the expected digest of its contents."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,26 +30,26 @@ class Input(BaseModel):
 
 
 class Job(BaseModel):
-    """What to make, from what, and where to put it. Paths are absolute and seen by every process that takes part."""
+    """The model to make, its inputs and the output folder. Paths are absolute and visible to every process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    phase: str = Field(description="The model, a key of PHASES")
-    module: str = Field("training_core.registry", description="Where PHASES is")
+    phase: str = Field(description="Name of the model, a key of PHASES")
+    module: str = Field("training_core.registry", description="Module that defines PHASES")
     profile: str
-    config: dict[str, Any] = Field(description="The phase's configuration, complete")
+    config: dict[str, Any] = Field(description="Complete configuration of the phase")
     parents: dict[str, Input]
     data: dict[str, Input]
-    checkpoint: Path = Field(description="A folder that survives a kill")
-    out: Path = Field(description="Where the bundle goes; it must not exist")
+    checkpoint: Path = Field(description="Folder for resume points, which must survive a kill")
+    out: Path = Field(description="Folder for the bundle, which must not exist yet")
     code_version: str
 
 
 def find_phase(job: Job) -> Phase:
-    """The phase that `job` names.
+    """Return the phase that `job` names.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is no such phase.
     """
     phases: Mapping[str, Phase] = import_module(job.module).PHASES
     if job.phase not in phases:
@@ -58,13 +58,13 @@ def find_phase(job: Job) -> Phase:
 
 
 def make(phase: Phase, job: Job, reporter: Reporter, sandbox: OpenSandbox | None = None) -> Bundle | None:
-    """Make the model and write it, measured, to `job.out`; None on every rank but the first.
+    """Make the model, write it to `job.out` and measure it there; return None on every rank but the first.
 
     Raises:
         BundleError: when a parent is missing, damaged or not the one that the job names.
-        ValueError: for a configuration out of its bounds, for several ranks where the phase is not `parallel`, and as
-            the phase raises it.
-        OSError: as the file system raises it (disk full, no permission).
+        ValueError: for a configuration value out of bounds, for several ranks if the phase is not `parallel`, and from
+            the phase itself.
+        OSError: from the file system (disk full, no permission).
     """
     if distributed.world_size() > 1 and not phase.parallel:
         raise ValueError(f"{phase.name} cannot be made by {distributed.world_size()} processes together: launch one")

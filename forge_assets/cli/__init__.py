@@ -1,7 +1,7 @@
-"""The command line `forge`: one module a command or a group of commands, and `common` with what they share.
+"""The command line `forge`: one module per command or command group, and `common` for what they share.
 
-Heavy libraries are imported by the command that needs them, after the environment was set: `forge generate --artifact`
-loads neither Dagster nor MLflow.
+Heavy libraries are imported by the command that needs them, after the environment has been set: `forge generate
+--artifact` loads neither Dagster nor MLflow.
 """
 
 import typer
@@ -10,7 +10,7 @@ from forge_assets.cli import doctor, gate, generate, import_model, repair, repor
 
 app = typer.Typer(
     name="forge",
-    help="Trains a small language model from scratch, phase by phase, and measures every step.",
+    help="Train a small language model from scratch, phase by phase, and measure every step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -1,4 +1,4 @@
-"""`python -m forge_assets.cli` is `forge`."""
+"""Entry point: `python -m forge_assets.cli` runs `forge`."""
 
 from forge_assets.cli import app
 

@@ -1,6 +1,6 @@
-"""What the commands share: the environment, the graph on its instance, one run of it, and errors as one line.
+"""Code shared by the commands: the environment, the graph on its instance, a run of it, and one-line errors.
 
-Heavy libraries are imported by the function that needs them, after the environment was set.
+Heavy libraries are imported by the function that needs them, after the environment has been set.
 """
 
 import logging
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from training_core.store.bundle import Bundle
 
 INTERRUPTED = 130
-WAITING_SPINS = "1000"  # of a thread that waits for another; by default .3 million, which a busy core makes endless
+WAITING_SPINS = "1000"  # busy-wait iterations of an OpenMP thread; libgomp's 300,000 are very slow on a shared core
 ROOT = Path(__file__).resolve().parents[2]
 Profile = Annotated[str, typer.Option(help="nano, mini or forge_25m.", envvar="FORGE_PROFILE")]
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Print what the user can put right as one line, without a traceback (`FORGE_DEBUG=1` shows it)."""
+    """Print errors that the user can fix as one line, without a traceback (`FORGE_DEBUG=1` shows it)."""
     try:
         yield
     except KeyboardInterrupt:
@@ -44,7 +44,7 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def open_forge(profile: str) -> Iterator["Forge"]:
-    """The graph at `profile` on the instance in DAGSTER_HOME."""
+    """Yield the graph at `profile` on the instance in DAGSTER_HOME."""
     set_environment(profile)
     import dagster as dg
 
@@ -57,7 +57,7 @@ def open_forge(profile: str) -> Iterator["Forge"]:
 
 
 def set_environment(profile: str) -> None:
-    """Set what Dagster, MLflow and torch read when they are imported; make the home when it is new."""
+    """Set the environment variables that Dagster, MLflow and torch read on import; create DAGSTER_HOME if missing."""
     home = dagster_home()
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["FORGE_PROFILE"] = profile
@@ -77,7 +77,7 @@ def set_environment(profile: str) -> None:
 
 
 def dagster_home() -> Path:
-    """DAGSTER_HOME; else `dagster_home` in the source tree, or in the current folder when installed."""
+    """Return DAGSTER_HOME; by default `dagster_home` in the source tree or, if installed, in the current folder."""
     if given := os.environ.get("DAGSTER_HOME"):
         return Path(given).resolve()
     root = ROOT if (ROOT / "workspace.yaml").is_file() else Path.cwd()
@@ -85,7 +85,7 @@ def dagster_home() -> Path:
 
 
 def _instance_settings() -> str:
-    """The committed `dagster.yaml`, from the source tree or from the installed package."""
+    """Return the committed `dagster.yaml`, from the source tree or from the installed package."""
     places = (ROOT / "dagster_home" / "dagster.yaml", ROOT / "forge_resources" / "dagster.yaml")
     for place in places:
         if place.is_file():
@@ -94,8 +94,8 @@ def _instance_settings() -> str:
 
 
 def latest_bundle(asset: str) -> "Bundle":
-    """The bundle of the latest materialization of `asset`, of whatever profile that was."""
-    with open_forge("nano") as forge:
+    """Return the bundle of the latest materialization of `asset`, whatever its profile."""
+    with open_forge("nano") as forge:  # the profile does not matter: nothing is made
         import dagster as dg
 
         from forge_resources.gatekeeping import latest_materialization
@@ -116,7 +116,7 @@ def make_and_judge(
     force: list[str],
     console: Console,
 ) -> tuple[list[str], bool]:
-    """Do what has to be done; the problems met, and whether the user interrupted."""
+    """Make stale assets and judge unjudged ones; return the problems, and whether the user interrupted the run."""
     from forge_assets.freshness import plan, resolve_config
     from forge_assets.run_graph import execute, release_dead_runs, terminal
 

@@ -1,4 +1,4 @@
-"""`forge doctor`: what this machine has, and which profiles will run on it."""
+"""`forge doctor`: the resources of this machine, and the profiles that will run on it."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from forge_assets.cli.common import dagster_home, errors
 
 
 def doctor() -> None:
-    """Say what this machine has and which profiles will run on it."""
+    """Show the resources of this machine and which profiles will run on it."""
     console = Console(highlight=False)
     with errors():
         home = dagster_home()
@@ -30,6 +30,6 @@ def doctor() -> None:
         for name, fact in facts.items():
             console.print(f"[bold]{name:<17}[/] {escape(fact)}", soft_wrap=True, highlight=False)
         for needs in REQUIREMENTS:
-            found = obstacles(machine, needs)
-            verdict = f"[yellow]will not run: {'; '.join(found)}[/]" if found else f"[green]will run[/], {needs.time}"
+            lacks = obstacles(machine, needs)
+            verdict = f"[yellow]will not run: {'; '.join(lacks)}[/]" if lacks else f"[green]will run[/], {needs.time}"
             console.print(f"[bold]{needs.profile:<17}[/] {verdict}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""`forge gate`: which gates are open, and the override of one that failed."""
+"""`forge gate`: list the state of every gate, and override a gate that failed."""
 
 import json
 from typing import Annotated
@@ -10,16 +10,16 @@ from rich.console import Console
 from forge_assets.cli.common import errors, open_forge
 
 app = typer.Typer(
-    name="gate", help="Quality gates: which are open, and the override of one that failed.", no_args_is_help=True
+    name="gate", help="Quality gates: list their state, and override one that failed.", no_args_is_help=True
 )
 
 
 @app.command("list")
 def list_gates(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
-    """Say for every model whether its gate is open, closed (and why) or overridden (by whom and why)."""
+    """List for every model whether its gate is open, closed (and why) or overridden (by whom and why)."""
     with errors(), open_forge("nano") as forge:
         from forge_assets.gate_history import collect_gates
-        from forge_assets.gate_report import state, states_table
+        from forge_assets.report.terminal import state, states_table
 
         models = collect_gates(forge)
         if as_json:
@@ -40,9 +40,9 @@ def list_gates(as_json: Annotated[bool, typer.Option("--json", help="Print it as
 @app.command()
 def override(
     asset: Annotated[str, typer.Argument(help="The model whose gate failed.")],
-    reason: Annotated[str, typer.Option(help="Why it may be passed all the same. It stands in the report for ever.")],
+    reason: Annotated[str, typer.Option(help="Why the model may be used anyway. It stays in the report permanently.")],
 ) -> None:
-    """Open a failed gate for the version that failed it, and only for that: the next one is judged anew."""
+    """Open a failed gate for the version that failed it, and only for that version: the next one is judged again."""
     with errors(), open_forge("nano") as forge:
         import dagster as dg
 

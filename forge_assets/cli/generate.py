@@ -1,6 +1,6 @@
-"""`forge generate`: a stored model continues a text.
+"""`forge generate`: continue a text with a stored model.
 
-With `--artifact` neither Dagster nor MLflow is loaded.
+With `--artifact`, neither Dagster nor MLflow is loaded.
 """
 
 import sys
@@ -14,26 +14,26 @@ from forge_assets.generate_text import Switch, from_artifact, from_bundle, from_
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     artifact: Annotated[Path | None, typer.Option(help="A model.forge file; nothing else is needed.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model of the graph instead, as it was last made.")] = None,
-    thoughts: Annotated[Switch, typer.Option(help="auto: think if that was found to help.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Use the latest version of a model of the graph instead.")] = None,
+    thoughts: Annotated[Switch, typer.Option(help="auto: think if thoughts were measured to help.")] = "auto",
     rule: Annotated[
         str | None, typer.Option(help="Where to think: difficulty (the default), surprise, everywhere or never.")
     ] = None,
     show_thoughts: Annotated[bool, typer.Option("--show-thoughts", help="Print thoughts, in brackets.")] = False,
     experts: Annotated[Switch, typer.Option(help="auto: answer with experts where there are any.")] = "auto",
     point: Annotated[
-        int | None, typer.Option(help="Compose the experts as at this point of the search's front (forge report).")
+        int | None, typer.Option(help="Compose the experts as at this point of the Pareto front (see forge report).")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 120,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Mass of the tokens drawn from.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens to generate.")] = 120,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 decodes greedily.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Probability mass for nucleus sampling.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a text with a compressed model, or with any model of the graph.
 
-    A reasoning_model can think, an expert_model and a compressed file answer with the experts that they route to.
+    A reasoning_model can think; an expert_model and a compressed file route the prompt to their experts.
     """
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with errors():
@@ -41,7 +41,7 @@ def generate(
             if thoughts == "on" or rule is not None or point is not None:
                 raise ValueError(
                     f"{artifact} is a compressed model, which cannot think: use --model reasoning_model for that; "
-                    "another --point has --model expert_model"
+                    "--point needs --model expert_model"
                 )
             pieces = from_artifact(artifact, prompt, experts, options)
         elif model is not None and artifact is None:
@@ -53,7 +53,9 @@ def generate(
             else:
                 pieces = from_bundle(bundle, model, prompt, thoughts, rule, options, explain=show_thoughts)
         else:
-            raise ValueError("give either --artifact FILE or --model ASSET: it says which model goes on from the text")
+            raise ValueError(
+                "give either --artifact FILE or --model ASSET: it selects the model that continues the text"
+            )
         typer.echo(prompt, nl=False)
         for piece, thought in pieces:
             if show_thoughts and thought is not None:
@@ -64,5 +66,5 @@ def generate(
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with line ends and control characters escaped."""
+    """Return `text` on one line, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""`forge import`: a bundle made elsewhere joins the graph, and is judged."""
+"""`forge import`: import a bundle that was made elsewhere into the graph, and judge it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +10,9 @@ from forge_assets.cli.common import errors, make_and_judge, open_forge
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="A bundle: what python -m training_core left in --out.")],
+    folder: Annotated[Path, typer.Argument(help="Bundle folder: the --out of python -m training_core.")],
 ) -> None:
-    """Take a model that was made on another machine into the store, measure it here, and judge it."""
+    """Import a model that was made on another machine into the store, measure it here, and judge it."""
     console = Console(highlight=False)
     with errors():
         from training_core.registry import PHASES

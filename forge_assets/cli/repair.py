@@ -1,4 +1,4 @@
-"""`forge repair`: two releases of a package as a case of SWE-bench, and whether grading holds."""
+"""`forge repair`: turn two releases of a package into a SWE-bench instance, and check the grading harness on it."""
 
 import tempfile
 from pathlib import Path
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from training_core.tasks.repair.instances import Instance
 
 app = typer.Typer(
-    name="repair", help="Repairs of real programs, graded as SWE-bench grades them.", no_args_is_help=True
+    name="repair", help="Program repair on released packages, graded as in SWE-bench.", no_args_is_help=True
 )
 LONGEST_REASON = 160  # characters
 
 
 @app.callback()
 def repair() -> None:
-    """Repairs of real programs, graded as SWE-bench grades them."""
+    """Program repair on released packages, graded as in SWE-bench."""
 
 
 @app.command()
 def release(
-    name: Annotated[str, typer.Argument(help="The package, as its folder is called.")],
+    name: Annotated[str, typer.Argument(help="The package, by the name of its folder.")],
     old_version: Annotated[str, typer.Argument(help="The older release; pip downloads its source.")] = "",
     new_version: Annotated[str, typer.Argument(help="The newer release.")] = "",
-    old: Annotated[Path | None, typer.Option(help="Source of the older release (.tar.gz), instead.")] = None,
-    new: Annotated[Path | None, typer.Option(help="Source of the newer release (.tar.gz), instead.")] = None,
-    patch: Annotated[Path | None, typer.Option(help="A unified diff to be graded.")] = None,
+    old: Annotated[Path | None, typer.Option(help="Source of the older release (.tar.gz) instead.")] = None,
+    new: Annotated[Path | None, typer.Option(help="Source of the newer release (.tar.gz) instead.")] = None,
+    patch: Annotated[Path | None, typer.Option(help="A unified diff to grade.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model of the graph that tries, or the folder of a bundle.")
+        str | None, typer.Option(help="A model of the graph, or a bundle folder, to attempt the repair.")
     ] = None,
 ) -> None:
-    """Newer tests on the older source, in a container: what fails before the true repair and passes after it.
+    """Run the newer tests on the older source in a container to find the FAIL_TO_PASS and PASS_TO_PASS tests.
 
-    Then the harness is held against patches of which it is known what must come of them. pip reads the metadata of a
-    source release by running the build that it declares, as when it installs one; with --old and --new nothing of a
-    release runs outside of the sandbox.
+    The grading harness is then checked on patches whose outcome is known. To read the metadata of a downloaded source
+    release, pip runs the build that it declares, as it does when installing one; with --old and --new, nothing of a
+    release runs outside the sandbox.
     """
     console = Console(highlight=False)
     with errors(), tempfile.TemporaryDirectory() as folder:
@@ -59,16 +59,16 @@ def _archives(
 ) -> tuple[Path, Path]:
     from forge_resources.swebench.archives import download_release
 
-    found = []
+    archives = []
     for version, path, which in zip(versions, paths, ("older", "newer"), strict=True):
         if not version and path is None:
             raise ValueError(f"which is the {which} release of {name}? Give its version, or --{which[:3]} FILE")
-        found.append(path if path is not None else download_release(name, version, folder))
-    return found[0], found[1]
+        archives.append(path if path is not None else download_release(name, version, folder))
+    return archives[0], archives[1]
 
 
 def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path | None, model: str | None) -> bool:
-    """Make the case, print it and grade; whether the harness says what it must."""
+    """Build the instance, print it, grade the patches, and return whether every outcome is the expected one."""
     from forge_resources.sandbox import open_sandbox
     from forge_resources.swebench.archives import read_archive
     from forge_resources.swebench.releases import release_instance
@@ -90,19 +90,19 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
     console.print(_table(instance, made))
     wrong = [trial.label for trial in made if not trial.as_expected]
     for label in wrong:
-        console.print(f"[red]The harness does not hold: {escape(label)} must come to something else.[/]")
+        console.print(f"[red]The harness is wrong: {escape(label)} must have another outcome.[/]")
     return not wrong
 
 
 def _bundle(model: str) -> "Bundle":
-    """A bundle by its folder, or the latest one of an asset."""
+    """Return the bundle in the folder `model`, or the latest bundle of the asset `model`."""
     from training_core.store.bundle import open_bundle
 
     return open_bundle(Path(model)) if Path(model).is_dir() else latest_bundle(model)
 
 
 def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bundle: "Bundle", label: str) -> "Trial":
-    """What a stored model makes of the case."""
+    """Let a stored model attempt the repair, print its prompt and completion, and return the graded attempt."""
     import torch
     from tokenizers import Tokenizer
 

@@ -1,4 +1,4 @@
-"""`forge report`: the ledger, or the history of every gate, on the terminal or as JSON, HTML and JUnit XML."""
+"""`forge report`: show the ledger or the history of every gate in the terminal, or write JSON, HTML or JUnit XML."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def report(
     junit: Annotated[Path | None, typer.Option(help="Write the latest verdicts as JUnit XML.")] = None,
     profile: Profile = "nano",
 ) -> None:
-    """Show what was measured, and every gate and claim."""
+    """Show all measurements, gates and claims."""
     with errors(), open_forge(profile) as forge:
         if gates or junit is not None:
             _report_gates(forge, Console(highlight=False), html=html, junit=junit, as_json=as_json)
@@ -42,13 +42,14 @@ def report(
 
 
 def _report_gates(forge: "Forge", console: Console, *, html: Path | None, junit: Path | None, as_json: bool) -> None:
-    """What `forge report --gates` and `--junit` write and print."""
+    """Write and print the output of `forge report --gates` and `--junit`."""
     from forge_assets.forge_report import ReportConfig
     from forge_assets.gate_history import collect_gates
-    from forge_assets.gate_report import history_json, history_sections, print_history
     from forge_assets.junit import junit_xml
     from forge_assets.ledger import collect
     from forge_assets.report import html_page
+    from forge_assets.report.history import history_sections
+    from forge_assets.report.terminal import history_json, print_history
 
     models = collect_gates(forge)
     limit = ReportConfig().verdicts

@@ -1,4 +1,4 @@
-"""`forge run`: every model that is missing or stale is made and judged, then the ledger is printed."""
+"""`forge run`: make and judge every model that is missing or stale, then print the ledger."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ def run(
     profile: Profile = "nano",
     select: Annotated[list[str] | None, typer.Option(help="Make only this asset; may be repeated.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file: asset, then fields and values.")] = None,
-    force: Annotated[list[str] | None, typer.Option(help="Make this asset again though it is fresh.")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="Make this asset again even if it is fresh.")] = None,
 ) -> None:
     """Make every model that is missing or stale, judge it, and print the ledger."""
     console = Console(highlight=False)
@@ -41,7 +41,7 @@ def run(
 
 
 def read_overrides(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The configuration in a YAML file: asset to fields, or the launchpad's form (`ops: ... config:`)."""
+    """Return the configuration in a YAML file: asset to fields, or in the launchpad's form (`ops: ... config:`)."""
     if path is None:
         return {}
     import yaml
@@ -62,7 +62,7 @@ def read_overrides(path: Path | None) -> dict[str, dict[str, Any]]:
 def _next_steps(ledger: "Ledger", console: Console) -> None:
     made = ledger.artifact is not None and ledger.artifact.path
     lines = (
-        f'forge generate --artifact {made} "The "' if made else f"forge run --profile {ledger.profile}   # goes on",
+        f'forge generate --artifact {made} "The "' if made else f"forge run --profile {ledger.profile}   # continues",
         "forge report --html report.html",
         "forge up",
     )

@@ -1,4 +1,4 @@
-"""`forge sandbox`: what model-written code would run in, and the image of its containers."""
+"""`forge sandbox`: show which sandbox would run model-written code, and build its container image."""
 
 from typing import Annotated
 
@@ -17,9 +17,9 @@ app = typer.Typer(
 
 @app.command()
 def status(
-    attack: Annotated[bool, typer.Option("--probe", help="Run hostile programs in the one that would run.")] = False,
+    attack: Annotated[bool, typer.Option("--probe", help="Run hostile programs in the selected sandbox.")] = False,
 ) -> None:
-    """Say which sandbox would run, and for the other one what it lacks."""
+    """Show which sandbox would be used, and what an unavailable one lacks."""
     from forge_resources.sandbox import Kind, describe, open_sandbox, probe
 
     console = Console(highlight=False)
@@ -28,19 +28,19 @@ def status(
         console.print(f"[bold]{title:<17}[/] {escape(describe(kind))}", soft_wrap=True, highlight=False)
     if attack:
         with errors(), open_sandbox() as sandbox:
-            found = probe(sandbox)
-        console.print(escape(found.describe()), soft_wrap=True, highlight=False)
-        if found.breaches:
+            outcome = probe(sandbox)
+        console.print(escape(outcome.describe()), soft_wrap=True, highlight=False)
+        if outcome.breaches:
             raise typer.Exit(1)
 
 
 @app.command()
 def build_image(
     source: Annotated[str, typer.Option("--from", help="Pull this image, NAME@sha256:DIGEST.")] = "",
-    reference: Annotated[str, typer.Option(help="The name it gets.", envvar="FORGE_SANDBOX_IMAGE")] = "",
-    force: Annotated[bool, typer.Option(help="Make it again though the engine has it.")] = False,
+    reference: Annotated[str, typer.Option(help="Name of the image.", envvar="FORGE_SANDBOX_IMAGE")] = "",
+    force: Annotated[bool, typer.Option(help="Build it again even if the engine has it.")] = False,
 ) -> None:
-    """Make the image of the container sandbox: of Debian's packages, or pulled by digest."""
+    """Build the image of the container sandbox from Debian packages, or pull it by digest."""
     from forge_resources.sandbox.choose import connected
     from forge_resources.sandbox.engine import DEFAULT_IMAGE
     from forge_resources.sandbox.image import build_image as build

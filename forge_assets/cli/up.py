@@ -1,4 +1,4 @@
-"""`forge up`: the Dagster UI and the MLflow server."""
+"""`forge up`: start the Dagster UI and the MLflow server."""
 
 import os
 from typing import Annotated
@@ -26,7 +26,7 @@ def up(
         workspace = ROOT / "workspace.yaml"
         wanted = services(home, port, mlflow_port, workspace if workspace.is_file() else None)
         environment = dict(os.environ)
-        if workspace.is_file():  # a source tree need not be installed
+        if workspace.is_file():  # in a source tree, the packages may not be installed
             paths = [str(ROOT), environment.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 

@@ -1,11 +1,11 @@
-"""The report for people: one HTML page that needs nothing else, tables on the terminal, Markdown for Dagster.
+"""The report for people: one self-contained HTML page, tables in the terminal, Markdown for Dagster.
 
-page         the whole page: one screen, then a fold for each phase
-exhibits     what a phase shows besides numbers, drawn by the template beside its code
-history      sections of the page with every verdict over time
-terminal     the same ledger and history as tables
-cells        what the cells of all tables say
-components   macros and drawings that the templates share
+page         the HTML page: a first screen, then a collapsible section per phase
+exhibits     what a phase shows in addition to metrics, rendered by the template in its package
+history      page sections with every verdict over time
+terminal     the ledger and the history as terminal tables
+cells        the text of table cells, shared by page and terminal
+components   macros and drawings shared by the templates
 templates    the jinja2 environment
 """
 

@@ -1,8 +1,8 @@
-"""What the tables of the report say, cell by cell, on the terminal and on the page alike."""
+"""The text of the report's table cells, shared by the terminal and the page."""
 
 from collections.abc import Sequence
 
-from forge_assets.gate_history import Entry
+from forge_assets.gate_history import GateEntry
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_resources.overrides import utc_text
 
@@ -14,7 +14,7 @@ VERDICT_COLUMNS = ("when", "run", "model", "profile", "value", "required", "marg
 
 
 def missing_lines(ledger: Ledger) -> list[str]:
-    """What is absent and the command that makes it."""
+    """Return a line for each missing model, and the command that makes them."""
     lines = [f"{asset}: {reason}" for asset, reason in ledger.missing.items() if reason != "not made yet"]
     if never := [asset for asset, reason in ledger.missing.items() if reason == "not made yet"]:
         lines.append(f"not made yet: {', '.join(never)}")
@@ -22,7 +22,7 @@ def missing_lines(ledger: Ledger) -> list[str]:
 
 
 def outdated_lines(ledger: Ledger) -> list[str]:
-    """The models whose parents were made again after them."""
+    """Return a line for each model whose parents have been made again since."""
     return [
         f"* {row.lineage.asset} was made from an earlier {', '.join(row.outdated)}; forge run makes it again"
         for row in ledger.models
@@ -31,7 +31,7 @@ def outdated_lines(ledger: Ledger) -> list[str]:
 
 
 def summary(ledger: Ledger) -> str:
-    """One sentence: how many models, gates and claims."""
+    """Return a sentence with the number of models, of gates passed and of claims held."""
 
     def count(rows: Sequence[GateRow]) -> str:
         return f"{sum(row.passed is True for row in rows)} of {len(rows)}"
@@ -45,12 +45,12 @@ def summary(ledger: Ledger) -> str:
 
 
 def gate_counts(ledger: Ledger, asset: str, *, blocking: bool = True) -> str:
-    """Gates (or claims) of an asset that passed, for instance `✓ 3/3` or `✗ 2/3`; a dash when it has none."""
+    """Return how many gates (or claims) of an asset passed, for instance `✓ 3/3` or `✗ 2/3`; a dash if it has none."""
     return passed_of([row for row in ledger.gates if row.gate.asset == asset and row.gate.blocking == blocking])
 
 
 def passed_of(rows: Sequence[GateRow]) -> str:
-    """How many of the rows passed, for instance `✓ 3/3` or `✗ 2/3`; a dash where there are none."""
+    """Return how many of the rows passed, for instance `✓ 3/3` or `✗ 2/3`; a dash if there are none."""
     if not rows:
         return ABSENT
     if any(row.passed is None for row in rows):
@@ -60,7 +60,7 @@ def passed_of(rows: Sequence[GateRow]) -> str:
 
 
 def model_cells(ledger: Ledger, row: ModelRow) -> list[str]:
-    """The cells of a model's line in the ledger."""
+    """Return the cells of a model's row in the ledger (`MODEL_COLUMNS`)."""
     asset = row.lineage.asset
     return [
         asset + (" *" if row.outdated else ""),
@@ -74,7 +74,7 @@ def model_cells(ledger: Ledger, row: ModelRow) -> list[str]:
 
 
 def gate_cells(row: GateRow, form: str = ".6g") -> list[str]:
-    """The cells of a gate's line: asset, gate or claim, name, value, requirement, margin, verdict."""
+    """Return the cells of a gate's row (`GATE_COLUMNS`); the value is written in `form`."""
     sign = "≥" if row.gate.direction == "at_least" else "≤"
     verdict = {True: "passed", False: "FAILED", None: NO_VERDICT}[row.passed]
     return [
@@ -89,24 +89,24 @@ def gate_cells(row: GateRow, form: str = ".6g") -> list[str]:
 
 
 def margin_of(row: GateRow) -> float | None:
-    """By how much a gate is passed, in the metric's own unit; negative when it fails."""
+    """Return the distance to the threshold in the metric's unit: positive when the gate passes, negative otherwise."""
     if row.value is None:
         return None
     return row.value - row.threshold if row.gate.direction == "at_least" else row.threshold - row.value
 
 
 def evidence_of(row: GateRow) -> str:
-    """What the value of a gate is, and what it is compared with."""
+    """Return the description of a gate's metric, and its baseline if it has one."""
     return row.gate.evidence + (f", against {row.gate.against}" if row.gate.against else "")
 
 
-def verdict_cells(entry: Entry) -> list[str]:
-    """The cells of a verdict's line in the history of a gate (`VERDICT_COLUMNS`)."""
+def verdict_cells(entry: GateEntry) -> list[str]:
+    """Return the cells of a verdict's row in the history of a gate (`VERDICT_COLUMNS`)."""
     sign = ("≥" if entry.direction == "at_least" else "≤") if entry.threshold is not None else ""
     return [
         utc_text(entry.at),
         entry.run_id[:8],
-        entry.digest[:8] + ("" if entry.stored else "*"),
+        entry.digest[:8] + ("" if entry.stored else "*"),  # the star marks a version that the store no longer holds
         entry.profile or ABSENT,
         ABSENT if entry.value is None else f"{entry.value:.4g}",
         ABSENT if entry.threshold is None else f"{sign} {entry.threshold:g}",
@@ -116,7 +116,7 @@ def verdict_cells(entry: Entry) -> list[str]:
 
 
 def artifact_line(artifact: ArtifactRow) -> str:
-    """The file that ships, its size, and what is left of its parent in it."""
+    """Return a line with the compressed file, its size and the share of its parent's accuracy that it retains."""
     facts = [f"{artifact.size_bytes:,} bytes"]
     if artifact.bits_per_parameter is not None:
         facts.append(f"{artifact.bits_per_parameter:.3f} bits per parameter of the trained model")
@@ -127,7 +127,7 @@ def artifact_line(artifact: ArtifactRow) -> str:
 
 
 def colour_of(text: str) -> str:
-    """The colour of a cell that holds a verdict or counts verdicts: `red`, `green`, `yellow` or `default`."""
+    """Return the colour of a cell that holds a verdict or counts verdicts: `red`, `green`, `yellow` or `default`."""
     if text == "FAILED" or text.startswith("✗"):
         return "red"
     if text == "passed" or text.startswith("✓"):
@@ -136,12 +136,12 @@ def colour_of(text: str) -> str:
 
 
 def formatted(value: float | None, form: str) -> str:
-    """The value in `form`, a dash where there is none."""
+    """Return the value in `form`, or a dash if it is None."""
     return ABSENT if value is None else form.format(value)
 
 
 def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A share with its interval, in percent."""
+    """Return a share with its 95 % CI, in percent; a dash if it is None."""
     if value is None:
         return ABSENT
     return f"{value:.1%}" + ("" if interval is None else f" ({interval[0]:.1%}-{interval[1]:.1%})")

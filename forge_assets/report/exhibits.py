@@ -1,7 +1,7 @@
-"""Exhibits, which a phase shows to a person besides numbers, as HTML for the report and as Markdown for Dagster.
+"""Exhibits: what a phase shows in addition to metrics, as HTML for the report and as Markdown for Dagster.
 
-A phase declares its exhibit in `exhibit.py` and draws it with the macro of the exhibit's name in `report.html.j2`, with
-the rules of `report.css`, both beside it. A new exhibit is these files and a line in `_KNOWN`.
+A phase declares its exhibit in `exhibit.py`, and renders it with the macro of the exhibit's name in `report.html.j2`
+and the styles in `report.css` of the same package. To add an exhibit, add these files and a line in `_KNOWN`.
 """
 
 import json
@@ -24,15 +24,15 @@ D = TypeVar("D", bound=Document)
 
 
 class ExhibitError(ValueError):
-    """An exhibit has no renderer, or its document is not what the renderer reads."""
+    """An exhibit has no renderer, or its document does not match the renderer's schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exhibit(Generic[D]):
-    """How documents of the class `document` are shown.
+    """The renderer of documents of the class `document`.
 
-    `phase` is the package of the phase with the template, `markdown` gives at most 30 lines. `measures` says whether
-    the rules of `measures.css` hold for it besides the phase's own.
+    `phase` is the package that holds the template; `markdown` returns at most 30 lines. With `measures`, the styles of
+    `measures.css` apply in addition to the phase's own.
     """
 
     title: str
@@ -42,10 +42,10 @@ class Exhibit(Generic[D]):
     measures: bool = True
 
     def read(self, document: Any) -> D:
-        """The document as its class, read as JSON as the bundle keeps it.
+        """Validate a document as JSON, which is how the bundle stores it, and return it as its class.
 
         Raises:
-            ExhibitError: naming the first field that does not fit.
+            ExhibitError: naming the first field that violates the schema.
         """
         try:
             return self.document.model_validate_json(json.dumps(document))
@@ -70,10 +70,10 @@ _KNOWN: Mapping[str, Exhibit[Any]] = {
 
 
 def render(name: str, document: Any) -> Markup:
-    """The exhibit as HTML without scripts or external resources; the page also needs `style`.
+    """Return the exhibit as HTML without scripts or external resources; the page must also contain `style()`.
 
     Raises:
-        ExhibitError: for a name without a renderer, or a document that breaks its schema.
+        ExhibitError: for a name without a renderer, or a document that violates its schema.
     """
     exhibit = _exhibit(name)
     kind = f"exhibit-{name} exhibit-measures" if exhibit.measures else f"exhibit-{name}"
@@ -82,7 +82,7 @@ def render(name: str, document: Any) -> Markup:
 
 
 def markdown(name: str, document: Any) -> str:
-    """The exhibit's main numbers as Markdown of at most 30 lines.
+    """Return the exhibit's main numbers as Markdown of at most 30 lines.
 
     Raises:
         ExhibitError: as for `render`.
@@ -92,7 +92,7 @@ def markdown(name: str, document: Any) -> str:
 
 
 def title(name: str) -> str:
-    """The exhibit's heading.
+    """Return the exhibit's heading.
 
     Raises:
         ExhibitError: for a name without a renderer.
@@ -101,9 +101,9 @@ def title(name: str) -> str:
 
 
 def written(name: str, document: Any) -> list[tuple[str, str]]:
-    """What the stored model wrote: beginnings and continuations; empty where an exhibit holds none or is not readable.
+    """Return sample texts of the stored model, (beginning, continuation); empty if the exhibit has no readable ones.
 
-    They are those of the baked prompt that was kept last, whose half-baked model is the one that was stored.
+    They belong to the baked prompt that was kept last, because its half-baked model is the stored one.
     """
     if name != "baked":
         return []
@@ -116,7 +116,7 @@ def written(name: str, document: Any) -> list[tuple[str, str]]:
 
 
 def style() -> str:
-    """The CSS of all exhibits; its selectors start with a class of the exhibit."""
+    """Return the CSS of all exhibits; every selector starts with the class of its exhibit."""
     phases = dict.fromkeys(exhibit.phase for exhibit in _KNOWN.values())
     return "\n".join(source(name) for name in ("measures.css", *(f"phases/{phase}/report.css" for phase in phases)))
 

@@ -1,4 +1,4 @@
-"""The history of gates and claims as sections of the page: every override, then for each model a plot of each gate."""
+"""The history of gates and claims as page sections: every override, then a plot of each gate by model."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _TEMPLATE = "history.html.j2"
 
 
 def history_sections(models: Sequence[AssetGates], limit: int) -> list[tuple[str, Markup]]:
-    """Titles and contents; of each gate the last `limit` verdicts."""
+    """Return titles and contents of the sections, with the last `limit` verdicts of each gate."""
     sections = [("Overrides", macro(_TEMPLATE, "overrides", models))]
     for gates in models:
         title, histories = f"Over time: {gates.asset}", gates.histories().items()

@@ -1,6 +1,6 @@
-"""The main numbers of each exhibit as Markdown of at most 30 lines, for Dagster's page of a materialization.
+"""The main numbers of each exhibit as Markdown of at most 30 lines, for a materialization's page in Dagster.
 
-Names and reasons are escaped (`plain`); no text that a model wrote is in them.
+Names and reasons are escaped (`plain`); text written by a model is never included.
 """
 
 from forge_assets.report.components.markup import markdown_table, plain
@@ -11,14 +11,14 @@ from training_core.phases.p5_curriculum.exhibit import CharacterExhibit, Practic
 from training_core.phases.p6_baking.exhibit import BakedExhibit
 from training_core.phases.p7_experts.exhibit import ExpertsExhibit
 
-_ROWS = 8  # of a table, at most
+_ROWS = 8  # most rows of a table
 _ARM_ROWS, _LEVEL_ROWS = 6, 10
 _MORE = "`forge report --html report.html`"
 _BITS = "{:+.4f}"
 
 
 def thoughts(shown: ThoughtsExhibit) -> str:
-    """Verdict, arms and gating."""
+    """Return the verdict on thinking, the arms and the gating rules."""
     lines = [f"**Thinking is switched {'on' if shown.enabled else 'off'}.** {plain(shown.verdict)}", ""]
     arms = [[plain(a.name), _BITS.format(a.gain), _ends(a)] for a in shown.arms]
     arm_columns = ("arm", "bits per token, hardest tenth", "95 %")
@@ -37,7 +37,7 @@ def _ends(row: IntervalEnds) -> str:
 
 
 def practice(shown: PracticeExhibit) -> str:
-    """Edge, levels, arms and spend."""
+    """Return the edge of competence, accuracy by level, the arms against forgetting, and the spend."""
     lines = [
         f"**Edge {_edge(shown.edge_before)} → {_edge(shown.edge_after)}** (the hardest level at {shown.target:.0%})",
         "",
@@ -66,7 +66,7 @@ def _edge(level: int) -> str:
 
 
 def character(shown: CharacterExhibit) -> str:
-    """Rules, ways to answer, and what the model knows of its own temperature."""
+    """Return the baked rules, the ways of answering, and the prediction of the model's own temperature."""
     rules = [
         [plain(rule.name), *(measured_text(x) for x in (rule.base, rule.prompted, rule.baked)), _strength_of(rule)]
         for rule in shown.rules
@@ -92,15 +92,15 @@ def _answering(shown: CharacterExhibit) -> list[tuple[str, MeasuredShare, float]
     council, ooda = shown.council, shown.ooda
     return [
         ("one answer", council.single, council.tokens.single),
-        ("one voice, many samples", council.self_consistency, council.tokens.self_consistency),
+        ("self-consistency", council.self_consistency, council.tokens.self_consistency),
         ("council", council.council, council.tokens.council),
-        ("direct, for the controller", ooda.direct, ooda.direct_tokens),
-        ("controller", ooda.accuracy, ooda.tokens),
+        ("direct answers (OODA baseline)", ooda.direct, ooda.direct_tokens),
+        ("OODA controller", ooda.accuracy, ooda.tokens),
     ]
 
 
 def baked(shown: BakedExhibit) -> str:
-    """Iterations, prompts, issues resolved, and what is left of a prompt at the last turn."""
+    """Return the iterations, prompts, issues resolved, and the presence of a prompt at the last turn."""
     kept = sum(step.kept for step in shown.timeline)
     switches = sum(step.decision == "switch" for step in shown.timeline)
     lines = [f"**{kept} of {len(shown.timeline)} iterations kept**, {switches} switches of cycle", ""]
@@ -109,7 +109,7 @@ def baked(shown: BakedExhibit) -> str:
         [plain(x.name), f"{x.kl_before:.4f} → {x.kl_after:.4f}", _strength(x.strength), f"{x.target:.2f}"]
         for x in shown.prompts
     ]
-    columns = ("prompt", "nats per token to the prompted", "strength (95 %)", "target")
+    columns = ("prompt", "KL to the prompted model, nats per token", "strength (95 %)", "target")
     lines += markdown_table(columns, prompts, _ROWS) if prompts else ["No prompt was baked."]
     tools = shown.tools
     resolved = [
@@ -131,7 +131,7 @@ def _strength(strength: MeasuredValue | None) -> str:
 
 
 def experts(shown: ExpertsExhibit) -> str:
-    """How many experts, ways to answer, and the composition that was chosen."""
+    """Return the number of experts, the ways of answering, and the composition that was chosen."""
     stable = f"the same in {shown.discovery.stability:.0%} of {shown.discovery.resamples} resamples"
     lines = [f"**{len(shown.experts)} experts**, {stable}", ""]
     lines += [f"Without experts: {plain(shown.not_kept)}", ""] if shown.not_kept else []

@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs nothing else: one screen, then a fold for each phase.
+"""The report as one self-contained HTML page: a first screen, then a collapsible section per phase.
 
-The first screen says what was made, what it writes, how each phase fared, and what failed with its number. It is meant
-to be understood without scrolling at 1280 x 900 by somebody who has never seen the project.
+The first screen shows what was made, samples of its text, the results of each phase, and every failure with its value.
+A reader who has never seen the project should understand it without scrolling at 1280 x 900.
 """
 
 import base64
@@ -44,24 +44,24 @@ _SAMPLES = 2
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The end of the chain: the file that ships, or the last model where there is none."""
+    """The end of the chain: the compressed file, or the last model if there is no file yet."""
 
     row: ModelRow
     file: ArtifactRow | None
 
     @property
     def size_bytes(self) -> int | None:
-        """Size of the file that ships."""
+        """Size of the compressed file."""
         return None if self.file is None else self.file.size_bytes
 
     @property
     def command(self) -> str:
-        """How the file is run."""
+        """The command that runs the file."""
         return "" if self.file is None else f'forge generate --artifact {self.file.path} "The "'
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """What was measured on it, where it was."""
+        """Names and values of its measurements; those that were not made are left out."""
         row = self.row
         facts = [
             ("parameters", formatted(row.metric("params"), "{:,.0f}")),
@@ -81,7 +81,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What a model wrote behind a beginning: (beginning, continuation)."""
+    """Texts that a model continued: (beginning, continuation)."""
 
     row: ModelRow
     texts: list[tuple[str, str]]
@@ -97,13 +97,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """A model's figures (caption, data URI) and exhibits (title, content, why it cannot be shown)."""
+    """A model's figures (caption, data URI) and exhibits (title, content, error)."""
 
     row: ModelRow
 
     @property
     def figures(self) -> list[tuple[str, str]]:
-        """Captions and images that its phase drew."""
+        """Captions and images drawn by its phase."""
         return [
             (f"{self.row.lineage.asset}: {name}", f"data:image/png;base64,{base64.b64encode(png).decode()}")
             for name, png in self.row.figures.items()
@@ -111,7 +111,7 @@ class ModelView:
 
     @property
     def exhibits(self) -> list[tuple[str, Markup, str]]:
-        """What its phase shows; an exhibit that this version cannot render says why in its place."""
+        """The exhibits of its phase; one that this version cannot render has an error in place of content."""
         shown = []
         for name, document in sorted(self.row.exhibits.items()):
             try:
@@ -132,42 +132,42 @@ class PhaseView:
 
     @property
     def title(self) -> str:
-        """The phase's name."""
+        """The name of the phase."""
         return _PHASES.get(self.number, (f"phase {self.number}", ""))[0]
 
     @property
     def purpose(self) -> str:
-        """What the phase is for, in a few words."""
+        """The purpose of the phase in a few words."""
         return _PHASES.get(self.number, ("", ""))[1]
 
     @property
     def gates(self) -> str:
-        """How many gates passed."""
+        """The number of gates that passed."""
         return passed_of([row for row in self.rows if row.gate.blocking])
 
     @property
     def claims(self) -> str:
-        """How many claims held."""
+        """The number of claims that held."""
         return passed_of([row for row in self.rows if not row.gate.blocking])
 
     @property
     def bits_per_byte(self) -> str:
-        """Of its models, as a range where there are several."""
+        """Bits per byte of its models, as a range if there are several."""
         return self._range("bits_per_byte", "{:.3f}")
 
     @property
     def next_token(self) -> str:
-        """Accuracy of its models, as a range where there are several."""
+        """Next-token accuracy of its models, as a range if there are several."""
         return self._range("next_token_accuracy", "{:.1%}")
 
     @property
     def size(self) -> str:
-        """Bytes on disk of its models, as a range where there are several."""
+        """Bytes on disk of its models, as a range if there are several."""
         return self._range("bytes_on_disk", "{:,.0f}")
 
     @property
     def model_cells(self) -> list[list[str]]:
-        """Lines of the ledger."""
+        """Rows of the ledger."""
         return [model_cells(self.ledger, model.row) for model in self.models]
 
     @property
@@ -176,14 +176,14 @@ class PhaseView:
         return [[*gate_cells(row), evidence_of(row)] for row in self.rows]
 
     def _range(self, metric: str, form: str) -> str:
-        found = [value for model in self.models if (value := model.row.metric(metric)) is not None]
-        ends = [formatted(end, form) for end in (min(found), max(found))] if found else [formatted(None, form)]
+        values = [value for model in self.models if (value := model.row.metric(metric)) is not None]
+        ends = [formatted(end, form) for end in (min(values), max(values))] if values else [formatted(None, form)]
         return "-".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """Everything that the page shows."""
+    """The content of the page. `more` holds further sections (title, content)."""
 
     ledger: Ledger
     more: Sequence[tuple[str, Markup]]
@@ -195,22 +195,22 @@ class PageView:
 
     @property
     def style(self) -> Markup:
-        """The page's CSS and that of the exhibits: files of ours."""
-        return Markup(source("page.css") + exhibits.style())
+        """The CSS of the page and of the exhibits."""
+        return Markup(source("page.css") + exhibits.style())  # unescaped: both are files of this project
 
     @property
     def summary(self) -> str:
-        """One sentence: how many models, gates and claims."""
+        """A sentence with the number of models, of gates passed and of claims held."""
         return summary(self.ledger)
 
     @property
     def made(self) -> Made | None:
-        """The end of the chain; None where nothing was made."""
+        """The end of the chain; None if nothing was made."""
         return Made(self.ledger.models[-1], self.ledger.artifact) if self.ledger.models else None
 
     @property
     def samples(self) -> Samples | None:
-        """Text of the last model whose exhibits hold any."""
+        """Sample texts of the last model whose exhibits hold any."""
         for row in reversed(self.ledger.models):
             for name, document in row.exhibits.items():
                 if texts := exhibits.written(name, document):
@@ -221,30 +221,30 @@ class PageView:
     def phases(self) -> list[PhaseView]:
         """The phases that made a model, in order."""
         models = sorted(self.ledger.models, key=lambda row: row.lineage.phase)
-        found = []
+        phases = []
         for number, rows in groupby(models, key=lambda row: row.lineage.phase):
             views = [ModelView(row) for row in rows]
             assets = {view.row.lineage.asset for view in views}
-            found.append(
+            phases.append(
                 PhaseView(number, self.ledger, views, [row for row in self.ledger.gates if row.gate.asset in assets])
             )
-        return found
+        return phases
 
     @property
     def failed(self) -> list[Failure]:
-        """What did not pass, gates first."""
+        """The gates and claims that failed, gates first."""
         phase_of = {row.lineage.asset: row.lineage.phase for row in self.ledger.models}
         failed = [Failure(phase_of[row.gate.asset], row) for row in self.ledger.gates if row.passed is False]
         return sorted(failed, key=lambda failure: not failure.row.gate.blocking)
 
     @property
     def notes(self) -> list[str]:
-        """What is out of date or missing."""
+        """Notes on models that are out of date or missing."""
         return [*outdated_lines(self.ledger), *missing_lines(self.ledger)]
 
     @property
     def model_cells(self) -> list[list[str]]:
-        """Lines of the ledger."""
+        """Rows of the ledger."""
         return [model_cells(self.ledger, row) for row in self.ledger.models]
 
     @property
@@ -254,12 +254,12 @@ class PageView:
 
     @property
     def tasks(self) -> list[Markup]:
-        """A chart for each task family."""
+        """One chart per task family."""
         return charts.tasks(self.ledger)
 
     @property
     def artifact_line(self) -> str:
-        """The file that ships, in a line."""
+        """A line on the compressed file."""
         return "" if self.ledger.artifact is None else artifact_line(self.ledger.artifact)
 
 
@@ -269,5 +269,5 @@ def _task(family: str, scores: Mapping[str, float]) -> str:
 
 
 def html_page(ledger: Ledger, more: Sequence[tuple[str, Markup]] = ()) -> str:
-    """The whole ledger as one page with its charts inside, and `more` sections (title and content)."""
+    """Return the ledger as one HTML page with inline charts, followed by the sections `more` (title, content)."""
     return macro("page.html.j2", "page", PageView(ledger, more))

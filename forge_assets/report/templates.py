@@ -1,8 +1,8 @@
-"""The jinja2 environment of the report: this package's templates, and the part of each phase, beside its code.
+"""The jinja2 environment of the report: the templates of this package and those in the packages of the phases.
 
-A template's line break beside a tag or an expression is no space (`JoinedLines`), so that templates are indented and
-text of a model, which stands in elements that keep white space, is not. Autoescape is on: what an expression prints is
-escaped unless a component, which escapes by itself, made it. A name that does not exist is an error.
+Line breaks of a template next to a tag or an expression are removed (`JoinedLines`): templates can be indented without
+adding white space to model text, which is shown in elements that preserve white space. Autoescape is on: the value of
+an expression is escaped unless it comes from a component, which escapes its own input. Undefined names are errors.
 """
 
 import hashlib
@@ -38,16 +38,16 @@ _BREAK = re.compile(r"\s*\n\s*")
 
 
 class JoinedLines(Extension):
-    """Drops the line breaks of a template's source: beside `<`, `>` and braces without a trace, else for a space."""
+    """Remove the line breaks of a template's source next to `<`, `>` and braces; replace others by a space."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
-        """The template as one line."""
+        """Return the template as one line."""
         return _BREAK.sub(" ", _BESIDE_TAG.sub("", source))
 
 
 @cache
 def environment() -> Environment:
-    """Where every template of the report is found, with the components that it may use."""
+    """Return the environment that loads every template of the report, with the components that templates may use."""
     env = Environment(
         loader=ChoiceLoader(
             [
@@ -91,20 +91,20 @@ def environment() -> Environment:
 
 
 def macro(template: str, name: str, *arguments: Any) -> Markup:
-    """What the macro `name` of a template makes of its arguments."""
-    made: Markup = getattr(environment().get_template(template).module, name)(*arguments)
-    return made
+    """Call the macro `name` of a template and return its output."""
+    rendered: Markup = getattr(environment().get_template(template).module, name)(*arguments)
+    return rendered
 
 
 def source(name: str) -> str:
-    """A file beside the templates as it stands, for instance `phases/p6_baking/report.css`."""
+    """Return a template or style sheet unrendered, for instance `phases/p6_baking/report.css`."""
     env = environment()
     assert env.loader is not None
     return env.loader.get_source(env, name)[0]
 
 
 def templates_digest() -> str:
-    """A digest of every template and style sheet: the part of the report's code that no module imports."""
+    """Return a digest of every template and style sheet, the part of the report's code that no module imports."""
     hasher = hashlib.sha256()
     for name in environment().list_templates(extensions=["css", "j2"]):
         hasher.update(f"{name}\n{source(name)}\n".encode())
@@ -120,5 +120,5 @@ def _printable(text: str) -> str:
 
 
 def _interval_chart(rows: Sequence[Any], value: str, title: str) -> Markup:
-    """A chart of documents with a name, ends, and the field `value`."""
+    """Return an interval chart of documents with a name, the two ends, and the value in the field `value`."""
     return interval_chart([Interval(row.name, getattr(row, value), row.low, row.high) for row in rows], title)

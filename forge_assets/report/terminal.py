@@ -1,4 +1,4 @@
-"""The ledger, and the history of gates, as tables on the terminal."""
+"""The ledger and the history of gates as tables in the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ from forge_resources.overrides import utc_text
 
 
 def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> None:
-    """Print the models, with `verdicts` every gate and claim, the file that ships, and what is missing."""
+    """Print the models and what is missing; with `verdicts` also every gate and claim, and the compressed file."""
     parts: list[RenderableType] = []
     if ledger.models:
         parts.append(_models_table(ledger))
@@ -40,7 +40,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
 
 
 def print_history(models: Sequence[AssetGates], console: Console, limit: int) -> None:
-    """Print the last `limit` verdicts of every gate and claim, and every override there ever was."""
+    """Print the last `limit` verdicts of every gate and claim, and all overrides, expired ones included."""
     parts: list[RenderableType] = []
     for gates in models:
         for (name, blocking), entries in gates.histories().items():
@@ -59,7 +59,7 @@ def print_history(models: Sequence[AssetGates], console: Console, limit: int) ->
 
 
 def state(gates: AssetGates) -> str:
-    """`open`, `OVERRIDDEN`, `CLOSED`, or `not made`."""
+    """Return the state of a gate: `open`, `OVERRIDDEN`, `CLOSED`, or `not made`."""
     if gates.version is None:
         return "not made"
     if gates.closed:
@@ -68,7 +68,7 @@ def state(gates: AssetGates) -> str:
 
 
 def states_table(models: Sequence[AssetGates]) -> RenderableType:
-    """Which gates are open now, and why not; what `forge gate list` prints."""
+    """Return the table that `forge gate list` prints: the state of every gate, and why it is closed or overridden."""
     table = Table("model", "gate", "why", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     colours = {"open": "green", "CLOSED": "red", "OVERRIDDEN": "yellow"}
     for gates in models:
@@ -79,7 +79,7 @@ def states_table(models: Sequence[AssetGates]) -> RenderableType:
 
 
 def override_lines(models: Sequence[AssetGates]) -> list[Text]:
-    """A line for every override, newest last, that says whether it is in force."""
+    """Return a line for every override, newest last, that says whether it is in force."""
     lines = []
     for gates in models:
         for override in reversed(gates.overrides):
@@ -90,7 +90,7 @@ def override_lines(models: Sequence[AssetGates]) -> list[Text]:
 
 
 def history_json(models: Sequence[AssetGates]) -> dict[str, Any]:
-    """Every gate and claim with all of its verdicts, and every override, as plain values."""
+    """Return every gate and claim with all of its verdicts, and every override, as plain values."""
     return {
         "gates": [
             {
@@ -113,7 +113,7 @@ def history_json(models: Sequence[AssetGates]) -> dict[str, Any]:
 
 
 def _table(title: str) -> Table:
-    """Narrow enough for a terminal of 80 columns."""
+    """Return an empty table, styled narrowly enough for a terminal of 80 columns."""
     style = {"title_justify": "left", "title_style": "bold", "header_style": "dim"}
     return Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, **style)  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
-"""Frontier models as a source of questions: asked through OpenRouter, capped, cached, and believed only when verified.
+"""Frontier models as a source of questions: requests through OpenRouter, with a cost cap, a cache and verification.
 
-Nothing here is needed without a key: the curriculum's questions then come from generators alone.
+All of it is optional: without a key the curriculum's questions come from generators alone.
 """
 
 from forge_resources.frontier.client import FrontierClient

@@ -1,13 +1,13 @@
-"""Answers of frontier models on disk, and the ledger of what was spent on them. Written before it is relied upon.
+"""On-disk cache of frontier models' answers, with a write-ahead ledger of their cost.
 
     <folder>/answers/<aa>/<digest>.json   one answer, by the SHA-256 of its request
-    <folder>/answers/<aa>/<digest>.room   room on the disk for an answer that is on its way
-    <folder>/ledger.jsonl                 one line an event, only ever appended to
+    <folder>/answers/<aa>/<digest>.room   disk space reserved for the answer of a request in flight
+    <folder>/ledger.jsonl                 one line per event, append-only
     <folder>/lock                         held by the one program that may write here
 
-The order makes a kill harmless. Room for the answer and the line "started", with the most that the request can cost,
-are on disk before the request is sent; the answer is on disk before it is used. What was started and neither answered
-nor given up is found at the next opening and counted as spent, although it may not have been.
+The order of writes makes a kill harmless. The disk space for the answer and a "started" line with the maximum cost of
+the request are on disk before the request is sent; the answer is on disk before it is used. A request that was started
+and neither answered nor released is found at the next opening and counted as spent, although it may not have been.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from training_core.store.atomic import flush, replace_durably
 Event = Literal["started", "answered", "released", "lost"]
 
 
-class Entry(BaseModel):
+class CacheEntry(BaseModel):
     """A line of the ledger.
 
-    event: "started" reserves `usd` for one attempt; it ends as "answered" (cost `usd`), "released" (nothing was paid),
-    or "lost" (sent, and the answer never came: `usd` may have been paid).
+    event: "started" reserves `usd` for one attempt; it ends as "answered" (at a cost of `usd`), "released" (nothing was
+    charged), or "lost" (sent, but no answer arrived: `usd` may have been charged).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,10 +50,10 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What a folder of answers cost, in US dollars.
+    """The cost of a folder of answers, in US dollars.
 
-    uncertain_usd: the most that was paid for the `lost` requests, whose answers never came; it counts against the cap.
-    reserved_usd: the most that the requests in flight can cost. assumed: answers whose cost the server did not report.
+    uncertain_usd: upper bound on the charge for `lost` requests, whose answers never arrived; it counts against the
+    cap. reserved_usd: maximum cost of the requests in flight. assumed: answers whose cost the server did not report.
     """
 
     cap_usd: float
@@ -65,7 +65,7 @@ class Spend:
     lost: int
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line summary for people."""
         line = f"${self.spent_usd:.6f} of ${self.cap_usd:.2f} spent on {self.answers} answers"
         if self.assumed:
             line += f" ({self.assumed} of them at their highest possible cost, since the server reported none)"
@@ -75,7 +75,7 @@ class Spend:
 
 
 class AnswerCache:
-    """The answers and the ledger in `folder`, for this program alone until `close`.
+    """The answers and the ledger in `folder`, locked for this program until `close`.
 
     Raises:
         StorageError: when the folder cannot be written, is in use, or its ledger is damaged.
@@ -84,7 +84,7 @@ class AnswerCache:
     def __init__(self, folder: Path, cap_usd: float) -> None:
         self._folder = folder
         self._cap_usd = cap_usd
-        self._open: dict[str, Entry] = {}  # attempts in flight, by digest
+        self._open: dict[str, CacheEntry] = {}  # attempts in flight, by digest
         self._lost: set[str] = set()
         self._costs: dict[str, float] = {}
         self._attempts: Counter[str] = Counter()
@@ -114,27 +114,27 @@ class AnswerCache:
             raise
 
     def read(self, request: ChatRequest) -> Answer | None:
-        """The answer to `request` on disk, or None.
+        """Return the cached answer to `request`, or None.
 
         Raises:
-            StorageError: when the file is damaged. It was paid for, so it is not silently asked for again.
+            StorageError: when the file is damaged. It was paid for, so the request is not silently repeated.
         """
         return self._read(request.digest(), request)
 
     def is_lost(self, digest: str) -> bool:
-        """Whether the request was sent without an answer, so that it may have been paid for."""
+        """Return whether the request was sent and its answer lost, so that it may have been charged."""
         return digest in self._lost
 
     def start(self, request: ChatRequest, reserved_usd: float) -> None:
-        """Reserve money and room on the disk for one attempt; only then may the request be sent.
+        """Reserve money and disk space for one attempt; only after this may the request be sent.
 
         Raises:
-            StorageError: when there is no room. Nothing was sent.
+            StorageError: when the disk is full. Nothing was sent.
         """
         digest = request.digest()
         try:
             self._make_room(digest, request.room_bytes())
-            entry = Entry(
+            entry = CacheEntry(
                 event="started",
                 digest=digest,
                 attempt=self._attempts[digest] + 1,
@@ -149,10 +149,10 @@ class AnswerCache:
         self._open[digest] = entry
 
     def finish(self, request: ChatRequest, answer: Answer) -> None:
-        """Put the answer on disk, then its cost into the ledger. After this it may be used.
+        """Write the answer to disk, then its cost to the ledger. After this the answer may be used.
 
         Raises:
-            StorageError: when it cannot be written although room was made; the cost stays reserved.
+            StorageError: when it cannot be written despite the reserved space; the cost stays reserved.
         """
         record: dict[str, object] = {"request": request.model_dump(), "answer": answer.model_dump(exclude={"cached"})}
         record["sha256"] = _checksum(record)
@@ -172,15 +172,15 @@ class AnswerCache:
         self._count(answer)
 
     def release(self, digest: str, reason: str) -> None:
-        """Give back what an attempt reserved: nothing was paid for it."""
+        """Release the reservation of an attempt for which nothing was charged."""
         self._end(digest, "released", reason)
 
     def lose(self, digest: str, reason: str) -> None:
-        """Keep what an attempt reserved: it may have been paid for, and there is no answer."""
+        """Keep the reservation of an attempt that may have been charged although there is no answer."""
         self._count_lost(self._end(digest, "lost", reason))
 
     def spend(self) -> Spend:
-        """What was spent here, over all runs."""
+        """Return the cost of this folder over all runs."""
         return Spend(
             cap_usd=self._cap_usd,
             spent_usd=self._spent,
@@ -192,7 +192,7 @@ class AnswerCache:
         )
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the ledger and release the lock on the folder."""
         os.close(self._ledger)
         self._lock.release()
 
@@ -204,7 +204,7 @@ class AnswerCache:
     ) -> None:
         self.close()
 
-    def _end(self, digest: str, event: Event, reason: str) -> Entry:
+    def _end(self, digest: str, event: Event, reason: str) -> CacheEntry:
         ended = self._open[digest].model_copy(update={"event": event, "reason": reason})
         try:
             self._append(ended)
@@ -219,7 +219,7 @@ class AnswerCache:
         self._spent += answer.cost_usd
         self._assumed += answer.cost_source == "assumed"
 
-    def _count_lost(self, entry: Entry) -> None:
+    def _count_lost(self, entry: CacheEntry) -> None:
         self._lost.add(entry.digest)
         self._uncertain += entry.usd
         self._num_lost += 1
@@ -243,7 +243,7 @@ class AnswerCache:
     def _drop_room(self, digest: str) -> None:
         self._path(digest).with_suffix(".room").unlink(missing_ok=True)
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: CacheEntry) -> None:
         line = (entry.model_copy(update={"at": round(time.time(), 3)}).model_dump_json() + "\n").encode()
         size = os.fstat(self._ledger).st_size
         try:
@@ -256,7 +256,7 @@ class AnswerCache:
             raise
 
     def _read_ledger(self) -> None:
-        """Replay the ledger. A line that a kill cut off is taken away: what it announced was not done yet."""
+        """Replay the ledger. A line truncated by a kill is removed, because its event had not taken place yet."""
         path = self._folder / "ledger.jsonl"
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -264,7 +264,7 @@ class AnswerCache:
             os.ftruncate(self._ledger, whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                entry = Entry.model_validate_json(line)
+                entry = CacheEntry.model_validate_json(line)
             except ValidationError as error:
                 what = error.errors(include_url=False, include_input=False)[0]["msg"]
                 raise StorageError(
@@ -280,7 +280,7 @@ class AnswerCache:
                     self._count_lost(entry)
 
     def _settle_left_over(self) -> None:
-        """Read the answers; count as lost what was in flight when the last program ended."""
+        """Read the answers, and count requests as lost that were in flight when the last program ended."""
         for path in sorted((self._folder / "answers").glob("*/*.room")):
             path.unlink()
         for path in sorted((self._folder / "answers").glob("*/*.json")):
@@ -288,7 +288,7 @@ class AnswerCache:
             if answer is not None:
                 self._count(answer)
         for digest, entry in list(self._open.items()):
-            if digest in self._costs:  # killed between the answer and its line
+            if digest in self._costs:  # killed between writing the answer and its ledger line
                 self._append(entry.model_copy(update={"event": "answered", "usd": self._costs[digest]}))
                 del self._open[digest]
             else:

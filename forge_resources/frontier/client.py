@@ -1,17 +1,17 @@
-"""Asks frontier models, never pays twice for the same answer, and never spends more than the cap.
+"""Client of frontier models that never pays twice for the same answer and never spends more than the cap.
 
-Before a request is sent, the most that it can cost is reserved: the bytes of its prompt and its `max_tokens` at the
-highest prices of the table, which OpenRouter is also told not to exceed. What was spent, what is reserved and what may
-have been spent on lost requests never exceed the cap together, however many requests are in flight. A server that
-charges more than its prices is noticed at the first such answer, and nothing more is sent.
+Before a request is sent, its maximum cost is reserved: the bytes of its prompt and its `max_tokens` at the table's
+prices, which OpenRouter is also told not to exceed. The sum of what was spent, what is reserved and what may have been
+spent on lost requests never exceeds the cap, however many requests are in flight. A server that charges more than its
+prices is detected at the first such answer, and nothing more is sent.
 
-What an attempt cost is decided by how it ended:
+The cost of an attempt depends on how it ended:
 
-* status 4xx or 5xx, or no connection: nothing (OpenRouter charges for completions alone). It is sent again where that
-  can help (408, 409, 425, 429, 5xx, and 402 with `Retry-After`).
-* an answer: what the server reports, else tokens times prices, else the most possible.
-* sent, and no whole reply (time-out, reset, cancelled, killed): unknown. It counts against the cap and the request is
-  not sent again, unless the configuration says so; a request that differs in its seed can take its place.
+* status 4xx or 5xx, or no connection: nothing (OpenRouter charges for completions only). The request is retried where
+  that can help (408, 409, 425, 429, 5xx, and 402 with `Retry-After`).
+* an answer: the cost reported by the server, else tokens times prices, else the maximum.
+* sent, but no complete reply (timeout, reset, cancelled, killed): unknown. The maximum counts against the cap, and the
+  request is not repeated unless so configured; a request with another seed can take its place.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ _AGAIN = {408, 409, 425, 429}
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """A whole HTTP reply."""
+    """A complete HTTP reply."""
 
     status: int
     retry_after: str
@@ -59,22 +59,22 @@ class _Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Retry:
-    """An attempt that was not paid for and may be made again, after `wait_s` at least."""
+    """An attempt that was not charged and may be repeated after at least `wait_s`."""
 
     reason: str
     wait_s: float = 0.0
 
 
 class _NotSentError(Exception):
-    """There was no connection: the server never saw the request."""
+    """Raised when there was no connection, so the server never received the request."""
 
 
 class _LostError(Exception):
-    """The server may have seen the request; there is no whole reply."""
+    """Raised when the server may have received the request but no complete reply arrived."""
 
 
 class FrontierClient:
-    """Asks models, with `folder` as memory. Used as an asynchronous context manager.
+    """Client of frontier models with a cache in `folder`. Use it as an asynchronous context manager.
 
     Raises:
         KeyRefusedError: when there is no key.
@@ -113,13 +113,14 @@ class FrontierClient:
         self.retries = 0
 
     async def ask(self, request: ChatRequest) -> Answer:
-        """The model's answer: from disk when it was paid for before, else from the server, and on disk before it is
-        returned. The same request asked twice at once is sent once.
+        """Return the model's answer, from the cache if it was paid for before, else from the server.
+
+        A new answer is on disk before it is returned. Concurrent identical requests are sent once.
 
         Raises:
-            MalformedReplyError: the reply cannot be used (not in the protocol, refused, cut off, empty).
+            MalformedReplyError: when the reply is unusable (not in the protocol, refused, cut off, empty).
             ServerUnavailableError, ModelUnavailableError, UncertainRequestError: see there.
-            FrontierStopError: no further request can be sent.
+            FrontierStopError: when no further request can be sent.
         """
         answer = self._cache.read(request)
         if answer is None:
@@ -135,15 +136,15 @@ class FrontierClient:
         return answer
 
     def spend(self) -> Spend:
-        """What the folder of answers cost so far, over all runs."""
+        """Return the cost of the folder of answers so far, over all runs."""
         return self._cache.spend()
 
     def scrub(self, text: str) -> str:
-        """`text` without the key, in case that it holds it."""
+        """Return `text` with any occurrence of the key removed."""
         return scrub(text, self._key)
 
     async def close(self) -> None:
-        """End what is in flight (it counts as lost), close the connections and the folder."""
+        """Cancel the requests in flight (they count as lost), and close the connections and the folder."""
         left = list(self._in_flight.values())
         for task in left:
             task.cancel()
@@ -163,7 +164,7 @@ class FrontierClient:
     def _forget(self, digest: str, done: asyncio.Task[Answer]) -> None:
         del self._in_flight[digest]
         if not done.cancelled():
-            done.exception()  # taken note of, also where nobody waits any more
+            done.exception()  # retrieved, so that asyncio does not warn if nobody awaits the task any more
 
     async def _pay(self, request: ChatRequest, digest: str) -> Answer:
         if self._cache.is_lost(digest) and not self.config.ask_again_uncertain:
@@ -187,14 +188,14 @@ class FrontierClient:
                 self.retries += 1
                 jittered = min(wait_s, self.config.max_wait_s) * waits.uniform(0.5, 1.0)
                 wait_s *= 2
-                await asyncio.sleep(jittered)  # and `_turn` waits as long as the server asked for
+                await asyncio.sleep(jittered)  # `_turn` waits in addition until the time that the server asked for
         raise ServerUnavailableError(
             f"{request.model}: given up after {self.config.max_retries + 1} attempts, the last one: {reason}; "
             "nothing was paid for this request"
         )
 
     async def _attempt(self, request: ChatRequest, digest: str) -> Answer | _Retry:
-        """Send the request once, and settle what it cost."""
+        """Send the request once, and record its cost."""
         async with self._turn(request.model):
             await self._reserve(request)
             try:
@@ -221,7 +222,7 @@ class FrontierClient:
 
     @asynccontextmanager
     async def _turn(self, model: str) -> AsyncIterator[None]:
-        """One of the slots, when the server lets this model be asked."""
+        """Acquire a slot once the server allows requests to this model (`Retry-After`)."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(max(0.0, self._resume_at[model] - clock()))
@@ -231,7 +232,7 @@ class FrontierClient:
                     return
 
     async def _reserve(self, request: ChatRequest) -> None:
-        """Reserve the most that the request can cost, once requests in flight leave room for it.
+        """Reserve the maximum cost of the request, waiting until requests in flight leave room below the cap.
 
         Raises:
             CostCapError: when it does not fit below the cap.
@@ -291,7 +292,7 @@ class FrontierClient:
         return _Reply(response.status_code, response.headers.get("retry-after", ""), response.text)
 
     def _settle(self, request: ChatRequest, digest: str, reply: _Reply) -> Answer | _Retry:
-        """Turn a whole reply into an answer on disk, a reason to try again, or an error."""
+        """Turn a complete reply into an answer on disk, a retry, or an error."""
         if reply.status // 100 != 2:
             return self._refused(request, digest, ServerError(status=reply.status, message=""), reply)
         prices = self._prices(request)
@@ -310,7 +311,7 @@ class FrontierClient:
         return read
 
     def _refused(self, request: ChatRequest, digest: str, error: ServerError, reply: _Reply) -> _Retry:
-        """What an error of the server means. Nothing was paid for it."""
+        """Handle an error status, for which nothing was charged: return a retry, or raise the error that it means."""
         said = self.scrub(error.message or error_message(reply.body))
         reason = f"status {error.status}: {said}"
         self._cache.release(digest, reason)
@@ -342,7 +343,7 @@ class FrontierClient:
 
 
 def retry_after_s(header: str) -> float | None:
-    """Seconds that a `Retry-After` header (RFC 9110, section 10.2.3) asks for, as a number or a date; else None."""
+    """Return the seconds of a `Retry-After` header (RFC 9110, section 10.2.3), given as number or date; else None."""
     header = header.strip()
     if header.isascii() and header.replace(".", "", 1).isdigit():
         return float(header)

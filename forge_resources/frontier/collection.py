@@ -1,7 +1,7 @@
-"""Collects verified questions for every level: asks, parses, verifies, drops duplicates, and accounts for the rest.
+"""Collection of verified questions for every level: request, parse, verify, deduplicate, and account for rejections.
 
-It goes in rounds. Which requests a round sends depends only on the plan and on the answers before it, so a run that was
-killed and is started again finds the answers it paid for and goes on where it was.
+Collection proceeds in rounds. The requests of a round depend only on the plan and the answers before it, so a run that
+is restarted after a kill finds the answers it paid for in the cache and continues where it was.
 """
 
 import asyncio
@@ -22,33 +22,35 @@ from forge_resources.frontier.errors import (
     UncertainRequestError,
 )
 from forge_resources.frontier.protocol import Answer, ChatRequest
-from forge_resources.frontier.questions import FAMILIES, Candidate, ask_for_questions, parse_questions
+from forge_resources.frontier.questions import FAMILIES, QuestionCandidate, ask_for_questions, parse_questions
 from forge_resources.frontier.verification import AgreementCheck, Checked, ProgramCheck, Unverified, Verified
 from training_core.reporting import Reporter
 from training_core.tasks.questions.question import LEVELS, Provenance, Question, deduplicate
 from training_core.tasks.sandbox import Sandbox
 
-_SILENCE = 3  # requests in a row, whole rounds of them, after which a server counts as silent
+_SILENCE = 3  # consecutive unanswered requests, in whole rounds, after which the server counts as silent
 
 
 class QuestionPlan(BaseModel):
-    """How many questions of which levels and families are wanted, and how they are verified."""
+    """Number of questions to collect by level and family, and their verification."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     levels: tuple[int, ...] = Field(tuple(LEVELS), min_length=1, description="Levels to ask for")
-    families: tuple[str, ...] = Field(tuple(FAMILIES), min_length=1, description="Families, in turn within a level")
-    per_level: int = Field(50, ge=1, le=10_000, description="Verified questions wanted at each level")
-    per_request: int = Field(4, ge=1, le=20, description="Questions asked for in one request")
+    families: tuple[str, ...] = Field(
+        tuple(FAMILIES), min_length=1, description="Families, taken in turn within a level"
+    )
+    per_level: int = Field(50, ge=1, le=10_000, description="Verified questions to collect at each level")
+    per_request: int = Field(4, ge=1, le=20, description="Questions per request")
     checks: tuple[Checked, ...] = Field(
-        ("program", "agreement"), min_length=1, description="Tried in this order; the next where one cannot tell"
+        ("program", "agreement"), min_length=1, description="Checks in order; the next applies where one cannot decide"
     )
-    max_requests_per_level: int = Field(100, ge=1, le=1000, description="Requests for questions at one level, at most")
+    max_requests_per_level: int = Field(100, ge=1, le=1000, description="Maximum requests for questions at one level")
     give_up_after: int = Field(
-        24, ge=1, description="Candidates of a model without a verified one, then it is left out"
+        24, ge=1, description="A model is dropped after this many candidates without a verified one"
     )
-    question_tokens: int = Field(400, ge=50, le=4000, description="Most tokens of one question with its program")
-    answer_tokens: int = Field(600, ge=50, le=8000, description="Most tokens of another model's answer")
+    question_tokens: int = Field(400, ge=50, le=4000, description="Maximum tokens of one question with its program")
+    answer_tokens: int = Field(600, ge=50, le=8000, description="Maximum tokens of another model's answer")
     seed: int = Field(17, ge=0, le=10**6, description="Seed of the requests")
 
     @field_validator("levels")
@@ -68,10 +70,10 @@ class QuestionPlan(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What was collected. All of it is on disk: asking again costs nothing.
+    """The result of a collection. All answers are on disk, so repeating it costs nothing.
 
-    rejected: candidates and replies that were not kept, by reason. stopped: why the plan was not filled; empty when it
-    was. judged: for each model how often it answered another one's question, and how often it agreed.
+    rejected: counts of rejected candidates and replies by reason. stopped: why the plan was not fulfilled; empty if it
+    was. judged: for each model, how many questions of others it answered, and how often it agreed.
     """
 
     questions: tuple[Question, ...]
@@ -81,7 +83,7 @@ class Collection:
     spend: Spend
 
     def describe(self) -> str:
-        """What was kept, rejected and spent, in words."""
+        """Return a summary of what was kept, rejected and spent."""
         lines = [f"{len(self.questions)} verified questions; {self.spend.describe()}"]
         lines += [f"rejected {count}: {reason}" for reason, count in sorted(self.rejected.items())]
         lines += [f"{model} agreed with {a} of {n} answers" for model, (n, a) in sorted(self.judged.items())]
@@ -95,15 +97,15 @@ async def collect_questions(
     sandbox: Sandbox | None = None,
     avoid: Sequence[str] = (),
 ) -> Collection:
-    """Ask the client's models in turn until every level has its questions, each one verified.
+    """Query the client's models in turn until every level has its quota of verified questions.
 
-    What stops the asking (no credit, the cap, a full disk, a server that does not answer, models that are always
-    wrong) ends in a collection with what was earned and the reason in `stopped`.
+    If no further request can be sent (no credit, cap reached, full disk, silent server, models that are always wrong),
+    the collection contains the questions so far and the reason in `stopped`.
 
-    sandbox: where programs run; needed when `plan.checks` holds "program". avoid: prompts that must not come.
+    sandbox: runs the candidates' programs; required if `plan.checks` contains "program". avoid: prompts to exclude.
 
     Raises:
-        ValueError: when a check cannot be made: no sandbox, or fewer than three models.
+        ValueError: when a check is impossible: no sandbox, or fewer than three models.
         SandboxUnavailableError: when the sandbox fails.
     """
     collector = _Collector(client, plan, sandbox, avoid)
@@ -120,7 +122,7 @@ async def collect_questions(
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A request for questions, and where it belongs."""
+    """A request for questions, with its level and family."""
 
     level: int
     family: str
@@ -145,8 +147,8 @@ class _Collector:
             if "agreement" in plan.checks
             else None
         )
-        self._models = list(client.config.models)  # those not left out
-        self._unanswered = 0  # requests since the server last answered
+        self._models = list(client.config.models)  # without those that were dropped
+        self._unanswered = 0  # requests since the server's last answer
         self._tried: Counter[str] = Counter()
         self._verified: Counter[str] = Counter()
         self._sent: Counter[int] = Counter()
@@ -155,15 +157,15 @@ class _Collector:
         self.kept: dict[int, list[Question]] = {level: [] for level in plan.levels}
 
     def missing(self) -> dict[int, int]:
-        """How many questions each level lacks."""
+        """Return the number of questions that each level lacks."""
         lacks = {level: self._plan.per_level - len(kept) for level, kept in self.kept.items()}
         return {level: number for level, number in lacks.items() if number > 0}
 
     async def round(self, missing: dict[int, int]) -> str:
-        """Send the requests that could fill what is missing; return why there should be no further round, if so.
+        """Send requests for the missing questions; return the reason to stop after this round, empty to continue.
 
         Raises:
-            FrontierStopError: when no further request can be sent; what was verified is kept first.
+            FrontierStopError: when no further request can be sent; verified questions are kept first.
         """
         sent = [one for level, number in missing.items() for one in self._requests(level, number)]
         if not sent:
@@ -182,7 +184,7 @@ class _Collector:
         return self._leave_out()
 
     def collection(self, stopped: str) -> Collection:
-        """What there is now."""
+        """Return the collection as it is now."""
         asked, agreed = (self._agreement.asked, self._agreement.agreed) if self._agreement else (Counter(), Counter())
         limit = self._plan.per_level
         return Collection(
@@ -209,7 +211,7 @@ class _Collector:
         return requests
 
     async def _one(self, sent: _Sent) -> FrontierError | None:
-        """Ask once and verify what comes. An error is returned, so that the others of the round go on."""
+        """Send one request and verify its candidates. Errors are returned, so that the rest of the round continues."""
         try:
             answer = await self._client.ask(sent.request)
         except FrontierStopError as error:
@@ -238,7 +240,7 @@ class _Collector:
                 self._found[sent.level].append(_question(sent, answer, candidate, result, len(parsed.candidates)))
         return stop
 
-    async def _verify(self, author: str, candidate: Candidate) -> Verified | Unverified | FrontierStopError:
+    async def _verify(self, author: str, candidate: QuestionCandidate) -> Verified | Unverified | FrontierStopError:
         result: Verified | Unverified = Unverified("no check could tell", unclear=True)
         for check in self._plan.checks:
             if check == "program" and self._program is not None:
@@ -253,7 +255,7 @@ class _Collector:
         return result
 
     def _keep(self) -> None:
-        """Drop duplicates among everything that was verified, over all levels, in the order of the requests."""
+        """Deduplicate all verified questions over all levels, in the order of the requests."""
         order = [
             question
             for level in sorted(self._found)
@@ -268,7 +270,7 @@ class _Collector:
             self.kept[level] = [question for question in unique.kept if question.level == level]
 
     def _leave_out(self) -> str:
-        """Leave out models that are not served or whose candidates never verify; say why to stop when none is left."""
+        """Drop models that are not served or never verified; return the reason to stop if none is left, else ""."""
         for model in list(self._models):
             if model in self._unavailable:
                 self._models.remove(model)
@@ -279,7 +281,7 @@ class _Collector:
         return "" if self._models else "every model was left out: none is served and has had an answer verified"
 
 
-def _question(sent: _Sent, answer: Answer, candidate: Candidate, verified: Verified, share: int) -> Question:
+def _question(sent: _Sent, answer: Answer, candidate: QuestionCandidate, verified: Verified, share: int) -> Question:
     provenance = Provenance(
         source="frontier",
         name=sent.request.model,

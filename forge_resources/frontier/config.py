@@ -1,4 +1,4 @@
-"""Which frontier models are asked, where, how patiently, and for how much money at most."""
+"""Configuration of the frontier client: models, server, retries and cost cap."""
 
 import ipaddress
 import math
@@ -17,32 +17,32 @@ DEFAULT_PRICES: Mapping[str, list[float]] = {
 
 
 class FrontierConfig(BaseModel):
-    """How frontier models are asked. It names the variable that holds the key, and never holds the key itself."""
+    """Settings of the frontier client. It names the variable that holds the key, and never contains the key itself."""
 
-    # A key that is pasted into a field by mistake must not come back in the error about it.
+    # A key pasted into a field by mistake must not be repeated in the validation error.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    base_url: str = Field("https://openrouter.ai/api/v1", description="A server of the chat-completions protocol")
-    models: tuple[str, ...] = Field(DEFAULT_MODELS, min_length=1, description="The models to ask, as the server names")
+    base_url: str = Field("https://openrouter.ai/api/v1", description="URL of a chat-completions server")
+    models: tuple[str, ...] = Field(DEFAULT_MODELS, min_length=1, description="Models to ask, by the server's names")
     usd_per_million_tokens: dict[str, list[float]] = Field(
         dict(DEFAULT_PRICES),
-        description="Most that a model may cost: US dollars a million tokens of prompt, of completion",
+        description="Maximum prices of each model: US dollars per million tokens of prompt, of completion",
     )
-    limit_price: bool = Field(True, description="Ask OpenRouter to use no provider that costs more than the table says")
-    structured: bool = Field(True, description="Ask the server to hold answers to a JSON schema")
+    limit_price: bool = Field(True, description="Ask OpenRouter to exclude providers above the table's prices")
+    structured: bool = Field(True, description="Ask the server to enforce a JSON schema on answers")
     key_variable: str = Field("OPENROUTER_API_KEY", description="Name of the environment variable that holds the key")
-    max_cost_usd: float = Field(5.0, gt=0, allow_inf_nan=False, description="Cap on all that a folder of answers costs")
+    max_cost_usd: float = Field(5.0, gt=0, allow_inf_nan=False, description="Cap on the total cost of an answer folder")
     max_concurrency: int = Field(8, ge=1, le=256, description="Requests in flight at once")
     timeout_s: float = Field(
-        120.0, gt=0, le=3600, description="Most time for one request, from sending to its last byte"
+        120.0, gt=0, le=3600, description="Timeout of one request, from sending to the last byte of its reply"
     )
-    max_retries: int = Field(6, ge=0, le=20, description="How often a request that was not paid for is sent again")
+    max_retries: int = Field(6, ge=0, le=20, description="Maximum retries of a request that was not charged")
     backoff_s: float = Field(1.0, gt=0, le=60, description="First wait before a retry; doubles each time, with jitter")
-    max_wait_s: float = Field(120.0, gt=0, le=3600, description="Longest wait; a server that asks for more is left")
+    max_wait_s: float = Field(120.0, gt=0, le=3600, description="Longest wait; requests that need a longer one fail")
     ask_again_uncertain: bool = Field(
-        False, description="Send requests again whose answer was lost, although they may have been paid for"
+        False, description="Repeat requests whose answer was lost, although they may have been charged"
     )
-    seed: int = Field(17, ge=0, description="Seed of the jitter")
+    seed: int = Field(17, ge=0, description="Seed of the backoff's jitter")
 
     @field_validator("key_variable")
     @classmethod
@@ -56,7 +56,9 @@ class FrontierConfig(BaseModel):
     def _is_private(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("base_url must hold no credentials and no query: the key belongs into a variable")
+            raise ValueError(
+                "base_url must hold no credentials and no query: the key belongs in an environment variable"
+            )
         if parts.scheme == "https" and parts.hostname:
             return url
         if parts.scheme != "http" or not _is_this_machine(parts.hostname or ""):
@@ -82,9 +84,9 @@ class FrontierConfig(BaseModel):
         return self
 
     def prices(self, model: str) -> tuple[float, float] | None:
-        """US dollars a million tokens of prompt and of completion, None where the table has no price."""
-        found = self.usd_per_million_tokens.get(model)
-        return (found[0], found[1]) if found is not None else None
+        """Return US dollars per million tokens of prompt and of completion; None if the table has no price."""
+        prices = self.usd_per_million_tokens.get(model)
+        return (prices[0], prices[1]) if prices is not None else None
 
 
 def _is_this_machine(host: str) -> bool:

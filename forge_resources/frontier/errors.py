@@ -1,28 +1,28 @@
-"""What can go wrong between here and a frontier model, told apart by what it means for the next request."""
+"""Errors of the frontier client, distinguished by their consequence for further requests."""
 
 
 class FrontierError(ValueError):
-    """One request brought no answer. Others may."""
+    """One request got no answer; others may still succeed."""
 
 
 class ModelUnavailableError(FrontierError):
-    """The server knows no such model, or does not serve it; other models may be asked."""
+    """The server does not know or serve the model; other models may still be available."""
 
 
 class ServerUnavailableError(FrontierError):
-    """The server did not answer within the retries; nothing was paid for this request."""
+    """The server did not answer within the retries; nothing was charged for this request."""
 
 
 class UncertainRequestError(FrontierError):
-    """The request was sent and its answer was lost: it may have been paid for, so it is not sent again."""
+    """The request was sent and its answer lost: it may have been charged, so it is not repeated."""
 
 
 class MalformedReplyError(FrontierError):
-    """The server's reply, paid for and kept on disk, cannot be used; it is not asked for again."""
+    """The server's reply, charged and kept on disk, is unusable; the request is not repeated."""
 
 
 class FrontierStopError(FrontierError):
-    """No further request can be sent. What was earned so far is on disk."""
+    """No further request can be sent. All answers so far are on disk."""
 
 
 class KeyRefusedError(FrontierStopError):
@@ -34,8 +34,8 @@ class NoCreditError(FrontierStopError):
 
 
 class CostCapError(FrontierStopError):
-    """The next request could cost more than is left below the cap, or more than its price says."""
+    """The next request could exceed the cost cap, or an answer cost more than its price allows."""
 
 
 class StorageError(FrontierStopError):
-    """The folder of answers cannot be written or read, so that nothing may be paid for."""
+    """The folder of answers cannot be written or read, so nothing may be paid for."""

@@ -1,7 +1,7 @@
-"""The chat-completions protocol: what is asked, by which digest it is known, what came back, what it cost.
+"""The chat-completions protocol: requests and their digests, parsing of replies, and cost.
 
 **Differs from OpenRouter's older documentation**: `usage: {include: true}` is not sent; it has no effect any more, the
-cost is always reported, and other servers refuse fields that they do not know.
+cost is always reported, and other servers reject unknown fields.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CostSource = Literal["reported", "priced", "assumed"]
-_PROMPT_MARGIN_TOKENS = 64  # what the server's chat template adds to the messages, generously
+_PROMPT_MARGIN_TOKENS = 64  # generous allowance for the tokens that the server's chat template adds
 _MESSAGE_CHARS = 300
 
 
 class ChatRequest(BaseModel):
-    """One request. Two requests with the same fields are the same request and are paid for once.
+    """One request. Requests with equal fields are the same request and are paid for once.
 
-    schema_name, json_schema: a JSON schema (as JSON text) that the answer should have; empty: free text.
+    schema_name, json_schema: JSON schema (as JSON text) that the answer should satisfy; empty for free text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,24 +34,25 @@ class ChatRequest(BaseModel):
     json_schema: str = ""
 
     def canonical(self) -> bytes:
-        """The request in one spelling."""
+        """Return the canonical form of the request, on which its digest is based."""
         return json.dumps({"version": 1} | self.model_dump(), sort_keys=True, separators=(",", ":")).encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical request."""
+        """Return the SHA-256 of the canonical request."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def worst_cost_usd(self, prices: tuple[float, float]) -> float:
-        """The most that the request can cost at `prices`: a token has at least one byte, so bytes bound the prompt."""
+        """Return the maximum cost of the request at `prices`."""
+        # A token has at least one byte, so the number of bytes bounds the number of prompt tokens.
         prompt_tokens = len(self.canonical()) + _PROMPT_MARGIN_TOKENS
         return (prompt_tokens * prices[0] + self.max_tokens * prices[1]) / 1e6
 
     def room_bytes(self) -> int:
-        """The most bytes that a reply may have and that its answer may take on disk."""
+        """Return the maximum size in bytes of a reply, and of its answer on disk."""
         return (1 << 16) + 16 * self.max_tokens + 2 * len(self.canonical())
 
     def arguments(self, prices: tuple[float, float] | None, structured: bool) -> dict[str, Any]:
-        """What the client library is called with. `prices`: the most that a provider may cost, None for no limit."""
+        """Return the arguments for the client library. `prices`: maximum prices of a provider, None for no limit."""
         messages = [{"role": "system", "content": self.system}] if self.system else []
         arguments: dict[str, Any] = {
             "model": self.model,
@@ -70,11 +71,11 @@ class ChatRequest(BaseModel):
 
 
 class Answer(BaseModel):
-    """What a request brought, as kept on disk.
+    """The answer to a request, as stored on disk.
 
-    text: what the model said. problem: why it cannot be used (cut off, refused, not in the protocol), if so.
-    cost_source: "reported" by the server, "priced" from its count of tokens, or "assumed" to be the most possible,
-    when the server counted nothing. served_by: the model that the server names. cached: it was on disk already.
+    text: the model's output. problem: why it is unusable (cut off, refused, not in the protocol); empty if it is not.
+    cost_source: "reported" by the server, "priced" from its token counts, or "assumed" to be the maximum if the server
+    reported neither. served_by: the model named by the server. cached: whether it was on disk already.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +91,7 @@ class Answer(BaseModel):
 
 
 class ServerError(BaseModel):
-    """An error that the server put into words, by its status (an HTTP status, also inside a reply with status 200)."""
+    """An error reported by the server, with its HTTP status (which may also be inside a reply of status 200)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -140,13 +141,13 @@ class _Counted(BaseModel):
     usage: _Usage | None = None
 
 
-# An error in a reply of status 200 arises "while the model is producing the output" and may have been paid for, except
-# where its code says that nothing was produced.
+# An error in a reply of status 200 arises "while the model is producing the output" and may have been charged, except
+# when its code means that nothing was produced.
 _NOTHING_PRODUCED = {400, 401, 402, 403, 404, 429, 503}
 
 
 def read_reply(body: str, request: ChatRequest, prices: tuple[float, float]) -> Answer | ServerError:
-    """Read a reply of status 200: an answer (perhaps one with a problem), or an error before any was produced."""
+    """Parse a reply of status 200 into an answer (possibly with a problem), or an error before any output."""
     cost, source = _cost(body, prices)
     if source == "assumed":
         cost = request.worst_cost_usd(prices)
@@ -174,7 +175,7 @@ def read_reply(body: str, request: ChatRequest, prices: tuple[float, float]) -> 
 
 
 def error_message(body: str) -> str:
-    """What the server says in a reply that is an error, on one line."""
+    """Return the message of an error reply, on one line."""
 
     class Wrapped(BaseModel):
         error: _Words

@@ -1,5 +1,5 @@
-"""What frontier models are asked for, and what of their replies is taken for a candidate. Nothing is guessed: a reply
-that is not exactly what the schema says is rejected, and counted under its reason.
+"""Prompts for frontier models, and strict parsing of their replies: a reply that does not match the schema exactly is
+rejected and counted by reason.
 """
 
 import json
@@ -34,8 +34,8 @@ _SOLVER = "You answer questions. Think step by step, then give the answer alone:
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
-class Candidate(BaseModel):
-    """A question as a model wrote it; its answer is not known to be right."""
+class QuestionCandidate(BaseModel):
+    """A question written by a model, whose answer has not been verified."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -59,16 +59,17 @@ class _Solution(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The candidates of a reply, and why others in it were rejected."""
+    """The candidates of a reply, and the reasons why others in it were rejected."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[QuestionCandidate, ...]
     rejected: tuple[str, ...]
 
 
 def ask_for_questions(
     model: str, level: int, family: str, description: str, number: int, seed: int, max_tokens: int
 ) -> ChatRequest:
-    """A request for `number` questions of one level and family. The seed makes two such requests differ."""
+    """Return a request for `number` questions of one level and family; the seed makes otherwise equal requests
+    differ."""
     prompt = (
         f"Write {number} different questions. Kind: {family}, {description}. Difficulty {level} of 10: "
         f"{LEVELS[level]}. Each question stands alone and is at most 80 words long. The answer is a number, a word or "
@@ -91,7 +92,7 @@ def ask_for_questions(
 
 
 def ask_for_answer(model: str, question: str, seed: int, max_tokens: int) -> ChatRequest:
-    """A request to answer one question, without a hint of what its author thinks."""
+    """Return a request to answer one question, without revealing its author's answer."""
     return ChatRequest(
         model=model,
         system=_SOLVER,
@@ -105,19 +106,19 @@ def ask_for_answer(model: str, question: str, seed: int, max_tokens: int) -> Cha
 
 
 def parse_questions(text: str, number: int) -> Parsed:
-    """The candidates in a reply to `ask_for_questions`; more than `number` of them are not taken."""
+    """Parse a reply to `ask_for_questions` into candidates, at most `number` of them."""
     try:
-        found = _Candidates.model_validate_json(_unfenced(text)).questions
+        items = _Candidates.model_validate_json(_unfenced(text)).questions
     except ValidationError as error:
         return Parsed((), (f"malformed reply: {_first(error)}",))
-    candidates: list[Candidate] = []
+    candidates: list[QuestionCandidate] = []
     rejected: list[str] = []
-    for item in found:
+    for item in items:
         if len(candidates) == number:
             rejected.append("more questions than were asked for")
             continue
         try:
-            candidate = Candidate.model_validate(item)
+            candidate = QuestionCandidate.model_validate(item)
         except ValidationError as error:
             rejected.append(f"malformed question: {_first(error)}")
             continue
@@ -125,11 +126,11 @@ def parse_questions(text: str, number: int) -> Parsed:
             candidates.append(candidate)
         else:
             rejected.append("malformed question: blank, or with control characters")
-    return Parsed(tuple(candidates), tuple(rejected) if found else ("malformed reply: no questions",))
+    return Parsed(tuple(candidates), tuple(rejected) if items else ("malformed reply: no questions",))
 
 
 def parse_answer(text: str) -> str | None:
-    """The answer in a reply to `ask_for_answer`, None when it is malformed."""
+    """Parse a reply to `ask_for_answer`; None if it is malformed."""
     try:
         answer = _Solution.model_validate_json(_unfenced(text)).answer.strip()
     except ValidationError:
@@ -138,7 +139,7 @@ def parse_answer(text: str) -> str | None:
 
 
 def _unfenced(text: str) -> str:
-    """Without the Markdown fence around the whole of it that models like to add; nothing else is forgiven."""
+    """The text without a Markdown fence around the whole of it, the only deviation that is tolerated."""
     fenced = _FENCED.fullmatch(text.strip())
     return fenced[1] if fenced else text.strip()
 

@@ -1,8 +1,8 @@
-"""The key: read from one environment variable, added to a request in the last step, taken out of every reply.
+"""The API key: read from an environment variable, added to requests in the last step, and removed from every reply.
 
-Everything above the transport (the client library, its logs and exceptions, the answers, what is written) sees
-requests that do not hold the key yet, and replies in which it no longer stands. Below it only the connection logs;
-those records are cleaned by a filter.
+Everything above the transport (the client library, its logs and exceptions, the answers, all files) sees requests
+before the key is added, and replies after it is removed. Below the transport only the connection writes logs, and a
+filter removes the key from those records.
 """
 
 import logging
@@ -22,10 +22,10 @@ _LOGGERS = (
 
 
 def read_key(variable: str) -> SecretStr:
-    """The key in the environment variable `variable`.
+    """Read the key from the environment variable `variable`.
 
     Raises:
-        KeyRefusedError: when there is none, or what is there cannot be a key. It does not repeat it.
+        KeyRefusedError: when it is not set or cannot be a key. The message does not repeat the value.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -42,19 +42,19 @@ def read_key(variable: str) -> SecretStr:
 
 
 def scrub(text: str, key: SecretStr) -> str:
-    """`text` with every occurrence of the key replaced."""
+    """Return `text` with every occurrence of the key replaced."""
     return text.replace(key.get_secret_value(), REDACTED)
 
 
 class KeyFilter(logging.Filter):
-    """Takes the key out of log records, with their arguments and errors."""
+    """Removes the key from log records, including their arguments and exceptions."""
 
     def __init__(self, key: SecretStr) -> None:
         super().__init__()
         self._key = key
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Clean the record; it is always kept."""
+        """Clean the record, and return True: it is always kept."""
         record.msg, record.args = scrub(record.getMessage(), self._key), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
@@ -64,7 +64,7 @@ class KeyFilter(logging.Filter):
 
 
 def filter_logs(key: SecretStr) -> KeyFilter:
-    """Clean the records of the client library and of the connection below it; undone by `unfilter_logs`."""
+    """Install a filter on the loggers of the client library and its connection; undo it with `unfilter_logs`."""
     added = KeyFilter(key)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(added)
@@ -72,6 +72,6 @@ def filter_logs(key: SecretStr) -> KeyFilter:
 
 
 def unfilter_logs(added: KeyFilter) -> None:
-    """Take the filter away again."""
+    """Remove the filter of `filter_logs`."""
     for name in _LOGGERS:
         logging.getLogger(name).removeFilter(added)

@@ -1,4 +1,4 @@
-"""The last step of a request: the key is added here, and taken out of what comes back. Needs the client library."""
+"""The transport that adds the key to requests and removes it from replies. Needs the client library."""
 
 from urllib.request import getproxies, proxy_bypass
 
@@ -11,11 +11,11 @@ _HEADERS = ("accept", "content-type", "content-length", "host", "user-agent")
 
 
 class ReplyTooLargeError(httpx2.TransportError):
-    """The server sent more than an answer can hold."""
+    """The server's reply exceeds the maximum size of an answer."""
 
 
 class KeyedTransport(httpx2.AsyncBaseTransport):
-    """Sends requests with the key, and gives back replies without it, read to their end.
+    """Sends requests with the key, and returns complete replies without it.
 
     Only the headers that the protocol needs are sent. The environment's proxy is used.
     """
@@ -31,7 +31,7 @@ class KeyedTransport(httpx2.AsyncBaseTransport):
         """Send one request.
 
         Raises:
-            ReplyTooLargeError: when the reply is longer than an answer can be.
+            ReplyTooLargeError: when the reply exceeds the maximum size of an answer.
         """
         if _origin(request.url) != self._origin:
             raise httpx2.UnsupportedProtocol(f"the key is sent to {self._origin} alone, not to {_origin(request.url)}")
@@ -68,7 +68,7 @@ def _origin(url: httpx2.URL) -> str:
 
 
 def environment_proxy(base_url: str) -> str | None:
-    """The proxy that the environment names for this address, if any."""
+    """Return the proxy that the environment configures for this address, if any."""
     url = httpx2.URL(base_url)
     proxies = getproxies()
     return None if proxy_bypass(url.host) else proxies.get(url.scheme) or proxies.get("all")

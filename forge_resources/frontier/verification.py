@@ -1,8 +1,8 @@
-"""Whether a model's question keeps its promise: its program computes the answer, or two other models find the same.
+"""Verification of candidate questions: the candidate's program computes its answer, or two other models agree on it.
 
-**Does not cover**: a program shows that the answer follows from what the program says, not that the program says what
-the question says; both come from one author. Agreement shows that three models think alike, which they also do where
-all are wrong. Either way the answer is what a careful reader of the same training data would give.
+**Does not cover**: a program shows that the answer follows from the program, not that the program matches the question;
+both come from one author. Agreement shows that three models give the same answer, which may still be wrong. Either way
+the answer is what a careful reader of the same training data would give.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Literal
 
 from forge_resources.frontier.client import FrontierClient
 from forge_resources.frontier.errors import FrontierError, FrontierStopError, ModelUnavailableError
-from forge_resources.frontier.questions import Candidate, ask_for_answer, parse_answer
+from forge_resources.frontier.questions import QuestionCandidate, ask_for_answer, parse_answer
 from training_core.tasks.questions.question import normalise_answer
 from training_core.tasks.sandbox import Limits, Program, Sandbox
 
@@ -36,7 +36,7 @@ _CHOOSES = (ast.Compare, ast.BoolOp, ast.Subscript, ast.IfExp, ast.If)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How a candidate's answer was confirmed, by which models, and what that cost."""
+    """The check that confirmed a candidate's answer, the models that did, and the cost."""
 
     check: Checked
     verified_by: tuple[str, ...] = ()
@@ -45,21 +45,21 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """Why a candidate is not kept. `unclear`: nothing speaks against it, but this check cannot tell."""
+    """The reason why a candidate is not kept. `unclear`: this check cannot decide, and another one may."""
 
     reason: str
     unclear: bool = False
 
 
 class ProgramCheck:
-    """Runs candidates' programs in `sandbox`, one after the other. All it is given is the source."""
+    """Runs candidates' programs in `sandbox`, one at a time."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._turn = asyncio.Lock()
 
-    async def verify(self, candidate: Candidate) -> Verified | Unverified:
-        """Whether the program computes the answer.
+    async def verify(self, candidate: QuestionCandidate) -> Verified | Unverified:
+        """Verify that the candidate's program computes its answer.
 
         Raises:
             SandboxUnavailableError: when the isolation fails.
@@ -80,9 +80,9 @@ class ProgramCheck:
 
 
 class AgreementCheck:
-    """Asks two other models, none of them in `unavailable` (models with the reason; added to here).
+    """Asks two other models that are not in `unavailable` (model -> reason; extended here).
 
-    `asked` and `agreed` count, a model, how often it answered and how often it agreed.
+    `asked` and `agreed` count for each model how often it answered and how often it agreed.
 
     Raises:
         ValueError: with fewer than three models.
@@ -103,8 +103,8 @@ class AgreementCheck:
         self.asked: Counter[str] = Counter()
         self.agreed: Counter[str] = Counter()
 
-    async def verify(self, author: str, candidate: Candidate) -> Verified | Unverified:
-        """Whether the next two models after the author, asked without its answer, both give the same one.
+    async def verify(self, author: str, candidate: QuestionCandidate) -> Verified | Unverified:
+        """Verify that the next two models after the author, asked without seeing its answer, both give the same one.
 
         Raises:
             FrontierStopError: when no further request can be sent.
@@ -114,17 +114,17 @@ class AgreementCheck:
         judges = tuple(model for model in others if model not in self._unavailable)[:2]
         if len(judges) < 2:
             return Unverified("fewer than two other models are available", unclear=True)
-        found = await asyncio.gather(*(self._solve(judge, candidate.question) for judge in judges))
+        solutions = await asyncio.gather(*(self._solve(judge, candidate.question) for judge in judges))
         expected = normalise_answer(candidate.answer)
-        for judge, (answer, _) in zip(judges, found, strict=True):
+        for judge, (answer, _) in zip(judges, solutions, strict=True):
             if answer is not None:
                 self.asked[judge] += 1
                 self.agreed[judge] += normalise_answer(answer) == expected
-        if any(answer is None for answer, _ in found):
+        if any(answer is None for answer, _ in solutions):
             return Unverified("another model gave no usable answer")
-        if any(normalise_answer(answer or "") != expected for answer, _ in found):
+        if any(normalise_answer(answer or "") != expected for answer, _ in solutions):
             return Unverified("another model disagrees")
-        return Verified("agreement", judges, math.fsum(cost for _, cost in found))
+        return Verified("agreement", judges, math.fsum(cost for _, cost in solutions))
 
     async def _solve(self, model: str, question: str) -> tuple[str | None, float]:
         try:
@@ -140,12 +140,15 @@ class AgreementCheck:
 
 
 def computes(program: str, question: str, answer: str) -> bool:
-    """Whether a program does more than state the answer: it calculates, compares or selects, and a constant in it that
-    is the answer also stands in the question or is selected by a condition."""
+    """Return whether a program does more than state the answer.
+
+    It must calculate, compare or select; and if the answer is a constant in it, that constant must also appear in the
+    question or be selected by a condition.
+    """
     try:
         nodes = list(ast.walk(ast.parse(program)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True  # the sandbox says what is wrong with it
+        return True  # not valid Python: running it in the sandbox gives the precise reason
     if not any(isinstance(node, _COMPUTES) for node in nodes):
         return False
     expected = normalise_answer(answer)

@@ -1,6 +1,6 @@
-"""Where model-written programs run: an embedded interpreter, or hardened containers. Never on the host.
+"""Sandboxes for model-written programs: an embedded interpreter or hardened containers, never the host itself.
 
-`open_sandbox` gives one of the two behind the protocol of `training_core.tasks.sandbox`; `probe` says whether it holds.
+`open_sandbox` opens one of the two behind the protocol of `training_core.tasks.sandbox`; `probe` tests its isolation.
 """
 
 from forge_resources.sandbox.choose import Kind, describe, open_sandbox, probed_sandbox

@@ -1,7 +1,7 @@
-"""Hostile programs and candidates, as source. None harms a host whose sandbox does not hold: all end by themselves.
+"""Sources of hostile programs and candidates. They are harmless to a host whose sandbox fails: all end by themselves.
 
-A program that looks around prints what it got at, or "none". A candidate should add two numbers, does not, and tries
-to pass all the same.
+A program that explores prints what it reached, or "none". A candidate should add two numbers, does not, and tries to
+pass nevertheless.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ TESTS = "assert add(2, 2) == 4\nassert add(-1, 1) == 0\nassert add(3, 9) == 12\n
 
 
 def network(hosts: Sequence[str], port: int) -> str:
-    """Connect to each host at `port`, over TCP and UDP; resolve a name; look for interfaces, raw packets, a hypervisor.
+    """A program that connects to each host at `port`, over TCP and UDP, resolves a name, and looks for network
+    interfaces, raw packets and a hypervisor.
 
-    A datagram to 127.0.0.1 does not count: where the loopback is the sandbox's own, it is sent to nobody.
+    A datagram to 127.0.0.1 does not count, because on the sandbox's own loopback it reaches nobody.
     """
     return f"""
 import socket
@@ -75,10 +76,10 @@ def write(path):
 
 
 def host_files(secret: str, sockets: Sequence[str], nonce: str) -> str:
-    """Read, list and write `secret` and what else a host has, by several roads; write where nothing may be written.
+    """A program that tries to read, list and write `secret` and other files of a host in several ways, and to write
+    where nothing may be written.
 
-    What is there is opened to be appended to, and left as it is; what is not there is made under a name with `nonce`
-    and removed again.
+    Existing files are opened for appending and left unchanged; new ones get a name with `nonce` and are removed again.
     """
     return f"""{_ATTEMPTS}
 secret = {secret!r}
@@ -98,7 +99,7 @@ print(done or "none")
 
 
 def links(secret: str, nonce: str) -> str:
-    """Reach `secret` through symbolic links, and a file of the system through a hard one."""
+    """A program that tries to reach `secret` through symbolic links, and a system file through a hard link."""
     return f"""{_ATTEMPTS}
 secret = {secret!r}
 for number, target in enumerate([secret, "../" * 40 + secret, "/proc/1/root" + secret]):
@@ -123,7 +124,7 @@ for pid in [p for p in os.listdir("/proc") if p.isdigit()]:
 
 
 def forks(most: int) -> str:
-    """Start up to `most` children that wait, say how many there were at once, and end them."""
+    """A program that starts up to `most` waiting children, prints how many were alive at once, and ends them."""
     return f"""
 import os, time
 children = []
@@ -143,7 +144,7 @@ print(len(children))
 
 
 def threads(most: int) -> str:
-    """The same with threads."""
+    """A program that starts up to `most` waiting threads and prints how many it could start."""
     return f"""
 import threading
 end, started = threading.Event(), 0
@@ -159,7 +160,7 @@ print(started)
 
 
 def memory(num_bytes: int) -> Sequence[str]:
-    """Programs that hold so many bytes: at once, and bit by bit."""
+    """Programs that allocate `num_bytes`: in one step, and gradually."""
     return (
         f"x = 'a' * {num_bytes}\nprint(len(x))",
         f"x = []\nfor i in range({num_bytes // 100_000}):\n    x.append('a' * 100_000 + str(i))\nprint(len(x))",
@@ -167,18 +168,18 @@ def memory(num_bytes: int) -> Sequence[str]:
 
 
 def flood(stream: str, lines: int) -> str:
-    """Print so many lines of a thousand characters to `sys.stdout` or `sys.stderr`."""
+    """A program that prints `lines` lines of a thousand characters to `sys.stdout` or `sys.stderr`."""
     to = "" if stream == "stdout" else f", file=sys.{stream}"
     return f"import sys\nprint('first')\nfor i in range({lines}):\n    print('x' * 1000{to})"
 
 
 def waiting(pause: str, seconds: float) -> str:
-    """Do `pause` again and again for so long, then say so."""
+    """A program that repeats `pause` for `seconds`, then prints "survived"."""
     return f"import time\nend = time.time() + {seconds}\nwhile time.time() < end:\n    {pause}\nprint('survived')"
 
 
 def deaf(seconds: float) -> str:
-    """Ignore every signal that can be ignored and every error for so long, then say so."""
+    """A program that ignores every signal and error that it can for `seconds`, then prints "survived"."""
     return f"""
 import signal, time
 for number in set(signal.Signals) - {{signal.SIGKILL, signal.SIGSTOP}}:
@@ -195,7 +196,7 @@ print("survived")
 
 
 def orphan(mark: str, parent: str, seconds: float) -> str:
-    """Leave a grandchild in a session of its own, with `mark` in its arguments, and do `parent`."""
+    """A program that leaves a grandchild in a session of its own, with `mark` in its arguments, and runs `parent`."""
     return f"""
 import os, sys, time
 if os.fork() == 0:
@@ -210,7 +211,7 @@ time.sleep(0.2)
 
 
 def looking(word: str) -> tuple[str, str]:
-    """A candidate that gives back everything that it can see, and tests that hold `word` and look for it there."""
+    """A candidate that returns everything it can see, and tests that contain `word` and assert that it is not there."""
     candidate = """
 def look(x):
     seen = [repr(x), repr(globals()), repr(locals())]

@@ -1,4 +1,4 @@
-"""A container's standard streams over the engine's attach socket, with everything capped while it streams."""
+"""A container's standard streams over the engine's attach socket, with a cap enforced while streaming."""
 
 import select
 import socket
@@ -13,15 +13,15 @@ READ_BYTES = 1 << 16
 
 
 class OutputLimitError(ValueError):
-    """A container sent more than it may."""
+    """Raised when a container exceeds its output limit."""
 
 
 class Attachment:
-    """Both directions of one container. Frames on the socket: stream number, three zero bytes, length, bytes.
+    """The standard streams of one container. Frames on the socket: stream number, three zero bytes, length, bytes.
 
     Args:
-        stream: what docker's `attach_socket` gives.
-        cap: bytes of output after which reading raises `OutputLimitError`; `take_line` frees what it takes.
+        stream: the return value of docker's `attach_socket`.
+        cap: bytes of buffered output above which reading raises `OutputLimitError`; `take_line` frees its line.
     """
 
     def __init__(self, stream: Any, cap: int) -> None:
@@ -40,7 +40,7 @@ class Attachment:
         self._to_send += data
 
     def take_line(self) -> bytes | None:
-        """The next whole line of standard output, without its end; None when there is none yet."""
+        """Return the next complete line of standard output, without its end; None if there is none yet."""
         end = self.stdout.find(b"\n")
         if end < 0:
             return None
@@ -49,16 +49,16 @@ class Attachment:
         return line
 
     def fileno(self) -> int:
-        """For select."""
+        """Return the socket's descriptor, for `select`."""
         return self._socket.fileno()
 
     @property
     def waits_to_send(self) -> bool:
-        """Whether queued input is still to be sent."""
+        """Whether queued input remains to be sent."""
         return bool(self._to_send) and not self.ended
 
     def transmit(self) -> None:
-        """Send what the socket takes now."""
+        """Send as much queued input as the socket accepts now."""
         try:
             sent = self._socket.send(self._to_send)
         except BlockingIOError:
@@ -69,10 +69,10 @@ class Attachment:
         del self._to_send[:sent]
 
     def collect(self) -> None:
-        """Read what the socket has now.
+        """Read the data that the socket has now.
 
         Raises:
-            OutputLimitError: when more came than may; what is kept is cut to the limit.
+            OutputLimitError: when the cap is exceeded; the kept output is truncated to it.
         """
         try:
             data = self._socket.recv(READ_BYTES)
@@ -88,7 +88,7 @@ class Attachment:
             stream, length = struct.unpack(">BxxxL", self._frames[:HEADER_BYTES])
             body = self._frames[HEADER_BYTES : HEADER_BYTES + length]
             room = self._cap - len(self.stdout) - len(self.stderr)
-            if length > room:  # not waited for: a frame may announce more than memory holds
+            if length > room:  # raised without waiting for the body: a frame may announce more than fits in memory
                 self._keep(stream, body[:room])
                 raise OutputLimitError(f"more than {self._cap} bytes of output")
             if len(body) < length:
@@ -100,14 +100,14 @@ class Attachment:
         (self.stderr if stream == STDERR else self.stdout).extend(body)
 
     def close(self) -> None:
-        """Close the response that the client keeps beside the socket, then the socket."""
+        """Close the client's HTTP response that owns the socket, then the socket."""
         if (response := getattr(self._stream, "_response", None)) is not None:
             response.close()
         self._socket.close()
 
 
 def pump(attachments: Sequence[Attachment], deadline: float) -> bool:
-    """Move bytes of all attachments once; False when `deadline` (of `time.monotonic`) has passed.
+    """Transfer available bytes of all attachments once; return False if `deadline` (`time.monotonic`) has passed.
 
     Raises:
         OutputLimitError: from `Attachment.collect`.

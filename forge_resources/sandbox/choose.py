@@ -1,4 +1,4 @@
-"""Choose a sandbox: one of two, or a refusal. The host itself is not among the choices."""
+"""Choice of a sandbox: embedded, container, or an error; never the host itself."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,14 +17,14 @@ INSTALL_ENGINE = "start Docker or Podman (DOCKER_HOST names its socket), then fo
 
 
 def open_sandbox(kind: Kind = "auto") -> Sandbox:
-    """Open a sandbox; to be closed.
+    """Open a sandbox, which the caller must close.
 
-    kind: "embedded" is an interpreter of a subset of Python in worker processes, a thousand times quicker; "container"
-        is the whole of Python in containers; "auto" is the embedded one, and containers where that is not installed.
-        A program is never handed from one to the other: what is measured must not depend on the machine.
+    kind: "embedded" is an interpreter for a subset of Python in worker processes, a thousand times faster; "container"
+        is full Python in containers; "auto" is the embedded one, or containers if that is not installed. A program is
+        never passed from one to the other, because measurements must not depend on the machine.
 
     Raises:
-        SandboxUnavailableError: when it cannot be had; it says what to install or start.
+        SandboxUnavailableError: when it is not available; the message says what to install or start.
     """
     match kind:
         case "embedded":
@@ -39,17 +39,17 @@ def open_sandbox(kind: Kind = "auto") -> Sandbox:
 
 @contextmanager
 def probed_sandbox() -> Iterator[tuple[Sandbox, Mapping[str, float]]]:
-    """A sandbox, and the metrics of a probe that says whether it holds here and now.
+    """Yield a sandbox with the metrics of a probe of its isolation on this machine.
 
     Raises:
-        SandboxUnavailableError: when none can be had.
+        SandboxUnavailableError: when none is available.
     """
     with open_sandbox("auto") as sandbox:
         yield sandbox, probe(sandbox).metrics()
 
 
 def describe(kind: Kind = "auto") -> str:
-    """Which sandbox would run, or why none can."""
+    """Return the name of the sandbox that would be used, or the reason why there is none."""
     try:
         with open_sandbox(kind) as sandbox:
             return sandbox.name
@@ -58,7 +58,7 @@ def describe(kind: Kind = "auto") -> str:
 
 
 def connected() -> "closing[docker.DockerClient]":
-    """A client of the first engine that answers; it closes with the block.
+    """Return a client of the first engine that answers, as a context manager that closes it.
 
     Raises:
         SandboxUnavailableError: when none answers.
@@ -67,10 +67,10 @@ def connected() -> "closing[docker.DockerClient]":
 
 
 def _client() -> docker.DockerClient:
-    found = connect(engine_sockets())
-    if found is None:
+    connection = connect(engine_sockets())
+    if connection is None:
         raise SandboxUnavailableError(f"no container engine answers: {INSTALL_ENGINE}")
-    return found[0]
+    return connection[0]
 
 
 def _container() -> Sandbox:

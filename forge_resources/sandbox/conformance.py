@@ -1,15 +1,15 @@
-"""Whether a sandbox holds, here and now: a fixed battery of hostile programs is run in it, and what got out is named.
+"""Conformance probe of a sandbox on this machine: runs a fixed set of hostile programs and reports every breach.
 
-A phase that runs model-written code asks this before it starts, because what a sandbox promises depends on the engine,
-the kernel and the image of this machine. Where the host can see for itself it does not ask the program: a connection
-comes in or does not, a file was touched or was not, a process is alive or is not. A sandbox in which nothing works is
-found out too, and so is one that says "passed" to everything or to nothing.
+A phase that runs model-written code probes its sandbox first, because the isolation depends on the engine, the kernel
+and the image of this machine. Where the host can observe the effect itself, it does not rely on the program's output:
+whether a connection came in, a file was touched, a process is alive. The probe also detects a sandbox in which nothing
+works, and one that judges everything, or nothing, as "passed".
 
-No probe harms a host whose sandbox does not hold (`forge_resources.sandbox.abuses`).
+No probe harms a host whose sandbox fails (`forge_resources.sandbox.abuses`).
 
-What the embedded interpreter cannot express ("unsupported") is an abuse that was not done, and counts as held. From a
-container that is accepted in one place alone: where a candidate hands out an object that would answer a comparison
-itself, and the comparison is refused.
+An abuse that the embedded interpreter cannot express ("unsupported") was not committed, and counts as held. For a
+container this is accepted in only one case: a candidate returns an object that would answer a comparison itself, and
+the comparison is refused.
 
 **Does not cover**: escapes through errors of the kernel or of the interpreter; a process that left a sandbox on another
 machine or in a virtual one, which this host cannot see.
@@ -33,15 +33,15 @@ from training_core.tasks.sandbox import Limits, Program, Sandbox
 _MEMORY_BYTES = 64 << 20
 _OUTPUT_BYTES = 4000
 _PROCESSES = 16
-_EXCESS = 4  # by how much an abuse goes beyond what it may use
+_EXCESS = 4  # factor by which an abuse exceeds its limit
 _LONGEST_BREACH = 300
-_SHORTEST_SECRET = 16  # characters of a variable's value that cannot stand somewhere by chance
+_SHORTEST_SECRET = 16  # characters; shorter values of variables could appear in output by chance
 _PLANTED = ("FORGE_PLANTED_SECRET", "HTTP_PROXY", "https_proxy")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one abuse, or of one thing that must work; `breach` is empty when the sandbox held."""
+    """The result of one abuse, or of one function that must work; `breach` is empty if the sandbox held."""
 
     name: str
     breach: str
@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Conformance:
-    """What the whole battery found about the sandbox of that name, in so many seconds of wall time."""
+    """The findings of all probes of a sandbox, with its name and the wall time in seconds."""
 
     sandbox: str
     findings: tuple[Finding, ...]
@@ -57,11 +57,11 @@ class Conformance:
 
     @property
     def breaches(self) -> tuple[Finding, ...]:
-        """The findings that are breaches."""
+        """The findings in which the sandbox did not hold."""
         return tuple(finding for finding in self.findings if finding.breach)
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle."""
+        """Return the flat metrics for a bundle."""
         return {
             "sandbox_probes": float(len(self.findings)),
             "sandbox_breaches": float(len(self.breaches)),
@@ -69,17 +69,17 @@ class Conformance:
         }
 
     def describe(self) -> str:
-        """One line, and one more for each breach."""
+        """Return a summary line, followed by one line for each breach."""
         held = len(self.findings) - len(self.breaches)
         lines = [f"{self.sandbox}: {held} of {len(self.findings)} probes held, in {self.seconds:.1f} s"]
         return "\n".join(lines + [f"  {each.name}: {each.breach}" for each in self.breaches])
 
 
 def probe(sandbox: Sandbox, time_limit_s: float | None = None) -> Conformance:
-    """Run the battery: about a second in the embedded sandbox, a minute at most in containers.
+    """Run all probes: about a second in the embedded sandbox, at most a minute in containers.
 
-    time_limit_s: the limit of the programs that must be ended by it; default .3 for the embedded sandbox, else 2, in
-        which a container's interpreter has started.
+    time_limit_s: the limit of the programs that must run into it; default .3 for the embedded sandbox, else 2, which
+        is enough for a container's interpreter to start.
 
     Raises:
         SandboxUnavailableError: when the isolation itself fails.
@@ -95,22 +95,22 @@ def probe(sandbox: Sandbox, time_limit_s: float | None = None) -> Conformance:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The sandbox under probe, a folder of the host for bait, and the short time limit in seconds."""
+    """The sandbox being probed, a folder of the host for bait files, and the short time limit in seconds."""
 
     sandbox: Sandbox
     folder: Path
     time_limit_s: float
 
     def limits(self, seconds: float = 10.0, output_bytes: int = _OUTPUT_BYTES) -> Limits:
-        """Narrow limits, with time enough for a program that ends by itself."""
+        """Return tight limits, with enough time for a program that ends by itself."""
         return Limits(seconds, _MEMORY_BYTES, output_bytes, _PROCESSES)
 
     def held_back(self, status: str) -> bool:
-        """Whether a status says that the program could not even be expressed, where that may be."""
+        """Return whether the sandbox cannot express the program at all, which only the embedded one may."""
         return status == "unsupported" and _is_embedded(self.sandbox)
 
     def got_at(self, code: str) -> str:
-        """The breach that a program reports which prints what it got at, or "none"."""
+        """Return the breach reported by a program that prints what it reached, or "none"."""
         outcome = self.sandbox.run(Program(code), self.limits(output_bytes=_OUTPUT_BYTES * 10))
         if self.held_back(outcome.status):
             return ""
@@ -119,7 +119,7 @@ class Bench:
         return "" if outcome.stdout.strip() == "none" else f"it got at {outcome.stdout.strip()}"
 
     def reveals(self, code: str, wanted: Mapping[str, str]) -> str:
-        """The names of those `wanted` texts that a program printed, whichever way it ended."""
+        """Return the breach that a program printed any of the `wanted` texts (name -> text), however it ended."""
         outcome = self.sandbox.run(Program(code), self.limits(output_bytes=1 << 20))
         if outcome.status not in ("ok", "error") and not self.held_back(outcome.status):
             return f"not probed: the program ended as {outcome.status}, {outcome.error}"
@@ -127,11 +127,11 @@ class Bench:
         return f"it read {', '.join(seen)}" if seen else ""
 
     def resists(self, cheat: str, *expected: str, tests: str = abuses.TESTS) -> str:
-        """The same of a candidate that cheats, which the embedded sandbox may be unable to express."""
+        """Return the breach of a cheating candidate, as `judged`; the embedded sandbox may be unable to express it."""
         return self.judged(cheat, tests, *expected, *(("unsupported",) if _is_embedded(self.sandbox) else ()))
 
     def ends_as(self, code: str, status: str, limits: Limits) -> str:
-        """The breach that a program did not end with that status, or went beyond its limits."""
+        """Return the breach that a program did not end with `status`, or exceeded its limits."""
         outcome = self.sandbox.run(Program(code), limits)
         if self.held_back(outcome.status):
             return ""
@@ -144,7 +144,7 @@ class Bench:
         return ""
 
     def judged(self, candidate: str, tests: str, *expected: str) -> str:
-        """The breach that a candidate was judged otherwise than expected."""
+        """Return the breach that a candidate's verdict is none of the `expected` ones."""
         verdict = self.sandbox.check(candidate, tests, self.limits())
         if verdict.status in expected:
             return ""
@@ -195,14 +195,14 @@ def _network(bench: Bench) -> str:
 
 
 def own_addresses() -> list[str]:
-    """The IPv4 addresses of this host, its loopback aside."""
-    found = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
-    return [address for address in found if not address.startswith("127.")]
+    """Return the IPv4 addresses of this host, except the loopback."""
+    addresses = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
+    return [address for address in addresses if not address.startswith("127.")]
 
 
 @contextmanager
 def _bait(folder: Path) -> Iterator[tuple[str, str]]:
-    """A file of the host: its path and the word in it."""
+    """Create a bait file on the host; yield its path and the secret word in it."""
     path, word = folder / "secret.txt", secrets.token_hex(16)
     path.write_text(word)
     yield str(path), word
@@ -246,7 +246,7 @@ def _variables(bench: Bench) -> str:
 
 
 def _counted(bench: Bench, code: str) -> str:
-    """The breach of a program that prints how many processes it had at once."""
+    """The breach of a program that prints how many processes or threads it had at once."""
     outcome = bench.sandbox.run(Program(code), bench.limits())
     if bench.held_back(outcome.status):
         return ""

@@ -1,14 +1,14 @@
-"""Programs in hardened containers, through the Docker API of Docker or Podman.
+"""Sandbox of hardened containers, through the Docker API of Docker or Podman.
 
-Every program gets a container of its own, made under `engine.policy`, under a filter of system calls
-(`system_calls.py`), killed by its id when its time is over and always removed. The image is resolved to its immutable
-id when the sandbox is opened and nothing is ever pulled.
+Every program gets its own container, created under `engine.policy` with a system call filter (`system_calls.py`),
+killed by its id at the time limit and always removed. The image is resolved to its immutable id when the sandbox is
+opened, and nothing is ever pulled.
 
-A check takes two containers that do not know of each other. One runs the candidate and answers calls; the other runs
-the tests, and for every call sends a line that this process carries over. The candidate therefore holds no test, no
-expected value and no way to the verdict: `os._exit(0)` ends its own container and the next call reports it gone;
-patched builtins are its own; what it prints goes nowhere; a forged line is an answer to a call like any other, and
-answers are data. The verdict is the line that the judging container sends last, with a nonce that only it was given.
+A check uses two containers that do not know of each other. One runs the candidate and answers calls; the other runs
+the tests, and sends a line for every call, which this process forwards. The candidate therefore has no test, no
+expected value and no path to the verdict: `os._exit(0)` ends its own container, and the next call reports it gone;
+patched builtins are its own; its output is discarded; a forged line is just another answer to a call, and answers are
+data. The verdict is the last line of the judging container, with a nonce that only it was given.
 """
 
 import json
@@ -30,13 +30,13 @@ from training_core.tasks.sandbox import (
     Limits,
     Outcome,
     Program,
+    ProgramVerdict,
     SandboxUnavailableError,
     Status,
-    Verdict,
     refusal,
 )
 
-LINE_BYTES = 1 << 24  # of one call or answer
+LINE_BYTES = 1 << 24  # maximum length of one call or answer
 KILLED = 137
 INTERPRETER = ("python3", "-I", "-B", "-S", "-c")
 _FILES = resources.files(__package__)
@@ -47,7 +47,7 @@ INSIDE = f"{_SYSTEM_CALLS}\nrestrict()\n{_ENTRYPOINT}"
 
 
 class Ended(Exception):
-    """A container ended, or was ended; `status` says how."""
+    """Raised when a container ended or was killed; `status` says how."""
 
     def __init__(self, status: Status, error: str) -> None:
         super().__init__(error)
@@ -56,7 +56,7 @@ class Ended(Exception):
 
 
 class ContainerSandbox:
-    """See the module. To be opened with `forge_resources.sandbox.open_sandbox("container")`.
+    """A `Sandbox` of containers (see the module). Open it with `forge_resources.sandbox.open_sandbox("container")`.
 
     Args:
         client: a connected Docker client; it is closed with the sandbox.
@@ -74,7 +74,7 @@ class ContainerSandbox:
 
     @property
     def name(self) -> str:
-        """The image and its id."""
+        """Name of the sandbox: the image and its id."""
         return f"container, image {self._reference} ({self._image.removeprefix('sha256:')[:12]})"
 
     def run(self, program: Program, limits: Limits) -> Outcome:
@@ -96,23 +96,23 @@ class ContainerSandbox:
             stdout = held.attachment.stdout.decode("utf-8", "replace")
             return Outcome(status, stdout, error, time.monotonic() - start)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
-            return Verdict("refused", why, 0, 0.0)
+            return ProgramVerdict("refused", why, 0, 0.0)
         with ExitStack() as stack:
             answering = Held(stack, self._client, self._image, "candidate", limits, LINE_BYTES)
             judging = Held(stack, self._client, self._image, "judge", limits, LINE_BYTES)
             start = time.monotonic()
-            conversation = Conversation(answering, judging, start + limits.seconds)
+            conversation = ContainerConversation(answering, judging, start + limits.seconds)
             try:
                 status, detail = conversation.verdict(candidate, tests)
             except Ended as ended:
                 status, detail = ended.status if ended.status != "ok" else "error", ended.error
-            return Verdict(status, detail, conversation.calls, time.monotonic() - start)
+            return ProgramVerdict(status, detail, conversation.calls, time.monotonic() - start)
 
     def close(self) -> None:
-        """Close the connection; every container was removed by the call that made it."""
+        """Close the connection; every container has been removed by the call that created it."""
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -125,7 +125,7 @@ class ContainerSandbox:
 
 
 class Held:
-    """One running container, attached to. It is removed when `stack` closes, whatever happens."""
+    """A running container with attached streams, which is removed when `stack` closes, whatever happens."""
 
     def __init__(
         self,
@@ -147,17 +147,17 @@ class Held:
             raise SandboxUnavailableError(f"the container engine did not start a sandbox: {error}") from error
 
     def ending(self, deadline: float) -> tuple[Status, str]:
-        """How the container ended, once its streams have.
+        """Return how the container ended, after its streams have closed.
 
         Raises:
-            Ended: "timeout", when it closed its streams and runs on.
+            Ended: "timeout", when it closed its streams and kept running.
         """
         state = self._state(deadline)
         code = int(state["ExitCode"])
         last = _last_line(bytes(self.attachment.stderr))
         if last.startswith("MemoryError"):
             return "memory", last
-        if state.get("OOMKilled") or code == KILLED:  # Podman does not say which of the processes ran out of memory
+        if state.get("OOMKilled") or code == KILLED:  # Podman does not report which process ran out of memory
             return "memory", "killed at the memory limit, unless it killed itself"
         if code == 0:
             return "ok", ""
@@ -177,8 +177,8 @@ class Held:
             raise SandboxUnavailableError(f"the container engine does not say how a sandbox ended: {error}") from error
 
 
-class Conversation:
-    """What a judging and an answering container say to each other, carried line by line until `deadline`."""
+class ContainerConversation:
+    """Forwards lines between a judging and an answering container until `deadline`."""
 
     def __init__(self, answering: Held, judging: Held, deadline: float) -> None:
         self._answering = answering
@@ -187,10 +187,10 @@ class Conversation:
         self.calls = 0
 
     def verdict(self, candidate: str, tests: str) -> tuple[Judgement, str]:
-        """Run the candidate, then the tests.
+        """Run the candidate, then the tests; return the verdict and its detail.
 
         Raises:
-            Ended: when one of the two did not come to its end by itself.
+            Ended: when one of the two did not run to completion by itself.
         """
         self._answering.attachment.send(_line({"code": candidate}))
         ready = _parsed(self._next_line(self._answering, "the candidate"))
@@ -216,7 +216,7 @@ class Conversation:
         try:
             return self._next_line(self._answering, "the candidate")
         except Ended as ended:
-            if ended.status in ("ok", "error"):  # the tests hear of it, and cannot catch it
+            if ended.status in ("ok", "error"):  # reported to the tests as an exception that they cannot catch
                 return json.dumps(
                     {"gone": f"the candidate ended before the tests did: {ended.error or 'exit 0'}"}
                 ).encode()
@@ -240,10 +240,10 @@ def _line(message: dict[str, str]) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """A line as an object.
+    """Parse a line as a JSON object.
 
     Raises:
-        Ended: "error", when it is none.
+        Ended: "error", when it is not one.
     """
     try:
         message = json.loads(line)

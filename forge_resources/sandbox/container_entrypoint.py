@@ -1,17 +1,18 @@
-"""What runs inside a container: a program, a candidate that answers calls, or the tests that judge it.
+"""Entrypoint inside a container: a program, a candidate that answers calls, or the tests that judge it.
 
 The text of this file, after that of `system_calls.py`, is the container's command (`python3 -I -c TEXT ROLE`), so it
-imports the standard library alone and nothing has to be in the image but Python. The host speaks lines of JSON with it.
+imports only the standard library, and the image needs only Python. The host communicates with it in lines of JSON.
 
-* `program`: reads {"code", "stdin"}, becomes that program.
+* `program`: reads {"code", "stdin"} and becomes that program.
 * `candidate`: reads {"code"}, runs it, then answers {"op", ...} lines until its input ends.
-* `judge`: reads {"tests", "nonce"}, runs the tests, sends {"op", ...} lines for everything that they want of the
+* `judge`: reads {"tests", "nonce"}, runs the tests, sends {"op", ...} lines for everything that they need from the
   candidate and reads the answers, and ends with {"verdict", "detail", "nonce"}.
 
 Judge and candidate are in different containers, and the host copies lines between them. A value crosses as data, by its
-exact type: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset. Of anything else (functions,
-classes, instances, generators) the judge gets a `Handle` that asks the candidate for calls, attributes and items; to
-compare a handle, or to use it as a truth value, is "unsupported", because the answer would be the candidate's own.
+exact type: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset. For anything else
+(functions, classes, instances, generators) the judge receives a `Handle` that forwards calls, attributes and items to
+the candidate; comparing a handle, or using it as a truth value, is "unsupported", because the candidate itself would
+determine the result.
 """
 
 import ast
@@ -32,15 +33,15 @@ EXACT = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Unsupported(BaseException):
-    """A value cannot cross. Not an `Exception`, so that tests do not catch it."""
+    """Raised when a value cannot cross. Not an `Exception`, so that tests do not catch it."""
 
 
 class Gone(BaseException):
-    """The candidate no longer answers."""
+    """Raised when the candidate no longer answers. Not an `Exception`, so that tests do not catch it."""
 
 
 class Ending:
-    """How a block of foreign code ended: `error` is what it raised, SystemExit included, or None. Nothing leaves it."""
+    """A context that catches everything that foreign code raises, SystemExit included, and keeps it as `error`."""
 
     error: BaseException | None = None
 
@@ -53,7 +54,7 @@ class Ending:
 
 
 class Channel:
-    """Lines of JSON over the first two descriptors, which are then taken away from the program."""
+    """Lines of JSON over duplicates of the first two descriptors, out of the way of the program's own streams."""
 
     def __init__(self) -> None:
         self.source = os.dup(0)
@@ -61,13 +62,13 @@ class Channel:
         self.pending = b""
 
     def silence(self) -> None:
-        """Give the program nothing to read and nowhere to print."""
+        """Redirect the program's standard streams to /dev/null."""
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
 
     def receive(self) -> dict[str, Any]:
-        """The next line; EOFError when the host has closed."""
+        """Receive the next line; raise EOFError if the host has closed."""
         while b"\n" not in self.pending:
             data = os.read(self.source, 1 << 16)
             if not data or len(self.pending) > MAX_LINE:
@@ -78,14 +79,14 @@ class Channel:
         return message
 
     def send(self, message: dict[str, Any]) -> None:
-        """One line."""
+        """Send one line."""
         data = json.dumps(message).encode() + b"\n"
         while data:
             data = data[os.write(self.sink, data) :]
 
 
 def encode(value: Any, hand_out: Callable[[Any], Any]) -> Any:
-    """A value as JSON; `hand_out` says what stands for one that is not data."""
+    """Encode a value as JSON; `hand_out` gives the representation of one that is not data."""
     kind = type(value)
     if value is None or kind in (bool, str):
         return value
@@ -105,7 +106,7 @@ def encode(value: Any, hand_out: Callable[[Any], Any]) -> Any:
 
 
 def decode(value: Any, look_up: Callable[[int], Any]) -> Any:
-    """The inverse of `encode`; `look_up` gives what a number of `hand_out` stands for."""
+    """Decode a value of `encode`; `look_up` gives the object for a number of `hand_out`."""
     if value is None or type(value) in (bool, str):
         return value
     ((tag, body),) = value.items()
@@ -125,12 +126,12 @@ def decode(value: Any, look_up: Callable[[int], Any]) -> Any:
 
 
 def last_line(error: BaseException) -> str:
-    """`Type: message` in one line of moderate length."""
+    """Return an error as `Type: message` in one line of at most 500 characters."""
     return " ".join("".join(traceback.format_exception_only(type(error), error)).split())[-500:]
 
 
 def program() -> None:
-    """Become the program: its own `__main__`, the given standard input, nothing else open."""
+    """Become the program, with its own `__main__`, the given standard input, and no other open descriptor."""
     channel = Channel()
     request = channel.receive()
     given = os.memfd_create("stdin")
@@ -140,12 +141,12 @@ def program() -> None:
     for descriptor in (given, channel.source, channel.sink):
         os.close(descriptor)
     sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - lives as long as the process
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed before the end is seen
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that output before a kill is not lost
     run_as_main(request["code"], "program.py")
 
 
 def run_as_main(code: str, name: str) -> dict[str, Any]:
-    """Run source as the module `__main__`; its namespace."""
+    """Run source as the module `__main__`, and return its namespace."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv[:] = [name]
@@ -154,7 +155,7 @@ def run_as_main(code: str, name: str) -> dict[str, Any]:
 
 
 def candidate() -> None:
-    """Run the candidate's source, then do what the judge asks until the host closes."""
+    """Run the candidate's source, then perform the judge's requests until the host closes."""
     channel = Channel()
     request = channel.receive()
     channel.silence()
@@ -183,7 +184,7 @@ def candidate() -> None:
 
 
 def perform(request: dict[str, Any], namespace: dict[str, Any], kept: list[Any]) -> Any:
-    """One operation of the judge on the candidate's objects."""
+    """Perform one operation of the judge on the candidate's objects."""
     operation = request["op"]
     if operation == "names":
         return [name for name in request["names"] if name in namespace]
@@ -207,7 +208,7 @@ def perform(request: dict[str, Any], namespace: dict[str, Any], kept: list[Any])
 
 
 class Handle:
-    """Stands in the judge for an object of the candidate's. It can be called and looked into, never compared."""
+    """Represents an object of the candidate's in the judge. It can be called and inspected, never compared."""
 
     __slots__ = ("_ask", "_number")
 
@@ -244,25 +245,25 @@ class Handle:
 
 
 def handed_in(value: Any) -> Any:
-    """What stands for an argument that is not data: only the candidate's own objects can be given back to it."""
+    """Encode an argument that is not data: only the candidate's own objects can be passed back to it."""
     if type(value) is Handle:
         return {"handle": value._number}
     raise Unsupported(f"the tests hand the candidate a {type(value).__name__}; only data can be handed over")
 
 
 class Candidate:
-    """The candidate as the judge sees it: questions and answers."""
+    """The judge's proxy of the candidate: it sends requests and decodes the answers."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.calls = 0
 
     def ask(self, **request: Any) -> Any:
-        """One question.
+        """Send one request and return the answer.
 
         Raises:
             Exception: of the builtin type that the candidate raised.
-            Gone: when it does not answer, or not in the agreed form.
+            Gone: when it does not answer, or the answer is malformed.
         """
         self.channel.send(request)
         try:
@@ -278,7 +279,7 @@ class Candidate:
         raised = getattr(builtins, str(kind), None)
         if not (isinstance(raised, type) and issubclass(raised, Exception)):
             raise Gone(f"the candidate answered with an exception of no known type: {kind!s:.80}")
-        if issubclass(raised, UnicodeError):  # needs five arguments
+        if issubclass(raised, UnicodeError):  # its constructors need five arguments
             raised = ValueError
         reborn: Any = raised(message)
         reborn.candidate_text = text
@@ -286,7 +287,7 @@ class Candidate:
 
 
 def free_names(tests: str) -> tuple[list[str], list[str]]:
-    """Names that the tests load and nowhere define, builtins aside; and those of them that stand before a dot."""
+    """Return the names that the tests load but do not define, without builtins; and those whose attributes they use."""
     loaded: set[str] = set()
     looked_into: set[str] = set()
     defined = set(dir(builtins))
@@ -307,7 +308,7 @@ def free_names(tests: str) -> tuple[list[str], list[str]]:
 
 
 def judge() -> None:
-    """Run the tests and say what came of it."""
+    """Run the tests and send the verdict."""
     channel = Channel()
     request = channel.receive()
     channel.silence()
@@ -318,12 +319,12 @@ def judge() -> None:
         namespace: dict[str, Any] = {name: importlib.import_module(name) for name in modules}
         namespace["__name__"] = "__main__"
         wanted = [name for name in names if name not in modules]
-        found = [name for name in other.ask(op="names", names=wanted) if name in wanted]
-        if not found:
+        available = [name for name in other.ask(op="names", names=wanted) if name in wanted]
+        if not available:
             raise ValueError(
                 f"the tests use nothing that the candidate defines: it lacks {', '.join(wanted) or 'a use'}"
             )
-        namespace |= {name: other.ask(op="name", name=name) for name in found}
+        namespace |= {name: other.ask(op="name", name=name) for name in available}
         other.calls = 0
         exec(compile(request["tests"], "tests.py", "exec", dont_inherit=True), namespace)
     status, detail = verdict_on(ending.error)
@@ -331,7 +332,7 @@ def judge() -> None:
 
 
 def verdict_on(error: BaseException | None) -> tuple[str, str]:
-    """What the end of the tests says: a status of `Verdict`, and its detail. SystemExit is not a pass."""
+    """Return the status of a `Verdict` and its detail for how the tests ended. SystemExit is not a pass."""
     if error is None:
         return "passed", ""
     if isinstance(error, Unsupported):
@@ -345,7 +346,7 @@ def verdict_on(error: BaseException | None) -> tuple[str, str]:
 
 
 def describe(error: BaseException) -> str:
-    """The error with the number of the line of the tests where it was raised."""
+    """Return the error with the line number in the tests at which it was raised."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
     return f"{last_line(error)} (line {lines[-1]} of the tests)" if lines else last_line(error)
 

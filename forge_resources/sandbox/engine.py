@@ -1,4 +1,4 @@
-"""The container engine: where it is, under which policy a container is made, and how none is left behind."""
+"""The container engine: discovery, the security policy of containers, and their reliable removal."""
 
 import math
 import os
@@ -19,15 +19,17 @@ DEFAULT_IMAGE = "localhost/forge-sandbox:latest"
 LABEL = "agent-forge.sandbox"
 EXPIRES = "agent-forge.sandbox.expires"
 API_TIMEOUT_S = 60
-GRACE_S = 120  # a container may live this much longer than its program before it counts as left over
+GRACE_S = 120  # time after a program's limit until its container counts as left over
 REMOVAL_ATTEMPTS = 8  # over 13 seconds
 FILE_BYTES = 16 << 20
-NUM_PROCESSES = 4096  # counted over all containers of the user, so `pids_limit` is what binds; without it Podman asks
-# for more than a machine may grant
+# This limit counts over all containers of the user, so the effective one is `pids_limit`; without it Podman requests
+# more than a machine may grant.
+NUM_PROCESSES = 4096
 
 
 def engine_sockets() -> list[str]:
-    """Where a container engine may listen: DOCKER_HOST, Docker's socket, Podman's, rootless and not."""
+    """Return the addresses at which a container engine may listen: DOCKER_HOST, Docker's and Podman's sockets, rootless
+    or not."""
     sockets = [os.environ["DOCKER_HOST"]] if os.environ.get("DOCKER_HOST") else []
     paths = ["/var/run/docker.sock", "/run/podman/podman.sock"]
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
@@ -36,13 +38,13 @@ def engine_sockets() -> list[str]:
 
 
 def connect(addresses: Sequence[str]) -> tuple[docker.DockerClient, str] | None:
-    """The first engine that answers, with its name, version and address; None when none does."""
+    """Connect to the first engine that answers; return the client and its name, version and address, or None."""
     for address in addresses:
         if not _accepts(address):
             continue
         try:
             if address == os.environ.get("DOCKER_HOST"):
-                client = docker.from_env(timeout=API_TIMEOUT_S)  # with the certificates that the environment names
+                client = docker.from_env(timeout=API_TIMEOUT_S)  # also reads TLS settings from the environment
             else:
                 client = docker.DockerClient(base_url=address, timeout=API_TIMEOUT_S)
             client.ping()
@@ -55,21 +57,21 @@ def connect(addresses: Sequence[str]) -> tuple[docker.DockerClient, str] | None:
 
 
 def container_engine(addresses: Sequence[str]) -> str:
-    """Name, version and address of the first engine that answers; empty when none does."""
-    found = connect(addresses)
-    if found is None:
+    """Return the name, version and address of the first engine that answers; empty if none does."""
+    connection = connect(addresses)
+    if connection is None:
         return ""
-    found[0].close()
-    return found[1]
+    connection[0].close()
+    return connection[1]
 
 
 def image_reference() -> str:
-    """The configured image: `FORGE_SANDBOX_IMAGE` (best with a digest), else the one that `build-image` makes."""
+    """Return the configured image: `FORGE_SANDBOX_IMAGE` (best with a digest), else the one of `build-image`."""
     return os.environ.get("FORGE_SANDBOX_IMAGE") or DEFAULT_IMAGE
 
 
 def image_id(client: docker.DockerClient, reference: str) -> str:
-    """The immutable id behind a reference. Nothing is pulled.
+    """Resolve a reference to the image's immutable id. Nothing is pulled.
 
     Raises:
         SandboxUnavailableError: when the engine does not have the image.
@@ -83,11 +85,12 @@ def image_id(client: docker.DockerClient, reference: str) -> str:
 
 
 def policy(limits: Limits) -> dict[str, Any]:
-    """The arguments of every container: no network, no privilege, no writable file but a small /tmp, bounded in all.
+    """Return the arguments of every container: no network, no privileges, no writable files except a small /tmp, and
+    limits on every resource.
 
-    The engine's default seccomp profile stays in force; no host path, device, namespace or variable is handed in.
-    `memswap_limit` equals `mem_limit`, since without it swap doubles the memory. The limit on processor time ends a
-    program whose host died before it could be killed.
+    The engine's default seccomp profile stays in force; no host path, device, namespace or variable is passed in.
+    `memswap_limit` equals `mem_limit`, because swap would otherwise double the memory. The limit on CPU time ends a
+    program whose host died before it could kill it.
     """
     return {
         "network_mode": "none",
@@ -95,7 +98,7 @@ def policy(limits: Limits) -> dict[str, Any]:
         "read_only": True,
         "tmpfs": {
             "/tmp": "rw,noexec,nosuid,nodev,size=16m,mode=1777",
-            "/run": "rw,noexec,nosuid,nodev,size=64k,mode=755",  # Podman would make these two writable and boundless
+            "/run": "rw,noexec,nosuid,nodev,size=64k,mode=755",  # Podman would make these two writable without a limit
             "/var/tmp": "rw,noexec,nosuid,nodev,size=64k,mode=755",
         },
         "cap_drop": ["ALL"],
@@ -118,25 +121,25 @@ def policy(limits: Limits) -> dict[str, Any]:
         "hostname": "sandbox",
         "working_dir": "/tmp",
         "environment": {},
-        "use_config_proxy": False,  # the client would hand on the proxies of its own configuration
+        "use_config_proxy": False,  # otherwise the client passes on the proxies of its own configuration
         "log_config": LogConfig(type="none"),
         "stdin_open": True,
         "tty": False,
-        "auto_remove": False,  # how it ended is read before it is removed
+        "auto_remove": False,  # the exit state is read before removal
         "labels": {LABEL: owner(), EXPIRES: str(math.ceil(time.time() + limits.seconds + GRACE_S))},
     }
 
 
 def owner() -> str:
-    """The value of the label: which process made a container."""
+    """Return the value of the label that identifies the process that created a container."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def remove(container: Any) -> None:
-    """Kill a container by its id and remove it, whatever state it is in.
+    """Kill a container by its id and remove it, in whatever state it is.
 
     Raises:
-        SandboxUnavailableError: when the engine cannot.
+        SandboxUnavailableError: when the engine cannot remove it.
     """
     for attempt in range(REMOVAL_ATTEMPTS):
         try:
@@ -144,14 +147,14 @@ def remove(container: Any) -> None:
             return
         except NotFound:
             return
-        except (APIError, RequestException) as error:  # it may be ending at this moment, and is then refused
+        except (APIError, RequestException) as error:  # refused while the container is ending: retry
             if attempt == REMOVAL_ATTEMPTS - 1:
                 raise SandboxUnavailableError(f"the container {container.id} could not be removed: {error}") from error
             time.sleep(0.05 * 2**attempt)
 
 
 def reap(client: docker.DockerClient) -> int:
-    """Remove sandbox containers that outlived their program, of any process on this engine; how many there were."""
+    """Remove sandbox containers of any process that outlived their program; return their number."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, sparse=True):
         expires = container.attrs.get("Labels", {}).get(EXPIRES, "0")
@@ -162,7 +165,7 @@ def reap(client: docker.DockerClient) -> int:
 
 
 def _accepts(address: str) -> bool:
-    """Whether something listens on a Unix socket. Other addresses are left to the Docker client."""
+    """Whether something listens on a Unix socket; True for other addresses, which the Docker client checks."""
     if not address.startswith("unix://"):
         return True
     with socket.socket(socket.AF_UNIX) as probe:

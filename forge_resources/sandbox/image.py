@@ -1,8 +1,8 @@
-"""The image of the container sandbox: Python, the libraries that it needs, and nothing else.
+"""The image of the container sandbox: Python and the libraries that it needs, nothing else.
 
-From Debian's packages it is made without a registry, without root and in seconds: the packages are downloaded with apt
-and their files put into one archive. No shell, no package manager and no program with the setuid bit is in it, and the
-same packages give the same bytes. Elsewhere it is pulled by a reference with a digest.
+On Debian it is built from packages without a registry, without root and in seconds: apt downloads the packages, and
+their files are put into one archive. It contains no shell, no package manager and no setuid program, and the same
+packages give the same bytes. On other systems it is pulled by a reference with a digest.
 """
 
 import io
@@ -23,17 +23,17 @@ from training_core.tasks.sandbox import SandboxUnavailableError
 TOOLS = ("apt-cache", "apt-get", "dpkg-deb")
 WANTED = re.compile(r"python3\.\d+-minimal|zlib1g|lib(?!perl).*")
 NOT_NEEDED = re.compile(r"usr/share/|usr/lib/python3\.\d+/(test|ensurepip|idlelib|lib2to3|turtledemo)/|.*/__pycache__/")
-MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into usr, as Debian has them now
+MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into usr, as in Debian since the /usr merge
 USERS = b"root:x:0:0:root:/:/\nnobody:x:65534:65534:nobody:/tmp:/\n"
 GROUPS = b"root:x:0:\nnogroup:x:65534:\n"
 TIMEOUT_S = 600
 
 
 def build_image(client: docker.DockerClient, reference: str) -> str:
-    """Import an image made of Debian's packages under `reference`; its id.
+    """Build an image from Debian's packages, import it as `reference`, and return its id.
 
     Raises:
-        SandboxUnavailableError: when a tool is missing, a package cannot be had or the engine refuses.
+        SandboxUnavailableError: when a tool is missing, a package cannot be downloaded or the engine refuses.
     """
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise SandboxUnavailableError(
@@ -54,10 +54,10 @@ def build_image(client: docker.DockerClient, reference: str) -> str:
 
 
 def pull_image(client: docker.DockerClient, source: str, reference: str) -> str:
-    """Pull `source`, which must name a digest, and give it the name `reference`; its id.
+    """Pull `source`, which must contain a digest, tag it as `reference`, and return its id.
 
     Raises:
-        SandboxUnavailableError: when it has no digest, or cannot be had.
+        SandboxUnavailableError: when it has no digest, or cannot be pulled.
     """
     if not re.fullmatch(r".+@sha256:[0-9a-f]{64}", source):
         raise SandboxUnavailableError(f"an image is pulled by its digest, got {source}: give NAME@sha256:DIGEST")
@@ -71,7 +71,7 @@ def pull_image(client: docker.DockerClient, source: str, reference: str) -> str:
 
 
 def has_image(client: docker.DockerClient, reference: str) -> bool:
-    """Whether the engine has an image of this name."""
+    """Return whether the engine has an image of this name."""
     try:
         client.images.get(reference)
     except NotFound:
@@ -80,10 +80,10 @@ def has_image(client: docker.DockerClient, reference: str) -> bool:
 
 
 def download(folder: Path) -> list[Path]:
-    """Download the packages of Python and of the libraries that it needs; the files, by name.
+    """Download the packages of Python and the libraries that it needs; return the files sorted by name.
 
     Raises:
-        SandboxUnavailableError: when apt cannot.
+        SandboxUnavailableError: when apt fails.
     """
     options = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     listed = _command(["apt-cache", "depends", "--recurse", *options, "python3"], folder).splitlines()
@@ -95,10 +95,10 @@ def download(folder: Path) -> list[Path]:
 
 
 def unpack(package: Path) -> bytes:
-    """The files of a package, as a tar archive.
+    """Return the files of a package as a tar archive.
 
     Raises:
-        SandboxUnavailableError: when it is no package.
+        SandboxUnavailableError: when it is not a package.
     """
     done = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=False, timeout=TIMEOUT_S)
     if done.returncode:
@@ -107,7 +107,7 @@ def unpack(package: Path) -> bytes:
 
 
 def write_archive(packages: Iterable[bytes], target: io.BytesIO) -> None:
-    """The files of packages as one tar archive, in the order of their names, owned by root, without setuid bits."""
+    """Write the files of packages as one tar archive, sorted by name, owned by root, without setuid bits."""
     members: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
     for package in packages:
         for member, data in _files(package):
@@ -130,7 +130,7 @@ def write_archive(packages: Iterable[bytes], target: io.BytesIO) -> None:
 
 
 def _files(package: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """A package's files as they go into the image."""
+    """The files of a package in the form in which they enter the image."""
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
         for member in archive:
             name = _merged(member.name.removeprefix("./").strip("/"))

@@ -1,17 +1,17 @@
-"""Programs in `pydantic-monty`: an interpreter of a subset of Python, in worker processes that know no host.
+"""Sandbox of `pydantic-monty`, an interpreter for a subset of Python, in worker processes without access to the host.
 
-The interpreter has no file, socket, process or variable to give, so there is nothing to take away; a crash of a worker
-is the program's end and not ours. It runs a program in about a millisecond. What it lacks (generators, inheritance,
-most of the standard library) ends in "unsupported", never in "error": a missing feature is no wrong answer.
+The interpreter provides no files, sockets, processes or variables, so there is nothing to restrict; a crash of a worker
+ends the program and not this process. It runs a program in about a millisecond. Features that it lacks (generators,
+inheritance, most of the standard library) give "unsupported", never "error": a missing feature is not a wrong answer.
 
-A check takes two sessions in two workers. One holds the candidate; the other runs the tests and stops at every name
-that they do not define and every call of one, which this process looks up in the first session. Arguments and results
-are copied as plain data. So what a candidate patches is patched in its own session, and its end ends its own session.
+A check uses two sessions in two workers. One holds the candidate; the other runs the tests and suspends at every name
+that they do not define and at every call of one, which this process resolves in the first session. Arguments and
+results are copied as plain data. Hence a candidate can patch and end only its own session.
 
 **Differs from containers**: objects of the candidate's own (instances, functions as values) are always "unsupported";
-the two sessions of a check are limited each and together, so it may take three times `Limits.seconds`;
-`Limits.processes` means nothing, since none can be started. The workers run under the account of this process: all
-rests on the interpreter being sound, where behind a container's interpreter stands the kernel.
+the two sessions of a check are limited individually and together, so it may take three times `Limits.seconds`;
+`Limits.processes` has no effect, because none can be started. The workers run under the account of this process, so the
+isolation depends on the soundness of the interpreter alone, whereas a container is also confined by the kernel.
 """
 
 import builtins
@@ -42,19 +42,20 @@ from training_core.tasks.sandbox import (
     Limits,
     Outcome,
     Program,
+    ProgramVerdict,
     SandboxUnavailableError,
-    Verdict,
     refusal,
 )
 
-MAX_QUESTIONS = 100_000  # of one check, and lines read by one program
+MAX_QUESTIONS = 100_000  # suspensions in one check, and lines read by one program
 PROGRAMS_PER_WORKER = 1000
 
 
 class MontySandbox:
-    """See the module. To be opened with `forge_resources.sandbox.open_sandbox("embedded")`.
+    """A `Sandbox` of embedded interpreters (see the module). Open it with
+    `forge_resources.sandbox.open_sandbox("embedded")`.
 
-    It may be used from several threads.
+    It is thread-safe.
 
     Raises:
         SandboxUnavailableError: when the workers do not start.
@@ -72,7 +73,7 @@ class MontySandbox:
 
     @property
     def name(self) -> str:
-        """The interpreter and its version."""
+        """Name of the sandbox: the interpreter and its version."""
         return f"embedded, pydantic-monty {VERSION}"
 
     def run(self, program: Program, limits: Limits) -> Outcome:
@@ -100,25 +101,25 @@ class MontySandbox:
                 status, error = "output_limit", f"more than {limits.output_bytes} bytes of output"
             return Outcome(status, printed.text(), error, time.monotonic() - start)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by hidden tests; see `training_core.tasks.sandbox.Sandbox`."""
         if why := refusal(candidate, tests):
-            return Verdict("refused", why, 0, 0.0)
+            return ProgramVerdict("refused", why, 0, 0.0)
         with ExitStack() as stack:
             stack.enter_context(self._pairs)
             answering = stack.enter_context(self._session(limits))
             judging = stack.enter_context(self._session(limits))
             start = time.monotonic()
-            conversation = Conversation(answering, start + limits.seconds, limits.output_bytes)
+            conversation = MontyConversation(answering, start + limits.seconds, limits.output_bytes)
             try:
                 conversation.load(candidate)
                 status, detail = conversation.judge(judging, tests)
             except Stop as stop:
                 status, detail = stop.status, stop.detail
-            return Verdict(status, detail, conversation.calls, time.monotonic() - start)
+            return ProgramVerdict(status, detail, conversation.calls, time.monotonic() - start)
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._pool.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
@@ -142,7 +143,7 @@ class MontySandbox:
 
 
 class Printed:
-    """Collects what a program prints, up to a limit of bytes; the rest is only noticed."""
+    """Collects a program's output up to a limit in bytes; beyond it only `overflow` is set."""
 
     def __init__(self, limit: int) -> None:
         self._room = limit
@@ -157,12 +158,12 @@ class Printed:
         self._room -= min(len(data), self._room)
 
     def text(self) -> str:
-        """What went to standard output."""
+        """Return the text written to standard output."""
         return self._kept.decode("utf-8", "replace")
 
 
 class Stop(Exception):
-    """Ends a check with a status; raised by this process alone, never inside a session."""
+    """Raised to end a check with a status; only by this process, never inside a session."""
 
     def __init__(self, status: Judgement, detail: str) -> None:
         super().__init__(detail)
@@ -170,8 +171,8 @@ class Stop(Exception):
         self.detail = detail
 
 
-class Conversation:
-    """The session of the candidate, and the carrying of questions to it until `deadline`."""
+class MontyConversation:
+    """The session of the candidate, to which the tests' lookups and calls are forwarded until `deadline`."""
 
     def __init__(self, answering: MontySession, deadline: float, output_bytes: int) -> None:
         self._answering = answering
@@ -184,7 +185,7 @@ class Conversation:
         """Run the candidate's source.
 
         Raises:
-            Stop: when it does not come to its end.
+            Stop: when it does not run to completion.
         """
         try:
             self._answering.feed_run(candidate, print_callback=self._printed, external_lookup={})
@@ -192,10 +193,10 @@ class Conversation:
             raise Stop(*self._failed(error)) from error
 
     def judge(self, judging: MontySession, tests: str) -> tuple[Judgement, str]:
-        """Run the tests in their session.
+        """Run the tests in their session; return the verdict and its detail.
 
         Raises:
-            Stop: when a session ran out of something, or something cannot be handed over.
+            Stop: when a session exceeded a limit, or a value cannot be passed between the sessions.
         """
         used = False
         try:
@@ -221,7 +222,7 @@ class Conversation:
         return "passed", ""
 
     def _may_look_up(self, name: str) -> bool:
-        """Whether a name that is not called is the candidate's.
+        """Return whether a name that is not called belongs to the candidate.
 
         Raises:
             Stop: "unsupported", when it is a module of the standard library that the tests did not import.
@@ -231,7 +232,7 @@ class Conversation:
         return self._has(name)
 
     def _has(self, name: str) -> bool:
-        """Whether the candidate defines a name that the tests may take from it."""
+        """Return whether the candidate defines a name that the tests may use."""
         if not name.isidentifier() or hasattr(builtins, name):
             return False
         try:
@@ -243,7 +244,7 @@ class Conversation:
         return True
 
     def _look_up(self, name: str) -> Any:
-        """The value of a name: data as it is, else a function of this process that stands for it."""
+        """Return the value of a name if it is data, else a function of this process that represents it."""
         value = self._answering.feed_run(name, print_callback=self._printed, external_lookup={})
         if not not_data(value):
             return value
@@ -251,12 +252,12 @@ class Conversation:
         def stand_in(*_: Any) -> None:  # never called: the session stops at the call and names it
             raise SandboxUnavailableError(f"{name} was called outside of its session")
 
-        stand_in.__name__ = f"{name}_{secrets.token_hex(16)}"  # by this it is known, as a call and as an argument
+        stand_in.__name__ = f"{name}_{secrets.token_hex(16)}"  # identifies it, both when called and as an argument
         self._stand_ins[stand_in.__name__] = name
         return stand_in
 
     def _call(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """What the candidate's function gives or raises, as the answer to a stopped call."""
+        """Call the candidate's function; return its value or exception as the answer to a suspended call."""
         name = self._stand_ins.get(name, name)
         if not self._has(name):
             return {"exception": NameError(f"name {name!r} is not defined")}
@@ -270,11 +271,11 @@ class Conversation:
         return {"return_value": value}
 
     def _ask(self, expression: str, inputs: dict[str, Any]) -> Any:
-        """The value of an expression in the candidate's session.
+        """Evaluate an expression in the candidate's session.
 
         Raises:
-            MontyError: what the candidate raised.
-            Stop: when it ran out of something, or the value is not data.
+            MontyError: the candidate's own exception.
+            Stop: when it exceeded a limit, or the value is not data.
         """
         try:
             value = self._answering.feed_run(
@@ -299,8 +300,8 @@ class Conversation:
 
 
 def status_of(status: str) -> Judgement:
-    """A program's status as that of a verdict; one that ended has not judged anything."""
-    found: dict[str, Judgement] = {
+    """Map a program's status to a verdict's; every status that is not a limit becomes "error"."""
+    limits: dict[str, Judgement] = {
         "timeout": "timeout", "memory": "memory", "output_limit": "output_limit", "unsupported": "unsupported",
     }  # fmt: skip
-    return found.get(status, "error")
+    return limits.get(status, "error")

@@ -1,4 +1,4 @@
-"""What an error of the embedded interpreter means: the program's fault, a limit, or a feature that is lacking."""
+"""Classification of the embedded interpreter's errors: the program's own fault, a limit, or a missing feature."""
 
 import builtins
 import importlib
@@ -16,7 +16,7 @@ GROUPS = (list, tuple, set, frozenset)
 MAX_VALUES = 1_000_000
 TEXT_LENGTH = 500
 
-# What the interpreter gives to its host for a function, an iterator or a module: not the object, but such a text.
+# The interpreter represents functions, iterators and modules to its host by a text of this form.
 OBJECT_TEXT = re.compile(
     r"<(function|bound method|built-in \w+|async function|coroutine)\b.* at 0x[0-9a-f]+>"
     r"|<\w+_iterator object>|<module '.*'>"
@@ -29,7 +29,8 @@ NO_MODULE = re.compile(r"No module named '(\w+)")
 NO_IMPORT = re.compile(r"cannot import name '\w+' from '(\w+)")
 NO_MODULE_ATTRIBUTE = re.compile(r"module '(\w+)' has no attribute '(\w+)'")
 NO_ATTRIBUTE = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
-# Modules that the interpreter has in part. Only these are imported to see what is missing: a program writes the text.
+# Modules that the interpreter has in part. Only these are imported here to see what is missing, because the module's
+# name comes from the program's own text.
 PARTIAL_MODULES = frozenset(
     {"asyncio", "collections", "copy", "dataclasses", "datetime", "functools", "itertools", "json", "math", "operator",
      "os", "pathlib", "random", "re", "sys", "time", "typing"}
@@ -37,8 +38,10 @@ PARTIAL_MODULES = frozenset(
 
 
 def classify(error: MontyError | None) -> tuple[Status, str]:
-    """The status of a program that ended so, and its error in one line. A text that a program makes up only changes
-    how its own failure is called."""
+    """Return the status of a program that ended with `error`, and the error in one line.
+
+    A program can forge the text of its error, but this only changes the name of its own failure.
+    """
     if error is None:
         return "ok", ""
     if isinstance(error, MontyCrashedError):
@@ -55,24 +58,25 @@ def classify(error: MontyError | None) -> tuple[Status, str]:
 
 
 def _lacking(raised: BaseException, message: str) -> bool:
-    """Whether the error is about something that Python has and the interpreter has not."""
+    """Whether the error is about something that Python has and the interpreter lacks."""
     if isinstance(raised, RuntimeError | SyntaxError) and LACKING.search(message):
         return True
-    if isinstance(raised, NameError) and (found := NO_NAME.search(message)):
-        return hasattr(builtins, found[1])
-    if isinstance(raised, ImportError) and (found := NO_MODULE.search(message) or NO_IMPORT.search(message)):
-        return found[1] in sys.stdlib_module_names
+    if isinstance(raised, NameError) and (match := NO_NAME.search(message)):
+        return hasattr(builtins, match[1])
+    if isinstance(raised, ImportError) and (match := NO_MODULE.search(message) or NO_IMPORT.search(message)):
+        return match[1] in sys.stdlib_module_names
     if not isinstance(raised, AttributeError):
         return False
-    if found := NO_MODULE_ATTRIBUTE.search(message):
-        return found[1] in PARTIAL_MODULES and hasattr(importlib.import_module(found[1]), found[2])
-    if found := NO_ATTRIBUTE.search(message):
-        return hasattr(getattr(builtins, found[1], None), found[2])
+    if match := NO_MODULE_ATTRIBUTE.search(message):
+        return match[1] in PARTIAL_MODULES and hasattr(importlib.import_module(match[1]), match[2])
+    if match := NO_ATTRIBUTE.search(message):
+        return hasattr(getattr(builtins, match[1], None), match[2])
     return False
 
 
 def not_data(value: Any, stand_ins: Container[str] = ()) -> str:
-    """What in a value is not plain data, in words; empty when all of it is. `stand_ins`: texts that mean an object."""
+    """Return what in a value is not plain data, in words; empty if all of it is. `stand_ins`: texts that represent
+    objects."""
     waiting = [value]
     for _ in range(MAX_VALUES):
         if not waiting:

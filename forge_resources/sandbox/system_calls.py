@@ -1,12 +1,12 @@
-"""A filter on system calls that a container puts on itself before foreign code runs; it cannot be taken off again.
+"""The seccomp filter that a container installs on itself before foreign code runs; it cannot be removed afterwards.
 
-Engines ship filters of their own, which stay in force, but they differ: Podman's lets a process make a user namespace,
-and with it become root over a part of the kernel that it could not reach before; and a network namespace does not
-hold `AF_VSOCK`, the way from a virtual machine to its host. Denied here: new namespaces, mounts, tracing, kernel keys,
-kernel programs, performance events, io_uring, and sockets other than local and internet ones.
+Engines have filters of their own, which stay in force, but they differ: Podman's allows a process to create a user
+namespace, in which it is root over a part of the kernel that was out of reach before; and a network namespace does not
+confine `AF_VSOCK`, the path from a virtual machine to its host. Denied here: new namespaces, mounts, tracing, kernel
+keys, kernel programs, performance events, io_uring, and sockets other than local and internet ones.
 
-The text of this file runs ahead of `container_entrypoint.py`. Without `no-new-privileges` the
-kernel refuses the filter, and the container ends before it has read a program.
+The text of this file runs before `container_entrypoint.py`. Without `no-new-privileges` the kernel refuses the filter,
+and the container ends before it has read a program.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ CLONE = {"x86_64": 56, "aarch64": 220}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 CLONE3 = 435
 NEW_NAMESPACES = 0x7E020000
-SOCKET_FAMILIES = (1, 2, 10)  # local, internet, internet 6: the last two exist within the container alone
+SOCKET_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6; the last two reach only the container's own loopback
 OTHER_ABI = 0x40000000  # x32 numbers the same calls differently
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -50,13 +50,16 @@ ALLOW, FAIL = 0x7FFF0000, 0x00050000
 
 
 def instructions(machine: str) -> list[tuple[int, int, int, int]]:
-    """The filter as (code, jump if true, jump if false, operand), for one architecture."""
+    """Return the BPF program of the filter as (code, jump if true, jump if false, operand), for one architecture."""
     deny = (RETURN, 0, 0, FAIL | errno.EPERM)
     made = [(LOAD, 0, 0, ARCHITECTURE_AT), (EQUAL, 1, 0, ARCHITECTURES[machine]), deny]
     made += [(LOAD, 0, 0, NUMBER_AT), (AT_LEAST, 0, 1, OTHER_ABI), deny]
     for number in (*DENIED[machine], *DENIED_EVERYWHERE):
         made += [(EQUAL, 0, 1, number), deny]
-    made += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, FAIL | errno.ENOSYS)]  # then clone is used, whose flags can be seen
+    made += [
+        (EQUAL, 0, 1, CLONE3),
+        (RETURN, 0, 0, FAIL | errno.ENOSYS),
+    ]  # libc then falls back to clone, whose flags BPF can see
     made += [(EQUAL, 0, 4, CLONE[machine]), (LOAD, 0, 0, FIRST_ARGUMENT_AT), (ANY_BIT, 0, 1, NEW_NAMESPACES), deny]
     made += [(RETURN, 0, 0, ALLOW), (EQUAL, 0, 2 + len(SOCKET_FAMILIES), SOCKET[machine])]
     made += [(LOAD, 0, 0, FIRST_ARGUMENT_AT)]
@@ -65,7 +68,7 @@ def instructions(machine: str) -> list[tuple[int, int, int, int]]:
 
 
 def restrict() -> None:
-    """Put the filter on this process and all that it starts.
+    """Install the filter on this process and all its future children.
 
     Raises:
         OSError: when the kernel refuses, or the architecture is not known.

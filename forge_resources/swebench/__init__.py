@@ -1,1 +1,1 @@
-"""Repairs of real programs: two releases of a package make a case, graded as SWE-bench does."""
+"""Repair of real programs: instances made from two releases of a package, graded as in SWE-bench."""

@@ -1,7 +1,7 @@
-"""Source distributions of strangers, read into memory: their files, and nothing that could reach beyond them.
+"""Safe reading of untrusted source distributions into memory.
 
-Nothing is unpacked onto the host. An archive with a link, a device, a path that leaves it or more than it may hold is
-refused as a whole.
+Nothing is unpacked onto the host. An archive with a link, a device, a path that leaves it, or too much content is
+rejected as a whole.
 """
 
 import gzip
@@ -19,33 +19,31 @@ MAX_FILES = 10_000
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """The files of a source distribution (.tar.gz, as PEP 625 has them) by their path below its one folder.
+    """Return the files of a source distribution (.tar.gz, PEP 625) by their path below its top-level folder.
 
     Raises:
-        InstanceError: when it is no such archive, holds what it must not, or more than 32 MB or 10,000 files.
+        InstanceError: when it is not such an archive, contains something forbidden, or exceeds 32 MB or 10,000 files.
         OSError: when it cannot be read.
     """
     try:
         with gzip.open(path) as packed:
             data = packed.read(MAX_ARCHIVE_BYTES + 1)
         if len(data) > MAX_ARCHIVE_BYTES:
-            raise InstanceError(
-                f"{path} unpacks to more than {MAX_ARCHIVE_BYTES} bytes; so large releases are not read"
-            )
-        found = _files(data, path)
+            raise InstanceError(f"{path} unpacks to more than {MAX_ARCHIVE_BYTES} bytes; larger releases are not read")
+        files = _files(data, path)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeError) as error:
         raise InstanceError(f"{path} is no source distribution (.tar.gz): {error}") from error
-    tops = sorted({PurePosixPath(name).parts[0] for name in found})
-    if len(tops) != 1 or not all("/" in name for name in found):
+    tops = sorted({PurePosixPath(name).parts[0] for name in files})
+    if len(tops) != 1 or not all("/" in name for name in files):
         raise InstanceError(f"{path} is no source distribution: one folder must hold all, got {tops[:5]}")
-    return {name.partition("/")[2]: content for name, content in sorted(found.items())}
+    return {name.partition("/")[2]: content for name, content in sorted(files.items())}
 
 
 def download_release(name: str, version: str, folder: Path) -> Path:
-    """The source distribution of one release, by pip, from the index that pip is configured for.
+    """Download the source distribution of one release with pip, from the index that pip is configured for.
 
-    pip reads its metadata as it does when it installs one: by running the build that the release declares. With
-    archives that are here already nothing of a release runs outside of the sandbox.
+    pip reads its metadata as for an installation, by running the build backend that the release declares. With local
+    archives instead, no code of a release runs outside the sandbox.
 
     Raises:
         InstanceError: with pip's reason.
@@ -67,12 +65,12 @@ def download_release(name: str, version: str, folder: Path) -> Path:
 
 
 def _files(data: bytes, path: Path) -> dict[str, bytes]:
-    """The regular files of an archive.
+    """Read the regular files of an archive.
 
     Raises:
         InstanceError: for a link, a device, a path that leaves the archive, a path twice, or too many files.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
             if member.isdir():
@@ -80,20 +78,20 @@ def _files(data: bytes, path: Path) -> dict[str, bytes]:
             if not member.isreg():
                 raise InstanceError(f"{path}: {member.name} is a link or a device; such archives are refused")
             name = safe_path(member.name, str(path))
-            if name in found or len(found) == MAX_FILES:
+            if name in files or len(files) == MAX_FILES:
                 raise InstanceError(f"{path}: {name} is there twice, or there are more than {MAX_FILES} files")
             held = archive.extractfile(member)
-            found[name] = held.read() if held is not None else b""
-    if not found:
+            files[name] = held.read() if held is not None else b""
+    if not files:
         raise InstanceError(f"{path} holds no file")
-    return found
+    return files
 
 
 def safe_path(name: str, where: str) -> str:
-    """`name` as a path that stays below where it is put.
+    """Return `name` as a normalised relative path that stays below its root.
 
     Raises:
-        InstanceError: when it is absolute, goes up, or is none.
+        InstanceError: when it is absolute, contains "..", or is not a path.
     """
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:

@@ -1,8 +1,8 @@
-"""What runs inside a container: the tests of a release, by pytest. The text of this file is the program.
+"""Entrypoint inside a container that runs the tests of a release with pytest. The text of this file is the program.
 
-It reads one object of JSON: {"tools", "tree"} (zip archives in base 85) and {"nonce"}; it prints the nonce and then
-{"statuses": {node id: status}, "errors": [...]}, and nothing else reaches its output. The order of things: first what
-judges is imported, then what is judged.
+It reads one JSON object with "tools" and "tree" (zip archives in base 85) and "nonce"; it prints the nonce followed by
+{"statuses": {node id: status}, "errors": [...]}, and nothing else reaches its output. The judge (pytest) is imported
+before the code under test becomes importable.
 """
 
 import base64
@@ -16,16 +16,16 @@ from typing import Any
 TOOLS, TREE = "/tmp/tools", "/tmp/tree"
 
 
-class Reporter:
-    """Keeps the status of every test: the worst of its phases. An expected failure counts as passed, as in SWE-bench's
-    harness."""
+class ReportPlugin:
+    """A pytest plugin that records the status of every test, the worst of its phases. An expected failure counts as
+    passed, as in SWE-bench's harness."""
 
     def __init__(self) -> None:
         self.statuses: dict[str, str] = {}
         self.errors: list[str] = []
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Called by pytest after each phase of a test."""
+        """Record the outcome of one phase of a test (pytest hook)."""
         if report.failed:
             self.statuses[report.nodeid] = "failed" if report.when == "call" else "error"
         elif report.skipped:
@@ -34,20 +34,20 @@ class Reporter:
             self.statuses.setdefault(report.nodeid, "passed")
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Called by pytest after each module is imported."""
+        """Record a module that failed to import (pytest hook)."""
         if report.failed:
             last = str(report.longrepr).strip().splitlines()[-1].removeprefix("E").strip()
             self.errors.append(f"{report.nodeid}: {last}"[:300])
 
 
 def unpack(packed: str, folder: str) -> None:
-    """Write a zip archive's files."""
+    """Unpack a zip archive in base 85 into a folder."""
     with zipfile.ZipFile(io.BytesIO(base64.b85decode(packed))) as archive:
         archive.extractall(folder)
 
 
 def main() -> None:
-    """Run the tests of the tree."""
+    """Run the tests of the tree and print the report."""
     request = json.loads(sys.stdin.read())
     unpack(request["tools"], TOOLS)
     unpack(request["tree"], TREE)
@@ -61,11 +61,11 @@ def main() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    reporter = Reporter()
+    reporter = ReportPlugin()
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--rootdir={TREE}"]
     pytest.main(options, plugins=[reporter])
-    found = {"statuses": reporter.statuses, "errors": reporter.errors}
-    data = request["nonce"].encode() + json.dumps(found).encode() + b"\n"
+    outcome = {"statuses": reporter.statuses, "errors": reporter.errors}
+    data = request["nonce"].encode() + json.dumps(outcome).encode() + b"\n"
     while data:
         data = data[os.write(report, data) :]
 

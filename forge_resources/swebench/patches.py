@@ -1,4 +1,4 @@
-"""Unified diffs, written from files in memory and applied to them by `git apply`: strictly, or not at all."""
+"""Unified diffs: generated from files in memory, and applied strictly by `git apply`."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _SPECIAL = re.compile(r"^(?:new file |deleted file |new |old )mode (?:120000|160
 
 
 def unified_patch(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """The patch that makes `new` of `old`, file by file, as git writes one."""
+    """Return the patch that turns `old` into `new`, in git's format."""
     pieces = []
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) == new.get(path):
@@ -33,11 +33,11 @@ def unified_patch(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 
 
 def changes_left_out(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """For every changed stretch of lines the files with all changes but that one, and where it is; the longest first.
+    """Return, for every hunk of the change, its position and the files with all hunks but that one; longest hunk first.
 
-    Where one stretch is all that changes, there is nothing to leave out.
+    A change that consists of a single hunk gives an empty list.
     """
-    found: list[tuple[int, str, dict[str, str]]] = []
+    variants: list[tuple[int, str, dict[str, str]]] = []
     for path in sorted(old.keys() & new.keys()):
         a, b = _lines(old[path]), _lines(new[path])
         changes = SequenceMatcher(a=a, b=b, autojunk=False).get_opcodes()
@@ -45,18 +45,18 @@ def changes_left_out(old: Mapping[str, str], new: Mapping[str, str]) -> list[tup
             kept = [a[i1:i2] if each == left_out else b[j1:j2] for each in changes for _, i1, i2, j1, j2 in [each]]
             text = "".join(line for lines in kept for line in lines)
             size = max(left_out[2] - left_out[1], left_out[4] - left_out[3])
-            found.append((size, f"{path}, line {left_out[1] + 1}", {**new, path: text}))
-    longest_first = sorted(found, key=lambda each: -each[0])
+            variants.append((size, f"{path}, line {left_out[1] + 1}", {**new, path: text}))
+    longest_first = sorted(variants, key=lambda each: -each[0])
     return [(place, files) for _, place, files in longest_first if files != dict(old)]
 
 
 def apply_patch(files: Mapping[str, str], patch: str) -> dict[str, str]:
-    """The files after a unified diff. An empty patch changes nothing.
+    """Return the files after applying a unified diff. An empty patch changes nothing.
 
-    It is applied in an empty temporary folder, without fuzz; a patch of which one hunk does not fit is refused whole.
+    It is applied in an empty temporary folder without fuzz; if one hunk does not fit, the whole patch is rejected.
 
     Raises:
-        PatchError: when it does not apply, leaves the tree, or makes what is not a text file.
+        PatchError: when it does not apply, leaves the tree, or creates something other than a text file.
     """
     if not patch.strip():
         return dict(files)
@@ -68,7 +68,7 @@ def apply_patch(files: Mapping[str, str], patch: str) -> dict[str, str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text.encode())
         root.mkdir(exist_ok=True)
-        # a repository around the folder, and the user's settings, must not change what is applied
+        # Neither a repository around the folder nor the user's git settings may affect the result.
         environment = {
             "PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": folder, "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CEILING_DIRECTORIES": str(root.parent.resolve()),
@@ -87,9 +87,9 @@ def apply_patch(files: Mapping[str, str], patch: str) -> dict[str, str]:
 
 
 def _refuse_hostile(patch: str) -> None:
-    """Raise PatchError for a patch that leaves the tree, or that makes links, modules or binary files."""
-    if found := _SPECIAL.search(patch):
-        raise PatchError(f"a patch changes text files, got {found[0]!r}; links, modules and binary files are refused")
+    """Raise PatchError for a patch that leaves the tree, or that creates links, submodules or binary files."""
+    if special := _SPECIAL.search(patch):
+        raise PatchError(f"a patch changes text files, got {special[0]!r}; links, modules and binary files are refused")
     for name in _NAMED.findall(patch):
         plain = name.strip().strip('"')
         if plain == "/dev/null":
@@ -101,19 +101,19 @@ def _refuse_hostile(patch: str) -> None:
 
 
 def _read(root: Path) -> dict[str, str]:
-    found = {}
+    files = {}
     for path in sorted(root.rglob("*")):
         if path.is_symlink():
             raise PatchError(f"the patch makes a link, {path.relative_to(root)}; only text files can be made")
         if path.is_file():
             try:
-                found[path.relative_to(root).as_posix()] = path.read_bytes().decode()
+                files[path.relative_to(root).as_posix()] = path.read_bytes().decode()
             except UnicodeDecodeError as error:
                 raise PatchError(f"the patch makes {path.relative_to(root)} other than text (UTF-8)") from error
-    return found
+    return files
 
 
 def _lines(text: str) -> list[str]:
-    """Lines with their ends; only a line feed ends one."""
+    """The lines of a text with their ends; only a line feed ends a line, unlike in `str.splitlines`."""
     pieces = text.split("\n")
     return [f"{piece}\n" for piece in pieces[:-1]] + ([pieces[-1]] if pieces[-1] else [])

@@ -1,13 +1,13 @@
-"""A real case in the form of SWE-bench: two consecutive releases of a package, from their source distributions.
+"""Real instances in the form of SWE-bench, from the source distributions of two consecutive releases of a package.
 
-The program to be repaired is the older release; the tests are those of the newer one; the true repair is what changed
-in the package's source; the issue is what the newer release added to its list of changes. FAIL_TO_PASS and
-PASS_TO_PASS are found by running the newer tests before and after the true repair, as SWE-bench finds them
-(arXiv:2310.06770, section 2.1). All of it is code of strangers, and runs in the container sandbox alone.
+The program to repair is the older release; the tests are those of the newer one; the gold patch is the change of the
+package's source; the issue is what the newer release added to its changelog. FAIL_TO_PASS and PASS_TO_PASS are
+determined by running the newer tests before and after the gold patch, as in SWE-bench (arXiv:2310.06770, section 2.1).
+All of this is untrusted code, and runs only in the container sandbox.
 
-**Differs from the paper**: a release is several pull requests at once; tests need nothing but pytest and the package.
+**Differs from the paper**: a release combines several pull requests; tests need only pytest and the package.
 Does not cover: packages with dependencies or compiled parts; a patch that attacks the test framework, with which it
-shares an interpreter (a test that such a patch keeps from being reported does not count as passed).
+shares an interpreter (a test whose report such a patch suppresses does not count as passed).
 """
 
 import base64
@@ -35,13 +35,13 @@ _LONGEST_ISSUE = 20_000  # characters
 
 
 class ReleaseRunner:
-    """Runs a release's tests in a container: the files that are judged, with the newer release's tests over them.
+    """Runs the newer release's tests against the files under test in a container.
 
-    data: files of the older release that are not text. tests: those of the newer one. What is judged cannot bring
-    tests or conftest files of its own.
+    data: non-text files of the older release. tests: test files of the newer one. The files under test cannot add
+    tests or conftest files of their own.
 
     Raises:
-        SandboxUnavailableError: for a sandbox that is none of containers: it has no files, and no pytest.
+        SandboxUnavailableError: for a sandbox without containers, which has no files and no pytest.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class ReleaseRunner:
         self._sandbox, self._data, self._tests, self._limits = sandbox, dict(data), dict(tests), limits
 
     def run(self, files: Mapping[str, str], tests: Mapping[str, str]) -> dict[str, str]:
-        """See `training_core.tasks.repair.grading.Runner`."""
-        found = self.statuses(files)
-        return {name: found.get(name, found.get("", NOT_RUN)) for name in tests}
+        """Return the status of each test (see `training_core.tasks.repair.grading.Runner`)."""
+        statuses = self.statuses(files)
+        return {name: statuses.get(name, statuses.get("", NOT_RUN)) for name in tests}
 
     def statuses(self, files: Mapping[str, str]) -> dict[str, str]:
-        """The status of every test that was found. Under "" stands what happened to those that were not.
+        """Return the status of every collected test; the key "" holds what happened to those not collected.
 
         Raises:
             SandboxUnavailableError: when the isolation is lost.
@@ -79,11 +79,11 @@ class ReleaseRunner:
 def release_instance(
     name: str, old: Mapping[str, bytes], new: Mapping[str, bytes], sandbox: Sandbox, limits: Limits = LIMITS
 ) -> tuple[Instance, ReleaseRunner]:
-    """The instance of two releases of the package `name`, and the runner of its tests.
+    """Return the instance of two releases of the package `name`, and the runner of its tests.
 
     Raises:
-        InstanceError: when the package's source is not found, nothing of it changed, or the newer tests do not tell the
-            releases apart.
+        InstanceError: when the package's source is not found or unchanged, or the newer tests do not distinguish the
+            releases.
         SandboxUnavailableError: without containers, or when they are lost.
     """
     before = {path: text for path, data in old.items() if (text := _text(data)) is not None}
@@ -120,7 +120,7 @@ def release_instance(
 
 
 def issue_of(name: str, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> str:
-    """What the newer release added to its list of changes; a plain sentence where it has none."""
+    """Return what the newer release added to its changelog; a generic sentence if it has none."""
     for path in sorted(new, key=lambda path: (path.count("/"), path)):
         stem = PurePosixPath(path).stem.casefold()
         if any(word in stem for word in _CHANGES) and not path.endswith(".py"):
@@ -133,7 +133,7 @@ def issue_of(name: str, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> s
 
 
 def is_test(path: str) -> bool:
-    """Whether a path is one of tests: below a folder of that name, or named as pytest finds them."""
+    """Return whether a path belongs to the tests: in a folder named "test" or "tests", or named as pytest expects."""
     *folders, base = PurePosixPath(path).parts
     named = base == "conftest.py" or (
         base.endswith(".py") and (base.startswith("test_") or base[:-3].endswith("_test"))
@@ -142,7 +142,7 @@ def is_test(path: str) -> bool:
 
 
 def _reported(stdout: str, nonce: str) -> dict[str, str]:
-    """The report in a container's output: the last line that begins with the nonce."""
+    """Parse the report in a container's output, the last line that begins with the nonce."""
     lines = [line for line in stdout.splitlines() if line.startswith(nonce)]
     try:
         report = json.loads(lines[-1].removeprefix(nonce))
@@ -170,12 +170,12 @@ def _text(data: bytes) -> str | None:
 
 @cache
 def _tools() -> str:
-    """pytest and what it needs, as they are installed here: their files of Python, zipped.
+    """The Python files of pytest and its dependencies as installed here, zipped.
 
     Raises:
         InstanceError: when one is not installed.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for name in TOOLS:
         try:
             listed = metadata.files(name) or []
@@ -185,8 +185,8 @@ def _tools() -> str:
             ) from error
         inside = [each for each in listed if each.suffix == ".py" and ".." not in each.parts]
         inside = [each for each in inside if not _NOT_NEEDED.match(str(each))]
-        found |= {str(path): path.read_binary() for path in inside}
-    return _zipped(found)
+        files |= {str(path): path.read_binary() for path in inside}
+    return _zipped(files)
 
 
 def _zipped(files: Mapping[str, bytes]) -> str:

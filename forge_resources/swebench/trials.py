@@ -1,7 +1,7 @@
-"""Is the harness right? Patches of which it is known what must come of them, graded on a real case.
+"""Self-test of the grading harness: patches with a known correct grade, run on a real instance.
 
-The true repair must be resolved; no repair must not, with every test of FAIL_TO_PASS failing; a part of the true
-repair, and one with an error beside it, must not; and what does not apply, or leaves the tree, is never run.
+The gold patch must be graded resolved; an empty patch must not, with all FAIL_TO_PASS tests failing; nor may a part of
+the gold patch, or the gold patch with an added error; and a patch that does not apply or leaves the tree is never run.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ _OUTSIDE = "--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print(1)\n"
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A patch, what it must come to (empty: not known), and what it came to. detail: why it does not apply, or what
-    was left out of it."""
+    """A patch with its expected status (None: unknown) and its grade. detail: why it does not apply, or which hunk was
+    left out."""
 
     label: str
     expected: GradeStatus | None
@@ -29,14 +29,14 @@ class Trial:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the harness says what it must."""
+        """Whether the harness gives the expected status."""
         return self.expected is None or self.grade.status == self.expected
 
 
 def grade_patch(
     instance: Instance, runner: ReleaseRunner, label: str, patch: str, expected: GradeStatus | None = None
 ) -> Trial:
-    """Apply a unified diff to an instance and grade what it makes.
+    """Apply a unified diff to an instance and grade the result.
 
     Raises:
         SandboxUnavailableError: from the runner.
@@ -49,7 +49,7 @@ def grade_patch(
 
 
 def trials(instance: Instance, runner: ReleaseRunner) -> Iterator[Trial]:
-    """The patches of which it is known what must come of them, one after the other.
+    """Grade all patches of the self-test, and yield them one by one.
 
     Raises:
         SandboxUnavailableError: from the runner.
@@ -68,13 +68,13 @@ def trials(instance: Instance, runner: ReleaseRunner) -> Iterator[Trial]:
 
 
 def _part(instance: Instance, runner: ReleaseRunner) -> Trial:
-    """The true repair without one of its changes: of the longest ones the first without which it is not resolved. A
-    repair that is one change has no part but none."""
+    """The gold patch without one of its hunks: the longest hunk without which it is not resolved. A gold patch of a
+    single hunk has no proper part, so the empty patch is graded."""
     label = "a part of the true repair"
     trial = grade_patch(instance, runner, label, "", "empty")
     for place, files in changes_left_out(instance.files, instance.gold_files)[:MOST_PARTS]:
-        found = grade_patch(instance, runner, label, unified_patch(instance.files, files), "unresolved")
-        trial = Trial(label, found.expected, found.grade, f"without its change at {place}")
+        graded = grade_patch(instance, runner, label, unified_patch(instance.files, files), "unresolved")
+        trial = Trial(label, graded.expected, graded.grade, f"without its change at {place}")
         if not trial.grade.resolved:
             break
     return trial

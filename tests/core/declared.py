@@ -1,4 +1,4 @@
-"""What a phase measures is what it declares."""
+"""An assertion that a phase measures exactly what it declares."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training_core.store.bundle import Product
 
 
 def assert_declared(name: str, product: Product) -> None:
-    """Every metric of `product` is a field of the record of the phase `name`, and none that it requires is missing."""
+    """Assert that the metrics of `product` are fields of the result record of phase `name`, with none missing."""
     declared = PHASES[name].result
     assert declared is not None
     assert record(declared, product.metrics).metrics() == dict(product.metrics)

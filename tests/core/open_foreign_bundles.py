@@ -1,6 +1,6 @@
-"""Opens every bundle below a folder as a user would, with little memory to spare, and says what came of each.
+"""Open every bundle below a folder as a user would, under a memory limit, and print the outcome of each as JSON.
 
-A process of its own: it may take `SPARE_BYTES` of address space beyond what it has after its imports.
+Run as a separate process, which may allocate `SPARE_BYTES` of address space beyond what it uses after its imports.
 """
 
 import json
@@ -19,7 +19,7 @@ SPARE_BYTES = 300 << 20
 
 
 def use(bundle: Bundle) -> str:
-    """Everything that is done with a bundle: a sentence is encoded, a model answers, and its lineage is read."""
+    """Do everything that is done with a bundle: encode a sentence, run the model, and read lineage and exhibits."""
     bundle.digest()
     tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
     ids = tokenizer.encode("the cat sat").ids
@@ -43,7 +43,9 @@ def outcome(folder: Path) -> list[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folders = sorted(Path(sys.argv[1]).iterdir())
-    outcome(next(folder for folder in folders if folder.name == "good"))  # what is imported late is imported now
+    outcome(
+        next(folder for folder in folders if folder.name == "good")
+    )  # triggers the lazy imports before the limit is set
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     limit = int(status["VmSize"].split()[0]) * 1024 + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

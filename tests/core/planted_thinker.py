@@ -1,9 +1,9 @@
-"""A thinker of known worth: its weights are written by hand, so that what its thoughts are worth can be said before.
+"""A thinker with hand-written weights, so that the value of its thoughts is known in advance.
 
 The text is a cycle of eight tokens, x_{j+1} = (x_j + 1) mod 8. The model's attention averages the last two tokens, so
-that it predicts x_j and x_{j-1}, never x_{j+1}. A thought sampled after x_j repeats x_j, and the mixing head turns the
-token of the thought's end into its successor and adds it `strength` times: with a positive strength thoughts that were
-thought here make the true token certain, with a negative one they make it impossible.
+that it predicts x_j and x_{j-1}, never x_{j+1}. A thought sampled after x_j repeats x_j, and the mixing head maps the
+last token of the thought to its successor and adds it `strength` times: with a positive strength, thoughts make the
+true token certain; with a negative one, they make it impossible.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LENGTH = 4
 
 @torch.no_grad()
 def planted(strength: float, copies: bool = False) -> Thinker:
-    """The thinker; with `copies` its head adds the thought's own token in place of the successor."""
+    """Return the thinker; with `copies`, its head adds the thought's own token instead of the successor."""
     shape = {"d_model": 32, "num_layers": 1, "num_core_layers": 1, "num_heads": 4, "d_ff": 48, "window": 2}
     config = CognateConfig(vocab_size=320, max_seq_len=256, memory_layers=[], num_persistent=0, **shape)  # type: ignore[arg-type]
     model = Cognate(config)
@@ -29,7 +29,7 @@ def planted(strength: float, copies: bool = False) -> Thinker:
     model.embedding.weight.zero_()
     model.embedding.weight[FIRST : FIRST + CYCLE] = 2 * units[:CYCLE]
     block = model.core[0]
-    block.attention.query.weight.zero_()  # even attention
+    block.attention.query.weight.zero_()  # uniform attention
     block.attention.value.weight.copy_(units)
     block.output.weight.copy_(8 * units)
     block.mlp.down.weight.zero_()
@@ -47,7 +47,7 @@ def planted(strength: float, copies: bool = False) -> Thinker:
 
 
 def cycling_text(rows: int = 4, length: int = 32) -> Windows:
-    """Windows of the cycle, two documents in each; the last three positions of the last window are behind the text."""
+    """Return windows of the cycle with two documents each; the last three positions of the last window are padding."""
     starts = torch.tensor([3, 0, 6, 5, 1, 2])[:rows]
     tokens = FIRST + (starts[:, None] + torch.arange(length + 1)) % CYCLE
     targets = tokens[:, 1:].clone()
@@ -57,5 +57,5 @@ def cycling_text(rows: int = 4, length: int = 32) -> Windows:
 
 
 def true_thoughts(windows: Windows, window: Tensor, position: Tensor) -> Tensor:
-    """For each position two thoughts that repeat the true next token, (M, 2, LENGTH)."""
+    """Return for each position two thoughts that repeat the true next token, (M, 2, LENGTH)."""
     return windows.targets[window, position][:, None, None].expand(-1, 2, LENGTH).contiguous()

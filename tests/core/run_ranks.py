@@ -1,4 +1,4 @@
-"""One rank of a process group: trains a small trunk, searches a merge, and says what it holds. Started by torchrun."""
+"""One rank of a process group, started by torchrun: train a small trunk, search for a merge, and write the results."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ CPU = torch.device("cpu")
 
 
 class Counting(SilentReporter):
-    """The losses that a rank reports."""
+    """A reporter that keeps the losses of a rank."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def metrics(self, step: int, values: object) -> None:
-        """Keep the loss."""
+        """Keep the loss among the metrics of a step."""
         self.losses += [v for k, v in dict(values).items() if k.endswith("/loss")]  # type: ignore[call-overload]
 
 
 def trunk(data: TrainingData, rows: int, checkpoint: Path | None = None) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The weights and losses of a trunk after a few steps, with batches of `rows` rows."""
+    """Return the weights and losses of a trunk after four steps, with batches of `rows` rows."""
     reporter = Counting()
     config = nested(TrunkConfig, **SHAPE, **(TRAINING | {"batch_size": rows}), steps=4, cycles=2, num_supervision=2)
     model, _ = train_trunk(config, data, reporter, checkpoint)
@@ -48,7 +48,7 @@ def trunk(data: TrainingData, rows: int, checkpoint: Path | None = None) -> tupl
 
 
 def search(checkpoint: Path | None = None) -> tuple[EvolutionResult, int]:
-    """A search on a known landscape, and how often this rank measured."""
+    """Return the result of a search on a known landscape, and the number of fitness evaluations of this rank."""
     models, parents = branched_models()
     fitness = quadratic(models, parents, (0.6, 0.5, 0.3))
     measured = 0
@@ -62,7 +62,7 @@ def search(checkpoint: Path | None = None) -> tuple[EvolutionResult, int]:
 
 
 def apart() -> str:
-    """The weights' digest after a step of models that start from different weights on different distributed."""
+    """Return the digest of the weights after a step from initial weights that differ between ranks."""
     torch.manual_seed(distributed.rank())
     model = nn.Linear(3, 1)
     config = TrainingConfig(steps=1, batch_size=4, seq_len=2)
@@ -71,15 +71,15 @@ def apart() -> str:
 
 
 def squares(model: nn.Module, batch: torch.Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-    """The mean square of the outputs."""
+    """Return the mean square of the outputs as the loss."""
     out = model(batch)
     return StepResult(out.square().mean(), out, None, {})
 
 
 def refusals(data: TrainingData, out: Path) -> list[str]:
-    """What is said of a batch with fewer rows than ranks, of ranks that would go on from different steps, of a search
-    that only the first one finds, and of a phase that is made by one."""
-    said = []
+    """Return the error messages for a batch with fewer rows than ranks, for ranks that would resume from different
+    steps, for a search that only the first rank finds, and for a phase that only one process can make."""
+    messages = []
     unshared = {"phase": "reasoning_model", "profile": "nano", "config": {}, "parents": {}, "data": {}}
     job = Job(**unshared, checkpoint=out, out=out / "none", code_version="")
     for refused in (
@@ -91,12 +91,12 @@ def refusals(data: TrainingData, out: Path) -> list[str]:
         try:
             refused()
         except ValueError as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 def main(tokens: Path, tasks: Path, out: Path) -> None:
-    """Do everything once and write what this rank found."""
+    """Run everything once and write the results of this rank."""
     data = TrainingData.open(tokens, tasks)
     with distributed.joined(out):
         found: dict[str, object] = {"size": distributed.world_size()}

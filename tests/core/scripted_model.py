@@ -1,7 +1,8 @@
-"""A model that writes what it is told to: for every prompt a script of texts, and between them it waits for a tool.
+"""A model that follows a script: a list of texts for every prompt, separated by replies of a tool.
 
-Its logits are 10 for the next token of the script and 0 for all others, so that greedy decoding follows the script. It
-goes on with the next text once the tool's reply, whatever it is, has been put in; where none is, it ends.
+Its logits are 10 for the next token of the script and 0 for all others, so that greedy decoding follows the script.
+After each text it waits until a tool's reply, whatever its content, has been inserted, and then continues with the next
+text; without a reply, it ends.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def small_bank(folder: Path) -> QuestionBank:
 
 
 def shortened(bank: QuestionBank) -> QuestionBank:
-    """The six shortest held-out questions of each level, and the twelve shortest for training."""
+    """Keep the six shortest held-out questions of each level in both splits, and the twelve shortest for training."""
 
     def short(questions: Sequence[Question], number: int) -> list[Question]:
         ordered = sorted(questions, key=lambda q: len(q.prompt))
@@ -67,6 +67,6 @@ def practise(
 
 
 def keep(reporter: Reporter, folder: Path, data: dict[str, Path], bank: QuestionBank) -> None:
-    """Practise with a checkpoint, and write the weights."""
+    """Practise with a checkpoint, and write the weights (a `Run` for `tests.killed`)."""
     product = practise(data, bank, CONFIG, folder, reporter)
     save_file(dict(product.tensors or {}), folder / "tensors")

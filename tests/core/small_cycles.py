@@ -63,7 +63,7 @@ def made(folders: dict[str, Path], reporter: Reporter, checkpoint: Path | None, 
 
 
 def keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
-    """Make the product with a checkpoint, and write what it is."""
+    """Make the product with a checkpoint, and write all of it (a `Run` for `tests.killed`)."""
     product = made(data, reporter, folder / "checkpoint")
     save_file(dict(product.tensors or {}), folder / "tensors")
     (folder / "json").write_text(json.dumps([product.metrics, product.exhibits]))

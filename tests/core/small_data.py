@@ -1,4 +1,4 @@
-"""A small real data set, made by the product's own data functions from a few hundred generated sentences."""
+"""A small real data set, made by the project's own data functions from a few hundred generated sentences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OBJECTS = [
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Documents of a few distinct sentences each."""
+    """Return `count` documents of four to nine random sentences each."""
     draw = random.Random(seed)
 
     def sentence() -> str:
@@ -55,7 +55,7 @@ def folders_in(root: Path) -> dict[str, Path]:
 
 
 def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
-    """Folders of every data asset below `root`."""
+    """Make every data asset below `root` and return their folders."""
     source = root / "source.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in sentences(documents)))
     folders = folders_in(root)

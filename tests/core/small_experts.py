@@ -37,7 +37,7 @@ FAMILIES = ("copying", "counting", "lists", "ordering")
 
 
 def bank(families: Sequence[str] = FAMILIES) -> QuestionBank:
-    """Twelve questions for training and eight held out, twice, of each of four families of the easiest levels."""
+    """Return a bank of levels 1 and 2: per family 12 training, 8 validation and 8 test questions."""
     parts: list[list[Question]] = [[], [], []]
     for family in families:
         kinds = [cell for level in (1, 2) for cell in cells(level) if cell.family == family]
@@ -71,20 +71,20 @@ def made(
 
 
 def fixed_time(evaluator: evaluator.Evaluator, structure: evaluator.Structure) -> float:
-    """Seconds that do not depend on the machine: so many passes as a structure has."""
+    """Return seconds that do not depend on the machine: the number of passes through the structure."""
     adapts = structure.first_layer < evaluator.space.num_layers
     return structure.num_supervision * structure.cycles * (1 + structure.latent_steps) + 0.5 * adapts
 
 
 def told(product: Product) -> str:
-    """All that a product says but for seconds."""
+    """Return everything in a product but the measured seconds, as JSON."""
     timed = {"first_pass_over_one_pass", "second_pass_over_one_pass"}
     metrics = {key: value for key, value in product.metrics.items() if key not in timed}
     return json.dumps([metrics, product.exhibits["experts"] | {"costs": []}, product.model_config])
 
 
 def keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
-    """Make the product with a checkpoint and a clock that is set, and write what it is."""
+    """Make the product with a checkpoint and a fake clock, and write all of it (a `Run` for `tests.killed`)."""
     evaluator.Evaluator._seconds = fixed_time  # type: ignore[method-assign]
     product = made(data, reporter, folder / "checkpoint")
     save_file(dict(product.tensors or {}), folder / "tensors")

@@ -29,7 +29,7 @@ from training_core.tasks.repair.edits import Edit, apply_edit
 from training_core.tasks.repair.grading import SandboxRunner, grade
 from training_core.tasks.repair.instances import Instance
 from training_core.tasks.repair.micro_repositories import gold_edit, gold_text, instance_text, make_instances
-from training_core.tasks.sandbox import Limits, Sandbox, Verdict
+from training_core.tasks.sandbox import Limits, ProgramVerdict, Sandbox
 
 PROMPT = "Mend it."
 LINES, NAMES = 2, 3
@@ -65,7 +65,7 @@ class Contrary:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         verdict = self.sandbox.check(candidate, tests, limits)
         return replace(verdict, status="wrong") if verdict.passed else verdict
 

@@ -18,8 +18,8 @@ from tests.core.test_character_council import question
 from tests.oracles.average_linkage import clusterings
 from training_core.data.tokenizer import load_tokenizer
 from training_core.nn.svf import P_START, ScaledLinear, SVFModel
-from training_core.phases.p7_experts.discovery import Discovery, Step, average_linkage, discover
-from training_core.phases.p7_experts.gradient_profile import Profile, measure_gradients, measure_profile
+from training_core.phases.p7_experts.discovery import Discovery, LinkageStep, average_linkage, discover
+from training_core.phases.p7_experts.gradient_profile import GradientProfile, measure_gradients, measure_profile
 from training_core.phases.p7_experts.report import shown_discovery
 from training_core.tasks.questions import likelihood
 from training_core.tasks.questions.likelihood import AskedQuestions, Likelihoods, measure_likelihoods
@@ -39,14 +39,16 @@ def scalable() -> SVFModel:
     return SVFModel(parent())
 
 
-def profile(families: list[str], directions_QP: Tensor, wide: int = 0) -> Profile:
+def profile(families: list[str], directions_QP: Tensor, wide: int = 0) -> GradientProfile:
     """Of given gradients; each completion has two tokens of probability exp(-1/2) each."""
     ones = torch.ones(len(families), dtype=torch.float64)
     parts = {"first": directions_QP[:, wide:], "second": directions_QP[:, :wide]}
-    return Profile(tuple(families), Likelihoods(-ones, 2 * ones, 0 * ones), parts if wide else {"m": directions_QP})
+    return GradientProfile(
+        tuple(families), Likelihoods(-ones, 2 * ones, 0 * ones), parts if wide else {"m": directions_QP}
+    )
 
 
-def planted(k: int, per: int, seed: int, number: int = 24, noise: float = 4.0, width: int = 120) -> Profile:
+def planted(k: int, per: int, seed: int, number: int = 24, noise: float = 4.0, width: int = 120) -> GradientProfile:
     """k orthogonal directions, `per` families of each (family f has direction f % k), and noise of `noise` times their
     length around every question: its cosine with its direction is about 1 / noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +58,7 @@ def planted(k: int, per: int, seed: int, number: int = 24, noise: float = 4.0, w
     return profile(families, axes_KP[[int(family[-2:]) % k for family in families]] + around_QP)
 
 
-def found(given: Profile, seed: int = 0, resamples: int = 1) -> Discovery:
+def found(given: GradientProfile, seed: int = 0, resamples: int = 1) -> Discovery:
     return discover(given, torch.Generator().manual_seed(seed), resamples)
 
 
@@ -273,7 +275,7 @@ def test_a_question_that_the_model_knows_for_certain_points_nowhere() -> None:
     g = torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 0.0]] * 4)
     result = found(profile(["a"] * 4 + ["b"] * 4, g))
     assert [step.gain for step in result.curve] == pytest.approx([0.5, 0.5])
-    assert all(isinstance(step, Step) and step.standard_error == 0 for step in result.curve)
+    assert all(isinstance(step, LinkageStep) and step.standard_error == 0 for step in result.curve)
 
 
 def kinds(number: int) -> list[Question]:

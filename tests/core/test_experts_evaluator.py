@@ -373,7 +373,7 @@ def test_composed_is_what_was_measured(small_data: dict[str, Path]) -> None:
     with torch.no_grad():
         before = measured.model(inputs).logits
         judgement = measured.text_probabilities_WN
-        with composed(measured.scalable, measured.experts, composition, judgement) as model:
+        with composed(measured.svf, measured.experts, composition, judgement) as model:
             logits = model(inputs).logits
         multipliers = measured._multipliers(composition, judgement)
         assert torch.equal(logits, measured._logits(composition, multipliers, inputs, (-1, 0)))

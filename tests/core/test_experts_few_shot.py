@@ -113,7 +113,7 @@ def test_the_expert_that_helps_is_turned_up_and_the_one_that_harms_down(tokenize
 
 
 def test_a_search_without_a_spread_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 3 experts and 1 elites: raise few_shot_population"):
+    with pytest.raises(ValueError, match="got 3 experts and 1 elites: raise few_shot.population"):
         cross_entropy_method(near, 3, FewShotConfig(population=8), seeded())
     with pytest.raises(ValueError, match="got 0 experts"):
         cross_entropy_method(near, 0, FewShotConfig(), seeded())

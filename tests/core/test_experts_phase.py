@@ -129,7 +129,7 @@ def test_a_prompt_is_answered_in_two_passes_and_at_any_point_of_the_front(produc
         changed = any(weights.values()) or recursion != {name: getattr(plain.config, name) for name in recursion}
         assert same or changed
     with torch.no_grad():
-        assert torch.equal(experts.scalable.model(tokens).logits, plain(tokens).logits), "and it is as it was"
+        assert torch.equal(experts.svf.model(tokens).logits, plain(tokens).logits), "and it is as it was"
     with pytest.raises(ValueError, match=r"the front has the points 0.*, not 99: choose one"):
         at_point(experts, shown, 99)
 

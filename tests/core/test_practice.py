@@ -19,7 +19,7 @@ from tests.core.test_threads import attempt, train_question
 from tests.killed import KILLED, run_apart
 from tests.nested import nested
 from training_core.phases.p5_curriculum.dreams import consolidate
-from training_core.phases.p5_curriculum.practice import LevelRecord, Practice
+from training_core.phases.p5_curriculum.practice import LevelStanding, Practice
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
@@ -88,9 +88,9 @@ def test_an_edge_that_leaps_over_what_is_compared_is_followed_no_further(
     """Everything up to the last compared level is mastered at once: the next level is that last one."""
     with open_sandbox("embedded") as sandbox:
         practice = Practice(small_ternary(320), given(small_data, bank, sandbox), CONFIG)
-        result = practice.run(LevelRecord({1: 0}, {1: 10}, 0.75))
+        result = practice.run(LevelStanding({1: 0}, {1: 10}, 0.75))
         mastered = answered({level: [True] * 3 for level in (1, 2, 3, 4)})
-        found = consolidate(practice, result, LevelRecord({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
+        found = consolidate(practice, result, LevelStanding({1: 0}, {1: 10}, 0.75), CONFIG, lambda model: mastered)
     assert found.following == (4,)
     assert found.earlier == (1, 2)
     assert found.arms["dreams"].forgetting.value == 0.0

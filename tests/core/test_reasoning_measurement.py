@@ -17,12 +17,12 @@ from tests.core.test_reasoning_thoughts import make_thinker, mix_at_random
 from training_core.data.task_bank import Task, read_tasks
 from training_core.evaluation.windows import IGNORED, Windows
 from training_core.nn.cognate import Cognate, Trace
-from training_core.phases.p3_quiet_star.assessment import Assessment, assess, helps, leaks, undecodable
+from training_core.phases.p3_quiet_star.assessment import ThoughtAssessment, assess, helps, leaks, undecodable
 from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import (
     LN2,
-    Outcome,
     Sample,
+    ThoughtOutcome,
     choose_positions,
     correlation,
     divergence_from_greedy,
@@ -67,7 +67,7 @@ def test_gain_is_weighted_by_what_positions_stand_for() -> None:
     estimate, error = gain_per_token(many, values), float(values.std()) / 200**0.5
     assert estimate.low == pytest.approx(float(values.mean()) - 1.96 * error, abs=0.35 * error)
     assert estimate.high == pytest.approx(float(values.mean()) + 1.96 * error, abs=0.35 * error)
-    outcome = Outcome(torch.tensor([3 * LN2]), torch.tensor([LN2]), *[torch.zeros(1)] * 3)
+    outcome = ThoughtOutcome(torch.tensor([3 * LN2]), torch.tensor([LN2]), *[torch.zeros(1)] * 3)
     assert outcome.gain().tolist() == pytest.approx([2.0])
 
 
@@ -214,18 +214,20 @@ def calibrated(thinker: Thinker) -> ThoughtInjector:
     return injector
 
 
-def assessed(thinker: Thinker, controls: dict[str, Thinker], tasks: list[Task], tokenizer: Tokenizer) -> Assessment:
+def assessed(
+    thinker: Thinker, controls: dict[str, Thinker], tasks: list[Task], tokenizer: Tokenizer
+) -> ThoughtAssessment:
     windows = cycling_text()
     injector = calibrated(thinker)
     return assess(thinker.cognate, thinker, controls, injector, windows, tasks, tokenizer, 3, 0, SilentReporter())
 
 
 @pytest.fixture(scope="module")
-def helpful(tasks: list[Task], tokenizer: Tokenizer) -> Assessment:
+def helpful(tasks: list[Task], tokenizer: Tokenizer) -> ThoughtAssessment:
     return assessed(planted(2.0), {"pause": planted(-2.0), "random reward": planted(2.0)}, tasks, tokenizer)
 
 
-def test_thoughts_that_help_are_found_to_help(helpful: Assessment) -> None:
+def test_thoughts_that_help_are_found_to_help(helpful: ThoughtAssessment) -> None:
     metrics = helpful.metrics
     outcome = helpful.outcome
     expected = float(outcome.without.double().mean()) / LN2  # what remains with thoughts is next to nothing
@@ -247,7 +249,7 @@ def test_thoughts_that_help_are_found_to_help(helpful: Assessment) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_gating_pays_for_what_it_thinks(helpful: Assessment) -> None:
+def test_gating_pays_for_what_it_thinks(helpful: ThoughtAssessment) -> None:
     rules = {rule.name: rule for rule in helpful.gating}
     assert set(rules) == {"everywhere", "difficulty", "surprise", "random"}
     everywhere = rules["everywhere"]

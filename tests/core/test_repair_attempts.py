@@ -22,7 +22,7 @@ from training_core.tasks.repair.attempts import MOST_FIXES, RepairAttempt, attem
 from training_core.tasks.repair.excerpts import attempt_excerpt, excerpt, first_change
 from training_core.tasks.repair.instances import Instance
 from training_core.tasks.repair.micro_repositories import gold_text, instance_text, make_instances
-from training_core.tasks.sandbox import Limits, Outcome, Program, Sandbox, SandboxUnavailableError, Verdict
+from training_core.tasks.sandbox import Limits, Outcome, Program, ProgramVerdict, Sandbox, SandboxUnavailableError
 
 SUM = Instance(
     name="sum by hand",
@@ -131,7 +131,7 @@ class LostSandbox:
     def run(self, program: Program, limits: Limits) -> Outcome:
         raise SandboxUnavailableError("the engine is gone")
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         raise SandboxUnavailableError("the engine is gone")
 
     def close(self) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from training_core.phases.p5_curriculum.practice import LevelRecord
+from training_core.phases.p5_curriculum.practice import LevelStanding
 from training_core.phases.p5_curriculum.threads import RoundRecord, Thread, Used, advance, open_threads
 from training_core.tasks.questions.attempts import SHOWN, Attempt
 from training_core.tasks.questions.ladder import cells, content_of, make, split_of
@@ -100,13 +100,13 @@ def test_a_hint_with_which_nothing_was_right_is_skipped() -> None:
 
 
 def test_edge_and_focus_by_hand() -> None:
-    standing = LevelRecord({1: 9, 2: 8, 3: 2, 4: 3, 5: 0}, {n: 10 for n in range(1, 6)}, 0.75)
+    standing = LevelStanding({1: 9, 2: 8, 3: 2, 4: 3, 5: 0}, {n: 10 for n in range(1, 6)}, 0.75)
     assert standing.edge() == 2
     assert standing.focus(3) == [3, 4, 5]
     standing.update({3: (40, 40), 1: (30, 40)})
     assert standing.edge() == 3, "levels 1 to 3 pool to 78 of 90: isotonic accuracies do not rise with the level"
     assert standing.focus(1) == [4]
-    everything = LevelRecord({n: 10 for n in range(1, 11)}, {n: 10 for n in range(1, 11)}, 0.75)
+    everything = LevelStanding({n: 10 for n in range(1, 11)}, {n: 10 for n in range(1, 11)}, 0.75)
     assert everything.edge() == 10
     assert everything.focus(3) == [8, 9, 10]
-    assert LevelRecord({1: 1}, {1: 10}, 0.75).focus(2) == [1, 2]
+    assert LevelStanding({1: 1}, {1: 10}, 0.75).focus(2) == [1, 2]

@@ -11,7 +11,7 @@ import pytest
 
 from forge_resources.sandbox import open_sandbox
 from training_core.tasks.questions.tools import CalculationError, ToolBox, calculate, segments
-from training_core.tasks.sandbox import Limits, Outcome, Program, SandboxUnavailableError, Verdict
+from training_core.tasks.sandbox import Limits, Outcome, Program, ProgramVerdict, SandboxUnavailableError
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ class Echo:
             raise self.outcome
         return self.outcome
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         raise SandboxUnavailableError("nothing is checked here")
 
     def close(self) -> None: ...

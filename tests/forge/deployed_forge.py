@@ -1,4 +1,4 @@
-"""The tiny forge as the deployment runs it: with tracking on. A code location of its own, like `tiny_forge`."""
+"""A code location with the tiny forge as the deployment runs it: with tracking on."""
 
 import dagster as dg
 import tiny_forge

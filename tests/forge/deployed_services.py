@@ -1,6 +1,6 @@
-"""The services of docker-compose.yml as processes of this machine, on a Postgres of their own.
+"""The services of docker-compose.yml as processes of this machine, with their own Postgres.
 
-Commands, environment, order and health checks are those of the file; only addresses, folders and the code are others.
+Commands, environment, order and health checks are those of the file; only addresses, folders and the code differ.
 """
 
 import os
@@ -23,7 +23,7 @@ from ports import answers, free_port
 COMPOSE = REPOSITORY / "docker-compose.yml"
 HERE = Path(__file__).parent
 START_S = 240.0
-DAEMON_FIRST_S = 5.0  # a daemon's health check starts a process, which only delays a daemon that has not begun
+DAEMON_FIRST_S = 5.0  # delay before the daemon's first health check, whose process would only slow its start
 _PORTS = {"postgres": "5432", "code": "4266", "webserver": "3000", "mlflow": "5000"}
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
@@ -33,33 +33,33 @@ def compose() -> dict[str, Any]:
 
 
 def postgres_programs() -> Path | None:
-    """The folder of Postgres' programs: Debian keeps those of a server out of the PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    """Return the folder of Postgres' server programs, which Debian does not put on the PATH."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
+    return installed[-1].parent if installed else Path(on_path).parent if on_path else None
 
 
 def interpolated(text: str, settings: Mapping[str, str]) -> str:
-    """`text` with the settings filled in, as `docker compose` does."""
+    """Return `text` with variables interpolated as `docker compose` does."""
 
     def value(match: re.Match[str]) -> str:
         name, kind, rest = match.groups()
-        found = settings.get(name, "")
-        if not found and kind == "?":
+        setting = settings.get(name, "")
+        if not setting and kind == "?":
             raise ValueError(f"required variable {name} is missing a value: {rest}")
-        return found or (rest if kind == "-" else "")
+        return setting or (rest if kind == "-" else "")
 
     return _VARIABLE.sub(value, text).replace("$$", "$")
 
 
 def settings_file(path: Path) -> dict[str, str]:
-    """The variables of a .env file."""
+    """Return the variables of a .env file."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 
 
 class Deployment:
-    """What runs; `ports` are those that the services answer on."""
+    """The running services; `ports` maps each service to the port that it listens on."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str], programs: Path) -> None:
         self.folder, self.settings, self.programs = folder, settings, programs
@@ -69,7 +69,7 @@ class Deployment:
         self.environments = {name: self._environment(name) for name in self.services}
 
     def translated(self, text: str) -> str:
-        """A word of the compose file for this machine."""
+        """Return a word of the compose file translated to this machine's paths and ports."""
         text = interpolated(text, self.settings)
         text = text.replace("/forge/workspace.yaml", f"{REPOSITORY}/deployment/workspace.yaml")
         text = re.sub(r"^/forge|(?<==)/forge", str(self.folder), text).replace("0.0.0.0", "127.0.0.1")
@@ -79,7 +79,7 @@ class Deployment:
         return text
 
     def start_all(self) -> None:
-        """Start every service as soon as those that it waits for are healthy."""
+        """Start every service as soon as those that it depends on are healthy."""
         waiting, healthy = list(self.services), set[str]()
         deadline, not_before = time.monotonic() + START_S, dict[str, float]()
         while waiting or len(healthy) < len(self.services):
@@ -95,9 +95,9 @@ class Deployment:
             time.sleep(0.2)
 
     def is_healthy(self, name: str) -> bool:
-        """Whether the service's own health check passes."""
+        """Return whether the service's own health check passes."""
         if name in self.ports and not answers(int(self.ports[name])):
-            return False  # saves a process
+            return False  # saves starting the process of the health check
         kind, *command = self.services[name]["healthcheck"]["test"]
         words = [self.translated(word) for word in command]
         words = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
@@ -119,7 +119,7 @@ class Deployment:
                 process.wait()
 
     def sql(self, database: str, query: str) -> list[str]:
-        """The lines that `query` gives, fields separated by `|`."""
+        """Run `query` and return its rows as lines, fields separated by `|`."""
         program = [str(self.programs / "psql"), "-AtXq", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", query]
         return self._client(program).splitlines()
 
@@ -134,7 +134,7 @@ class Deployment:
         return ended.stdout
 
     def _environment(self, name: str) -> dict[str, str]:
-        """What a container would have: nothing of this process but where programs are, and the file's variables."""
+        """Return the environment of a container: the file's variables, and from this process only the search paths."""
         given = {key: self.translated(str(value)) for key, value in self.services[name].get("environment", {}).items()}
         given |= {key: "127.0.0.1" for key in ("PGHOST", "FORGE_CODE_HOST") if given.get(key) in self.services}
         path = os.pathsep.join([str(Path(sys.executable).parent), str(self.programs), os.environ["PATH"]])
@@ -163,7 +163,10 @@ class Deployment:
             )
 
     def _cluster(self) -> tuple[list[str], str | None]:
-        """Make a new cluster, as the image's entry point does, and the command that serves it (not as root)."""
+        """Make a new cluster as the image's entry point does; return the command that serves it and the user.
+
+        Postgres refuses to run as root, so that root needs another user.
+        """
         environment = self.environments["postgres"]
         user = None
         data = self.folder / "postgres"
@@ -193,7 +196,7 @@ class Deployment:
 
 @contextmanager
 def deployed(folder: Path, settings: Mapping[str, str], programs: Path) -> Iterator[Deployment]:
-    """Everything in docker-compose.yml, healthy, below `folder`; gone after the block."""
+    """Run every service of docker-compose.yml below `folder`; yield when all are healthy, stop them afterwards."""
     instance = yaml.safe_load((REPOSITORY / "deployment" / "dagster.yaml").read_text())
     instance["run_coordinator"]["config"]["gate_table"] = "deployed_forge"
     for name in ("dagster_home", "state", "artifacts"):

@@ -1,6 +1,6 @@
-"""What `forge run` does, on a small forge: run as a process of its own, so that it can be killed.
+"""Do what `forge run` does on a small forge, as a separate process that a test can kill.
 
-Arguments: the configuration as JSON; the module of the forge, by default the tiny one; assets to make, by default all.
+Arguments: the configuration as JSON; the module of the forge (default: tiny_forge); the assets to make (default: all).
 """
 
 import importlib

@@ -31,7 +31,7 @@ def make_home(home: Path) -> None:
 
 @contextmanager
 def opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """The instance in `home`, with the variables that its processes need."""
+    """Yield the instance in `home`, with the environment variables that its processes need."""
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.delenv("FORGE_HOME", raising=False)
     monkeypatch.delenv("FORGE_PROFILE", raising=False)
@@ -49,7 +49,7 @@ def materialize(
     tracking: MlflowTracking | None = None,
     launcher: Launcher | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Materialize some assets of the tiny forge in this process, with, without or only their checks."""
+    """Materialize assets of the tiny forge in this process, with their checks, without them, or only the checks."""
     chosen = dg.AssetSelection.assets(*selection)
     if only_checks:
         chosen = dg.AssetSelection.checks_for_assets(*[dg.AssetKey(name) for name in selection])
@@ -70,7 +70,7 @@ def materialize(
 
 
 def made(result: dg.ExecuteInProcessResult) -> list[str]:
-    """The assets that the run materialized."""
+    """Return the assets that the run materialized."""
     return sorted(
         event.asset_key.to_user_string()
         for event in result.get_asset_materialization_events()
@@ -79,7 +79,7 @@ def made(result: dg.ExecuteInProcessResult) -> list[str]:
 
 
 def failure_text(result: dg.ExecuteInProcessResult, step: str) -> str:
-    """The description of the failure with which `step` ended."""
+    """Return the description of the failure of `step`."""
     for event in result.all_events:
         if event.is_step_failure and event.step_key == step:
             data = event.step_failure_data
@@ -89,12 +89,12 @@ def failure_text(result: dg.ExecuteInProcessResult, step: str) -> str:
 
 
 def verdict(result: dg.ExecuteInProcessResult, asset: str, check: str = "gate") -> Any:
-    """The evaluation that `check` gave on `asset` in this run."""
-    found = [
+    """Return the only evaluation of `check` on `asset` in this run."""
+    evaluations = [
         e for e in result.get_asset_check_evaluations() if e.asset_key == dg.AssetKey(asset) and e.check_name == check
     ]
-    assert len(found) == 1, f"{asset}:{check} was evaluated {len(found)} times"
-    return found[0]
+    assert len(evaluations) == 1, f"{asset}:{check} was evaluated {len(evaluations)} times"
+    return evaluations[0]
 
 
 LAUNCH = """
@@ -116,7 +116,7 @@ def launch(
     config: dict[str, Any] | None = None,
     tags: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Launch as the UI does; the run's id and status."""
+    """Launch a run as the UI does, and return its id and status."""
     selector: dict[str, Any] = {
         "repositoryLocationName": "tiny",
         "repositoryName": "__repository__",

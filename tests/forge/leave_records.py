@@ -1,5 +1,6 @@
-"""A full run of the tiny forge, with tracking on and everything captured: run as a process of its own, in a home of its
-own, with whatever its environment holds. It succeeds, crashes, is refused, is reported."""
+"""A full run of the tiny forge with tracking on, to see what it records: a step crashes, one is refused, and a report
+is written. Run as a separate process in its own home, with a secret in its environment.
+"""
 
 import json
 import os
@@ -22,7 +23,7 @@ from forge_resources.tracking import MlflowTracking  # noqa: E402
 
 
 def everything() -> dg.JobDefinition:
-    """All models in one job, with tracking, as the definitions have it."""
+    """Return a job of all models with tracking."""
     return dg.Definitions(
         assets=tiny_forge.ASSETS,
         asset_checks=tiny_forge.CHECKS,
@@ -34,10 +35,10 @@ def everything() -> dg.JobDefinition:
 if __name__ == "__main__":
     home = Path(os.environ["DAGSTER_HOME"])
     with dg.DagsterInstance.get() as instance:
-        # left crashes once and is tried again; right is given a value that fails its gate, so its child is refused
+        # left crashes once and is retried; right fails its gate, so its child is refused
         configs = {"left": {"steps": 4, "crash_at": 2, "figure": True}, "right": {"value": 2.0}}
         ops = {name: {"config": values} for name, values in configs.items()}
-        tags = {"given/away": os.environ["GIVEN_AWAY"]}  # what the search has to find
+        tags = {"given/away": os.environ["GIVEN_AWAY"]}  # a positive control for the search
         job = reconstructable(everything)
         with dg.execute_job(job, instance, run_config={"ops": ops}, tags=tags) as result:
             made = sorted(e.asset_key.to_user_string() for e in result.get_asset_materialization_events())

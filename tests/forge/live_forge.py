@@ -1,9 +1,9 @@
-"""A forge whose models are trained by the real loop, for the tests that kill things. A code location of its own.
+"""A code location whose models are trained by the real loop, for the tests that kill processes.
 
     tokens -> evaluation_suite -> trunk -> left
     notes                               -> right
 
-Each model is a small network that learns a fixed map; every step leaves a resume point.
+Each model is a small network that learns a fixed map; every step writes a checkpoint.
 """
 
 import os
@@ -32,7 +32,7 @@ from training_core.store.bundle import Bundle, Product
 from training_core.training.loop import StepResult, TrainingConfig, train
 
 DIARY = "steps.txt"
-HOLD = "hold"  # while this file is in the store, nobody gets beyond the step that it names
+HOLD = "hold"  # while this file is in the store, training blocks at the step that it names
 MODELS = ("trunk", "left", "right")
 GATES = tuple(Gate(name, "finite", "non_finite_weights", "at_most", 0, "count") for name in MODELS)
 
@@ -64,7 +64,7 @@ def learn(run: PhaseContext, config: LiveConfig) -> Product:
     torch.manual_seed(config.seed)
     model = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.width))
     store = run.checkpoint.parents[1]
-    diary = store / DIARY  # every step that began: what stands there twice is what a kill lost
+    diary = store / DIARY  # lists every step that began; a step that is listed twice was lost to a kill
     begun: list[int] = []
 
     def before_step(step: int) -> None:

@@ -1,6 +1,7 @@
-"""Code server, daemon and webserver as processes of their own on a temporary home, to be killed and started again.
+"""Code server, daemon and webserver as separate processes on a temporary home, which tests kill and restart.
 
-The commands are those of docker-compose.yml, the settings those of `dagster_home/dagster.yaml` with shorter intervals.
+The commands are those of docker-compose.yml; the settings are those of `dagster_home/dagster.yaml` with shorter
+intervals.
 """
 
 import json
@@ -39,7 +40,7 @@ _LOADED = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrL
 
 
 class LiveForge:
-    """The processes of a forge in `home`; `location` is the module that holds its assets."""
+    """The services of a forge in `home`; `location` is the module that defines its assets."""
 
     def __init__(self, home: Path, location: str, *, poll_s: int = 1) -> None:
         self.home, self.location = home, location
@@ -68,7 +69,7 @@ class LiveForge:
 
     @property
     def diary(self) -> Path:
-        """Every step that began (`live_forge.learn`)."""
+        """The file that lists every step that began (`live_forge.learn`)."""
         return self.store / DIARY
 
     def command(self, name: str) -> list[str]:
@@ -82,7 +83,7 @@ class LiveForge:
         }[name]
 
     def start(self, *names: str) -> None:
-        """Start what of `names` does not run, and wait until all of it answers."""
+        """Start those services that do not run, and wait until all of `names` respond."""
         for name in names:
             if not self.alive(name):
                 self.spawn(name)
@@ -105,14 +106,14 @@ class LiveForge:
 
     def answers(self, name: str) -> bool:
         assert self.alive(name), f"{name} ended: {self.logs([name])}"
-        if name == "daemon":  # it has no port; what it does is waited for where it matters
+        if name == "daemon":  # it has no port; tests wait for its effects instead
             return True
         if not answers(int(self.ports[name])):
             return False
         return name == "code" or self.loaded()
 
     def loaded(self) -> bool:
-        """Whether the webserver sees the code."""
+        """Return whether the webserver has loaded the code location."""
         try:
             entries = self.ask(_LOADED)["workspaceOrError"]["locationEntries"]
         except OSError:
@@ -121,11 +122,11 @@ class LiveForge:
         return states == ["RepositoryLocation"]
 
     def reload(self) -> None:
-        """What the button "Reload" does."""
+        """Reload the code location, as the UI's button does."""
         self.ask(_RELOAD)
 
     def kill(self, name: str) -> list[int]:
-        """SIGKILL the main process of a service; the processes that it had started."""
+        """Kill the main process of a service and return the ids of the processes that it had started."""
         process = self.processes.pop(name)
         children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.kill()
@@ -138,16 +139,19 @@ class LiveForge:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                found: dict[str, Any] = json.loads(answer.read())
+                reply: dict[str, Any] = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
-        assert "errors" not in found, found["errors"]
-        return found["data"]
+        assert "errors" not in reply, reply["errors"]
+        return reply["data"]
 
     def launch(
         self, *assets: str, config: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
     ) -> str:
-        """Launch models with their gates, or data, as the UI does; the run's id. `config` is for every model."""
+        """Launch models with their gates, or data, as the UI does, and return the run's id.
+
+        `config` applies to every model.
+        """
         models = [name for name in assets if name not in ("tokens", "evaluation_suite")]
         selector = {
             "repositoryLocationName": "forge",
@@ -167,7 +171,7 @@ class LiveForge:
         return str(answer["run"]["runId"])
 
     def terminate(self, run_id: str) -> str:
-        """What the button "Terminate" does; the kind of its answer."""
+        """Terminate a run, as the UI's button does, and return the type of the response."""
         return str(self.ask(_TERMINATE, id=run_id)["terminateRun"]["__typename"])
 
     def status(self, run_id: str) -> str:
@@ -176,35 +180,35 @@ class LiveForge:
         return run.status.value
 
     def finished(self, run_id: str, seconds: float = 120.0) -> str:
-        """Wait until the run has ended; its status."""
+        """Wait until the run has ended, and return its status."""
         wait_for(lambda: self.status(run_id) in FINAL, seconds, lambda: self.status(run_id) + self.logs(SERVICES))
         return self.status(run_id)
 
     def slots_taken(self) -> set[str]:
-        """The runs that hold a slot of a pool or wait for one."""
+        """Return the ids of the runs that hold a concurrency slot or wait for one."""
         return set(self.instance.event_log_storage.get_concurrency_run_ids())
 
     def run_process(self, run_id: str) -> int | None:
-        """The process that executes the run, by what its first step recorded."""
+        """Return the id of the process that executes the run, as recorded by its first step."""
         records = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_START).records
         return next((e.pid for r in records if (e := r.event_log_entry.dagster_event)), None)
 
     def family(self) -> list[psutil.Process]:
-        """Every process of this forge, whoever its parent is now: they all have its home in their environment."""
-        found = []
+        """Return every process of this forge, even if orphaned: all have its home in their environment."""
+        family = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get("DAGSTER_HOME") == str(self.home) and process.pid != os.getpid():
-                    found.append(process)
+                    family.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
 
     def logs(self, names: Sequence[str]) -> str:
         return "".join(f"\n--- {n}\n" + (self.home / f"{n}.log").read_text(errors="replace")[-1500:] for n in names)
 
     def interrupt(self) -> None:
-        """End the services as a supervisor does: SIGTERM, and SIGKILL for what does not heed it."""
+        """End the services as a supervisor does: SIGTERM, then SIGKILL for those that do not exit."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
@@ -215,7 +219,7 @@ class LiveForge:
                 process.wait()
 
     def stop(self) -> None:
-        """Kill whatever is left of this forge."""
+        """Kill every process of this forge that is left."""
         for process in self.family():
             process.kill()
         for service in self.processes.values():
@@ -232,7 +236,7 @@ def wait_for(condition: Callable[[], object], seconds: float, explain: Callable[
 
 @contextmanager
 def live_forge(home: Path, location: str) -> Iterator[LiveForge]:
-    """All services on a new home, and nothing of them left after the block."""
+    """Run all services on a new home; after the block, none of their processes is left."""
     forge = LiveForge(home, location)
     try:
         forge.start(*SERVICES)

@@ -1,4 +1,4 @@
-"""Looking for a planted secret in everything that a run leaves behind."""
+"""Search everything that a run leaves behind for a planted secret."""
 
 import base64
 import gzip
@@ -10,9 +10,9 @@ from urllib.parse import quote, quote_plus
 
 
 def forms(secret: str) -> dict[str, bytes]:
-    """The secret as it may be written: plain, escaped, in hex, backwards, and in base64 at each of three offsets."""
+    """Return encodings of the secret: plain, escaped, hex, reversed, and base64 at each of three byte offsets."""
     raw = secret.encode()
-    found = {
+    encoded = {
         "plain": raw,
         "UTF-16": secret.encode("utf-16-le"),
         "hex": raw.hex().encode(),
@@ -22,15 +22,15 @@ def forms(secret: str) -> dict[str, bytes]:
         "escapes": "".join(f"\\u{ord(c):04x}" for c in secret).encode(),
         "backwards": raw[::-1],
     }
-    for before in range(3):  # without the characters that also depend on what stands beside the secret
+    for before in range(3):  # without the characters that also depend on neighbouring bytes
         for alphabet, encode in (("", base64.b64encode), (", URL", base64.urlsafe_b64encode)):
             text = encode(b"\0" * before + raw).rstrip(b"=")
-            found[f"base64 at {before}{alphabet}"] = text[-(-before * 8 // 6) : -1]
-    return found
+            encoded[f"base64 at {before}{alphabet}"] = text[-(-before * 8 // 6) : -1]
+    return encoded
 
 
 def places(folder: Path, secret: str) -> list[str]:
-    """Where below `folder` the secret stands, in names and in contents, also within compressed ones."""
+    """Return the places below `folder` where the secret occurs, in file names and (also compressed) contents."""
     wanted = forms(secret)
     found = []
     for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""Ports of this machine, for the tests that start servers."""
+"""Free and open ports of this machine, for the tests that start servers."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""A Slurm cluster of two virtual nodes on this machine, from Debian's packages, for the length of a block."""
+"""A context manager that runs a Slurm cluster of two virtual nodes on this machine, from Debian's packages."""
 
 import os
 import secrets
@@ -17,7 +17,7 @@ _UP_S = 60.0
 
 
 def why_not() -> str:
-    """Why no cluster can be started here; empty when one can."""
+    """Return why no cluster can be started here; empty if one can."""
     if missing := [name for name in _PROGRAMS if shutil.which(name) is None]:
         return f"no Slurm here ({', '.join(missing)} missing): apt-get install slurmctld slurmd slurm-client munge"
     return "" if os.geteuid() == 0 else "Slurm's daemons are started by root only"
@@ -25,7 +25,7 @@ def why_not() -> str:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Start the daemons with everything of theirs in `folder`; the environment of a client."""
+    """Run the daemons with all of their files in `folder`, and yield the environment of a client."""
     folder.chmod(0o755)
     (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
     (folder / "munge.key").chmod(0o400)
@@ -61,11 +61,11 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     end = time.monotonic() + _UP_S
     command = ["sinfo", "--noheader", "--Node", "--format=%T"]
     while True:
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.split()
-        if said == ["idle"] * len(NODES):
+        states = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.split()
+        if states == ["idle"] * len(NODES):
             return
         logs = {path.name: path.read_text()[-400:] for path in folder.glob("*.out")}
-        assert time.monotonic() < end, f"the nodes are {said}: {logs}"
+        assert time.monotonic() < end, f"the nodes are {states}: {logs}"
         time.sleep(0.3)
 
 

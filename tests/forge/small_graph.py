@@ -1,6 +1,6 @@
-"""Phases 1 and 2 as they are, on small data and with few steps; a code location of its own.
+"""A code location with the real phases 1 and 2 on small data and with few steps.
 
-The data assets are copies of folders that the test made: SMALL_DATA names where they lie.
+Its data assets copy folders that the test made, below the folder named by the variable SMALL_DATA.
 """
 
 import os
@@ -96,7 +96,7 @@ def materialize(
 
 
 def newest(instance: dg.DagsterInstance, asset: str) -> tuple[Bundle, dict[str, dg.MetadataValue]]:
-    """The latest version of `asset`, and what was recorded of it."""
+    """Return the latest version of `asset`, and the metadata of its materialization."""
     record = instance.get_latest_materialization_event(dg.AssetKey(asset))
     assert record is not None
     assert record.asset_materialization is not None

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from forge_assets.freshness import plan, resolve_config
 from forge_assets.graph_view import Forge
-from forge_assets.run_graph import Outcome, execute
+from forge_assets.run_graph import RunOutcome, execute
 from forge_resources.model_store import ModelStore
 from training_core.store.bundle import open_bundle
 
@@ -25,7 +25,7 @@ DRIVER = Path(__file__).with_name("drive_tiny_run.py")
 ROOM = 2_000_000  # bytes a file may have: more than Dagster's databases need here
 
 
-def run(forge: Forge, config: dict[str, Any]) -> tuple[Outcome, str]:
+def run(forge: Forge, config: dict[str, Any]) -> tuple[RunOutcome, str]:
     overrides, text = {"trunk": config}, io.StringIO()
     steps = plan(forge, resolve_config(forge, overrides), select=["trunk"])
     return execute(forge, steps, overrides, Console(file=text, width=200)), text.getvalue()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from forge_assets.forge_report import JUNIT, PAGE
 from forge_assets.freshness import plan, resolve_config
-from forge_assets.gate_history import AssetGates, Entry, collect_gates
+from forge_assets.gate_history import AssetGates, GateEntry, collect_gates
 from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
 from forge_assets.report.components.verdict_plot import plot
@@ -45,16 +45,16 @@ def override(forge: Forge, asset: str) -> Override:
     return override_gate(forge.instance, key, tiny_automation.gate_checks()[key], reason=REASON, who="ada")
 
 
-def verdict(at: float, value: float | None, of: Gate = GATE, version: int = 7, **more: object) -> Entry:
+def verdict(at: float, value: float | None, of: Gate = GATE, version: int = 7, **more: object) -> GateEntry:
     """A verdict on the gate `of`, as the event log tells it."""
     good = value is not None and (value <= of.threshold if of.direction == "at_most" else value >= of.threshold)
     names = {name: getattr(of, name) for name in ("asset", "blocking", "metric", "direction", "against", "evidence")}
     known = {"gate": of.name, "threshold": of.threshold, "passed": good, "reason": "", "run_id": f"run-{at:g}"}
     known |= {"at": at, "version": version, "digest": "d" * 64, "profile": "nano", "stored": True}
-    return Entry(**{**names, **known, "value": value, **more})
+    return GateEntry(**{**names, **known, "value": value, **more})
 
 
-def gates_of(*entries: Entry, version: int | None = 7, rows: tuple[Gate, ...] = (GATE, CLAIM)) -> AssetGates:
+def gates_of(*entries: GateEntry, version: int | None = 7, rows: tuple[Gate, ...] = (GATE, CLAIM)) -> AssetGates:
     return AssetGates("trunk", version, rows, entries, (), (), None)
 
 

@@ -17,9 +17,9 @@ import torch
 from forge_instance import Make
 from rich.console import Console
 
-from forge_assets.freshness import Step, plan, resolve_config
+from forge_assets.freshness import PlannedStep, plan, resolve_config
 from forge_assets.graph_view import Forge, UserError
-from forge_assets.run_graph import Outcome, execute, release_dead_runs, unfinished_run
+from forge_assets.run_graph import RunOutcome, execute, release_dead_runs, unfinished_run
 from forge_resources.gatekeeping import latest_materialization
 from forge_resources.model_store import ModelStore
 from training_core.gates import Gate
@@ -35,18 +35,18 @@ def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
     return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES)
 
 
-def planned(forge: Forge, overrides: Overrides | None = None, **options: Any) -> dict[str, Step]:
+def planned(forge: Forge, overrides: Overrides | None = None, **options: Any) -> dict[str, PlannedStep]:
     return {step.asset: step for step in plan(forge, resolve_config(forge, overrides or {}), **options)}
 
 
-def run(forge: Forge, overrides: Overrides | None = None, **options: Any) -> tuple[Outcome, str]:
+def run(forge: Forge, overrides: Overrides | None = None, **options: Any) -> tuple[RunOutcome, str]:
     steps = list(planned(forge, overrides, **options).values())
     text = io.StringIO()
     outcome = execute(forge, steps, overrides or {}, Console(file=text, width=200))
     return outcome, text.getvalue()
 
 
-def actions(steps: dict[str, Step]) -> dict[str, str]:
+def actions(steps: dict[str, PlannedStep]) -> dict[str, str]:
     return {asset: step.action for asset, step in steps.items()}
 
 

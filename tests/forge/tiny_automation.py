@@ -1,4 +1,4 @@
-"""The tiny forge with a third sibling, a report and the sensors; a code location of its own.
+"""A code location with the tiny forge, a third branch, a report and the sensors.
 
 trunk -> left -> left_child            -> forge_report
       -> right -> right_child
@@ -62,14 +62,14 @@ defs = dg.Definitions(
 
 
 def everything() -> dg.JobDefinition:
-    """The job of all assets, for processes that rebuild it."""
+    """Return the job of all assets; a module-level function, so that other processes can rebuild the job."""
     return defs.resolve_job_def("everything")
 
 
 def materialize(
     instance: dg.DagsterInstance, *selection: str, config: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dg.ExecuteInProcessResult:
-    """Materialize some assets of this forge, with their checks."""
+    """Materialize assets of this forge with their checks."""
     return dg.materialize(
         [*ASSETS, *CHECKS],
         selection=dg.AssetSelection.assets(*selection),

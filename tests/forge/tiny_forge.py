@@ -4,8 +4,8 @@
     trunk -> left -> left_child           (models: one tensor each)
           -> right -> right_child
 
-A model "trains" by adding a drawn vector at each step; what is measured are two numbers of that tensor.
-The module is a code location of its own: `defs`, and the gate table that the run coordinator reads.
+A model "trains" by adding a constant to its tensor at each step; its metrics are simple statistics of that tensor.
+The module is a code location: it has `defs`, and the gate table that the run coordinator reads.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""A local server of the chat-completions protocol that behaves, or misbehaves, as it is told.
+"""A local chat-completions server that behaves or misbehaves as a test requires.
 
-It counts what a real one would charge for: every completion that it produced, whether or not anybody received it.
+It counts what a real server would charge for: every completion that it produced, received by the client or not.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Request = dict[str, Any]
 
 @dataclass
 class Reply:
-    """What is sent back. `produced`: a completion was made, to be paid for."""
+    """A response of the server. `produced`: it holds a completion, which would be charged for."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     produced: bool = False
-    cut_after: int = -1  # bytes of the body, then the connection is reset
-    drip_s: float = 0.0  # between single bytes of the body
+    cut_after: int = -1  # reset the connection after this many bytes of the body; -1: never
+    drip_s: float = 0.0  # pause between single bytes of the body
 
 
 def completion(text: str | None, usage: object = "cost", **changes: Any) -> Reply:
-    """A completion that costs 0.001 dollars, or with other fields."""
+    """Return a completion that costs 0.001 USD; `changes` replaces fields of the response."""
     message = {"role": "assistant", "content": text} | changes.pop("message", {})
     choice = {"index": 0, "finish_reason": "stop", "message": message} | changes.pop("choice", {})
     body: dict[str, Any] = {"id": "gen-1", "object": "chat.completion", "model": "served", "choices": [choice]}
@@ -44,13 +44,13 @@ def completion(text: str | None, usage: object = "cost", **changes: Any) -> Repl
 
 
 def failure(status: int, message: str = "no", **headers: str) -> Reply:
-    """An error in OpenRouter's words; underscores in the names of headers stand for hyphens."""
+    """Return an error in OpenRouter's format; underscores in header names stand for hyphens."""
     body = json.dumps({"error": {"code": status, "message": message}}).encode()
     return Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class Server:
-    """Serves `answer(request, times this same request came before)` on a port of this machine, in a thread."""
+    """Serves `answer(request, number of earlier identical requests)` on a local port, in a thread."""
 
     def __init__(self, answer: Callable[[Request, int], Reply]) -> None:
         self.answer = answer

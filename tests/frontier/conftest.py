@@ -1,4 +1,4 @@
-"""A planted key, and quick settings for a local server."""
+"""Fixtures for the tests of the frontier client: a planted API key, and fast settings for a local server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Asks a server thirty things, to be killed meanwhile. Arguments: address, folder, and a limit on file sizes or 0."""
+"""Send thirty requests to a server, as a process that a test kills meanwhile.
+
+Arguments: the server's address, the cache folder, and a limit on file sizes (0: none).
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ def settings(url: str) -> FrontierConfig:
 
 async def ask_all(url: str, folder: Path) -> tuple[list[str], str]:
     async with FrontierClient(settings(url), folder) as client:
-        found = await asyncio.gather(*(client.ask(request) for request in requests()), return_exceptions=True)
-        for one in found:
+        replies = await asyncio.gather(*(client.ask(request) for request in requests()), return_exceptions=True)
+        for one in replies:
             if isinstance(one, BaseException) and not isinstance(one, FrontierError):
                 raise one
         return [
-            one.text if not isinstance(one, BaseException) else str(one) for one in found
+            one.text if not isinstance(one, BaseException) else str(one) for one in replies
         ], client.spend().describe()
 
 

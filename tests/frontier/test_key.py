@@ -25,7 +25,7 @@ from forge_resources.frontier.secret import read_key
 from forge_resources.frontier.transport import KeyedTransport
 from tests.frontier.chat_server import Reply, Server, completion, failure
 from training_core.reporting import SilentReporter
-from training_core.tasks.sandbox import Limits, Outcome, Program, Verdict
+from training_core.tasks.sandbox import Limits, Outcome, Program, ProgramVerdict
 
 Configure = Callable[..., FrontierConfig]
 Ask = Callable[..., ChatRequest]
@@ -177,8 +177,8 @@ class RecordingSandbox:
         self.handed.append(repr(program))
         return Outcome("ok", "5\n", "", 0.0)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
-        return Verdict("refused", "", 0, 0.0)
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
+        return ProgramVerdict("refused", "", 0, 0.0)
 
     def close(self) -> None: ...
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 
 def clusterings(distance: Sequence[Sequence[float]]) -> list[list[list[int]]]:
-    """Clusters for every number of them, most first; the closest two are joined, of equals those that come first."""
+    """Return the clustering for every number of clusters, most first; ties are broken by the first pair."""
     clusters = [[f] for f in range(len(distance))]
-    found = [clusters]
+    levels = [clusters]
     while len(clusters) > 1:
         left, right = min(
             itertools.combinations(clusters, 2),
             key=lambda pair: sum(distance[a][b] for a in pair[0] for b in pair[1]) / (len(pair[0]) * len(pair[1])),
         )
         clusters = sorted([c for c in clusters if c not in (left, right)] + [sorted(left + right)])
-        found.append(clusters)
-    return found
+        levels.append(clusters)
+    return levels

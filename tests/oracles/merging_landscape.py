@@ -1,4 +1,4 @@
-"""Small models around a trunk, and a fitness whose optimum among their merges is known."""
+"""Small models branched from a trunk, and a fitness whose optimum among their merges is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Fitness = Callable[[Mapping[str, torch.Tensor], str], float]
 
 
 def branched_models(seed: int = 0) -> tuple[dict[str, torch.Tensor], Models]:
-    """A trunk and three parents around it."""
+    """Return a trunk and three parents around it."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"embedding": (6, 5), "hidden": (5, 5), "gain": ()}
     trunk = {n: torch.randn(s, generator=generator) for n, s in shapes.items()} | {"steps": torch.tensor(7)}
@@ -26,7 +26,7 @@ def branched_models(seed: int = 0) -> tuple[dict[str, torch.Tensor], Models]:
 
 
 def quadratic(trunk: Mapping[str, torch.Tensor], parents: Models, coefficients: tuple[float, ...]) -> Fitness:
-    """1 + the squared distance to W_0 + sum_j c_j tau_j, in units of the parents' mean square task vector."""
+    """Return the fitness 1 + |W - (W_0 + sum_j c_j tau_j)|^2 / mean_j |tau_j|^2."""
     names = [n for n in trunk if trunk[n].is_floating_point()]
     vectors = [{n: parent[n].double() - trunk[n].double() for n in names} for parent in parents.values()]
     target = {n: trunk[n].double() + sum(c * v[n] for c, v in zip(coefficients, vectors, strict=True)) for n in names}

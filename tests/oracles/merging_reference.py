@@ -12,14 +12,14 @@ Array = NDArray[np.float64]
 
 
 def slerp(a: Array, b: Array, t: float) -> Array:
-    """Shoemake 1985, with the angle taken between the normalised vectors."""
+    """Return the slerp of Shoemake (1985), with the angle taken between the normalised vectors."""
     theta = math.acos(np.dot(a / np.linalg.norm(a), b / np.linalg.norm(b)))
     result: Array = (math.sin((1 - t) * theta) * a + math.sin(t * theta) * b) / math.sin(theta)
     return result
 
 
 def ties(base: Array, models: Sequence[Array], weights: Sequence[float], density: float, scale: float) -> Array:
-    """TIES-Merging, arXiv:2306.01708, algorithm 1, entry by entry; expects magnitudes without ties."""
+    """Return the merge of TIES-Merging, arXiv:2306.01708, algorithm 1, entry by entry; magnitudes must not tie."""
     size = base.size
     trimmed = []
     for model in models:
@@ -38,7 +38,7 @@ def ties(base: Array, models: Sequence[Array], weights: Sequence[float], density
 def dare_linear(
     base: Array, models: Sequence[Array], weights: Sequence[float], kept: Sequence[Array], drop_rate: float
 ) -> Array:
-    """DARE, arXiv:2311.03099, eq. 3-5, with the Bernoulli masks `kept` given, merged by the weighted mean."""
+    """Return the weighted mean of DARE's models, arXiv:2311.03099, eq. 3-5, for given Bernoulli masks `kept`."""
     sparse = [m * (model - base) / (1 - drop_rate) for m, model in zip(kept, models, strict=True)]
     return base + sum(w * tau for w, tau in zip(weights, sparse, strict=True)) / sum(weights)
 
@@ -46,6 +46,6 @@ def dare_linear(
 def dare_ties(
     base: Array, models: Sequence[Array], weights: Sequence[float], kept: Sequence[Array], drop_rate: float
 ) -> Array:
-    """DARE's sparse task vectors merged by TIES without trimming."""
+    """Return DARE's sparse task vectors merged by TIES without trimming."""
     sparse = [base + m * (model - base) / (1 - drop_rate) for m, model in zip(kept, models, strict=True)]
     return ties(base, sparse, weights, density=1.0, scale=1.0)

@@ -1,13 +1,13 @@
-"""A bigram whose prompt is an additive bias on all logits, so that baking has a closed form.
+"""A bigram model whose prompt adds a bias to all logits, so that baking has a closed form.
 
     prompted   P(v | w) = softmax(W_w + b)_v  while the prompt token is one of the last `window` tokens, else as
     bare       P(v | w) = softmax(W_w)_v
 
-The table W + b without the prompt is what the table W is with it: the optimum of baking. On the way to it, with the
-table W + a b, each row is an exponential family in a, whose log-partition function is A(a) = log sum_v exp(W_wv +
-a b_v), so that KL(a = 1 || a) = A(a) - A(1) - (a - 1) A'(1).
+The unprompted model with table W + b equals the prompted one with table W, which is the optimum of baking. For a
+partially baked table W + a b, each row is an exponential family in a with log-partition function A(a) = log sum_v
+exp(W_wv + a b_v), so that KL(a = 1 || a) = A(a) - A(1) - (a - 1) A'(1).
 
-Stands in for a language model that recurses, halts, trains and streams; written from the formulas alone.
+The class has the interface of a language model that recurses, halts, trains and streams.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Config(SimpleNamespace):
 
 
 class PromptedBigram(nn.Module):
-    """float64 throughout; the table is `embedding.weight` (SIZE, SIZE)."""
+    """The bigram model in float64; the table W is `embedding.weight` (SIZE, SIZE)."""
 
     bias: Tensor
 
@@ -73,12 +73,12 @@ class PromptedBigram(nn.Module):
 
 
 def baked_table(model: PromptedBigram, scale: float = 1.0) -> Tensor:
-    """W + scale b: at scale 1 the optimum of baking."""
+    """Return the table W + scale b, which at scale 1 is the optimum of baking."""
     return model.embedding.weight.detach() + scale * model.bias
 
 
 def closed_kl(model: PromptedBigram, row: int, scale: float) -> float:
-    """KL(a = 1 || a = scale) of one row, from the log-partition function and its derivative, in plain floats."""
+    """Return KL(a = 1 || a = scale) of one row, from the log-partition function and its derivative, in plain floats."""
     weights = [float(w) for w in model.embedding.weight.detach()[row]]
     bias = [float(b) for b in model.bias]
 
@@ -91,5 +91,5 @@ def closed_kl(model: PromptedBigram, row: int, scale: float) -> float:
 
 
 def closed_strength(model: PromptedBigram, contexts: list[int], scale: float) -> float:
-    """1 - sum KL(1 || scale) / sum KL(1 || 0) over the tokens in front of each predicted one."""
+    """Return 1 - sum KL(1 || scale) / sum KL(1 || 0) over the context tokens of the predictions."""
     return 1 - sum(closed_kl(model, w, scale) for w in contexts) / sum(closed_kl(model, w, 0.0) for w in contexts)

@@ -1,7 +1,7 @@
-"""One thought after one position, token by token, written from the definition: lists of keys, no masks, no batching.
+"""Reference for one thought after one position, token by token: lists of keys, no masks, no batching.
 
-The layers' own projections and norms are used; everything that branching decides is done again: which keys a thought
-sees, where its positions are, what its memory reads, how recursion and halting go on.
+It uses the layers' own projections and norms, and recomputes from the definition all that branching decides: the keys
+that a thought attends to, its positions, its memory reads, and how recursion and halting continue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]  # key and value of one position, (heads, width)
 
 
 def continue_alone(model: Cognate, tokens_S: Tensor, fed_LD: Tensor) -> Tensor:
-    """The outputs y (L, d_model) of embedded tokens `fed_LD` after the last of the true tokens `tokens_S`."""
+    """Return the outputs y (L, d_model) of the embedded tokens `fed_LD`, fed after the true tokens `tokens_S`."""
     seq = tokens_S.shape[0]
     caches: dict[tuple[object, ...], list[Pair]] = {}
     memories: dict[int, list[Tensor]] = {}
@@ -88,7 +88,7 @@ def _attention(
     value = attention.value(x).view(shape)
     if t < seq:
         seen = [*earlier, (key, value)][-attention.window :]
-    else:  # the window's true tokens as the next true token would see them, then the thought itself
+    else:  # the true tokens that the next true token would attend to, then the thought so far
         true, own = earlier[:seq], earlier[seq:]
         seen = [*true[max(0, seq - attention.window + 1) :], *own, (key, value)]
     heads = []
@@ -102,7 +102,7 @@ def _attention(
 
 
 def _memory(memory: NeuralMemory, inputs: Tensor, seq: int) -> Tensor:
-    """What the last of `inputs` reads when only the first `seq` of them were written."""
+    """Return the memory read of the last of `inputs` if only the first `seq` of them were written."""
     written = inputs[:seq]
 
     def projected(linear: torch.nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _memory(memory: NeuralMemory, inputs: Tensor, seq: int) -> Tensor:
     reads = []
     for h in range(heads):
         asked = torch.zeros(written.shape[0], query.shape[-1], dtype=query.dtype)
-        asked[-1] = query[h]  # the oracle answers M_t(q_t); only the last one's answer is used
+        asked[-1] = query[h]  # the oracle returns M_t(q_t) for all t; only the last read is used
         gates = (eta[:, h], theta[:, h], alpha[:, h])
         weights = (memory.initial1[h].detach(), memory.initial2[h].detach())
         with torch.enable_grad():  # the oracle differentiates the memory's own loss

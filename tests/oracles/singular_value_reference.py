@@ -1,9 +1,9 @@
-"""Naive float64 versions for experts on singular values; they import nothing of the product.
+"""Naive float64 references for singular value experts; they import nothing of the project.
 
 compose: SakanaAI/self-adaptive-llms, `utils.compose_new_params` with the mask sigmoid(p) of its default policy. The
     paper (arXiv:2501.06252, section 3.1) has W' = U diag(S z) V^T; the code multiplies that by sum(S) / sum(S z).
-compose_paper: the paper's.
-enumerate_sequences: every text that a policy over a few tokens can write, with its probability.
+compose_paper: the paper's formula.
+enumerate_sequences: every text that a policy over a few tokens can write, with its log-probability.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def compose_paper(u: Tensor, s: Tensor, v: Tensor, z: Tensor) -> Tensor:
-    """sum_i s_i z_i u_i v_i^T, one rank after the other."""
+    """Return sum_i s_i z_i u_i v_i^T, one rank-1 term at a time."""
     total = torch.zeros(u.shape[0], v.shape[0], dtype=torch.float64)
     for i in range(len(s)):
         total = total + s[i] * z[i] * torch.outer(u[:, i], v[:, i])
@@ -23,7 +23,7 @@ def compose_paper(u: Tensor, s: Tensor, v: Tensor, z: Tensor) -> Tensor:
 
 
 def compose(u: Tensor, s: Tensor, v: Tensor, p: Tensor) -> Tensor:
-    """W' for p (r,); gradients reach p."""
+    """Return W' for p (r,); it is differentiable in p."""
     m = 1 / (1 + torch.exp(-p))
     return compose_paper(u, s, v, m) * (s.sum() / (s * m).sum())
 
@@ -31,8 +31,10 @@ def compose(u: Tensor, s: Tensor, v: Tensor, p: Tensor) -> Tensor:
 def enumerate_sequences(
     log_probs: Callable[[Sequence[int]], Tensor], end: int, most: int
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Every text of at most `most` tokens that ends with `end` or is `most` long, and its log-probability with the
-    graph of `log_probs(written)`, which gives those of the next token (vocab,)."""
+    """Yield every text that ends with `end` or has `most` tokens, with its differentiable log-probability.
+
+    `log_probs(written)` returns the log-probabilities of the next token (vocab,).
+    """
 
     def go(written: tuple[int, ...], so_far: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         following = log_probs(written)

@@ -1,4 +1,4 @@
-"""Student's t for a whole number of degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+"""Student's t distribution for integer degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def cdf(t: float, degrees: int) -> float:
-    """P(T <= t): 1/2 plus half of A(t), a finite sum of powers of cos(theta), theta = arctan(t / sqrt(degrees))."""
+    """Return P(T <= t) = 1/2 + A(t)/2; A is a finite sum of powers of cos(theta), theta = arctan(t / sqrt(degrees))."""
     theta = math.atan(t / math.sqrt(degrees))
     term = math.cos(theta) if degrees % 2 else 1.0
     total = 0.0

@@ -1,4 +1,4 @@
-"""Naive float64 versions written from the papers; they import nothing of the product.
+"""Naive float64 references written from the papers; they import nothing of the project.
 
 memory_reads: Titans (arXiv:2501.00663), eqs. 12-16, one token at a time, gradients by autograd.
 attention_rows: sliding-window attention with a visible prefix, one query at a time.
@@ -22,7 +22,7 @@ def memory_reads(
     w2: Tensor,
     chunk: int,
 ) -> Tensor:
-    """One head: q, k, v (S, K); gates (S,); w1 (E, K), w2 (K, E). Returns the reads (S, K)."""
+    """Return the reads (S, K) of one head: q, k, v (S, K); gates (S,); w1 (E, K), w2 (K, E)."""
     now = [w1.clone(), w2.clone()]
     momentum = [torch.zeros_like(w1), torch.zeros_like(w2)]
     at_chunk_start = [w.clone() for w in now]
@@ -44,7 +44,7 @@ def memory_reads(
 def attention_rows(
     query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, window: int
 ) -> Tensor:
-    """One head: q, k, v (S, K), prefix (P, K)."""
+    """Return the outputs (S, K) of one head: q, k, v (S, K); prefix (P, K)."""
     rows = []
     for i in range(query.shape[0]):
         start = max(0, i - window + 1)
@@ -56,7 +56,7 @@ def attention_rows(
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Five quintic iterations towards the orthogonal factor, in the input's precision."""
+    """Return the result of five quintic iterations towards the orthogonal factor, in the input's precision."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / matrix.norm()
     if matrix.shape[0] > matrix.shape[1]:
@@ -68,7 +68,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def muon_step(weight: Tensor, gradients: list[Tensor], lr: float, momentum: float) -> Tensor:
-    """The weight after Nesterov-momentum Muon steps with the given gradients."""
+    """Return the weight after Nesterov-momentum Muon steps with the given gradients."""
     buffer = torch.zeros_like(weight)
     for gradient in gradients:
         buffer = momentum * buffer + (1 - momentum) * gradient
@@ -78,7 +78,7 @@ def muon_step(weight: Tensor, gradients: list[Tensor], lr: float, momentum: floa
 
 
 def grokfast(gradients: list[Tensor], alpha: float, lamb: float) -> list[Tensor]:
-    """Filtered gradients, the average starting at the first one."""
+    """Return the filtered gradients; the moving average starts at the first gradient."""
     average = gradients[0]
     out = []
     for index, gradient in enumerate(gradients):

@@ -1,4 +1,4 @@
-"""Both sandboxes, opened once. Without a container engine its half is skipped, and the reason shown."""
+"""Both sandboxes, opened once per session. Without a container engine, the container tests skip with the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 
 def left_of_this_process(client: docker.DockerClient) -> list[str]:
-    """Ids of the containers that the tests made and nobody removed."""
+    """Return the ids of containers that the tests of this process made and did not remove."""
     mine = client.containers.list(all=True, filters={"label": f"{LABEL}={owner()}"}, sparse=True)
     return [each.id for each in mine]
 

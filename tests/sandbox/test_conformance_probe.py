@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from forge_assets.cli.sandbox import app
 from forge_resources.sandbox.conformance import PROBES, Bench, Conformance, Finding, probe
-from training_core.tasks.sandbox import Limits, Outcome, Program, Sandbox, Status, Verdict
+from training_core.tasks.sandbox import Limits, Outcome, Program, ProgramVerdict, Sandbox, Status
 
 MUST_WORK = {
     "a program runs", "a failing program fails", "a right candidate passes", "a wrong candidate is wrong",
@@ -59,13 +59,13 @@ class Leaky(Opened):
         status: Status = "error" if ended.returncode else "ok"
         return Outcome(status, ended.stdout, ended.stderr[-300:], time.monotonic() - start)
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         ended = self._python(f"{CONFINED}{candidate}\n{tests}", "")
         forged = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"verdict"')]
         if not ended.returncode or forged:
-            return Verdict("passed", "", 1, 0.1)
+            return ProgramVerdict("passed", "", 1, 0.1)
         wrong = "AssertionError" in ended.stderr
-        return Verdict("wrong" if wrong else "error", ended.stderr[-300:], 1, 0.1)
+        return ProgramVerdict("wrong" if wrong else "error", ended.stderr[-300:], 1, 0.1)
 
     def _python(self, code: str, stdin: str) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+") as err:
@@ -82,13 +82,13 @@ class Constant(Opened):
     """Says the same to everything."""
 
     outcome: Outcome
-    verdict: Verdict
+    verdict: ProgramVerdict
     name: str = "for a test"
 
     def run(self, program: Program, limits: Limits) -> Outcome:
         return self.outcome
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         return self.verdict
 
 
@@ -145,9 +145,9 @@ def test_what_must_work_works_without_a_sandbox(of_the_leaky: Conformance) -> No
 
 def test_a_sandbox_in_which_nothing_works_is_found() -> None:
     for name in ("for a test", "embedded, for a test"):
-        dead = Constant(Outcome("unsupported", "", "", 0.1), Verdict("unsupported", "", 0, 0.1), name)
+        dead = Constant(Outcome("unsupported", "", "", 0.1), ProgramVerdict("unsupported", "", 0, 0.1), name)
         assert found(dead) >= MUST_WORK
-    dead = Constant(Outcome("unsupported", "", "", 0.1), Verdict("unsupported", "", 0, 0.1))
+    dead = Constant(Outcome("unsupported", "", "", 0.1), ProgramVerdict("unsupported", "", 0, 0.1))
     assert found(dead) == set(PROBES) - {"lie about equality"}, "from a container, unsupported is no excuse"
 
 
@@ -169,14 +169,14 @@ def test_what_the_host_can_see_is_not_left_to_the_program(tmp_path: Path) -> Non
 
 
 def test_a_sandbox_that_says_one_thing_to_all_is_found() -> None:
-    passing = Constant(Outcome("ok", "none", "", 0.1), Verdict("passed", "", 1, 0.1))
+    passing = Constant(Outcome("ok", "none", "", 0.1), ProgramVerdict("passed", "", 1, 0.1))
     assert found(passing) >= MUST_WORK - {"a right candidate passes"} | {
         "end before the tests do",
         "lie about equality",
     }
-    failing = Constant(Outcome("error", "", "", 0.1), Verdict("error", "", 1, 0.1))
+    failing = Constant(Outcome("error", "", "", 0.1), ProgramVerdict("error", "", 1, 0.1))
     assert found(failing) >= {"a program runs", "a right candidate passes", "a wrong candidate is wrong"}
-    slow = Constant(Outcome("timeout", "", "", 9.0), Verdict("timeout", "", 1, 0.1))
+    slow = Constant(Outcome("timeout", "", "", 9.0), ProgramVerdict("timeout", "", 1, 0.1))
     assert "run without end" in found(slow)
 
 
@@ -191,7 +191,7 @@ def test_a_sandbox_that_says_one_thing_to_all_is_found() -> None:
     ],
 )
 def test_the_right_status_alone_does_not_hold(outcome: Outcome, limits: Limits, breach: str, tmp_path: Path) -> None:
-    bench = Bench(Constant(outcome, Verdict("error", "", 1, 0.1)), tmp_path, 0.3)
+    bench = Bench(Constant(outcome, ProgramVerdict("error", "", 1, 0.1)), tmp_path, 0.3)
     said = bench.ends_as("", "output_limit", limits)
     assert said.startswith(breach)
     assert bool(said) == bool(breach)

@@ -7,7 +7,7 @@ import secrets
 import pytest
 
 from forge_resources.sandbox.abuses import ADD, EARLY_ENDS, FIVE, FORGERS, LIARS, PATCHABLE_TESTS, PATCHES, looking
-from training_core.tasks.sandbox import Limits, Sandbox, Verdict
+from training_core.tasks.sandbox import Limits, ProgramVerdict, Sandbox
 
 LIMITS = Limits(seconds=4.0, memory_bytes=64 << 20)
 BRIEF = Limits(seconds=1.5, memory_bytes=64 << 20)
@@ -150,5 +150,5 @@ def test_the_container_judges_what_the_embedded_interpreter_cannot(embedded: San
     for candidate, tests in pairs.items():
         assert embedded.check(candidate, tests, LIMITS).status == "unsupported", candidate
         verdict = container.check(candidate, tests, LIMITS)
-        assert isinstance(verdict, Verdict)
+        assert isinstance(verdict, ProgramVerdict)
         assert verdict.passed, (candidate, verdict)

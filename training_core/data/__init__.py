@@ -1,1 +1,1 @@
-"""From text sources to packed tokens: documents, tokenizer, shards, batches, verifiable tasks."""
+"""Training data, from text sources to packed tokens: documents, tokenizer, shards, batches, verifiable tasks."""

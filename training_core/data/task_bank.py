@@ -1,6 +1,6 @@
 """A bank of verifiable tasks from `reasoning-gym` (Stojanovski et al., 2025): arithmetic, logic and needle families.
 
-Every item carries its generator and seed, so that its answer can be checked again. Splits use disjoint seeds and
+Every item records its generator and seed, so that its answer can be verified again. Splits use disjoint seeds and
 share no question.
 """
 
@@ -26,24 +26,24 @@ ANSWER_CUE = " The answer is "  # between a worked solution and its answer
 
 
 class TaskBankConfig(BaseModel):
-    """How many tasks of which difficulty."""
+    """Number and difficulty of the tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train_per_family: int = Field(3000, ge=1, description="Training tasks in each family")
     held_out_per_family: int = Field(200, ge=10, description="Validation tasks, and as many test tasks, in each family")
-    arithmetic_max_terms: int = Field(2, ge=2, le=12, description="Most terms of a sum")
-    arithmetic_max_digits: int = Field(2, ge=1, le=10, description="Most digits of a term")
-    needle_max_statements: int = Field(8, ge=3, description="Most statements that hide the needle")
+    arithmetic_max_terms: int = Field(2, ge=2, le=12, description="Maximum terms of a sum")
+    arithmetic_max_digits: int = Field(2, ge=1, le=10, description="Maximum digits of a term")
+    needle_max_statements: int = Field(8, ge=3, description="Maximum statements that hide the needle")
     num_options: int = Field(
-        4, ge=2, le=8, description="Options of a multiple-choice item, where the family has as many"
+        4, ge=2, le=8, description="Options of a multiple-choice item, if the family has that many"
     )
     seed: int = Field(17, ge=0, description="Seed of the generators")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One item. `options` holds the right answer at index `answer_index`; a model reads `prompt + " " + options[i]`."""
+    """One item. The right answer is `options[answer_index]`; a model is scored on `prompt + " " + options[i]`."""
 
     family: str
     generator: str
@@ -54,15 +54,15 @@ class Task:
     answer_index: int
 
     def text(self) -> str:
-        """The item as a training document."""
+        """Return the item as a training document."""
         return f"{self.prompt} {self.answer}"
 
 
 def make_task_bank(config: TaskBankConfig, out: Path, reporter: Reporter) -> dict[str, float]:
-    """Write `out/{train,validation,test}.jsonl`.
+    """Write `out/{train,validation,test}.jsonl`, and return the number of tasks by split.
 
     Raises:
-        ValueError: when a family cannot give enough distinct questions.
+        ValueError: when a family cannot supply enough distinct questions.
     """
     sizes = {
         "test": config.held_out_per_family,
@@ -82,7 +82,7 @@ def make_task_bank(config: TaskBankConfig, out: Path, reporter: Reporter) -> dic
 
 
 def read_tasks(folder: Path, split: str) -> Iterator[Task]:
-    """The items of a split."""
+    """Yield the items of a split."""
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
@@ -90,7 +90,7 @@ def read_tasks(folder: Path, split: str) -> Iterator[Task]:
 
 
 def generator_settings(config: TaskBankConfig, family: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the reasoning-gym generator of a family."""
+    """Return the name and settings of the reasoning-gym generator of a family."""
     if family == "arithmetic":
         digits, terms = config.arithmetic_max_digits, config.arithmetic_max_terms
         return "chain_sum", {"min_terms": 2, "max_terms": terms, "min_digits": 1, "max_digits": digits}
@@ -100,8 +100,8 @@ def generator_settings(config: TaskBankConfig, family: str) -> tuple[str, dict[s
 
 
 def _family(config: TaskBankConfig, family: str, size: int, split: str, used: set[str]) -> Iterator[Task]:
-    """`size` items. Held-out splits come first and share no question with each other; training items may repeat
-    (there are only so many one-digit sums) but never a held-out question."""
+    """Yield `size` items. Held-out splits are drawn first and share no question with each other; training items may
+    repeat each other (there are only so many one-digit sums) but never a held-out question."""
     name, settings = generator_settings(config, family)
     gym = reasoning_gym()
     draws = random.Random(f"{config.seed}/{family}/{split}")
@@ -147,7 +147,7 @@ def _task(
 
 
 def _question(family: str, item: Mapping[str, Any]) -> str:
-    """The question without the instructions that are the same for every item of the family."""
+    """The question, stripped of the instructions that are the same for every item of the family."""
     question = str(item["question"])
     if family == "arithmetic":
         return question.removeprefix("State the final answer to the following arithmetic problem: ").strip()
@@ -163,8 +163,8 @@ def _names(question: str) -> list[str]:
 def reasoning_gym() -> ModuleType:
     """Import reasoning-gym.
 
-    It imports `pycosat`, a C extension that only its zebra puzzles call. Where that is not installed an empty module
-    takes its place, so that no compiler is needed; zebra puzzles then fail with AttributeError.
+    It imports `pycosat`, a C extension that only its zebra puzzles use. If that is not installed, an empty module
+    replaces it, so that no compiler is needed; zebra puzzles then fail with AttributeError.
 
     Raises:
         ValueError: when reasoning-gym is not installed.

@@ -1,6 +1,6 @@
 """Byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2), trained with the `tokenizers` library.
 
-Ids: 0 is the end-of-text token that separates documents, 1..256 are the bytes, then the merges in the order learned.
+Ids: 0 is END_OF_TEXT, which separates documents, 1..256 are the bytes, then the merges in the order learned.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ END_OF_TEXT_ID = 0
 
 
 class TokenizerConfig(BaseModel):
-    """Size of the vocabulary."""
+    """Size of the vocabulary, and the evidence that a merge needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(1024, ge=258, le=65535, description="Tokens in all: end-of-text, 256 bytes and the merges")
-    min_frequency: int = Field(2, ge=1, description="A merge must occur this often in the training documents")
+    vocab_size: int = Field(
+        1024, ge=258, le=65535, description="Vocabulary size: END_OF_TEXT, 256 bytes and the merges"
+    )
+    min_frequency: int = Field(2, ge=1, description="Minimum occurrences of a merge in the training documents")
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn the merges from training documents.
+    """Train a tokenizer on the training documents.
 
     Raises:
         ValueError: when the texts support fewer merges than `vocab_size` asks for.
@@ -51,5 +53,5 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json."""
+    """Load a tokenizer from a tokenizer.json file."""
     return Tokenizer.from_file(str(path))

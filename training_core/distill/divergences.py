@@ -31,17 +31,17 @@ def divergence(
     beta: float = 0.5,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The divergence in nats, averaged over the positions where `mask` is True; a scalar with the student's graph.
+    """Return the divergence in nats, averaged over the positions where `mask` is True; a scalar, differentiable in the
+    student.
 
-    Both logits are (..., vocab) and `mask` is boolean (...). Both are divided by `temperature` and the mean is
-    multiplied by its square, which keeps the size of the gradient (Hinton et al., 2015, section 2.1).
-    Half-precision logits are computed in float32.
+    Both logits are (..., vocab) and `mask` is boolean (...). Both logits are divided by `temperature`, and the mean is
+    multiplied by its square to preserve the gradient's scale (Hinton et al., 2015, section 2.1). Half-precision logits
+    are converted to float32.
 
     **Differs from** TRL, which does not multiply by the squared temperature; at temperature 1 they agree.
 
     Raises:
-        ValueError: for shapes that do not match, a mask without a position, or as `per_position` and for a temperature
-            that is not positive.
+        ValueError: for mismatched shapes, an empty mask, a temperature that is not positive, or as `per_position`.
     """
     if student_logits.shape != teacher_logits.shape or mask.shape != student_logits.shape[:-1]:
         raise ValueError(
@@ -59,7 +59,7 @@ def divergence(
 
 
 def per_position(kind: Divergence, student_logits: Tensor, teacher_logits: Tensor, *, beta: float = 0.5) -> Tensor:
-    """The divergence of every position in nats: logits (..., vocab) -> (...).
+    """Return the divergence at every position in nats: logits (..., vocab) -> (...).
 
     Raises:
         ValueError: for an unknown kind, or a beta outside 0 .. 1.

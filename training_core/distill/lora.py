@@ -1,16 +1,16 @@
-"""Low-rank adapters (LoRA: Hu et al., 2021, arXiv:2106.09685, eq. 3) that stand inside a layer's weight.
+"""Low-rank adapters (LoRA: Hu et al., 2021, arXiv:2106.09685, eq. 3), applied inside the layer's weight.
 
     W = W0 + (alpha / rank) B A,      A (rank, in) Kaiming-uniform,  B (out, rank) zero at the start
 
-Only A and B are trained. An adapter is a parametrisation of `weight`, so that whatever the layer does with its weight
-it does with the sum: a ternary layer ternarises W0 + (alpha / rank) B A, and the merged latent gives the very function
-that was trained.
+Only A and B are trained. An adapter is a parametrisation of `weight`, so the layer sees the sum wherever it uses its
+weight: a ternary layer ternarises W0 + (alpha / rank) B A, and merging into the latent weight preserves the trained
+function exactly.
 
-**Differs from peft**, which computes x W0^T + (alpha / rank) x A^T B^T. On a dense layer that is the same. On a ternary
-one it adds a full-precision branch to the product with ternary weights: the branch cannot be merged into the latents,
-because ternarising the sum gives another function than the one that was trained.
+**Differs from peft**, which computes x W0^T + (alpha / rank) x A^T B^T. On a dense layer the two are equal. On a
+ternary layer peft adds a full-precision branch to the product with ternary weights, and the branch cannot be merged
+into the latents, because ternarising the sum gives a different function from the one that was trained.
 
-**Differs from the paper**: every hidden linear layer is adapted, not the attention's query and value alone, and there
+**Differs from the paper**: every hidden linear layer is adapted, not only the attention's query and value, and there
 is no dropout.
 """
 
@@ -41,12 +41,12 @@ class LowRank(nn.Module):
         self.scale = alpha / rank
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W0 (out, in) -> W."""
+        """Return the adapted weight W (out, in) for W0 (out, in)."""
         return weight + self.scale * (self.B @ self.A)  # eq. 3
 
 
 def hidden_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that are adapted, by name: those that `make_ternary` makes ternary, and their ternary forms."""
+    """Return the layers to adapt, by name: those that `make_ternary` converts, and their ternary forms."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -62,14 +62,14 @@ def low_rank(
     generator: torch.Generator,
     layers: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[list[LowRank]]:
-    """Inside, only adapters of `rank` train; behind it they are merged, or dropped where an error came up.
+    """Train only adapters of `rank` within the context; on exit merge them, or discard them after an error.
 
-    `layers` are those that are adapted, by name; None are all hidden linear layers. `rank` 0 changes nothing. Names and
-    identities of the parameters, and which of them train, are the same again afterwards. Inside, do not freeze or copy
-    the model for inference.
+    `layers` are the layers to adapt, by name; None means all hidden linear layers. `rank` 0 changes nothing. On exit
+    the parameters have their former names, identities and `requires_grad`. Do not freeze the model or copy it for
+    inference within the context.
 
     Raises:
-        ValueError: when an adapter's rank is above what its matrix can have, or the model has no layer to adapt.
+        ValueError: when the rank exceeds what a matrix can have, or the model has no layer to adapt.
     """
     if rank == 0:
         yield []
@@ -97,6 +97,7 @@ def low_rank(
     finally:
         for layer in adapted.values():
             merged = cast(Tensor, layer.weight).detach().clone()
+            # Restore the original parameter and copy into it, so that optimizers and tied modules keep referring to it.
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             if finished:
                 with torch.no_grad():

@@ -1,19 +1,18 @@
-"""Prompt baking (arXiv:2409.13697, eqs. 2-5): a student without the prompt learns to answer as a teacher with it.
+"""Prompt baking (arXiv:2409.13697, eqs. 2-5): a student without the prompt learns to imitate a teacher with it.
 
     theta_u = argmin_theta  E_{y ~ P_teacher(. | u, x)}  mean_t  D( P_teacher(. | u, x, y_<t), P_theta(. | x, y_<t) )
               + text_weight * E_{c ~ corpus}  mean_t  KL( P_teacher(. | c_<t) || P_theta(. | c_<t) )
 
-with u the prompt, x a prefix that both see (a history may precede both the prompt and the prefix), y a continuation
-sampled from the prompted teacher, D a divergence over the whole vocabulary. The mean runs over all continuation tokens
-of a batch.
+where u is the prompt, x a prefix that both see (a history may precede both the prompt and the prefix), y a continuation
+sampled from the prompted teacher, and D a divergence over the whole vocabulary. The mean runs over all continuation
+tokens of a batch.
 
-**Differs from the paper**: all weights of the student are trained unless `rank` asks for low-rank adapters, so that a
-copy of the teacher must be kept; and there is the second term. It holds the student to the *unprompted* teacher on
-corpus text, where the prompt has no business. A next-token loss there would go on training the student on the corpus,
-and what it gains or forgets by that could not be told from the baking; this term is zero for an unchanged student and
-has no gradient there.
+**Differs from the paper**: all weights of the student are trained unless `rank` selects low-rank adapters, so a copy of
+the teacher must be kept; and the second term is added. It holds the student to the *unprompted* teacher on corpus text,
+where the prompt is irrelevant. A next-token loss there would continue to train the student on the corpus, which would
+confound the effect of baking; this term is zero for an unchanged student, and so is its gradient.
 
-**Does not cover**: pursuit (a teacher that moves with the student) and baking by parts (`baking.half_baking`).
+**Does not cover**: pursuit (a teacher that moves with the student) and partial baking (`p6_baking.half_baking`).
 
 Shape legend: B rows, S positions, V vocabulary.
 """
@@ -46,26 +45,26 @@ from training_core.training.objective import HALT_WEIGHT
 TextBatches = Callable[[torch.Generator], Tensor]
 ROWS_AT_ONCE = 16
 NO_EFFECT_NATS = 1e-5
-ADAPTER_SEED_STEP = -1  # the step of `step_generator` from which adapters are drawn; training has 0 and above
+ADAPTER_SEED_STEP = -1  # adapters are initialised from this step of `step_generator`; training uses 0 and above
 
 
 class BakingConfig(SamplingConfig, TrainingConfig):
-    """Trajectories, divergence and training of one baking. `batch_size` counts trajectories; `seq_len` is the length
-    of the text rows."""
+    """Trajectories, divergence and training of one baking run. `batch_size` counts trajectories; `seq_len` is the
+    length of the rows of text."""
 
     num_trajectories: int = Field(256, ge=1, description="Trajectories to sample from the prompted teacher")
-    divergence: Divergence = Field("forward_kl", description="What is minimised on the continuations")
+    divergence: Divergence = Field("forward_kl", description="Divergence minimised on the continuations")
     beta: float = Field(0.5, ge=0, le=1, description="Teacher's weight in the Jensen-Shannon mixture")
     temperature: float = Field(1.0, gt=0, description="Temperature of both distributions in the divergence")
-    rank: int = Field(0, ge=0, description="Rank of the adapters that are trained; 0 trains all weights")
-    lora_alpha: float = Field(16.0, gt=0, description="Adapters add lora_alpha / rank times their product")
-    text_weight: float = Field(1.0, ge=0, description="Weight of staying, without the prompt, as before on corpus text")
+    rank: int = Field(0, ge=0, description="Rank of the LoRA adapters; 0 trains all weights")
+    lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / rank")
+    text_weight: float = Field(1.0, ge=0, description="Weight of the KL from the unprompted teacher on corpus text")
 
 
 @dataclass(frozen=True, slots=True)
 class BakingResult:
-    """Measured course of a baking: smoothed last loss (text and halting terms included), optimizer steps, continuation
-    tokens that were learned from (repeats counted), trajectories, wall-clock seconds, and the `history` of every
+    """Measurements of a baking run: smoothed final loss (including the text and halting terms), optimizer steps,
+    continuation tokens in the loss (repeats counted), trajectories, wall-clock seconds, and the `history` of every
     reported metric as in `TrainingResult`."""
 
     final_loss: float
@@ -76,7 +75,7 @@ class BakingResult:
     history: Mapping[str, Sequence[float]]
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle."""
+        """Return the flat metrics for a bundle."""
         return {
             "baking_loss": self.final_loss,
             "baking_optimizer_steps": self.optimizer_steps,
@@ -88,12 +87,12 @@ class BakingResult:
 
 @dataclass(frozen=True, slots=True)
 class BakingMeasure:
-    """Forward KL from the prompted teacher, in nats per continuation token, over given trajectories.
+    """Forward KL from the prompted teacher over given trajectories, in nats per continuation token.
 
-    `kl_before` is that of the unprompted teacher or another model to start from (what the prompt does, a shift of all
-    positions included: persistent tokens have no rotary position, so that attention to them depends on it), `kl_after`
-    that of the unprompted student (what is left to bake). `before_N`, `after_N` and `tokens_N` are float64 sums and
-    counts of each trajectory, for intervals over trajectories.
+    `kl_before` is the KL of the unprompted teacher, or of another starting model: the prompt's full effect, including
+    the shift of all positions (persistent tokens have no rotary position, so attention to them depends on it).
+    `kl_after` is the KL of the unprompted student: what is left to bake. `before_N`, `after_N` and `tokens_N` are
+    float64 sums and counts per trajectory, for bootstrap intervals over trajectories.
     """
 
     before_N: Tensor
@@ -102,26 +101,26 @@ class BakingMeasure:
 
     @property
     def kl_before(self) -> float:
-        """Nats per token between the prompted and the unprompted teacher."""
+        """KL in nats per token between the prompted and the unprompted teacher."""
         return float(self.before_N.sum() / self.tokens_N.sum())
 
     @property
     def kl_after(self) -> float:
-        """Nats per token between the prompted teacher and the student."""
+        """KL in nats per token between the prompted teacher and the student."""
         return float(self.after_N.sum() / self.tokens_N.sum())
 
     @property
     def strength(self) -> float:
-        """1 - kl_after / kl_before: 1 for a fully baked prompt, 0 for none, negative for a student that moved away.
+        """1 - kl_after / kl_before: 1 for a fully baked prompt, 0 for no effect, negative if the student moved away.
 
         Raises:
-            ValueError: when the prompt does not change the teacher, so that there is nothing to be baked.
+            ValueError: when the prompt does not change the teacher, so there is nothing to bake.
         """
         self._check_effect()
         return 1 - self.kl_after / self.kl_before
 
     def strength_estimate(self) -> Estimate:
-        """`strength` with a 95 % bootstrap over trajectories, numerator and denominator resampled together.
+        """Return `strength` with a 95 % bootstrap over trajectories, resampling numerator and denominator together.
 
         Raises:
             ValueError: as `strength`.
@@ -137,7 +136,7 @@ class BakingMeasure:
             )
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle. Raises as `strength`."""
+        """Return the flat metrics for a bundle. Raises as `strength` does."""
         return {
             "baking_kl_before": self.kl_before,
             "baking_kl_after": self.kl_after,
@@ -159,11 +158,11 @@ def bake(
 ) -> BakingResult:
     """Train `student` in place on `trajectories` that `sample_continuations` drew from the prompted `teacher`.
 
-    `student` may compute through quantised weights. With a `rank` only adapters are trained, and merged into its
-    weights at the end; a run that fails leaves these as they were. `text_batches(generator)` gives corpus rows (rows,
-    tokens + 1), as `TrainingData.batch` does, on which the student stays as the model `stays_as` is (the teacher where
-    it is None) without a prompt; it is not called when `text_weight` is 0. A run that was killed resumes from
-    `checkpoint` when it is called with the same models and trajectories again.
+    `student` may compute with quantised weights. With `rank` > 0 only adapters are trained and merged into its weights
+    at the end; a failed run leaves the weights unchanged. `text_batches(generator)` returns corpus rows (rows, tokens +
+    1), as `TrainingData.batch` does, on which the student is held to the unprompted model `stays_as` (None means the
+    teacher); it is not called when `text_weight` is 0. A killed run resumes from `checkpoint` when called again with
+    the same models and trajectories.
 
     Raises:
         ValueError: as `check_trajectories`; when teacher and student share a parameter or differ in vocabulary; when
@@ -208,8 +207,9 @@ def bake(
 
 
 class PromptedTeacher:
-    """The next-token distributions of a teacher with the prompt over given trajectories, computed once and kept: as
-    many logits as there are own continuation tokens times the vocabulary.
+    """The prompted teacher's next-token distributions over given trajectories, computed once and cached.
+
+    The cache holds one row of logits (vocab,) for each continuation token that the teacher generated.
 
     Raises:
         ValueError: as `check_trajectories`.
@@ -230,7 +230,7 @@ class PromptedTeacher:
 
     @torch.no_grad()
     def nats(self, model: Cognate) -> Tensor:
-        """KL(teacher with the prompt || `model` without it), summed over each trajectory's own tokens: (N,) float64.
+        """Return KL(prompted teacher || unprompted `model`), summed over each trajectory's own tokens: (N,) float64.
 
         Raises:
             ValueError: when teacher and model differ in vocabulary, or a trajectory does not fit the model.
@@ -255,9 +255,10 @@ def measure_baking(
     trajectories: Sequence[Trajectory],
     start: Cognate | None = None,
 ) -> BakingMeasure:
-    """How far `student`, without the prompt, is from `teacher` with it, on (held-out) trajectories of the latter.
+    """Measure the KL between the unprompted `student` and the prompted `teacher` on the teacher's (held-out)
+    trajectories.
 
-    Strength counts from `start` without the prompt: by default the teacher itself.
+    Strength is relative to the unprompted model `start`, by default the teacher itself.
 
     Raises:
         ValueError: as `check_trajectories`, and when the models differ in vocabulary.
@@ -269,7 +270,7 @@ def measure_baking(
 
 @dataclass(slots=True)
 class _Lesson:
-    """Rows that the student reads without a prompt, and what the teacher answers there."""
+    """Rows without the prompt for the student, and the teacher's logits at the same positions."""
 
     tokens_BS: Tensor
     targets_BS: Tensor
@@ -278,7 +279,7 @@ class _Lesson:
     carry: Carry | None = None
 
     def attend(self, student: Cognate) -> tuple[Tensor, Tensor, Tensor]:
-        """One supervision step: the student's logits, and the loss and accuracy of its halting where the mask is."""
+        """Run one supervision step; return the student's logits, and the loss and accuracy of halting at the mask."""
         h = student.encode(self.tokens_BS)
         after = student.supervise(h, self.carry if self.carry is not None else student.start(h))
         logits_BSV = student.logits(after.y)
@@ -289,11 +290,11 @@ class _Lesson:
 
 
 class BakingObjective:
-    """The loss of one supervision step, for `training.loop.train`; a batch is trajectory numbers (batch,).
+    """The loss of one supervision step, for `training.loop.train`; a batch holds indices of trajectories (batch,).
 
-    The teacher answers once for each batch, without a graph, however many supervision steps follow. The halting head
-    goes on learning whether the current argmax is right, on the same positions; as in `next_token_objective`, that
-    does not reach the rest of the model.
+    The teacher runs once per batch, without gradients, however many supervision steps follow. The halting head
+    continues to learn whether the current argmax is right, at the same positions; as in `next_token_objective`, its
+    gradient does not reach the rest of the model.
     """
 
     def __init__(
@@ -312,7 +313,7 @@ class BakingObjective:
         self._lessons: list[_Lesson] = []
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Compute the loss; a carry of None announces a new batch."""
+        """Compute the loss; a carry of None marks the first supervision step of a batch."""
         config = self.config
         if carry is None:
             self._lessons = self._prepare(batch, generator)
@@ -373,7 +374,7 @@ def _check_separate(teacher: Cognate, student: Cognate) -> None:
 
 
 def _identity(models: Sequence[Cognate], prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> str:
-    """Digest of what, besides the configuration, determines the result."""
+    """Digest of everything except the configuration that determines the result."""
     parts = [[list(p) for p in (t.history, t.prefix, t.continuation, t.own)] for t in trajectories]
     hasher = hashlib.sha256(canonical_json([list(prompt_ids), parts]))
     for model in models:

@@ -1,4 +1,4 @@
-"""Rows on which a baked model must stay what it was: text, tasks and questions with their answers."""
+"""Rehearsal data for baking: text, tasks, and questions with their answers, on which the model must not change."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from training_core.distill.prompt_baking import TextBatches
 def staying_rows(
     data: TrainingData, questions: Sequence[str], mix: MixConfig, seq_len: int, question_share: float, rows: int
 ) -> TextBatches:
-    """Rows on which the student must stay as it was: text and tasks by the mix's shares, and questions with answers.
+    """Return a sampler of rehearsal rows: text and tasks by the mix's shares, and questions with answers.
 
-    Returns a function from a generator to (rows, seq_len + 1) token ids. A row of questions begins with one: at the
-    beginning of a row is where it is asked, and where it could be forgotten.
+    The sampler maps a generator to (rows, seq_len + 1) token ids. A row of questions starts at the beginning of a
+    question: that is the position at which questions are asked, and so the one where they could be forgotten.
     """
-    asked = round(question_share * rows) if questions else 0
-    stream = _stream(Tokenizer.from_str(data.tokenizer_json), questions) if asked else None
+    question_rows = round(question_share * rows) if questions else 0
+    stream = _stream(Tokenizer.from_str(data.tokenizer_json), questions) if question_rows else None
 
     def draw(generator: torch.Generator) -> Tensor:
         parts = []
-        if rows > asked:
-            parts.append(data.batch(mix, rows - asked, seq_len + 1, generator))
+        if rows > question_rows:
+            parts.append(data.batch(mix, rows - question_rows, seq_len + 1, generator))
         if stream is not None:
-            parts.append(_from_beginnings(stream, asked, seq_len + 1, generator))
+            parts.append(_from_beginnings(stream, question_rows, seq_len + 1, generator))
         return torch.cat(parts)
 
     return draw
 
 
 def _from_beginnings(stream: TokenStream, rows: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Rows that begin where a text does, padded with END_OF_TEXT behind the last text."""
+    """Rows that start at the beginning of a text, padded with END_OF_TEXT past the end of the stream."""
     drawn = torch.full((rows, tokens), END_OF_TEXT_ID)
     for row, place in enumerate(torch.randint(len(stream.starts), (rows,), generator=generator).tolist()):
         piece = stream.window(int(stream.starts[place]), tokens)

@@ -1,15 +1,15 @@
-"""Trajectories sampled from a prompted model, and the rows in which teacher and student read them.
+"""Trajectories sampled from a prompted model, and their alignment into rows for teacher and student.
 
     teacher reads   END_OF_TEXT  history  prompt  prefix  continuation
     student reads   END_OF_TEXT  history          prefix  continuation
 
-The history is most often empty; with one, a prompt is baked that counts in the middle of a conversation. Behind the
-prompt, student position j and teacher position j + P hold the same token (P tokens of prompt), and both predict the
-token behind it. The student's last position in front of the prefix corresponds to the last token of the prompt. Nothing
-in front of that is learned from: `teacher_logits[:, P:]` is aligned.
+The history is usually empty; a non-empty one bakes a prompt that takes effect in the middle of a conversation. After
+the prompt, student position j and teacher position j + P hold the same token (P tokens of prompt), and both predict the
+next token. The student's last position before the prefix corresponds to the last token of the prompt. Nothing before it
+enters the loss, so `teacher_logits[:, P:]` is aligned.
 
-A continuation may hold tokens that the teacher did not write, such as a tool's reply. Both models read them; nothing is
-learned from them.
+A continuation may contain tokens that the teacher did not generate, such as a tool's reply. Both models read them; they
+are masked from the loss.
 
 Shape legend: B trajectories, S student positions, T teacher positions (S + P), V vocabulary.
 """
@@ -29,22 +29,21 @@ from training_core.text.sampling import Interject, continue_rows
 
 
 class SamplingConfig(BaseModel):
-    """How continuations are drawn."""
+    """Sampling of the teacher's continuations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(48, ge=1, description="Most tokens of a continuation, its end-of-text included")
-    sampling_temperature: float = Field(1.0, ge=0, description="Temperature of sampling; 0 takes the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus from which tokens are drawn")
+    max_tokens: int = Field(48, ge=1, description="Maximum tokens of a continuation, END_OF_TEXT included")
+    sampling_temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy decoding")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of the nucleus that tokens are sampled from")
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Token ids of what both models are given (`prefix`, may be empty) and of what the prompted teacher then wrote.
+    """Token ids of the prefix that both models are given (may be empty) and of the prompted teacher's continuation.
 
-    `history` stands in front of the teacher's prompt and of the student's prefix.
-    `own` says of each token of the continuation whether the teacher wrote it, or something else put it in; empty where
-    the teacher wrote all of them.
+    `history` precedes the teacher's prompt and the student's prefix. `own` says for each continuation token whether the
+    teacher generated it or it was inserted; empty if the teacher generated all of them.
     """
 
     prefix: tuple[int, ...]
@@ -54,21 +53,21 @@ class Trajectory:
 
     @property
     def num_given(self) -> int:
-        """Tokens in front of the continuation, END_OF_TEXT and the prompt aside."""
+        """Number of tokens before the continuation, excluding END_OF_TEXT and the prompt."""
         return len(self.history) + len(self.prefix)
 
     @property
     def num_own(self) -> int:
-        """Tokens of the continuation that the teacher wrote."""
+        """Number of continuation tokens that the teacher generated."""
         return sum(self.own) if self.own else len(self.continuation)
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedRows:
-    """Trajectories as input rows, padded on the right.
+    """Trajectories as right-padded input rows.
 
-    `student_BS` and `teacher_BT` are token ids, `targets_BS` the token that each student position predicts, `mask_BS`
-    True where that token belongs to a continuation and was written by the teacher. T = S + prompt length.
+    `student_BS` and `teacher_BT` are token ids, `targets_BS` is the token that each student position predicts, and
+    `mask_BS` is True where the teacher generated that token. T = S + prompt length.
     """
 
     student_BS: Tensor
@@ -86,12 +85,12 @@ def sample_continuations(
     interject: Interject | None = None,
     histories: Sequence[Sequence[int]] | None = None,
 ) -> list[Trajectory]:
-    """Continue END_OF_TEXT + history + prompt + prefix from `model`, one trajectory a prefix, in the order given.
+    """Sample a continuation of END_OF_TEXT + history + prompt + prefix for each prefix, in the order given.
 
-    `histories` are as many as prefixes, or None where there is nothing in front of the prompt.
+    There is one history per prefix, or `histories` is None and nothing precedes the prompts.
 
-    A continuation ends with END_OF_TEXT, which belongs to it, or after `max_tokens`. `interject` may put tokens in, as
-    `sampling.continue_rows` says; they count. `generator` must be on the CPU.
+    A continuation ends with END_OF_TEXT, which is part of it, or after `max_tokens`. `interject` may insert tokens (see
+    `sampling.continue_rows`), which count towards `max_tokens`. `generator` must be on the CPU.
 
     Raises:
         ValueError: for an empty prompt, no prefixes, another number of histories, ids outside the vocabulary, or a sum
@@ -123,10 +122,10 @@ def sample_continuations(
 
 
 def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> AlignedRows:
-    """The rows of `trajectories` for the prompted teacher and the unprompted student.
+    """Align `trajectories` into rows for the prompted teacher and the unprompted student.
 
-    The last token of a continuation is only a target. Padding is END_OF_TEXT on the right, where causal models do not
-    see it from any position that counts.
+    The last token of a continuation is only a target. Rows are right-padded with END_OF_TEXT, which a causal model
+    cannot see from any position in the loss.
     """
     length = max(t.num_given + len(t.continuation) for t in trajectories)
     tokens = torch.full((len(trajectories), length + 1), END_OF_TEXT_ID)
@@ -142,11 +141,11 @@ def align(prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> Alig
 
 
 def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: Sequence[Trajectory]) -> None:
-    """Refuse trajectories from which nothing, or nothing right, can be learned.
+    """Check that trajectories are valid training data for the model.
 
     Raises:
-        ValueError: for an empty prompt or set, an empty continuation, one in which the teacher wrote nothing or whose
-            `own` has another length, ids outside the vocabulary, or a sum of lengths above max_seq_len.
+        ValueError: for an empty prompt or set, a continuation that is empty, without a token of the teacher's, or with
+            an `own` of another length, ids outside the vocabulary, or a sum of lengths above max_seq_len.
     """
     check_prompt(model, prompt_ids)
     if not trajectories:
@@ -157,7 +156,7 @@ def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: 
         if t.own and len(t.own) != len(t.continuation):
             raise ValueError(
                 f"trajectory {number} says of {len(t.own)} tokens who wrote them, its continuation has "
-                f"{len(t.continuation)}: give `own` one entry a token, or none where the teacher wrote all"
+                f"{len(t.continuation)}: give `own` one entry per token, or none if the teacher generated all of them"
             )
         if not t.num_own:
             raise ValueError(f"the teacher wrote no token of trajectory {number}: leave it out, it teaches nothing")
@@ -166,10 +165,10 @@ def check_trajectories(model: Cognate, prompt_ids: Sequence[int], trajectories: 
 
 
 def check_prompt(model: Cognate, prompt_ids: Sequence[int]) -> None:
-    """Refuse a prompt that is empty or not of the model's vocabulary.
+    """Check that a prompt is not empty and within the model's vocabulary.
 
     Raises:
-        ValueError: for either.
+        ValueError: when either fails.
     """
     if not prompt_ids:
         raise ValueError("the prompt is empty, so that there is nothing to bake: give at least one token of prompt")
@@ -177,10 +176,10 @@ def check_prompt(model: Cognate, prompt_ids: Sequence[int]) -> None:
 
 
 def check_length(model: Cognate, prompt: int, prefix: int, continuation: int) -> None:
-    """Refuse rows longer than the model is made for.
+    """Check that a row fits the model's context.
 
-    END_OF_TEXT stands in front and the last token is only a target, so that a row has prompt + prefix + continuation
-    input positions.
+    END_OF_TEXT is prepended and the last token is only a target, so a row has prompt + prefix + continuation input
+    positions.
 
     Raises:
         ValueError: when these numbers of tokens sum to more than max_seq_len.
@@ -194,10 +193,10 @@ def check_length(model: Cognate, prompt: int, prefix: int, continuation: int) ->
 
 
 def check_ids(model: Cognate, ids: Sequence[int], what: str) -> None:
-    """Refuse token ids that are not of the model's vocabulary; `what` names their holder.
+    """Check that token ids are within the model's vocabulary; `what` names their holder in the error.
 
     Raises:
-        ValueError: for any.
+        ValueError: for an id outside the vocabulary.
     """
     outside = [i for i in ids if not 0 <= i < model.config.vocab_size]
     if outside:

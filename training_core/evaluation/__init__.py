@@ -1,1 +1,1 @@
-"""The one evaluation suite: the same held-out data and the same measures after every phase."""
+"""The evaluation suite: the same held-out data and metrics after every phase."""

@@ -1,4 +1,4 @@
-"""What counting reaches: unigram and interpolated bigram models, the floor that a trained model must beat."""
+"""Count-based baselines: unigram and interpolated bigram models, which a trained model must beat."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INTERPOLATION_GRID = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
 def counting_baselines(train: TokenStream, validation: Windows, test: Windows) -> dict[str, Tensor]:
-    """Nats for each test document under two models estimated from the training stream.
+    """Return the nats of each test document under two models estimated from the training stream.
 
-    unigram: p(b) = (c(b) + 1) / (N + V);  bigram (Jelinek & Mercer, 1980): w c(ab) / c(a) + (1 - w) p(b), with the
-    weight w that is best on the validation windows.
+    unigram: p(b) = (c(b) + 1) / (N + V);  bigram (Jelinek & Mercer, 1980): w c(ab) / c(a) + (1 - w) p(b), where the
+    weight w is selected on the validation windows.
     """
     tokens = train.window(0, train.num_tokens)
     vocab = int(max(tokens.max(), int(validation.inputs.max()), int(test.inputs.max()))) + 1
@@ -30,8 +30,8 @@ def counting_baselines(train: TokenStream, validation: Windows, test: Windows) -
         first, second = windows.inputs.numpy(), np.where(valid, windows.targets.numpy(), 0)
         wanted = first * vocab + second
         index = np.clip(np.searchsorted(codes, wanted), 0, len(codes) - 1)
-        found = np.where(codes[index] == wanted, pair_counts[index], 0)
-        return found / np.maximum(counts[first], 1), unigram[second], valid
+        bigram_counts = np.where(codes[index] == wanted, pair_counts[index], 0)
+        return bigram_counts / np.maximum(counts[first], 1), unigram[second], valid
 
     def nats(windows: Windows, weight: float) -> NDArray[np.float64]:
         pair, single, valid = conditional(windows)
@@ -45,7 +45,7 @@ def counting_baselines(train: TokenStream, validation: Windows, test: Windows) -
 
 
 def per_document(values: Tensor, windows: Windows) -> Tensor:
-    """Sum (windows, length) values by document, (documents,) float64; padding counts for nothing."""
+    """Sum values (windows, length) by document into (documents,) float64; padding is ignored."""
     owner = windows.documents.flatten()
     keep = owner >= 0
     sums = torch.zeros(windows.num_documents, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""When a trained candidate is not kept, and which levels count as in reach: the rule and all of its limits.
+"""Selection rules and all of their limits: when a trained candidate is rejected, and which levels are in reach.
 
-Both are judged on validation data. The limits decide what a phase hands on, so they are part of what makes a model
-stale; the thresholds by which the result is judged stand in the `gates.py` of the phases.
+Both are judged on validation data. The limits affect which model a phase produces, so changing one makes the model
+stale; the thresholds that judge the result are in the phases' `gates.py`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from training_core.evaluation.windows import Windows
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 
-REACH = 0.1  # accuracy on validation questions from which a level is in reach
+REACH = 0.1  # lowest accuracy on validation questions at which a level is in reach
 
 
 @dataclass(frozen=True, slots=True)
 class HarmLimits:
-    """What a candidate may lose and still be kept.
+    """Largest loss at which a candidate is still kept.
 
-    text_ratio: bits per byte on validation text, over the parent's. accuracy_drop: the drop of accuracy that may not
-    be exceeded; each phase says of what.
+    text_ratio: limit of bits per byte on validation text, relative to the parent. accuracy_drop: limit of the accuracy
+    drop, of a quantity that each phase defines.
     """
 
     text_ratio: float = math.inf
     accuracy_drop: float = math.inf
 
     def exceeded(self, text_ratio: float, accuracy_drop: float = 0.0) -> bool:
-        """Whether a candidate is not kept."""
+        """Return whether a candidate exceeds a limit and is rejected."""
         return text_ratio > self.text_ratio or accuracy_drop > self.accuracy_drop
 
 
@@ -43,12 +43,11 @@ EXPERTS = HarmLimits(text_ratio=1.01, accuracy_drop=0.01)  # phase 7: text in th
 
 
 def text_ratio(model: Cognate, parent: Cognate, windows: Windows, batch_size: int) -> float:
-    """Bits per byte of `model` over those of `parent` on the same windows, both as they run at inference."""
+    """Return the ratio of bits per byte of `model` to `parent` on the same windows, both in inference form."""
     after, before = (measure_windows(inference_copy(m), windows, batch_size).nats for m in (model, parent))
     return rate(after, before).value
 
 
 def in_reach(accuracy: Mapping[int, float]) -> list[int]:
-    """The levels in reach: those that a model could forget, and where there is something to decide. All levels where
-    none is."""
+    """Return the levels in reach, those that a model could forget; all levels if none is in reach."""
     return [level for level, value in accuracy.items() if value >= REACH] or list(accuracy)

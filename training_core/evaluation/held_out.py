@@ -1,4 +1,4 @@
-"""The frozen yardstick: windows of whole held-out documents, tasks, and what counting models reach on the same text."""
+"""The frozen evaluation data: windows of whole held-out documents, tasks, and count-based baselines on that text."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from training_core.store.bundle import canonical_json
 
 
 class SuiteConfig(BaseModel):
-    """How much held-out data is measured, and how."""
+    """Size of the evaluation suite, and how models are run on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     test_tokens: int = Field(
-        40_000, ge=1000, description="Most tokens of test documents that every model is measured on"
+        40_000, ge=1000, description="Maximum tokens of test documents that every model is evaluated on"
     )
-    validation_tokens: int = Field(16_000, ge=1000, description="Most tokens of validation documents, for selection")
+    validation_tokens: int = Field(16_000, ge=1000, description="Maximum tokens of validation documents, for selection")
     window: int = Field(256, ge=8, description="Tokens in one evaluation window")
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
-    latency_tokens: int = Field(48, ge=8, description="Tokens generated to measure the latency")
+    latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The suite as it lies on disk. `baselines` maps a counting model to its nats for each test document."""
+    """The suite read from disk. `baselines` maps a count-based model to its nats for each test document."""
 
     config: SuiteConfig
     test: Windows
@@ -47,7 +47,7 @@ class Suite:
 
 
 def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, reporter: Reporter) -> dict[str, float]:
-    """Choose whole documents and tasks, measure the counting baselines, and write everything to `out`."""
+    """Select whole documents and tasks, measure the count-based baselines, and write everything to `out`."""
     streams = {split: TokenStream.open(tokens, split) for split in ("train", "validation", "test")}
     arrays: dict[str, Tensor] = {}
     windows = {
@@ -77,7 +77,7 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
 
 
 def open_suite(folder: Path) -> Suite:
-    """Read what `make_suite` wrote. The digest names the data that is measured on, tasks included."""
+    """Read a suite of `make_suite`. Its digest identifies the evaluation data, tasks included."""
     import hashlib
 
     arrays = load_file(folder / "suite.safetensors")

@@ -1,4 +1,4 @@
-"""Confidence intervals: a bootstrap over documents for rates, Wilson's interval for counted successes."""
+"""Confidence intervals: bootstrap over documents for rates, Wilson score interval for proportions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Z95 = 1.959963984540054
 
 
 def resample_weights(num_documents: int, seed: int = 0) -> Tensor:
-    """How often each document is drawn in each of RESAMPLES bootstrap samples, (RESAMPLES, documents) float64."""
+    """Return the multiplicity of each document in each bootstrap sample, (RESAMPLES, documents) float64."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, num_documents, (RESAMPLES, num_documents), generator=generator)
     weights = torch.zeros(RESAMPLES, num_documents, dtype=torch.float64)
@@ -22,19 +22,19 @@ def resample_weights(num_documents: int, seed: int = 0) -> Tensor:
 
 
 def rate(numerator: Tensor, denominator: Tensor) -> Estimate:
-    """sum(numerator) / sum(denominator) over documents, with a percentile bootstrap over documents (Efron, 1979)."""
+    """Return sum(numerator) / sum(denominator) over documents, with a percentile bootstrap (Efron, 1979)."""
     weights = resample_weights(numerator.shape[0])
     samples = (weights @ numerator.double()) / (weights @ denominator.double())
     return percentile_interval(float(numerator.double().sum() / denominator.double().sum()), samples)
 
 
 def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -> Estimate:
-    """(sum(numerator) - sum(other)) / sum(denominator), documents resampled together (a paired comparison)."""
+    """Return (sum(numerator) - sum(other)) / sum(denominator) with a paired bootstrap over documents."""
     return rate(numerator.double() - other.double(), denominator)
 
 
 def wilson(successes: int, trials: int) -> Estimate:
-    """Wilson's score interval of a proportion (Wilson, 1927).
+    """Return a proportion with its Wilson score interval at 95 % (Wilson, 1927).
 
     Raises:
         ValueError: when there are no trials.
@@ -48,6 +48,6 @@ def wilson(successes: int, trials: int) -> Estimate:
 
 
 def percentile_interval(value: float, samples: Tensor, tail: float = 0.025) -> Estimate:
-    """A value with the percentiles `tail` and 1 - `tail` of its resamples, (resamples,) float64 (Efron, 1979)."""
+    """Return a value with the quantiles `tail` and 1 - `tail` of its resamples, (resamples,) float64 (Efron, 1979)."""
     low, high = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(value, low, high)

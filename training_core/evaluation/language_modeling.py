@@ -1,4 +1,4 @@
-"""Bits per byte and next-token accuracy on held-out windows, kept by document."""
+"""Bits per byte and next-token accuracy on held-out windows, accumulated per document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training_core.nn.cognate import Cognate
 
 @dataclass(frozen=True, slots=True)
 class DocumentCounts:
-    """Sums for each document: nats, right next tokens, tokens, bytes of text. All (documents,) float64."""
+    """Sums per document: nats, correctly predicted tokens, tokens, bytes of text; all (documents,) float64."""
 
     nats: Tensor
     correct: Tensor
@@ -26,11 +26,11 @@ class DocumentCounts:
     mean_steps: float
 
     def bits_per_byte(self) -> float:
-        """sum(nats) / ln 2 / sum(bytes): comparable between tokenizers."""
+        """Return sum(nats) / ln 2 / sum(bytes), which is comparable across tokenizers."""
         return float(self.nats.sum() / self.num_bytes.sum()) / math.log(2)
 
     def accuracy(self) -> float:
-        """Share of next tokens that the argmax gets right."""
+        """Return the share of next tokens that the argmax predicts correctly."""
         return float(self.correct.sum() / self.tokens.sum())
 
 
@@ -38,7 +38,7 @@ class DocumentCounts:
 def measure_windows(
     model: Cognate, windows: Windows, batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> DocumentCounts:
-    """Run the model, halting included, over all windows.
+    """Run the model over all windows, halting included, and return its sums per document.
 
     Raises:
         ValueError: when the model's vocabulary is smaller than the windows' tokens need.

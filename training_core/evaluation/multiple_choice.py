@@ -1,7 +1,6 @@
-"""Multiple choice by likelihood: the option whose tokens, after the prompt, have the highest log-probability a byte.
+"""Multiple choice by likelihood: picks the option with the highest log-probability per byte, given the prompt.
 
-Normalising by bytes keeps long options from losing for their length (Brown et al., 2020, section 2.4; `acc_norm` of
-lm-eval).
+Normalising by bytes removes the penalty on long options (Brown et al., 2020, section 2.4; `acc_norm` of lm-eval).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from training_core.nn.cognate import Cognate
 
 @dataclass(frozen=True, slots=True)
 class FamilyScore:
-    """Accuracy of one family, its 95 % interval, and the same corrected for chance: (p - chance) / (1 - chance)."""
+    """Accuracy of one family with its 95 % interval; corrected for chance it is (p - chance) / (1 - chance)."""
 
     accuracy: float
     low: float
@@ -30,7 +29,7 @@ class FamilyScore:
     items: int
 
     def as_dict(self) -> dict[str, float]:
-        """Flat scalars for the ledger."""
+        """Return flat scalars for the ledger."""
 
         def corrected(p: float) -> float:
             return (p - self.chance) / (1 - self.chance)
@@ -47,7 +46,7 @@ class FamilyScore:
 
 @torch.no_grad()
 def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int) -> dict[str, FamilyScore]:
-    """Score every family's items. A tie counts for the first of the tied options."""
+    """Return the score of every task family. Ties are resolved in favour of the first option."""
     sequences = [_Option(tokenizer, task, option) for task in tasks for option in task.options]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     scores = torch.zeros(len(sequences), dtype=torch.float64)
@@ -73,7 +72,7 @@ def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], bat
 
 
 class _Option:
-    """Token ids of prompt and option, and where the option begins."""
+    """Token ids of prompt and option, and the index at which the option begins."""
 
     def __init__(self, tokenizer: Tokenizer, task: Task, option: str) -> None:
         prompt = tokenizer.encode(task.prompt).ids

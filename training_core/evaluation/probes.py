@@ -1,5 +1,4 @@
-"""Probes that a valid model must pass: causality bit for bit, streaming equal to parallel, finite weights; and
-latency."""
+"""Validity probes (bit-exact causality, agreement of streaming and parallel forms, finite weights) and latency."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from training_core.nn.cognate import Cognate
 
 @torch.no_grad()
 def causality_violations(model: Cognate, tokens_BS: Tensor, positions: Iterable[int]) -> int:
-    """How many logits before j change, in any bit, when token j does; summed over the `positions` j."""
+    """Count the logits before j that change in any bit when token j changes, summed over the `positions` j."""
     model.eval()
     original = model(tokens_BS).logits
     violations = 0
@@ -28,7 +27,7 @@ def causality_violations(model: Cognate, tokens_BS: Tensor, positions: Iterable[
 
 @torch.no_grad()
 def streaming_error(model: Cognate, tokens_BS: Tensor) -> float:
-    """Largest difference in log-probability between the streaming and the parallel form."""
+    """Return the largest difference in log-probability between the streaming and the parallel form."""
     model.eval()
     parallel = model(tokens_BS).logits.double().log_softmax(-1)
     state = model.stream(tokens_BS.shape[0])
@@ -41,7 +40,7 @@ def streaming_error(model: Cognate, tokens_BS: Tensor) -> float:
 
 @torch.no_grad()
 def latency_ms_per_token(model: Cognate, tokens_S: Tensor) -> float:
-    """Median wall-clock milliseconds of one streaming step at batch 1, after a warm-up of 4 steps."""
+    """Return the median wall-clock milliseconds of one streaming step at batch size 1, after 4 warm-up steps."""
     model.eval()
     state = model.stream(1)
     times = []
@@ -55,5 +54,5 @@ def latency_ms_per_token(model: Cognate, tokens_S: Tensor) -> float:
 
 
 def non_finite_weights(tensors: Iterable[Tensor]) -> int:
-    """Number of weights that are NaN or infinite."""
+    """Return the number of weights that are NaN or infinite."""
     return sum(int((~torch.isfinite(t)).sum()) for t in tensors if t.is_floating_point())

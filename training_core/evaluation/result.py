@@ -1,4 +1,4 @@
-"""What the evaluation suite measures on every model."""
+"""Result record of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training_core.record import Estimate, Record, keyed, maybe
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult(Record):
-    """Quality on test documents, validity, size and speed; and, paired by document, against each parent."""
+    """Quality on test documents, validity, size and speed, and comparisons with each parent, paired by document."""
 
     bits_per_byte: Estimate
     next_token_accuracy: Estimate

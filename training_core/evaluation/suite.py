@@ -1,4 +1,4 @@
-"""Measure a bundle as it lies on disk, and compare it with its parents on the same documents."""
+"""Evaluation of a bundle read back from disk, and comparison with its parents on the same documents."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ LN2 = math.log(2)
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What the evaluation suite measured on a bundle as it lies on disk.
+    """Measurements of the evaluation suite on a bundle read back from disk.
 
-    `metrics` are flat scalars, `tasks` maps a task family to its scores, `counts` holds per-document counts
-    so that two models can be compared on the same documents.
+    `metrics` are flat scalars, `tasks` maps a task family to its scores, and `counts` holds per-document counts, with
+    which two models can be compared on the same documents.
     """
 
     metrics: Mapping[str, float]
@@ -48,11 +48,11 @@ class Measurement:
 def measure_bundle(
     bundle: Bundle, suite_folder: Path, parents: Mapping[str, Bundle], reporter: Reporter
 ) -> Measurement:
-    """Everything the ledger and the gates need to know about a bundle.
+    """Measure everything that the ledger and the gates need to know about a bundle.
 
-    Measured on the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for
-    each task family, causality, streaming, latency, size. Compared with the counting baselines and with every
-    parent, document by document.
+    On the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each task
+    family, causality, streaming, latency, size. The model is compared with the count-based baselines and with every
+    parent, paired by document.
 
     Raises:
         BundleError: when the bundle or a parent's record cannot be read.
@@ -90,11 +90,11 @@ def measure_bundle(
 
 
 def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Estimate]:
-    """Paired comparison of two records: ratio of bits per byte, retention (ratio of next-token accuracies), and
-    the drop of next-token accuracy (positive where `own` is worse).
+    """Compare two records, paired by document: ratio of bits per byte, retention (ratio of next-token accuracies), and
+    drop of next-token accuracy (positive if `own` is worse).
 
     Raises:
-        ValueError: when the records are not of the same suite.
+        ValueError: when the records come from different suites.
     """
     if not torch.equal(own["suite"], other["suite"]):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Windows of whole held-out documents, as the models and the counting baselines are measured on."""
+"""Windows of whole held-out documents, on which models and count-based baselines are evaluated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORED = -1
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Inputs and targets (windows, length); `documents` gives each target's document, IGNORED where there is none."""
+    """Inputs and targets (windows, length); `documents` is the document of each target, IGNORED for padding."""
 
     inputs: Tensor
     targets: Tensor
@@ -25,12 +25,12 @@ class Windows:
 
     @property
     def num_documents(self) -> int:
-        """Documents covered, all of them completely."""
+        """Number of documents, each completely covered."""
         return self.num_bytes.shape[0]
 
 
 def cut_windows(stream: TokenStream, max_tokens: int, length: int) -> Windows:
-    """Windows over the first whole documents that fit `max_tokens`; every token but the first is a target once.
+    """Cut windows from the first whole documents that fit `max_tokens`; every token but the first is a target once.
 
     Raises:
         ValueError: when not even one document fits.

@@ -1,1 +1,1 @@
-"""What models are stored as: bundles of each kind, packed ternary weights, the one compressed file."""
+"""Storage formats of models: loading of bundles, packed ternary weights, and the single compressed file."""

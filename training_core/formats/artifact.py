@@ -1,4 +1,4 @@
-"""`model.forge` as a model: which tensors a compressed Cognate stores and how, and the way back from the file alone."""
+"""Encoding of a compressed Cognate as `model.forge`, and decoding from the file alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_STORED = ("latent", "halt_head.weight", "halt_head.bias")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model read from a file, with the tokenizer and, where there are any, the experts that the file carries."""
+    """A model read from a file, with the file's tokenizer and its experts, if it has any."""
 
     model: Cognate
     tokenizer_json: str
@@ -31,7 +31,7 @@ class Artifact:
 
 
 def make_compressible(model: Cognate, threshold: float, granularity: Granularity) -> None:
-    """Make every matrix of `model` ternary, the embedding included. The halting head, unused, is left alone."""
+    """Make every matrix of `model` ternary, in place, including the embedding but not the unused halting head."""
 
     def matrix(name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear | nn.Embedding) and "halt_head" not in name
@@ -46,10 +46,10 @@ def write_artifact(
     granularity: Granularity,
     experts: FileExperts | None = None,
 ) -> bytes:
-    """The file's bytes. Ternary codes are entropy coded; norms are stored in 8 bits, small tensors in 16.
+    """Return the bytes of the file: ternary codes entropy coded, norms in 8 bits, other small tensors in 16 bits.
 
     Raises:
-        ValueError: when a tensor that the file leaves out is not at its initial value.
+        ValueError: when a tensor that the file omits is not at its initial value.
     """
     initial = _left_out(model.config)
     tensors: dict[str, TensorCode] = {}
@@ -71,7 +71,7 @@ def write_artifact(
 
 
 def read_artifact(data: bytes) -> Artifact:
-    """The model in `data`, ready to run.
+    """Decode the model in `data`, ready to run.
 
     Raises:
         ContainerError: when `data` is damaged or does not hold a Cognate model.
@@ -80,7 +80,7 @@ def read_artifact(data: bytes) -> Artifact:
     try:
         config = CognateConfig.model_validate(container.config["cognate"])
         threshold, granularity = container.config["threshold"], container.config["granularity"]
-        left_out = 2 * config.d_model + 1  # `_left_out`
+        left_out = 2 * config.d_model + 1  # number of weights in `_left_out`
         require_stored(config, left_out + sum(math.prod(code.shape) for code in container.tensors.values()))
         model = Cognate(config)
         make_compressible(model, threshold, granularity)
@@ -113,7 +113,7 @@ def _tensors(container: Container, config: CognateConfig) -> dict[str, torch.Ten
 
 
 def _left_out(config: CognateConfig) -> dict[str, torch.Tensor]:
-    """The values that untrained, deterministic tensors of a compressed model have."""
+    """The tensors that a compressed file omits, at their deterministic initial values."""
     return {
         "latent": torch.zeros(config.d_model),
         "halt_head.weight": torch.zeros(1, config.d_model),
@@ -122,7 +122,7 @@ def _left_out(config: CognateConfig) -> dict[str, torch.Tensor]:
 
 
 def _differences(config: CognateConfig) -> dict[str, object]:
-    """The fields that differ from the defaults: fewer bytes in the file."""
+    """The fields that differ from the defaults; storing only these saves bytes."""
     defaults = CognateConfig()
     return {k: v for k, v in config.model_dump().items() if v != getattr(defaults, k)}
 

@@ -1,9 +1,9 @@
-"""Entropy coding of ternary symbols, and the smallest of the standard codes for every other byte.
+"""Entropy coding of ternary symbols, and general-purpose compression of everything else.
 
 Ternary symbols go through asymmetric numeral systems (Duda 2013, arXiv 1311.2540) as implemented by
-`constriction`, with one static probability table per tensor. The table is integers that sum to 65535 and
-travels with the stream, so that encoder and decoder build the same model on every machine. Other bytes are
-stored raw, deflated or LZMA-packed, whichever is smallest.
+`constriction`, with one static probability table per tensor. The table consists of integers that sum to 65535 and
+is stored with the stream, so encoder and decoder build the same model on every machine. Other bytes are stored raw,
+deflated or LZMA-compressed, whichever is smallest.
 
 **Does not cover** arithmetic-coded int8 weights: a deflate stream with Huffman codes only is within a few
 percent of their entropy and needs no table of ours.
@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 Int8 = npt.NDArray[np.int8]
 
-TABLE_TOTAL = 65535  # probabilities are integers / 65535: two of the three fit into two bytes each
-_CHUNK = 1 << 20  # symbols coded at a time: constriction works on int32
+TABLE_TOTAL = 65535  # probabilities are integers / 65535, so each fits in two bytes; the third follows from two
+_CHUNK = 1 << 20  # symbols coded at a time, to bound the int32 copies that constriction needs
 _RAW, _DEFLATE, _LZMA = 0, 1, 2
-_LZMA_LEAST = 256  # bytes below which LZMA never wins
+_LZMA_LEAST = 256  # bytes; below this size LZMA is never the smallest
 _LZMA_FILTERS: list[Mapping[str, Any]] = [
     {
         "id": lzma.FILTER_LZMA2,
@@ -41,15 +41,15 @@ _LZMA_FILTERS: list[Mapping[str, Any]] = [
 
 
 class CodecError(ValueError):
-    """Bytes are not what the encoder wrote."""
+    """Raised when bytes are not the output of the encoder."""
 
 
 def encode_ternary(codes: Int8) -> bytes:
-    """ANS code of int8 `codes` in {-1, 0, +1}, any shape, in row-major order; an empty array gives no bytes.
+    """Encode int8 `codes` in {-1, 0, +1}, any shape, with ANS in row-major order; an empty array gives no bytes.
 
     Layout: the frequencies of -1 and +1 as two little-endian uint16 (0 has the rest of 65535), then the
-    coder's 32-bit words, little-endian, without the trailing zero bytes. When one symbol is alone, nothing
-    follows the table.
+    coder's 32-bit words, little-endian, without trailing zero bytes. If only one symbol occurs, nothing follows
+    the table.
 
     Raises:
         ValueError: when another value occurs.
@@ -70,15 +70,15 @@ def encode_ternary(codes: Int8) -> bytes:
     coder, model = constriction.stream.stack.AnsCoder(), _categorical([table[index] for index in present])
     ranks = np.zeros(3, dtype=np.int32)
     ranks[present] = np.arange(len(present))
-    for start in reversed(range(0, flat.size, _CHUNK)):  # a stack: what is encoded last is decoded first
+    for start in reversed(range(0, flat.size, _CHUNK)):  # ANS is a stack: the last chunk encoded is decoded first
         coder.encode_reverse(ranks[flat[start : start + _CHUNK].astype(np.int32) + 1], model)
     return header + words_to_bytes(coder.get_compressed())
 
 
 def decode_ternary(data: bytes, count: int) -> Int8:
-    """The `count` codes, int8 (count,), of `encode_ternary`.
+    """Decode the `count` codes, int8 (count,), of `encode_ternary`.
 
-    Memory is not allocated before `count` was found compatible with the length of `data`.
+    Memory is allocated only after `count` has been checked against the length of `data`.
 
     Raises:
         CodecError: when `data` is not the code of `count` symbols.
@@ -96,6 +96,7 @@ def decode_ternary(data: bytes, count: int) -> Int8:
         if len(data) != 4:
             raise CodecError("bytes follow a table with a single symbol; the stream is damaged")
         return np.full(count, present[0] - 1, dtype=np.int8)
+    # Every symbol costs at least the code length of the most frequent one, which bounds `count` by the data's length.
     least_bits = -count * math.log2(max(table) / TABLE_TOTAL)
     if 0.98 * least_bits > 8 * len(data) + 64:
         raise CodecError(f"{count} symbols need {least_bits:.0f} bits, got {8 * len(data)}; the stream is damaged")
@@ -111,12 +112,12 @@ def decode_ternary(data: bytes, count: int) -> Int8:
 
 
 def words_to_bytes(words: npt.NDArray[np.uint32]) -> bytes:
-    """The coder's words, little-endian; the last word is not zero, so its zero bytes need not be stored."""
+    """Serialise the coder's words, little-endian; the last word is not zero, so its zero bytes need not be stored."""
     return words.astype("<u4").tobytes().rstrip(b"\0")
 
 
 def open_coder(data: bytes) -> Any:
-    """A constriction `AnsCoder` over the bytes of `words_to_bytes`.
+    """Open a constriction `AnsCoder` on the bytes of `words_to_bytes`.
 
     Raises:
         CodecError: when `data` ends with a zero byte, which `words_to_bytes` never writes.
@@ -135,7 +136,7 @@ def _counts(flat: Int8) -> list[int]:
 
 
 def _frequencies(counts: list[int]) -> list[int]:
-    """Integers proportional to `counts` with sum TABLE_TOTAL, at least 1 where a count is not 0, else 0."""
+    """Integers proportional to `counts` that sum to TABLE_TOTAL; at least 1 for a count above 0, else 0."""
     total = sum(counts)
     table = [max(1, (count * TABLE_TOTAL + total // 2) // total) if count else 0 for count in counts]
     table[counts.index(max(counts))] += TABLE_TOTAL - sum(table)
@@ -143,15 +144,15 @@ def _frequencies(counts: list[int]) -> list[int]:
 
 
 def _categorical(frequencies: list[int]) -> Any:
-    """constriction's model: integers in float64 go through IEEE additions and products only, the same
-    everywhere."""
+    """constriction's model of the frequencies. Integers in float64 undergo only IEEE additions and products, so the
+    model is the same on every machine."""
     import constriction
 
     return constriction.stream.model.Categorical(np.array(frequencies, dtype=np.float64), perfect=False)
 
 
 def squeeze(data: bytes) -> bytes:
-    """A method byte and `data` raw, deflated or LZMA-packed, whichever is smallest."""
+    """Return a method byte followed by `data` raw, deflated or LZMA-compressed, whichever is smallest."""
     candidates = [bytes([_RAW]) + data]
     for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY):
         deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
@@ -162,7 +163,7 @@ def squeeze(data: bytes) -> bytes:
 
 
 def unsqueeze(data: bytes, size: int) -> bytes:
-    """The `size` bytes that `squeeze` was given; never holds more than `size` + 1.
+    """Return the `size` bytes that `squeeze` was given, decompressing at most `size` + 1 bytes of untrusted data.
 
     Raises:
         CodecError: when `data` does not hold exactly `size` bytes.

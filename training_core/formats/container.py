@@ -1,4 +1,4 @@
-"""`model.forge`: one self-contained file with configuration, tokenizer and weights.
+"""The container `model.forge`: one self-contained file with configuration, tokenizer and weights.
 
     bytes  content
     6      magic "FORGE" and the format version
@@ -8,10 +8,9 @@
     n      per tensor, in the directory's order: its payload, preceded by its length
     32     SHA-256 of everything before
 
-Lengths are LEB128 (seven bits a byte, least significant first). A reader verifies the digest first, so a
-damaged file is never half read; and because anyone can compute a digest, it also checks everything that it is
-told: at most 2^27 weights in all, at most 2^20 bytes of directory, exact sizes after decompression, nothing
-left over.
+Lengths are LEB128 (seven bits per byte, least significant first). A reader verifies the digest first, so a
+damaged file is never partly read. Because anyone can compute a digest, it also checks every announced value: at
+most 2^27 weights in total, at most 2^20 bytes of directory, exact sizes after decompression, no trailing bytes.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ _NAME = re.compile(r"[!-~]{1,256}")
 
 
 class ContainerError(CodecError):
-    """Bytes are not a container of this version, or they were damaged or forged."""
+    """Raised when bytes are not a container of this version, or are damaged or forged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A read container; `tensors` keeps the order in which they were written."""
+    """The contents of a container; `tensors` keeps the order in which they were written."""
 
     config: dict[str, Any]
     tokenizer_json: str
     tensors: dict[str, TensorCode]
 
     def dequantize(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Every tensor as float32."""
+        """Return every tensor as float32."""
         return {name: tensor.dequantize() for name, tensor in self.tensors.items()}
 
 
@@ -76,7 +75,7 @@ class _Layout:
 
 
 def write_container(config: Mapping[str, Any], tokenizer_json: str, tensors: Mapping[str, TensorCode]) -> bytes:
-    """The bytes of `model.forge`. Equal arguments give equal bytes.
+    """Return the bytes of `model.forge`. Equal arguments give equal bytes.
 
     Raises:
         ValueError: when `config` is not a JSON object with finite numbers, the tokenizer has no compact form,
@@ -103,10 +102,10 @@ def write_container(config: Mapping[str, Any], tokenizer_json: str, tensors: Map
 
 
 def read_container(data: bytes) -> Container:
-    """The container in `data`, verified.
+    """Verify and decode the container in `data`.
 
     Raises:
-        ContainerError: when `data` is not a whole, undamaged container of this version within the limits.
+        ContainerError: when `data` is not a complete, undamaged container of this version within the limits.
     """
     layout = _layout(data)
     try:
@@ -118,7 +117,8 @@ def read_container(data: bytes) -> Container:
 
 
 def describe(data: bytes) -> dict[str, int]:
-    """Bytes of each part of a container: "magic", "directory", "tokenizer", "tensor <name>"..., "checksum".
+    """Return the size in bytes of each part of a container: "magic", "directory", "tokenizer", "tensor <name>"...,
+    "checksum".
 
     Each part includes its length prefix; the values sum to `len(data)`.
 
@@ -129,7 +129,7 @@ def describe(data: bytes) -> dict[str, int]:
 
 
 class _Cursor:
-    """Reads `data` from the front; never past its end."""
+    """A bounds-checked reader that consumes `data` from the front."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
@@ -157,7 +157,7 @@ class _Cursor:
 
 
 def _layout(data: bytes) -> _Layout:
-    """Cut a verified `data` into its sections, with the bytes that each takes."""
+    """Verify `data` and split it into sections, with the size of each."""
     smallest = len(MAGIC) + 1 + _DIGEST_BYTES
     if len(data) < smallest or not data.startswith(MAGIC):
         raise ContainerError(f"not a container: it must start with {MAGIC!r} and have at least {smallest} bytes")
@@ -195,8 +195,7 @@ def _read_directory(cursor: _Cursor) -> tuple[dict[str, Any], list[tuple[str, st
 
 
 def _parse_directory(directory: bytes) -> tuple[dict[str, Any], list[tuple[str, str, tuple[int, ...]]]]:
-    """Configuration and (name, letter, shape) of each tensor, all limits checked before anything is
-    allocated."""
+    """Configuration and (name, letter, shape) of each tensor; all limits are checked before anything is allocated."""
     try:
         document = json.loads(directory, parse_constant=_no_constant)
         canonical = canonical_json(document) == directory  # excludes keys that occur twice

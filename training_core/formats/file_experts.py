@@ -1,4 +1,4 @@
-"""Experts that a compressed file carries.
+"""Encoding of experts and their router in a compressed file.
 
 experts.codes      int8 (experts, singular values of all matrices)     multipliers, as `nn.svf.Expert`
 experts.spreads    float16 (experts, matrices)
@@ -23,14 +23,14 @@ PREFIX = "experts."
 
 @dataclass(frozen=True, slots=True)
 class FileExperts:
-    """Experts as a file carries them, by name, and their router, which has one class more: none, which comes first."""
+    """The experts of a file, by name, and their router, whose first class, before those of the experts, is "none"."""
 
     names: tuple[str, ...]
     experts: tuple[Expert, ...]
     head: Head
 
     def codes(self, matrices: Sequence[str]) -> dict[str, TensorCode]:
-        """As tensors of a container."""
+        """Return the tensors to store in a container."""
         codes = np.stack([np.concatenate([e.codes[name].numpy() for name in matrices]) for e in self.experts])
         spreads = np.array([[float(e.spreads[name]) for name in matrices] for e in self.experts], np.float32)
         return {
@@ -43,22 +43,23 @@ class FileExperts:
 
 
 def read_experts(container: Container, matrices: Mapping[str, int]) -> FileExperts | None:
-    """The experts of a file, None where it carries none. `matrices` have so many singular values each, in order.
+    """Read the experts of a file; None if it has none. `matrices` maps matrices, in order, to their numbers of singular
+    values.
 
     Raises:
-        ContainerError: when they are not those of this model.
+        ContainerError: when the experts do not fit this model.
     """
     if "experts" not in container.config:
         return None
     names = container.config["experts"]
-    found = {
+    tensors = {
         name.removeprefix(PREFIX): torch.from_numpy(np.array(code.dequantize(), np.float32))
         for name, code in container.tensors.items()
         if name.startswith(PREFIX)
     }
     try:
-        codes_KR, spreads_KM = found["codes"].to(torch.int8), found["spreads"].half()
-        head = Head(found["head.codes"].to(torch.int8), found["head.scales"].half(), found["head.biases"].half())
+        codes_KR, spreads_KM = tensors["codes"].to(torch.int8), tensors["spreads"].half()
+        head = Head(tensors["head.codes"].to(torch.int8), tensors["head.scales"].half(), tensors["head.biases"].half())
     except KeyError as error:
         raise ContainerError(f"the file names experts but has no tensor {PREFIX}{error.args[0]}") from error
     shapes = [tuple(codes_KR.shape), tuple(spreads_KM.shape), tuple(head.scales_C.shape), tuple(head.biases_C.shape)]

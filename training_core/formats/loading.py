@@ -1,4 +1,4 @@
-"""From a bundle to a model that runs. The kind of the bundle decides how its weights are stored."""
+"""Loading of models from bundles; the kind of a bundle determines how its weights are stored."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from training_core.nn.stored import require_stored
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 from training_core.store.bundle import Bundle, BundleError
 
-# Weights of a bundle that stand beside the model: what thinks before its tokens (`reasoning.bundles`), what predicts
-# its temperature (`character.self_model`), and its experts (`experts.bundles`).
+# Prefixes of a bundle's weights that do not belong to the model itself: its thoughts (`p3_quiet_star.bundles`), the
+# predictor of its temperature (`p5_curriculum.self_model`), and its experts (`p7_experts.bundles`).
 THOUGHTS = "thoughts."
 SELF_MODEL = "self_model."
 EXPERTS = "experts."
@@ -19,7 +19,7 @@ BESIDE = (THOUGHTS, SELF_MODEL, EXPERTS)
 
 
 def load_model(bundle: Bundle) -> Cognate:
-    """The model as a user would run it: a ternary or compressed one is decoded from its packed file.
+    """Load the model in the form that a user would run: ternary and compressed ones are decoded from the packed file.
 
     Raises:
         BundleError: when a part is missing or damaged.
@@ -47,7 +47,7 @@ def load_model(bundle: Bundle) -> Cognate:
 
 
 def load_latents(bundle: Bundle) -> Cognate:
-    """The model for further training: a ternary bundle gives its straight-through model with latent weights.
+    """Load the model for further training: a ternary bundle gives its straight-through model with latent weights.
 
     Raises:
         BundleError: for a compressed bundle, which has no weights to train, and as `load_model`.
@@ -62,10 +62,10 @@ def load_latents(bundle: Bundle) -> Cognate:
 
 
 def untrained(bundle: Bundle) -> tuple[Cognate, dict[str, torch.Tensor]]:
-    """A model of the bundle's shape as it is constructed, and the tensors that lie in the bundle.
+    """Return a newly initialised model of the bundle's shape, and the tensors stored in the bundle.
 
     Raises:
-        BundleError: when the shape asks for more weights than there are, before memory is taken for it.
+        BundleError: when the shape needs more weights than are stored, before memory is allocated for it.
     """
     config, tensors = cognate_config(bundle), bundle.tensors()
     try:
@@ -76,7 +76,7 @@ def untrained(bundle: Bundle) -> tuple[Cognate, dict[str, torch.Tensor]]:
 
 
 def ternary_settings(bundle: Bundle) -> TernarySettings:
-    """How the model of a ternary bundle is quantised.
+    """Return the quantisation settings of a ternary bundle.
 
     Raises:
         BundleError: for a bundle of another kind, or a damaged one.
@@ -88,10 +88,10 @@ def ternary_settings(bundle: Bundle) -> TernarySettings:
 
 
 def cognate_config(bundle: Bundle) -> CognateConfig:
-    """The shape of the model in a bundle of any kind.
+    """Return the shape of the model in a bundle of any kind.
 
     Raises:
-        BundleError: when the configuration is not one.
+        BundleError: when the configuration is not that of a Cognate model.
     """
     try:
         return CognateConfig.model_validate(bundle.model_config["cognate"])
@@ -100,7 +100,7 @@ def cognate_config(bundle: Bundle) -> CognateConfig:
 
 
 def parameter_count(bundle: Bundle) -> int:
-    """Trainable scalars of the model's graph; a weight that is used several times counts once."""
+    """Return the number of trainable scalars of the bundle's model; tied weights count once."""
     with torch.device("meta"):
         return count_parameters(Cognate(cognate_config(bundle)))
 

@@ -1,6 +1,6 @@
-"""The four ways in which a container stores a tensor. Each class holds what the file holds, no more.
+"""The four encodings of a tensor in a container. Each class holds exactly the information that the file stores.
 
-So `dequantize()` before writing equals `dequantize()` after reading, bit for bit, and a training graph that
+Hence `dequantize()` before writing equals `dequantize()` after reading, bit for bit, and a training graph that
 computes with these values is the model in the file.
 """
 
@@ -22,22 +22,22 @@ UInt8 = npt.NDArray[np.uint8]
 Half = npt.NDArray[np.float16]
 Float = npt.NDArray[np.float32]
 LARGEST_HALF = 65504.0
-OCTAVE = 32  # row scales are stored on a grid of 1/32 octave: at most 1.1 % from the given scale
+OCTAVE = 32  # row scales are stored on a grid of 1/32 octave, with a relative error of at most 1.1 %
 _MAX_STEP = 255
 
 
 class TensorCode(Protocol):
-    """A tensor as a container stores it."""
+    """A tensor in the form that a container stores."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
 
     def dequantize(self) -> Float:
-        """The tensor, float32, exactly as a reader of the file gets it."""
+        """Return the tensor, float32, exactly as a reader of the file obtains it."""
 
     def payload(self) -> bytes:
-        """The bytes in the file."""
+        """Return the bytes stored in the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,23 +56,23 @@ class TernaryCode:
         return self.codes.shape
 
     def dequantize(self) -> Float:
-        """codes * scale, float32."""
+        """Return codes * scale, float32."""
         return self.codes.astype(np.float32) * np.float32(self.scale)
 
     def payload(self) -> bytes:
-        """The scale and the entropy-coded symbols."""
+        """Return the scale and the entropy-coded symbols."""
         return struct.pack("<e", self.scale) + encode_ternary(self.codes)
 
     @classmethod
     def from_payload(cls, data: bytes, shape: tuple[int, ...]) -> TernaryCode:
-        """The inverse of `payload`."""
+        """Decode the bytes of `payload`."""
         scale = _unpack("<e", data)
         return cls(decode_ternary(data[2:], math.prod(shape)).reshape(shape), scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TernaryRowsCode:
-    """Ternary with one scale a row: scale_r = base * 2^(-steps_r / 32), rounded to float32.
+    """Ternary codes with one scale per row: scale_r = base * 2^(-steps_r / 32), rounded to float32.
 
     `codes` int8 (rows, ...); `steps` uint8 (rows,), the logarithmic int8 scale; `base` a positive float16
     value.
@@ -86,19 +86,19 @@ class TernaryRowsCode:
         _check_scale(self.base)
         if self.codes.ndim < 2 or self.steps.shape != self.codes.shape[:1]:
             raise ValueError(
-                f"steps must be one a row of codes with two or more dimensions, got {self.steps.shape} for "
+                f"steps must have one entry per row of codes with two or more dimensions, got {self.steps.shape} for "
                 f"{self.codes.shape}; use TernaryCode for a vector"
             )
 
     @classmethod
     def from_scales(cls, codes: Int8, scales: Float) -> TernaryRowsCode:
-        """Put positive `scales` (rows,) on the grid; base is the largest, rounded to float16.
+        """Round positive `scales` (rows,) to the grid; base is the largest, rounded to float16.
 
-        Scales below base / 250 are raised to it. Values that are on the grid already come back unchanged.
+        Scales below base / 250 are raised to it. Values on the grid are unchanged.
 
         Raises:
             ValueError: when a scale is not positive and finite, or the largest is not representable in
-            float16.
+                float16.
         """
         exact = np.asarray(scales, dtype=np.float64).reshape(-1)
         if exact.size == 0 or not np.isfinite(exact).all() or exact.min() <= 0 or exact.max() > LARGEST_HALF:
@@ -115,22 +115,22 @@ class TernaryRowsCode:
         return self.codes.shape
 
     def scales(self) -> Float:
-        """The scale of each row, float32 (rows,)."""
+        """Return the scale of each row, float32 (rows,)."""
         return (self.base * _GRID[self.steps]).astype(np.float32)
 
     def dequantize(self) -> Float:
-        """codes * scales, float32."""
+        """Return codes * scales, float32."""
         scales = self.scales().reshape(-1, *(1 for _ in self.shape[1:]))
         return self.codes.astype(np.float32) * scales
 
     def payload(self) -> bytes:
-        """Base, length of the steps' code, the steps' code, the entropy-coded symbols."""
+        """Return base, length of the compressed steps, the compressed steps and the entropy-coded symbols."""
         steps = squeeze(self.steps.tobytes())
         return struct.pack("<eI", self.base, len(steps)) + steps + encode_ternary(self.codes)
 
     @classmethod
     def from_payload(cls, data: bytes, shape: tuple[int, ...]) -> TernaryRowsCode:
-        """The inverse of `payload`."""
+        """Decode the bytes of `payload`."""
         base, length = _unpack("<e", data), int(_unpack("<I", data[2:]))
         if len(shape) < 2 or length > len(data) - 6:
             raise CodecError(f"a tensor of shape {shape} cannot have {length} bytes of row scales; it is damaged")
@@ -165,16 +165,17 @@ class HalfCode:
         return self.values.shape
 
     def dequantize(self) -> Float:
-        """The values as float32."""
+        """Return the values as float32."""
         return self.values.astype(np.float32)
 
     def payload(self) -> bytes:
-        """All low bytes, then all high bytes (sign and exponent repeat themselves), compressed."""
+        """Return all low bytes, then all high bytes, compressed."""
+        # Byte planes compress better: sign and exponent are repetitive, the low bits of the mantissa are not.
         return squeeze(self.values.astype("<f2").reshape(-1, 1).view(np.uint8).T.tobytes())
 
     @classmethod
     def from_payload(cls, data: bytes, shape: tuple[int, ...]) -> HalfCode:
-        """The inverse of `payload`."""
+        """Decode the bytes of `payload`."""
         planes = np.frombuffer(unsqueeze(data, 2 * math.prod(shape)), dtype=np.uint8).reshape(2, -1)
         return cls(np.ascontiguousarray(planes.T).view("<f2").astype(np.float16).reshape(shape))
 
@@ -209,23 +210,23 @@ class Int8Code:
         return self.codes.shape
 
     def dequantize(self) -> Float:
-        """codes * scale, float32."""
+        """Return codes * scale, float32."""
         return self.codes.astype(np.float32) * np.float32(self.scale)
 
     def payload(self) -> bytes:
-        """The scale and the codes, compressed."""
+        """Return the scale and the compressed codes."""
         return struct.pack("<f", self.scale) + squeeze(self.codes.tobytes())
 
     @classmethod
     def from_payload(cls, data: bytes, shape: tuple[int, ...]) -> Int8Code:
-        """The inverse of `payload`."""
+        """Decode the bytes of `payload`."""
         scale = _unpack("<f", data)
         codes = np.frombuffer(unsqueeze(data[4:], math.prod(shape)), dtype=np.int8)
         return cls(codes.reshape(shape), scale)
 
 
 def decode_tensor(letter: str, data: bytes, shape: tuple[int, ...]) -> TensorCode:
-    """The tensor of `shape` whose class has `letter` in LETTERS, from its payload.
+    """Decode a payload into the tensor of `shape` whose class has `letter` in CLASSES.
 
     Raises:
         CodecError: when `data` is not such a payload.
@@ -250,7 +251,7 @@ def _check_scale(scale: float) -> None:
 
 
 def _octave_grid() -> npt.NDArray[np.float64]:
-    """2^(-k / 32), k = 0..255, by square roots and products, which IEEE rounds the same on every machine."""
+    """2^(-k / 32), k = 0..255, by square roots and products, which IEEE arithmetic rounds equally on every machine."""
     roots = [0.5]
     while len(roots) < 6:
         roots.append(math.sqrt(roots[-1]))  # 2^-1, 2^-1/2, 2^-1/4, ... 2^-1/32

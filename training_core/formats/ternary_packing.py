@@ -1,4 +1,4 @@
-"""`model.ternary`: a safetensors file with five ternary weights in a byte and every other tensor in float16.
+"""The packed format `model.ternary`: a safetensors file with five ternary weights per byte and the rest in float16.
 
     <name>.trits   uint8, ceil(n / 5) bytes: byte = sum_i 3^i (code_i + 1), i = 0..4, row-major order;
                    3^5 = 243 <= 256, so 1.6 bits a weight (log2 3 = 1.585 for equiprobable codes)
@@ -6,9 +6,9 @@
     <name>         float16 (integer and boolean tensors keep their type)
 
 The metadata entry "forge.ternary" holds the format version, the shapes, the caller's model configuration and
-the SHA-256 of the whole file, taken with the digest's own 64 characters as zeros: any changed bit is noticed.
-Equal models give equal bytes. What decodes are exactly the effective weights of the training graph; nothing
-is rounded here.
+the SHA-256 of the whole file, computed with zeros in place of the digest's own 64 characters, so any changed bit is
+detected. Equal models give equal bytes. The file decodes to exactly the effective weights of the training graph;
+nothing is rounded here.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _NO_DIGEST = "0" * 64
 
 
 class PackedModelError(ValueError):
-    """A packed ternary model is truncated, altered or malformed, or is not the model it is loaded into."""
+    """Raised when a packed ternary model is truncated, altered or malformed, or does not fit the target model."""
 
 
 def pack_trits(codes: Tensor) -> Tensor:
-    """Ternary `codes`, any shape, as uint8 (ceil(n / 5),); the last byte is padded with zero trits.
+    """Pack ternary `codes`, any shape, into uint8 (ceil(n / 5),); the last byte is padded with zero trits.
 
     Raises:
         ValueError: when another value occurs.
@@ -57,7 +57,7 @@ def pack_trits(codes: Tensor) -> Tensor:
 
 
 def unpack_trits(packed: Tensor, count: int) -> Tensor:
-    """The `count` codes, int8, of `pack_trits`.
+    """Unpack the `count` codes, int8, of `pack_trits`.
 
     Raises:
         PackedModelError: when the length does not fit `count`, a byte exceeds 242 or the padding is not zero.
@@ -77,12 +77,11 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
 def round_to_half_(model: nn.Module) -> None:
     """Round every tensor of the state dict that is not a ternary latent to float16 values, in place.
 
-    After this `pack_ternary` loses nothing. Buffers outside the state dict are left alone: loading rebuilds
-    them.
+    After this `pack_ternary` is lossless. Buffers outside the state dict are left alone, because loading rebuilds them.
 
     Raises:
         ValueError: naming the tensor that is not finite or exceeds the largest float16 value; nothing is
-        changed then.
+            changed then.
     """
     plain = {name: tensor for name, tensor in _plain_tensors(model).items() if tensor.is_floating_point()}
     for name, tensor in plain.items():
@@ -97,14 +96,12 @@ def round_to_half_(model: nn.Module) -> None:
 
 
 def pack_ternary(model: nn.Module, config: Mapping[str, Any]) -> bytes:
-    """The bytes of `model.ternary` for a model with ternary modules (`apply_ternary`), on any device.
+    """Return the bytes of `model.ternary` for a model with ternary modules (`apply_ternary`), on any device.
 
-    `config` is any JSON object; the reader gets it back. A Parameter that several modules share is stored
-    once.
+    `config` is any JSON object, returned by `unpack_ternary`. A Parameter that several modules share is stored once.
 
     Raises:
-        ValueError: when the model has no ternary module, a ternary latent is not float32, two modules
-        ternarise one
+        ValueError: when the model has no ternary module, a ternary latent is not float32, two modules ternarise one
             latent differently, or another tensor does not have float16 values (call `round_to_half_` first).
     """
     tensors: dict[str, Tensor] = {}
@@ -140,10 +137,10 @@ def pack_ternary(model: nn.Module, config: Mapping[str, Any]) -> bytes:
 
 
 def unpack_ternary(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor | Ternary]]:
-    """The configuration and the tensors of a packed model.
+    """Return the configuration and the tensors of a packed model.
 
-    Ternary tensors come as `Ternary` (int8 codes in their shape, float32 scale), the others as float32
-    holding float16 values (or their integer type).
+    Ternary tensors are returned as `Ternary` (int8 codes in their shape, float32 scale), the others as float32
+    with float16 values (or in their integer type).
 
     Raises:
         PackedModelError: for anything that `pack_ternary` did not write.
@@ -164,8 +161,8 @@ def unpack_ternary(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor | Tern
 
 
 def load_packed(model: nn.Module, tensors: Mapping[str, Tensor | Ternary]) -> nn.Module:
-    """Put `tensors` of `unpack_ternary` into `model`, which was built and passed through `apply_ternary` as
-    the packed one was, and freeze it: `model` is changed in place and returned.
+    """Load `tensors` of `unpack_ternary` into `model`, which was built and converted by `apply_ternary` like the packed
+    one, and freeze it; `model` is changed in place and returned.
 
     Raises:
         PackedModelError: when names or shapes differ; the model is unchanged then.
@@ -205,10 +202,10 @@ def load_packed(model: nn.Module, tensors: Mapping[str, Tensor | Ternary]) -> nn
 
 
 def ternary_product(model: Cognate, settings: TernarySettings, tokenizer_json: str, **measured: Any) -> Product:
-    """A straight-through model as the product of a phase: its latents for further training, and the packed file that
-    decodes to exactly its effective weights. `measured` are `metrics` and `exhibits` of the product.
+    """Return a straight-through model as the product of a phase: its latents for further training, and the packed file
+    that decodes to exactly its effective weights. `measured` are the product's `metrics` and `exhibits`.
 
-    What is not ternary is rounded to float16 in place, so that the file loses nothing.
+    Tensors that are not ternary are rounded to float16 in place, so the file is lossless.
     """
     round_to_half_(model)
     document = {"cognate": model.config.model_dump(), "ternary": settings.model_dump()}
@@ -218,7 +215,7 @@ def ternary_product(model: Cognate, settings: TernarySettings, tokenizer_json: s
 
 
 def _ternary_tensors(model: nn.Module) -> dict[str, Ternary]:
-    """Each latent's codes and scale under its first name in the state dict."""
+    """The codes and scale of each latent under its first name in the state dict."""
     result: dict[str, Ternary] = {}
     seen: dict[int, tuple[str, float, str]] = {}
     for name, module in ternary_modules(model):
@@ -239,8 +236,7 @@ def _ternary_tensors(model: nn.Module) -> dict[str, Ternary]:
 
 
 def _plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the state dict that are no ternary latents, each once under its first
-    name."""
+    """The parameters and buffers of the state dict that are not ternary latents, each once under its first name."""
     seen = {id(module.weight) for _, module in ternary_modules(model)}
     result: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -251,8 +247,8 @@ def _plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _digest_position(data: bytes) -> int:
-    """Where the digest's 64 characters stand. Nothing after it in the metadata can look like it: only the
-    shapes and the version follow, and their values are numbers."""
+    """The position of the digest's 64 characters, -1 if there is none. Nothing after it in the metadata can match the
+    marker: only the shapes and the version follow, whose values are numbers."""
     end = 8 + int.from_bytes(data[:8], "little")
     marker = b'\\"sha256\\":\\"'
     at = data.rfind(marker, 8, end)
@@ -260,7 +256,7 @@ def _digest_position(data: bytes) -> int:
 
 
 def _verified_document(data: bytes) -> dict[str, Any]:
-    """The metadata of `data` after its digest was verified; every field has its type.
+    """The metadata of `data`, after verifying the digest and the types of all fields.
 
     Raises:
         PackedModelError: when the header cannot be read or the digest differs.
@@ -300,5 +296,7 @@ def _decode_ternary(name: str, shape: list[int], trits: Tensor | None, scale: Te
         raise PackedModelError(f"{name} must have .trits and a float16 .scale; pack the model again")
     rows = (shape[0], *(1 for _ in shape[1:])) if shape else ()
     if tuple(scale.shape) not in ((), rows) or not bool(torch.isfinite(scale).all()):
-        raise PackedModelError(f"{name}.scale must be one finite number, or one a row, got shape {tuple(scale.shape)}")
+        raise PackedModelError(
+            f"{name}.scale must be one finite number, or one per row, got shape {tuple(scale.shape)}"
+        )
     return Ternary(unpack_trits(trits, math.prod(shape)).reshape(shape), scale.to(torch.float32))

@@ -1,12 +1,12 @@
 """The compact form of a byte-level BPE tokenizer: its special tokens and its merges, as pairs of ids.
 
-Everything else in the JSON of the `tokenizers` library follows: ids are given to the special tokens, to the
-256 byte symbols in sorted order and to the merges' results, in that order (a result that exists already keeps
+Everything else in the JSON of the `tokenizers` library follows from these: ids are assigned to the special tokens, to
+the 256 byte symbols in sorted order and to the merged tokens, in that order (a merged token that exists already keeps
 its id).
 
-A merge costs about 16 bits: its two ids are coded with ANS under counts of how often each id was the left, or
-the right, part of the merges before it (id t has probability (4 count_t + 1) / sum). Vocabularies with more
-than 8192 merges, for which that takes seconds, are stored as LZMA-packed ids.
+A merge costs about 16 bits: its two ids are coded with ANS under adaptive counts of how often each id was the left, or
+the right, part of the merges before it (id t has probability (4 count_t + 1) / sum). Vocabularies with more than 8192
+merges, for which that takes seconds, are stored as LZMA-compressed ids.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Pairs = npt.NDArray[np.int64]
 
 
 def compact(tokenizer_json: str) -> bytes:
-    """The compact form of `tokenizer_json`.
+    """Return the compact form of `tokenizer_json`.
 
     Raises:
-        ValueError: when the tokenizer is not a byte-level BPE as described above; `expand` would give another
-        one.
+        ValueError: when the tokenizer is not a byte-level BPE as described above, so that `expand` would give a
+            different one.
     """
     try:
         document = json.loads(tokenizer_json)
@@ -56,7 +56,7 @@ def compact(tokenizer_json: str) -> bytes:
 
 
 def expand(data: bytes) -> str:
-    """The tokenizer's JSON from its compact form.
+    """Return the tokenizer's JSON from its compact form.
 
     Raises:
         CodecError: when `data` is not a compact form.
@@ -121,7 +121,7 @@ def _prefixed(token: str) -> bytes:
 
 
 def _split(data: bytes) -> tuple[list[str], int, int, bytes]:
-    """Special tokens, number of merges, method and the rest."""
+    """Parse the header: special tokens, number of merges, method, and the remaining bytes."""
     if len(data) < _HEADER.size:
         raise CodecError(f"a compact tokenizer must have at least {_HEADER.size} bytes, got {len(data)}")
     method, count, num_merges = _HEADER.unpack_from(data)
@@ -151,7 +151,7 @@ def _model(counts: npt.NDArray[np.float64]) -> Any:
 
 
 def _encode_adaptive(pairs: Pairs, num_base: int) -> bytes:
-    """The coder is a stack: start from the counts after the last merge and take merges away."""
+    """Encode merges in reverse, because the coder is a stack: start from the final counts and remove merge by merge."""
     import constriction
 
     size = num_base + len(pairs)

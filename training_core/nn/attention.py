@@ -19,9 +19,9 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(slots=True)
 class WindowCache:
-    """What a stream's attention sees: keys and values (batch, heads, persistent + window, width), written in place.
+    """The KV cache of a stream: keys and values (batch, heads, persistent + window, width), written in place.
 
-    The first `num_persistent` slots are the persistent tokens; position p lies in the slot p % window behind them.
+    The first `num_persistent` slots hold the persistent tokens; position p is in slot p % window after them.
     """
 
     keys: Tensor
@@ -30,13 +30,13 @@ class WindowCache:
 
     @property
     def window(self) -> int:
-        """The number of positions that there is room for."""
+        """Number of positions that the cache holds."""
         return self.keys.shape[2] - self.num_persistent
 
     def write(self, pair: KeyValue, first: int) -> None:
-        """Put in the positions `first`, `first` + 1, ..., of which the last `window` stay."""
+        """Write the positions `first`, `first` + 1, ..., of which the last `window` are kept."""
         count = pair[0].shape[2]
-        if count == 1:  # generation: without an index tensor
+        if count == 1:  # the decoding path avoids an index tensor
             slot = self.num_persistent + first % self.window
             self.keys[:, :, slot], self.values[:, :, slot] = pair[0][:, :, 0], pair[1][:, :, 0]
             return
@@ -45,12 +45,12 @@ class WindowCache:
             stored[:, :, slots] = new[:, :, count - len(slots) :]
 
     def visible(self, position: int) -> KeyValue:
-        """What `position` sees once it is written: views, in the order of the slots."""
+        """Return the keys and values that `position` sees once it is written, as views in slot order."""
         filled = self.num_persistent + min(position + 1, self.window)
         return self.keys[:, :, :filled], self.values[:, :, :filled]
 
     def before(self, position: int) -> KeyValue:
-        """The last `window` - 1 positions before `position`, in their order, copied."""
+        """Return a copy of the last `window` - 1 positions before `position`, in order."""
         slots = self._slots(max(0, position - self.window + 1), position)
         return self.keys[:, :, slots], self.values[:, :, slots]
 
@@ -60,9 +60,9 @@ class WindowCache:
 
 @dataclass(slots=True)
 class BranchKeys:
-    """What branches fed before: keys and values, each (batch, heads, branches, width), and whether they count.
+    """The branches' own earlier positions: keys and values, each (batch, heads, branches, width), and their validity.
 
-    `valid` entries are (batch, branches, 1): a branch that has stopped feeds positions that nothing sees.
+    `valid` entries are (batch, branches, 1): positions that a branch feeds after it has stopped are invisible.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -101,10 +101,10 @@ class SlidingWindowAttention(nn.Module):
     def forward(
         self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """Attend over the whole sequence at once.
+        """Attend over the whole sequence in parallel.
 
-        Where `active_BS` is False, the keys and values of `previous` stand in for the position's own: a position
-        that has halted keeps what it showed to others at its last step.
+        Where `active_BS` is False, the keys and values of `previous` replace the position's own: a halted position
+        keeps those of its last active step.
 
         Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
         """
@@ -121,12 +121,12 @@ class SlidingWindowAttention(nn.Module):
 
     @torch.no_grad()
     def cache(self, batch: int) -> WindowCache:
-        """The cache before position 0."""
+        """Return the cache before position 0."""
         keys, values = (F.pad(t, (0, 0, 0, self.window)) for t in self._persistent(batch, self.persistent.dtype))
         return WindowCache(keys, values, self.persistent.shape[0])
 
     def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue]:
-        """Attend from one new position, whose key and value are written to `cache` and returned."""
+        """Attend from one new position; its key and value are written to `cache` and returned."""
         query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
         cache.write((key, value), position)
         return join_heads(F.scaled_dot_product_attention(query, *cache.visible(position))), (key, value)
@@ -134,7 +134,7 @@ class SlidingWindowAttention(nn.Module):
     def branch(
         self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
     ) -> tuple[Tensor, KeyValue]:
-        """One position of R independent branches: each sees its part of the prefix, itself and what it fed before.
+        """Attend from one position of R independent branches: each sees its part of the prefix and its own positions.
 
         `prefix` holds keys and values (batch, heads, seq, width) shared by all branches, `visible_BRS` which of them a
         branch sees, `own` the branches' earlier positions. Returns the joined heads and this position's own key and
@@ -156,7 +156,7 @@ class SlidingWindowAttention(nn.Module):
         return join_heads(mixed), (key, value)
 
     def dispersion(self, x_BSD: Tensor) -> Tensor:
-        """How evenly each position spreads its attention: entropy over its largest value, mean over heads, in [0, 1].
+        """Return the normalised entropy of each position's attention (1: uniform), averaged over heads, in [0, 1].
 
         Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
         """
@@ -165,7 +165,7 @@ class SlidingWindowAttention(nn.Module):
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
     def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
-        """`dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
+        """Return the `dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
         query, key, _ = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
         keys = torch.cat([before[0], key], dim=2)
         return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))

@@ -14,8 +14,7 @@ from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Rea
 
 @dataclass(slots=True)
 class BlockState:
-    """Streaming state of one block: the window of keys and values, advanced in place, and, where there is one, the
-    memory."""
+    """Streaming state of one block: the KV cache of the window, updated in place, and the memory, if there is one."""
 
     attention: WindowCache
     memory: MemoryState | None = None
@@ -23,9 +22,9 @@ class BlockState:
 
 @dataclass(slots=True)
 class LayerRecord:
-    """What a block computed over a sequence and branches can read: keys and values, normalised inputs, memory.
+    """Activations of a block over a sequence that branches can read: keys and values, normalised inputs, memory.
 
-    Keys, values and inputs of a position that has halted are those of its last step.
+    A halted position keeps the keys, values and inputs of its last active step.
     """
 
     pair: KeyValue
@@ -35,7 +34,7 @@ class LayerRecord:
 
 @dataclass(slots=True)
 class BranchLayer:
-    """One block as branches see it: the shared prefix, their own keys and values, and the memory at their position."""
+    """One block's state for branches: the shared prefix, their own keys and values, the memory at their position."""
 
     prefix: KeyValue
     own: BranchKeys
@@ -69,7 +68,7 @@ class TitansBlock(nn.Module):
     def forward(
         self, x_BSD: Tensor, previous: LayerRecord | None = None, active_BS: Tensor | None = None
     ) -> tuple[Tensor, LayerRecord]:
-        """The whole sequence at once. Where `active_BS` is False the record is that of `previous`."""
+        """Process the whole sequence in parallel. Where `active_BS` is False the record is taken from `previous`."""
         inputs = self.mixer_norm(x_BSD)
         heads, key_value = self.attention(inputs, None if previous is None else previous.pair, active_BS)
         shown = inputs
@@ -82,7 +81,7 @@ class TitansBlock(nn.Module):
         return self._finish(x_BSD, heads), LayerRecord(key_value, shown, record)
 
     def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
-        """One position. Returns the output, the next state and this position's own key and value."""
+        """Process one position; return the output, the next state and this position's own key and value."""
         inputs = self.mixer_norm(x_B1D)
         heads, key_value = self.attention.step(inputs, state.attention, position)
         memory_state = state.memory
@@ -94,9 +93,9 @@ class TitansBlock(nn.Module):
     def branch(
         self, x_BRD: Tensor, layer: BranchLayer, visible_BRS: Tensor, positions_BR: Tensor
     ) -> tuple[Tensor, KeyValue]:
-        """One position of R independent branches, which read attention and memory and write neither.
+        """Process one position of R independent branches, which read attention and memory and write neither.
 
-        Advances the memory's convolution tail of `layer`; returns the output and the position's key and value.
+        Advances the memory's convolution tail in `layer`; returns the output and the position's key and value.
         """
         inputs = self.mixer_norm(x_BRD)
         heads, pair = self.attention.branch(inputs, layer.prefix, visible_BRS, layer.own, positions_BR)

@@ -28,7 +28,7 @@ from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Rea
 
 
 class Branches:
-    """R branches of every sequence of a batch. Feed them with `feed`; nothing that they read is changed."""
+    """R branches of every sequence of a batch. Advance them with `feed`; the state that they read is not changed."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Branches:
 
     @property
     def shape(self) -> torch.Size:
-        """(batch, branches)."""
+        """Shape of the branches, (batch, branches)."""
         return self.next_position.shape
 
     @classmethod
     def from_trace(cls, model: Cognate, trace: Trace, positions_BR: Tensor) -> Branches:
-        """Branches after the true positions `positions_BR` of a traced batch; a position may have several.
+        """Start branches after the true positions `positions_BR` of a traced batch; a position may have several.
 
         Raises:
             ValueError: when a position lies outside the sequence.
@@ -89,7 +89,7 @@ class Branches:
 
     @classmethod
     def from_stream(cls, model: Cognate, state: StreamState, count: int) -> Branches:
-        """`count` branches of every sequence after the last token that was streamed.
+        """Start `count` branches of every sequence after the last streamed token.
 
         Raises:
             ValueError: when nothing was streamed yet.

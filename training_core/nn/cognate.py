@@ -1,4 +1,4 @@
-"""The Cognate language model: Titans-MAG blocks, TRM recursion over the last of them, ACT halting by correctness.
+"""The Cognate language model: Titans-MAG blocks, TRM recursion over the last blocks, ACT halting by correctness.
 
     tokens -> embedding -> prelude (blocks, some with memory) -> h
     y, z   -> T cycles of [ n times z <- core(h + y + z);  y <- core(y + z) ] -> y, z     (one supervision step)
@@ -36,28 +36,30 @@ Attend = Callable[[TitansBlock, Tensor, Place], tuple[Tensor, KeyValue]]
 
 
 class ShapeConfig(BaseModel):
-    """Shape of a Cognate model but for its vocabulary. `num_layers` counts prelude and core blocks."""
+    """Shape of a Cognate model except for its vocabulary. `num_layers` counts prelude and core blocks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     d_model: int = Field(128, ge=8, le=1 << 14, description="Width of the residual stream")
     num_layers: int = Field(4, ge=1, le=256, description="Blocks in all: prelude + core")
-    num_core_layers: int = Field(2, ge=1, le=256, description="Last blocks, shared by every recursion step")
+    num_core_layers: int = Field(2, ge=1, le=256, description="Final blocks, shared by all recursion steps")
     num_heads: int = Field(4, ge=1, le=1024, description="Attention heads; must divide d_model into even widths")
     d_ff: int = Field(320, ge=8, le=1 << 16, description="Hidden width of SwiGLU")
-    window: int = Field(64, ge=1, le=1 << 20, description="Attention window in tokens, the current one included")
+    window: int = Field(64, ge=1, le=1 << 20, description="Attention window in tokens, including the current one")
     max_seq_len: int = Field(256, ge=2, le=1 << 20, description="Longest training sequence in tokens")
     num_persistent: int = Field(4, ge=0, le=1 << 16, description="Learned tokens that every position attends to")
-    memory_layers: list[int] = Field([1], max_length=256, description="Prelude blocks with a neural memory, from 0")
+    memory_layers: list[int] = Field(
+        [1], max_length=256, description="Indices of the prelude blocks with a neural memory"
+    )
     memory_heads: int = Field(2, ge=1, le=1024, description="Heads of the memory; must divide d_model")
     memory_rank: int = Field(32, ge=1, le=1 << 14, description="Inner rank of the memory's projections")
     memory_expansion: int = Field(1, ge=1, le=64, description="Hidden width of the memory's perceptron / head width")
     memory_chunk: int = Field(64, ge=1, le=1 << 20, description="Tokens whose gradients share a set of memory weights")
     memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
-    embedding_rank: int = Field(0, ge=0, le=1 << 14, description="Rank of a factorised embedding; 0 for a full one")
+    embedding_rank: int = Field(0, ge=0, le=1 << 14, description="Rank of a factorised embedding; 0 for a full table")
     cycles: int = Field(1, ge=1, le=16, description="T: recursion cycles in one supervision step")
     latent_steps: int = Field(0, ge=0, le=32, description="n: updates of z in a cycle")
-    grad_cycles: int = Field(1, ge=1, le=16, description="Last cycles of a supervision step that are back-propagated")
+    grad_cycles: int = Field(1, ge=1, le=16, description="Final cycles of a supervision step with backpropagation")
     num_supervision: int = Field(1, ge=1, le=32, description="N_sup: supervision steps, each an optimizer step")
     halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
 
@@ -83,13 +85,13 @@ class ShapeConfig(BaseModel):
 
 
 class CognateConfig(ShapeConfig):
-    """Shape and vocabulary: what it takes to construct a model."""
+    """Shape and vocabulary, all that is needed to construct a model."""
 
     vocab_size: int = Field(1024, ge=258, le=65535, description="Tokens, at most 65535 (uint16 shards)")
 
 
 class RecursionConfig(BaseModel):
-    """How the same weights are run: recursion, halting, and the speed of the memory."""
+    """Inference settings of fixed weights: recursion, halting, and the memory's learning rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,8 +121,8 @@ class Prediction:
 
 @dataclass(slots=True)
 class Trace:
-    """A sequence's final answers y (batch, seq, d_model), its supervision steps (batch, seq), and every block's record:
-    `prelude` [layer], `core` [supervision step][pass][layer]."""
+    """The final answers y of a sequence (batch, seq, d_model), its supervision steps (batch, seq), and the records of
+    all blocks: `prelude` [layer], `core` [supervision step][pass][layer]."""
 
     y: Tensor
     steps: Tensor
@@ -130,10 +132,10 @@ class Trace:
 
 @dataclass(slots=True)
 class StreamState:
-    """What generation carries from token to token. Core caches are [supervision step][pass][layer].
+    """The state carried from token to token during generation. Core caches are [supervision step][pass][layer].
 
-    Of the newest position, each (batch, 1, d_model): its `answer` y, and what the last core block was `given` in the
-    last pass of its last supervision step.
+    For the newest position, each (batch, 1, d_model): its `answer` y, and the input `given` to the last core block in
+    the last pass of its last supervision step.
     """
 
     prelude: list[BlockState]
@@ -145,7 +147,7 @@ class StreamState:
 
 
 class Cognate(nn.Module):
-    """The model; `config` is its shape. Parameters are initialised from torch's global generator."""
+    """The Cognate model of shape `config`. Parameters are initialised from torch's global generator."""
 
     def __init__(self, config: CognateConfig) -> None:
         super().__init__()
@@ -191,7 +193,7 @@ class Cognate(nn.Module):
     # -- parallel form -------------------------------------------------------------------------------------------
 
     def encode(self, tokens_BS: Tensor, records: list[LayerRecord] | None = None) -> Tensor:
-        """The prelude: token ids (batch, seq) -> h (batch, seq, d_model), of unit root mean square.
+        """Run the prelude: token ids (batch, seq) -> h (batch, seq, d_model), of unit root mean square.
 
         Each block's record is appended to `records` when given.
         """
@@ -204,11 +206,11 @@ class Cognate(nn.Module):
         return h
 
     def start(self, h_BSD: Tensor) -> Carry:
-        """The carry before the first supervision step: y = h, z = the learned latent."""
+        """Return the carry before the first supervision step: y = h, z = the learned latent."""
         return Carry(h_BSD, self.latent.to(h_BSD.dtype).expand_as(h_BSD))
 
     def supervise(self, h_BSD: Tensor, carry: Carry) -> Carry:
-        """One supervision step: `cycles` cycles of which only the last `grad_cycles` build a graph."""
+        """Run one supervision step: `cycles` cycles, of which only the last `grad_cycles` carry gradients."""
         config = self.config
         without = max(0, config.cycles - config.grad_cycles)
         with torch.no_grad():
@@ -219,42 +221,42 @@ class Cognate(nn.Module):
         return carry
 
     def logits(self, y_BSD: Tensor) -> Tensor:
-        """Scores (batch, seq, vocab) from the tied embedding."""
+        """Return logits (batch, seq, vocab) from the tied embedding."""
         return F.linear(self.readout(y_BSD), effective_weight(self.embedding).to(y_BSD.dtype))
 
     def readout(self, y_BSD: Tensor) -> Tensor:
-        """The vectors (..., embedding width) whose products with the embedding's rows are the logits."""
+        """Return the vectors (..., embedding width) whose products with the embedding's rows are the logits."""
         if self.embedding_out is None:
             return y_BSD
         return F.linear(y_BSD, effective_weight(self.embedding_out).transpose(0, 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids (...) -> the residual stream's first value (..., d_model)."""
+        """Embed token ids (...) into the residual stream (..., d_model)."""
         return self.widen(F.embedding(tokens, effective_weight(self.embedding)))
 
     def widen(self, vectors: Tensor) -> Tensor:
-        """Vectors of the embedding's width (...) -> (..., d_model); the same where the embedding is full."""
+        """Project vectors (..., embedding width) to (..., d_model); the identity for a full embedding."""
         if self.embedding_out is None:
             return vectors
         wide: Tensor = self.embedding_out(vectors)
         return wide
 
     def halt(self, y_BSD: Tensor) -> Tensor:
-        """Logit of the probability that the current argmax is right, (batch, seq). Gradients stop at y."""
+        """Return the logit of the probability that the current argmax is right, (batch, seq). Gradients stop at y."""
         q: Tensor = self.halt_head(y_BSD.detach()).squeeze(-1)
         return q
 
     def forward(self, tokens_BS: Tensor) -> Prediction:
-        """Predict the next token at every position, with halting as configured. For inference, not for training."""
+        """Predict the next token at every position, with halting as configured. For inference, not training."""
         return self.predict(self.encode(tokens_BS))
 
     def predict(self, h_BSD: Tensor) -> Prediction:
-        """`forward` from what `encode` gave."""
+        """Predict from the prelude's output h: `forward` without `encode`."""
         y, steps = self._run(h_BSD, None)
         return Prediction(self.logits(y), self.halt(y), steps)
 
     def trace(self, tokens_BS: Tensor) -> Trace:
-        """`forward`, keeping what branches need to continue from every position (`training_core.nn.branching`)."""
+        """Run `forward` and keep the records that branches need to continue from any position (`nn.branching`)."""
         trace = Trace(torch.zeros(0), torch.zeros(0), [], [])
         trace.y, trace.steps = self._run(self.encode(tokens_BS, trace.prelude), trace)
         return trace
@@ -287,7 +289,7 @@ class Cognate(nn.Module):
     def _cycle(
         self, h: Tensor, carry: Carry, previous: list[list[LayerRecord]] | None, active: Tensor | None
     ) -> tuple[Carry, list[list[LayerRecord]]]:
-        """One latent recursion (TRM, figure 3): n updates of z, one of y. Returns every pass's records."""
+        """Run one latent recursion (TRM, figure 3): n updates of z, one of y. Returns the records of every pass."""
         y, z = carry.y, carry.z
         used: list[list[LayerRecord]] = []
         for index in range(self.config.latent_steps):
@@ -310,7 +312,7 @@ class Cognate(nn.Module):
     # -- streaming form ------------------------------------------------------------------------------------------
 
     def stream(self, batch: int = 1) -> StreamState:
-        """The state before the first token."""
+        """Return the streaming state before the first token."""
 
         def caches(blocks: nn.ModuleList) -> list[WindowCache]:
             return [cast(TitansBlock, block).attention.cache(batch) for block in blocks]
@@ -320,10 +322,10 @@ class Cognate(nn.Module):
         return StreamState([BlockState(cache) for cache in caches(self.prelude)], core)
 
     def step(self, tokens_B: Tensor, state: StreamState) -> Tensor:
-        """Feed one token (batch,), advance `state` in place, return next-token logits (batch, vocab).
+        """Feed one token (batch,), advance `state` in place, and return next-token logits (batch, vocab).
 
-        Supervision steps after the last active token's are not computed; their caches receive the keys and values of
-        the last step that was, exactly as the parallel form does.
+        Once every token has halted, the remaining supervision steps are skipped; their caches receive the keys and
+        values of the last step that was computed, exactly as in the parallel form.
         """
         x = self.embed(tokens_B[:, None])
         for index, module in enumerate(self.prelude):
@@ -334,7 +336,7 @@ class Cognate(nn.Module):
         def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
             supervision, index, layer = place
             out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
-            given[supervision:] = [x]  # what comes last in a supervision step stays
+            given[supervision:] = [x]  # overwritten until the last block of the last pass of this supervision step
             return out, pair
 
         y, pairs, steps = self.recur(h, attend)
@@ -347,11 +349,11 @@ class Cognate(nn.Module):
         return self.logits(y)[:, 0]
 
     def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], Tensor]:
-        """All supervision steps of single positions h (batch, positions, d_model), which do not see each other.
+        """Run all supervision steps for positions h (batch, positions, d_model) that do not attend to each other.
 
-        `attend(block, x, (supervision, pass, layer))` runs one core block against whatever came before. Returns y, the
-        keys and values of every [supervision][pass][layer], and the supervision steps (batch, positions) that each
-        position used: those after the last active position's repeat the pairs of the last one that was computed.
+        `attend(block, x, (supervision, pass, layer))` runs one core block against the cached context. Returns y, the
+        keys and values of every [supervision][pass][layer], and the number of supervision steps (batch, positions) that
+        each position used. Steps after all positions have halted repeat the keys and values of the last computed step.
         """
         config = self.config
         carry = self.start(h)
@@ -379,7 +381,7 @@ class Cognate(nn.Module):
         previous: list[list[KeyValue]] | None,
         active: Tensor,
     ) -> tuple[Carry, list[list[KeyValue]]]:
-        """One supervision step; halted positions keep the pairs of the step before."""
+        """Run one supervision step; halted positions keep the keys and values of the step before."""
         y, z = carry.y, carry.z
         pairs: list[list[KeyValue]] = []
         per_cycle = self.config.latent_steps + 1
@@ -401,19 +403,19 @@ class Cognate(nn.Module):
 
 
 def effective_weight(module: nn.Module) -> Tensor:
-    """The weight a layer computes with: `module.effective_weight()` for quantised layers, else `module.weight`."""
+    """Return the weight a layer computes with: `module.effective_weight()` if quantised, else `module.weight`."""
     effective = getattr(module, "effective_weight", None)
     weight: Tensor = module.weight if effective is None else effective()  # type: ignore[assignment]
     return weight
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars; tied weights count once."""
+    """Return the number of trainable scalars; tied weights count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def check_sequence(shape: ShapeConfig, seq_len: int) -> None:
-    """Refuse training sequences that the model is not made for.
+    """Check that training sequences fit the model's context.
 
     Raises:
         ValueError: when seq_len exceeds max_seq_len.

@@ -1,7 +1,7 @@
-"""One byte for each value of a row, and a float16 scale for the row: value = scale * code / 127.
+"""Row-wise absmax int8 quantisation with a float16 scale per row: value = scale * code / 127.
 
-The scale is the largest absolute value of the row, rounded to float16, so that codes reach from -127 to 127; a code is
-off by half of scale / 127 at most, where rounding the scale did not shorten the row.
+The scale is the largest absolute value of the row, rounded to float16, so codes range from -127 to 127. The error is at
+most half of scale / 127, unless rounding reduced the scale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_CODE = 127
 
 
 def encode_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, int8 (..., n), and scales, float16 (...), nearest to values (..., n); computed in the type of `values`."""
+    """Quantise values (..., n) to codes int8 (..., n) and scales float16 (...), computing in the dtype of `values`."""
     scales = values.abs().amax(-1).to(torch.float16)
     unit = scales.to(values.dtype).clamp(min=SMALLEST_HALF)[..., None]  # a row of zeros has codes of zero
     codes = (values / unit * MOST_CODE).round().clamp(-MOST_CODE, MOST_CODE)
@@ -23,5 +23,5 @@ def encode_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode_rows(codes: Tensor, scales: Tensor) -> Tensor:
-    """The values (..., n) that codes and scales stand for, float32."""
+    """Dequantise codes and scales to values (..., n), float32."""
     return scales.float()[..., None] * codes.float() / MOST_CODE

@@ -15,13 +15,13 @@ ROTARY_BASE = 10_000.0
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / rms over the last axis, kept."""
+    """1 / rms over the last axis, with keepdim; in-place operations avoid temporaries of the size of x."""
     inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return inverse
 
 
 class _RMSNormFunction(torch.autograd.Function):
-    """x / rms(x) * gain with its gradient in closed form: a third of the memory traffic of the composed operators."""
+    """x / rms(x) * gain with a closed-form gradient: a third of the memory traffic of the composed operators."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -115,7 +115,7 @@ class CausalConv(nn.Module):
         return out.transpose(1, 2), padded[:, padded.shape[1] - self.kernel + 1 :]
 
     def last(self, x_D: Tensor, tail_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """One position of many independent sequences: (..., width) behind its tail (..., kernel - 1, width).
+        """Convolve one position of many independent sequences: (..., width) after its tail (..., kernel - 1, width).
 
         Returns the output (..., width) and the next tail.
         """
@@ -124,7 +124,7 @@ class CausalConv(nn.Module):
 
 
 def rotary_table(positions: Tensor, head_width: int) -> Tensor:
-    """e^(i angle) of integer `positions` (...), complex (..., 1, head_width / 2) (Su et al., 2021, eq. 15)."""
+    """Return e^(i angle) of integer `positions` (...), complex (..., 1, head_width / 2) (Su et al., 2021, eq. 15)."""
     pairs = torch.arange(0, head_width, 2, dtype=torch.float64, device=positions.device)
     angle = positions.double()[..., None, None] * ROTARY_BASE ** (-pairs / head_width)
     return torch.polar(torch.ones_like(angle), angle)
@@ -139,12 +139,12 @@ def rotate(x_BSHK: Tensor, table: Tensor) -> Tensor:
 
 
 def split_heads(x_BSD: Tensor, num_heads: int) -> Tensor:
-    """(batch, seq, heads * width) -> (batch, heads, seq, width)."""
+    """Reshape (batch, seq, heads * width) to (batch, heads, seq, width)."""
     batch, seq, width = x_BSD.shape
     return x_BSD.view(batch, seq, num_heads, width // num_heads).transpose(1, 2)
 
 
 def join_heads(x_BHSK: Tensor) -> Tensor:
-    """(batch, heads, seq, width) -> (batch, seq, heads * width)."""
+    """Reshape (batch, heads, seq, width) to (batch, seq, heads * width)."""
     batch, heads, seq, width = x_BHSK.shape
     return x_BHSK.transpose(1, 2).reshape(batch, seq, heads * width)

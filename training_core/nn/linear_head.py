@@ -1,4 +1,4 @@
-"""A linear classifier as it is stored, int8 weights with a float16 scale and bias for each class, and its fit.
+"""A linear classifier in stored form (int8 weights with a float16 scale and bias per class), and its fit.
 
 Shape legend: Q rows to classify, N of them for fitting, D features, C classes.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 from training_core.nn.int8 import MOST_CODE, encode_rows
 
 PENALTY = 1e-3
-CONVERGED = 1e-5  # largest entry of the gradient at which a fit has ended
+CONVERGED = 1e-5  # largest gradient entry of a converged fit
 MOST_ITERATIONS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear classifier as it is stored: `codes` int8 (classes, d_model), `scales` and `biases` float16 (classes,).
+    """A linear classifier in stored form: `codes` int8 (classes, d_model), `scales` and `biases` float16 (classes,).
 
     W = scale * code / 127, row by row.
     """
@@ -33,10 +33,10 @@ class Head:
 
     @classmethod
     def of(cls, weights_CD: Tensor, biases_C: Tensor) -> Self:
-        """The nearest one to weights and biases.
+        """Quantise weights and biases.
 
         Raises:
-            ValueError: when they are beyond float16.
+            ValueError: when they exceed the range of float16.
         """
         codes_CD, scales_C = encode_rows(weights_CD.double())
         if not bool(torch.isfinite(scales_C).all() and torch.isfinite(biases_C.to(torch.float16)).all()):
@@ -44,40 +44,43 @@ class Head:
         return cls(codes_CD, scales_C, biases_C.to(torch.float16))
 
     def probabilities(self, y_QD: Tensor) -> Tensor:
-        """Of hidden states (prompts, d_model): (prompts, classes) float64."""
+        """Return the class probabilities (prompts, classes) float64 of hidden states (prompts, d_model)."""
         return (y_QD.double() @ self.weights().T + self.biases_C.double()).softmax(1)
 
     def weights(self) -> Tensor:
-        """W (classes, d_model) float64."""  # not `decode_rows`, which is float32: a head decides in float64
+        """Return the dequantised W (classes, d_model) float64."""
+        # Not `decode_rows`, which gives float32: the head decides in float64.
         return self.codes_CD.double() * (self.scales_C.double() / MOST_CODE)[:, None]
 
     @property
     def num_bytes(self) -> int:
-        """What it takes to store it."""
+        """Size of the stored tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors("").values())
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """As tensors of a bundle."""
+        """Return the tensors to store in a bundle."""
         return {f"{prefix}codes": self.codes_CD, f"{prefix}scales": self.scales_C, f"{prefix}biases": self.biases_C}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Self:
-        """What `tensors` wrote."""
+        """Load a head from tensors named by `tensors`."""
         return cls(*(tensors[f"{prefix}{name}"] for name in ("codes", "scales", "biases")))
 
 
 def fit_head(y_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float = PENALTY) -> Head:
-    """The head that tells classes 0 .. num_classes - 1 apart, each counting alike however many rows it has. By L-BFGS
-    in float64 from 0: the problem has one minimum, and nothing is drawn.
+    """Fit a head for classes 0 .. num_classes - 1, each with the same total weight however many rows it has.
+
+    L-BFGS in float64 from zero; the objective is strictly convex in the weights, and nothing is random.
 
     Raises:
-        ValueError: when a class has no rows, the penalty is not positive, or the fit does not end.
+        ValueError: when a class has no rows, the penalty is not positive, or the fit does not converge.
     """
     counts_C = torch.bincount(labels_N, minlength=num_classes).double()
     if len(counts_C) > num_classes or not bool((counts_C > 0).all()) or penalty <= 0:
         raise ValueError(
             f"every one of {num_classes} classes needs examples and the penalty must be positive, got "
-            f"{counts_C.int().tolist()} examples and {penalty}: ask questions of every expert, and show text for none"
+            f"{counts_C.int().tolist()} examples and {penalty}: give questions for every expert, "
+            "and text for the class without one"
         )
     mean_D = y_ND.double().mean(0)
     scale = float((y_ND.double() - mean_D).square().mean().sqrt())
@@ -95,8 +98,8 @@ def fit_head(y_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float = 
     )
 
     def loss() -> Tensor:
-        told_N = F.cross_entropy(x_ND @ weights_CD.T + biases_C, labels_N, reduction="none")
-        return (told_N * share_N).sum() + penalty / 2 * (weights_CD**2).sum()
+        losses_N = F.cross_entropy(x_ND @ weights_CD.T + biases_C, labels_N, reduction="none")
+        return (losses_N * share_N).sum() + penalty / 2 * (weights_CD**2).sum()
 
     def step() -> Tensor:
         optimizer.zero_grad()
@@ -109,5 +112,6 @@ def fit_head(y_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float = 
         left = max(float(g.abs().max()) for g in torch.autograd.grad(loss(), [weights_CD, biases_C]))
     if not left < CONVERGED:
         raise ValueError(f"the fit must end with a gradient below {CONVERGED}, got {left:.2g}: raise the penalty")
+    # Quantise the weights first: the biases then absorb the mean under the weights that are actually used.
     stored = Head.of(weights_CD.detach() / scale, torch.zeros(num_classes))
     return Head.of(stored.weights(), biases_C.detach() - stored.weights() @ mean_D)

@@ -36,7 +36,7 @@ Read = Callable[[Tensor], Tensor]  # queries (batch, heads, positions, width) ->
 
 @dataclass(slots=True)
 class MemoryState:
-    """What the memory carries from token to token while streaming. Weight tensors are (batch, heads, out, in)."""
+    """The memory's state between tokens while streaming. Weight tensors are (batch, heads, out, in)."""
 
     chunk1: Tensor  # W1 at the start of the chunk: where gradients are taken
     chunk2: Tensor
@@ -61,7 +61,7 @@ class MemoryState:
 
 @dataclass(slots=True)
 class ChunkWrites:
-    """What the tokens of one chunk write: weights and momenta before it, and its gradients as outer products.
+    """The writes of one chunk of tokens: weights and momenta before it, and its gradients as outer products.
 
     With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13
     and 14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta). `key`, `hidden`,
@@ -102,14 +102,14 @@ class ChunkWrites:
 @dataclass(slots=True)
 class MemoryRecord:
     """The writes of a whole sequence, chunk by chunk; the queries before their convolution (batch, seq, d_model); and
-    the state `after` it, from which streaming goes on."""
+    the state `after` it, from which streaming continues."""
 
     chunks: list[ChunkWrites]
     queries: Tensor
     after: MemoryState
 
     def surprise(self) -> Tensor:
-        """Momentary surprise of every token, (batch, seq)."""
+        """Return the momentary surprise of every token, (batch, seq)."""
         return torch.cat([chunk.surprise() for chunk in self.chunks], dim=1)
 
 
@@ -117,7 +117,7 @@ class NeuralMemory(nn.Module):
     """Test-time memory with an inner gradient step, momentum and forgetting, all gates dependent on the token.
 
     **Differs from the paper**: the projections are factorised (rank `rank`); SiLU follows the convolution; values
-    are l2-normalised as keys are (the gate normalises what is read anyway); theta_t lies in
+    are l2-normalised as keys are (the gate normalises the output anyway); theta_t lies in
     [0, max_lr (1 - eta_t) K / (2 C)], so that a chunk of C equal tokens, whose gradients momentum multiplies by
     1 / (1 - eta), takes one descent step of size max_lr: with theta up to 1 a text that repeats itself makes the inner
     descent diverge within a few chunks; the persistent prefix is not written to the memory, because its effect on the
@@ -141,7 +141,7 @@ class NeuralMemory(nn.Module):
         self.initial2 = nn.Parameter(torch.randn(num_heads, width, hidden) * hidden**-0.5)
 
     def initial_state(self, batch: int) -> MemoryState:
-        """The learned initial weights, no momentum, position 0."""
+        """Return the state at position 0: the learned initial weights, without momentum."""
         weight1 = self.initial1[None].expand(batch, -1, -1, -1)
         weight2 = self.initial2[None].expand(batch, -1, -1, -1)
         zeros1, zeros2 = torch.zeros_like(weight1), torch.zeros_like(weight2)

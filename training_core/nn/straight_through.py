@@ -1,4 +1,4 @@
-"""The straight-through estimator (Bengio et al., 2013, arXiv:1308.3432): one tensor's value, another's gradient."""
+"""The straight-through estimator (Bengio et al., 2013, arXiv:1308.3432): value of one tensor, gradient of another."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
-    """The value of `hard`, bit for bit, and the gradient of `soft`; both of one shape."""
+    """Return the value of `hard`, bit for bit, with the gradient of `soft`; both have the same shape."""
     out: Tensor = _StraightThrough.apply(soft, hard)  # type: ignore[no-untyped-call]
     return out

@@ -1,4 +1,4 @@
-"""Streaming states as a whole: read the beginning of texts at once, and leave texts behind that are over."""
+"""Operations on streaming states: parallel prefill of a common prompt length, and dropping finished rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EntryT = TypeVar("EntryT")
 
 
 def read_ahead(model: Cognate, tokens_BS: Tensor) -> tuple[Tensor, StreamState]:
-    """Feed tokens (batch, seq) in parallel: what `Cognate.step` would give after each of them in turn, the next token's
-    logits (batch, vocab) and the state behind them. `answer` and `given` of the state come with the next step."""
+    """Prefill tokens (batch, seq) in parallel, equivalent to one `Cognate.step` per token; return the next token's
+    logits (batch, vocab) and the state. The state's `answer` and `given` are set by the next step."""
     trace, state = model.trace(tokens_BS), model.stream(len(tokens_BS))
     for block, record in zip(state.prelude, trace.prelude, strict=True):
         block.attention.write(record.pair, 0)
@@ -33,7 +33,7 @@ def _flat(core: list[list[list[EntryT]]]) -> list[EntryT]:
 
 
 def take_rows(state: StateT, rows: Tensor) -> StateT:
-    """The same state of the rows (kept,) alone, in that order: every tensor in it has the batch as dimension 0."""
+    """Return the state restricted to `rows` (kept,), in that order: all its tensors have the batch as dimension 0."""
     taken: StateT = _take(state, rows)
     return taken
 
@@ -45,4 +45,4 @@ def _take(value: Any, rows: Tensor) -> Any:
         return type(value)(_take(each, rows) for each in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _take(getattr(value, field.name), rows) for field in fields(value)})
-    return value  # positions and counts are those of every row
+    return value  # positions and counts are shared by all rows

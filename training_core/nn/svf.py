@@ -1,4 +1,4 @@
-"""Experts that scale the singular values of a model's matrices.
+"""Singular value fine-tuning (SVF): experts that scale the singular values of a model's matrices.
 
     W  = U diag(S) V^T
     W' = U diag(S m) V^T * sum(S) / sum(S m)          m (r,) > 0, one multiplier for each singular value
@@ -7,12 +7,12 @@ References
     [1] Sun, Cetin and Tang, "Transformer^2: Self-adaptive LLMs" (2025, arXiv:2501.06252), section 3.1.
     [2] The authors' code, SakanaAI/self-adaptive-llms, `compose_new_params`.
 
-While an expert is trained m = sigmoid(p), as in [2], and p is what the optimizer moves.
+During training m = sigmoid(p), as in [2], and the optimizer updates p.
 
 **Differs from the paper.** The factor sum(S) / sum(S m) is in [2] and not in [1]: W' has the nuclear norm of W, and a
-constant m changes nothing. Experts are mixed by their multipliers, each brought to sum(S m) = sum(S) first, so that the
-one without an expert is m = 1. p starts at one constant, not with noise around it: training starts from the model as it
-is. As in [2] the matrices of the MLPs are scaled and no others.
+constant m changes nothing. Experts are mixed by their multipliers, each first normalised to sum(S m) = sum(S), so that
+"no expert" is m = 1. p is initialised to a constant without noise, so training starts from the unmodified model. As in
+[2], only the matrices of the MLPs are scaled.
 
 Shape legend: O rows and I columns of a weight, R = min(O, I) singular values, B rows of a batch, S positions,
 K experts.
@@ -35,33 +35,36 @@ from training_core.nn.int8 import decode_rows, encode_rows
 from training_core.nn.ternary import inference_copy, quantize_activations
 
 SCALED = ("mlp.gate", "mlp.up", "mlp.down")
-P_START = 0.1  # of [2]; sigmoid(.1) = .525, and the factor makes it a 1
-LEAST_MULTIPLIER = 1e-3  # a mixture of experts further than that from all of them would turn a direction round
+P_START = 0.1  # from [2]; sigmoid(.1) = .525, which the factor normalises to 1
+LEAST_MULTIPLIER = 1e-3  # extrapolating mixtures could otherwise reach m < 0, which flips a singular direction
 
-Multipliers = Mapping[str, Tensor]  # by matrix: (r,) for every row of a batch, or (rows, r)
+Multipliers = Mapping[str, Tensor]  # by matrix: (r,) shared by all rows of a batch, or (rows, r)
 
 
 @dataclass(frozen=True, slots=True)
 class SVD:
-    """U (out, r), S (r,) falling, V (in, r) of a weight (out, in); float32."""
+    """The SVD of a weight (out, in): U (out, r), S (r,) in descending order, V (in, r); float32."""
 
     u_OR: Tensor
     s_R: Tensor
     v_IR: Tensor
 
     def normalised(self, m_R: Tensor) -> Tensor:
-        """The same multipliers (..., r) at the scale at which sum(S m) = sum(S): the factor of W' is in them."""
+        """Return the multipliers (..., r) rescaled to sum(S m) = sum(S), which absorbs the factor of W'."""
         s_R = self.s_R.double()
         return (m_R.double() * (s_R.sum() / (m_R.double() @ s_R))[..., None]).to(m_R.dtype)
 
     def compose(self, m_R: Tensor) -> Tensor:
-        """W' (out, in) for multipliers (r,)."""
+        """Return W' (out, in) for multipliers (r,)."""
         return (self.u_OR * (self.s_R * m_R)) @ self.v_IR.T * (self.s_R.sum() / (self.s_R * m_R).sum())
 
 
 def decompose(weight_OI: Tensor) -> SVD:
-    """SVD values and vectors, worked out in float64. Of the two signs that a pair of vectors can have, the one
-    in which the largest entry of u is positive, so that the same weight gives the same decomposition."""
+    """Compute the SVD of a weight in float64.
+
+    The sign of each pair of singular vectors is fixed by making the largest entry of u positive, so that the same
+    weight always gives the same decomposition.
+    """
     u_OR, s_R, vh_RI = torch.linalg.svd(weight_OI.detach().double(), full_matrices=False)
     largest_R = u_OR.gather(0, u_OR.abs().argmax(0, keepdim=True))[0]
     signs_R = torch.where(largest_R < 0, -1.0, 1.0).to(u_OR)
@@ -70,7 +73,7 @@ def decompose(weight_OI: Tensor) -> SVD:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """An expert as it is stored: of each matrix one byte for each singular value, and a spread in two bytes.
+    """An expert in stored form: one byte for each singular value, and a spread of two bytes for each matrix.
 
     m = 1 + spread * code / 127. `codes` are int8 (r,), `spreads` float16 ().
     """
@@ -80,7 +83,7 @@ class Expert:
 
     @classmethod
     def of(cls, multipliers: Multipliers, singular: Mapping[str, SVD]) -> Self:
-        """The nearest expert to multipliers (r,) of each matrix; their scale does not matter.
+        """Quantise multipliers (r,) of each matrix to an expert; their overall scale does not matter.
 
         Raises:
             ValueError: naming the matrix whose multipliers are not positive and finite.
@@ -93,55 +96,58 @@ class Expert:
                     f"multipliers must be positive and finite, got {float(m_R.min())} to {float(m_R.max())} for "
                     f"{name}: the expert has diverged, lower its learning rate"
                 )
-            its = singular[name]
-            deviation_R = its.normalised(m_R.detach().to(its.s_R.device)).cpu() - 1
+            svd = singular[name]
+            deviation_R = svd.normalised(m_R.detach().to(svd.s_R.device)).cpu() - 1
             codes[name], spreads[name] = encode_rows(deviation_R)
         return cls(codes, spreads)
 
     def deviations(self) -> dict[str, Tensor]:
-        """m - 1 of each matrix, (r,) float32."""
+        """Return m - 1 for each matrix, (r,) float32."""
         return {name: decode_rows(code_R, self.spreads[name]) for name, code_R in self.codes.items()}
 
     def multipliers(self) -> dict[str, Tensor]:
-        """m of each matrix, (r,) float32."""
+        """Return m for each matrix, (r,) float32."""
         return mixture([self], torch.ones(1))
 
     @property
     def num_parameters(self) -> int:
-        """One for each singular value."""
+        """Number of parameters, one for each singular value."""
         return sum(code.numel() for code in self.codes.values())
 
     @property
     def num_bytes(self) -> int:
-        """What it takes to store it."""
+        """Size of the stored tensors in bytes."""
         return sum(
             code.numel() + spread.element_size()
             for code, spread in zip(self.codes.values(), self.spreads.values(), strict=True)
         )
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """As tensors of a bundle."""
+        """Return the tensors to store in a bundle."""
         codes = {f"{prefix}codes.{name}": code for name, code in self.codes.items()}
         return codes | {f"{prefix}spreads.{name}": spread for name, spread in self.spreads.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Self:
-        """What `tensors` wrote."""
-        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        """Load an expert from tensors named by `tensors`."""
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         return cls(
-            {name.removeprefix("codes."): t for name, t in found.items() if name.startswith("codes.")},
-            {name.removeprefix("spreads."): t for name, t in found.items() if name.startswith("spreads.")},
+            {name.removeprefix("codes."): t for name, t in own.items() if name.startswith("codes.")},
+            {name.removeprefix("spreads."): t for name, t in own.items() if name.startswith("spreads.")},
         )
 
 
 def scaled_matrices(model: Cognate) -> dict[str, int]:
-    """The matrices that experts scale, in the order of the model, and how many singular values each has."""
+    """Return the matrices that experts scale, in model order, with their numbers of singular values."""
     return {name: min(effective_weight(layer).shape) for name, layer in model.named_modules() if name.endswith(SCALED)}
 
 
 def mixture(experts: Sequence[Expert], weights_K: Tensor) -> dict[str, Tensor]:
-    """m = 1 + sum_k w_k (m_k - 1) of each matrix: weights (..., experts) -> (..., r). What the weights leave to 1 is
-    the model as it is; with weights that sum to 1 it is sum_k w_k m_k of [1], section 3.2."""
+    """Return m = 1 + sum_k w_k (m_k - 1) for each matrix: weights (..., experts) -> (..., r).
+
+    The unmodified model receives the weight 1 - sum_k w_k; for weights that sum to 1 this is sum_k w_k m_k of [1],
+    section 3.2.
+    """
     deviations = [expert.deviations() for expert in experts]
     names = deviations[0] if deviations else {}
     return {
@@ -151,11 +157,11 @@ def mixture(experts: Sequence[Expert], weights_K: Tensor) -> dict[str, Tensor]:
 
 
 class ScaledLinear(nn.Module):
-    """A linear layer without bias whose singular values can be scaled; without multipliers it is the layer it
-    replaces, bit for bit.
+    """A bias-free linear layer whose singular values can be scaled; without multipliers it equals the layer it replaces
+    bit for bit.
 
-    `multipliers` are (r,), or (rows, r) with a row for each of the batch; `p` (r,), where there is one, is trained
-    and stands for sigmoid(p).
+    `multipliers` are (r,), or (rows, r) with one row for each row of the batch. If there is a `p` (r,), it is trained
+    and the multipliers are sigmoid(p).
     """
 
     weight: Tensor
@@ -169,36 +175,37 @@ class ScaledLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        its = self.singular  # no buffers of its own: they follow where the layer is moved
-        self.singular = SVD(fn(its.u_OR), fn(its.s_R), fn(its.v_IR))
+        # The SVD and the multipliers are plain attributes, not buffers, so `.to()` has to move them here.
+        svd = self.singular
+        self.singular = SVD(fn(svd.u_OR), fn(svd.s_R), fn(svd.v_IR))
         self.multipliers = None if self.multipliers is None else fn(self.multipliers)
         return self
 
     def forward(self, x_BSI: Tensor) -> Tensor:
-        """(batch, ..., in) to (batch, ..., out)."""
+        """Map (batch, ..., in) to (batch, ..., out)."""
         x_BSI = quantize_activations(x_BSI) if self.activation_bits == 8 else x_BSI
         multipliers = self.multipliers if self.p is None else self.p.sigmoid()
         if multipliers is None:
             return F.linear(x_BSI, self.weight)
         if multipliers.ndim == 1:
             return F.linear(x_BSI, self.singular.compose(multipliers))
-        # x V diag(S m) U^T row by row: W' of every row, without writing any of them down
+        # x V diag(S m) U^T for each row: applies every row's own W' without materialising it
         scaled_BR = self.singular.s_R * self.singular.normalised(multipliers)
         inner = (x_BSI @ self.singular.v_IR) * scaled_BR.view(len(scaled_BR), *(1,) * (x_BSI.ndim - 2), -1)
         return F.linear(inner, self.singular.u_OR)
 
 
 class SVFModel:
-    """A copy of a model for inference whose matrices can be scaled, and their decompositions.
+    """An inference copy of a model whose matrices can be scaled, with their decompositions.
 
-    `model` is an ordinary Cognate and computes what the original does until multipliers are set.
+    `model` is an ordinary Cognate and is equivalent to the original until multipliers are set.
     """
 
     def __init__(self, model: Cognate, singular: Mapping[str, SVD] | None = None) -> None:
-        """`singular` are decompositions that were worked out before, by matrix.
+        """Decompose the model's matrices, or reuse the decompositions `singular`, by matrix.
 
         Raises:
-            ValueError: when they are not those of this model's matrices.
+            ValueError: when they do not match this model's matrices.
         """
         self.model = inference_copy(model)
         self.model.requires_grad_(False)
@@ -206,19 +213,19 @@ class SVFModel:
         for name, layer in list(self.model.named_modules()):
             if name.endswith(SCALED):
                 weight = effective_weight(layer).detach()
-                its = decompose(weight) if singular is None else _checked(name, weight, singular)
-                self.layers[name] = ScaledLinear(weight, its, getattr(layer, "activation_bits", 0))
+                svd = decompose(weight) if singular is None else _checked(name, weight, singular)
+                self.layers[name] = ScaledLinear(weight, svd, getattr(layer, "activation_bits", 0))
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.model.get_submodule(owner), attribute, self.layers[name])
 
     @property
     def singular(self) -> dict[str, SVD]:
-        """The decomposition of every matrix."""
+        """The SVD of every scaled matrix, by name."""
         return {name: layer.singular for name, layer in self.layers.items()}
 
     @contextmanager
     def using(self, multipliers: Multipliers | None) -> Iterator[Cognate]:
-        """The model with multipliers for some of its matrices; behind it, as it was."""
+        """Set multipliers for some of the matrices within the context, and restore the former ones on exit."""
         before = {name: layer.multipliers for name, layer in self.layers.items()}
         self.scale(multipliers)
         try:
@@ -227,18 +234,18 @@ class SVFModel:
             self.scale({name: m for name, m in before.items() if m is not None})
 
     def scale(self, multipliers: Multipliers | None) -> None:
-        """Set multipliers; matrices that are not named have none."""
+        """Set the multipliers; matrices that are not named get none."""
         for name, layer in self.layers.items():
             m = None if multipliers is None else multipliers.get(name)
             layer.multipliers = None if m is None else m.to(layer.weight.device)
 
     def plain(self) -> Cognate:
-        """A copy of the model without multipliers."""
+        """Return a copy of the model without multipliers."""
         with self.using(None):
             return copy.deepcopy(self.model)
 
     def trainable(self) -> Cognate:
-        """A copy of the model in which the p of every matrix, all of them `P_START`, are all that trains."""
+        """Return a copy of the model whose only trainable parameters are its matrices' p, all set to `P_START`."""
         copied = self.plain()
         for layer in copied.modules():
             if isinstance(layer, ScaledLinear):
@@ -246,17 +253,17 @@ class SVFModel:
         return copied
 
     def expert_of(self, trained: Cognate) -> Expert:
-        """What a model of `trainable` has learned, as it is stored.
+        """Return the expert, in stored form, that a model of `trainable` has learned.
 
         Raises:
             ValueError: as `Expert.of`.
         """
-        found = {name: layer.p for name, layer in trained.named_modules() if isinstance(layer, ScaledLinear)}
-        return Expert.of({name: p.detach().sigmoid() for name, p in found.items() if p is not None}, self.singular)
+        learned = {name: layer.p for name, layer in trained.named_modules() if isinstance(layer, ScaledLinear)}
+        return Expert.of({name: p.detach().sigmoid() for name, p in learned.items() if p is not None}, self.singular)
 
 
 def _checked(name: str, weight: Tensor, singular: Mapping[str, SVD]) -> SVD:
-    its = singular.get(name)
-    if its is None or (len(its.u_OR), len(its.v_IR)) != tuple(weight.shape):
+    svd = singular.get(name)
+    if svd is None or (len(svd.u_OR), len(svd.v_IR)) != tuple(weight.shape):
         raise ValueError(f"{name} has no decomposition of its shape {tuple(weight.shape)}: decompose the model again")
-    return its
+    return svd

@@ -4,13 +4,13 @@ References
     [1] Ma et al., "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits" (2402.17764), eq. 1-3.
     [2] Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons" (arXiv 1308.3432).
 
-A *latent* is the full-precision weight that the optimizer moves; its *effective weight* is what the forward
-pass multiplies with. Modules keep the latent under the name `<module>.weight`, so state dicts do not change.
+A *latent* is the full-precision weight that the optimizer updates; its *effective weight* is the one used in the
+forward pass. Modules keep the latent under the name `<module>.weight`, so state dicts do not change.
 
 **Differs from the paper.** (1) gamma is rounded to a float16 value inside the training graph, so that a file
 that stores it in two bytes decodes to exactly the weights that were trained. (2) The straight-through
-estimator has the gradient of the usual `soft + (hard - soft).detach()`, but its value is `hard` bit for bit, where
-the usual form is off by a rounding beside an outlier (|soft| > 2^12 |hard|). (3) The threshold is a
+estimator has the gradient of the usual `soft + (hard - soft).detach()`, but its value is exactly `hard`, where
+the usual form has a rounding error next to outliers (|soft| > 2^12 |hard|). (3) The threshold is a
 parameter (.5 is the paper's).
 """
 
@@ -30,7 +30,7 @@ from training_core.nn.straight_through import straight_through
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Granularity = Literal["tensor", "row"]
 SMALLEST_HALF = 2.0**-24  # the smallest positive float16 value
-_ACTIVATION_FLOOR = 1e-5  # of the paper's released code: keeps 127 / max|x| finite for an all-zero token
+_ACTIVATION_FLOOR = 1e-5  # from the paper's released code: keeps 127 / max|x| finite for an all-zero token
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Ternary:
     scale: Tensor
 
     def dequantize(self) -> Tensor:
-        """codes * scale, in the dtype of `scale`: exact, because every product is -scale, 0 or +scale."""
+        """Return codes * scale in the dtype of `scale`: exact, because every product is -scale, 0 or +scale."""
         return self.codes.to(self.scale.dtype) * self.scale
 
 
 def ternarize(weight: Tensor, threshold: float = 0.5, granularity: Granularity = "tensor") -> Ternary:
-    """Ternary codes and scale: gamma = mean|W| (eq. 3), code = sign(w) where |w| > threshold * gamma, else 0.
+    """Return ternary codes and scale: gamma = mean|W| (eq. 3), code = sign(w) if |w| > threshold * gamma, else 0.
 
     With threshold .5 this is RoundClip(W / gamma, -1, 1) of eq. 1 and 2. A tie, |w| exactly threshold *
     gamma, gives 0 for either sign (round-half-to-even does the same at .5). gamma is the float16 rounding of
@@ -76,17 +76,18 @@ def ternarize(weight: Tensor, threshold: float = 0.5, granularity: Granularity =
 
 
 def ternary_weight(weight: Tensor, threshold: float = 0.5, granularity: Granularity = "tensor") -> Tensor:
-    """The effective weight gamma * codes of a latent; its gradient passes straight to the latent [2].
+    """Return the effective weight gamma * codes of a latent, with the straight-through gradient [2].
 
-    A latent that is NaN, infinite or beyond float16 makes the result NaN (no check, which would stall a GPU):
-    the loss shows it.
+    A latent that is NaN, infinite or beyond float16 makes the result NaN. It is not checked here, which would
+    synchronise the GPU; the loss shows it.
     """
     codes, scale = _codes_and_scale(weight.detach(), threshold, granularity)
     return straight_through(weight, codes.mul_(scale))
 
 
 def quantize_activations(x: Tensor) -> Tensor:
-    """8-bit activations, per token: clamp(round(127 x / max|x|), -128, 127) * max|x| / 127, straight-through.
+    """Quantise activations to 8 bits per token: clamp(round(127 x / max|x|), -128, 127) * max|x| / 127, with the
+    straight-through gradient.
 
     Shapes: (..., features) to the same; the maximum is over the last dimension. [1] section 2, released code.
     """
@@ -97,8 +98,8 @@ def quantize_activations(x: Tensor) -> Tensor:
 class TernaryLinear(nn.Linear):
     """`nn.Linear` whose effective weight is ternary; `weight` is the latent. The bias stays unquantised.
 
-    While `hardness` is below 1 the forward pass uses latent + hardness * (ternary - latent), with the gradient still
-    passing straight to the latent: `set_hardness` lets training approach the ternary weights gradually.
+    While `hardness` is below 1 the forward pass uses latent + hardness * (ternary - latent), still with the
+    straight-through gradient; `set_hardness` lets training approach the ternary weights gradually.
     """
 
     hardness: float = 1.0
@@ -123,7 +124,7 @@ class TernaryLinear(nn.Linear):
         return _partly_ternary(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         x = quantize_activations(input) if self.activation_bits == 8 else input
         return F.linear(x, self.effective_weight(), self.bias)
 
@@ -155,13 +156,13 @@ class TernaryEmbedding(nn.Embedding):
         return _partly_ternary(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Token ids (...) to vectors (..., embedding_dim)."""
+        """Map token ids (...) to vectors (..., embedding_dim)."""
         return F.embedding(input, self.effective_weight(), self.padding_idx)
 
 
 class _Frozen(nn.Module):
-    """Codes and scale as buffers, and the dequantised weight once (not in the state dict: it follows from
-    them)."""
+    """Codes and scale as buffers, and the dequantised weight, which is not in the state dict because it follows from
+    them."""
 
     codes: Tensor
     scale: Tensor
@@ -180,8 +181,7 @@ class _Frozen(nn.Module):
 
 
 class FrozenTernaryLinear(_Frozen):
-    """A `TernaryLinear` that no longer trains; its forward is bit-identical to that of the module it
-    replaces."""
+    """A `TernaryLinear` frozen for inference; its forward pass is bit-identical to that of the module it replaces."""
 
     def __init__(self, ternary: Ternary, bias: nn.Parameter | None, activation_bits: int) -> None:
         super().__init__(ternary)
@@ -189,16 +189,16 @@ class FrozenTernaryLinear(_Frozen):
         self.activation_bits = activation_bits
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         x = quantize_activations(input) if self.activation_bits == 8 else input
         return F.linear(x, self.weight, self.bias)
 
 
 class FrozenTernaryEmbedding(_Frozen):
-    """A `TernaryEmbedding` that no longer trains."""
+    """A `TernaryEmbedding` frozen for inference."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Token ids (...) to vectors (..., embedding_dim)."""
+        """Map token ids (...) to vectors (..., embedding_dim)."""
         return F.embedding(input, self.weight)
 
 
@@ -210,19 +210,19 @@ def apply_ternary(
     granularity: Granularity = "tensor",
     activation_bits: int = 8,
 ) -> list[str]:
-    """Swap the selected `nn.Linear` and `nn.Embedding` modules of `model`, in place, for ternary ones.
+    """Replace the selected `nn.Linear` and `nn.Embedding` modules of `model`, in place, by ternary ones.
 
-    The Parameter objects stay the same (optimizers and weight tying go on working); a module that is
-    reachable under several names is swapped once and stays shared. `select(name, module)` is asked for each
-    of those names, and one yes suffices.
+    The Parameter objects stay the same, so optimizers and weight tying keep working. A module that is reachable
+    under several names is replaced once and stays shared; it is selected if `select(name, module)` holds for any of
+    its names.
 
     Returns:
-        The name of each swapped module (the first one where it has several).
+        The name of each replaced module (the first one if it has several).
 
     Raises:
         ValueError: when nothing is selected; when a selected module is the model itself, is already ternary
-            or is a subclass or configuration that cannot be swapped faithfully; when a Parameter is shared
-            with a module that is not selected (one of the two would use the latent).
+            or is a subclass or configuration that has no exact ternary counterpart; when a Parameter is shared
+            with a module that is not selected (which would use the latent).
     """
     _check_settings(threshold, granularity, activation_bits)
     selected: dict[nn.Module, str] = {}
@@ -247,19 +247,19 @@ def apply_ternary(
 
 
 def ternary_modules(model: nn.Module) -> Iterator[tuple[str, TernaryLinear | TernaryEmbedding]]:
-    """Each trainable ternary module of `model` once, with its first name."""
+    """Yield each trainable ternary module of `model` once, with its first name."""
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear | TernaryEmbedding):
             yield name, module
 
 
 def hardness(step: int, steps: int, fraction: float) -> float:
-    """min(1, (step + 1) / (fraction * steps)): linear from almost 0 to fully ternary, then constant."""
+    """Return min(1, (step + 1) / (fraction * steps)): a linear ramp from almost 0 to fully ternary, then constant."""
     return min(1.0, (step + 1) / max(1.0, steps * fraction))
 
 
 def set_hardness(model: nn.Module, hardness: float) -> None:
-    """Set how ternary the forward pass of every ternary module is, from 0 (the latents) to 1 (ternary).
+    """Set the hardness of every ternary module, from 0 (the forward pass uses latents) to 1 (fully ternary).
 
     Raises:
         ValueError: outside [0, 1].
@@ -271,14 +271,13 @@ def set_hardness(model: nn.Module, hardness: float) -> None:
 
 
 def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -> list[str]:
-    """Swap every ternary module of `model`, in place, for one that holds codes, scale and the weight.
+    """Replace every ternary module of `model`, in place, by one that holds codes, scale and the dequantised weight.
 
-    Codes are taken from the latents, or from `values` by module name. Freezing is the only faithful way to
-    store a ternary model: ternarising a dequantised weight again gives another gamma, since mean|gamma *
-    codes| < gamma.
+    Codes are taken from the latents, or from `values` by module name. Freezing is the only exact way to store a
+    ternary model: ternarising a dequantised weight again gives a different gamma, since mean|gamma * codes| < gamma.
 
     Returns:
-        The names of the swapped modules.
+        The names of the replaced modules.
 
     Raises:
         ValueError: when the model has no ternary module, or as `ternarize` raises.
@@ -304,8 +303,8 @@ def freeze_ternary(model: nn.Module, values: dict[str, Ternary] | None = None) -
 
 
 def inference_copy(model: ModelT) -> ModelT:
-    """A copy of `model` in evaluation mode that computes the same and does not train: ternary weights are worked out
-    once instead of at every call."""
+    """Return an equivalent copy of `model` in evaluation mode, with ternary weights computed once instead of in every
+    forward pass."""
     copied = copy.deepcopy(model)
     if next(ternary_modules(copied), None) is not None:
         freeze_ternary(copied)
@@ -318,8 +317,8 @@ def _ternarize(weight: Tensor, threshold: float, granularity: str) -> Ternary:
 
 
 def _codes_and_scale(weight: Tensor, threshold: float, granularity: str) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of `weight`; codes are a tensor of their own."""
-    magnitude = weight.abs()  # summed in float64, so that devices and thread counts agree on the float16 value
+    """Codes and scale in the dtype of `weight`; codes are a new tensor, which callers may overwrite."""
+    magnitude = weight.abs()  # averaged in float64, so that devices and thread counts agree on the float16 value
     if granularity == "row":
         gamma = magnitude.mean(dim=tuple(range(1, weight.dim())), keepdim=True, dtype=torch.float64)  # eq. 3
     else:
@@ -347,7 +346,7 @@ def _check_settings(threshold: float, granularity: str, activation_bits: int = 8
 def _as_ternary(
     name: str, module: nn.Module, threshold: float, granularity: Granularity, activation_bits: int
 ) -> TernaryLinear | TernaryEmbedding:
-    """The ternary module with `module`'s own Parameters; the meta device avoids initialising others."""
+    """The ternary module with `module`'s own Parameters; the meta device avoids initialising new ones."""
     if not name:
         raise ValueError("the model is itself the selected module and cannot be swapped in place; wrap it in a parent")
     new: TernaryLinear | TernaryEmbedding

@@ -1,1 +1,1 @@
-"""MuGrokfast: Grokfast's gradient filter, then Muon for hidden matrices and AdamW for everything else."""
+"""The MuGrokfast optimizer: Grokfast's gradient filter, then Muon for hidden matrices and AdamW for the rest."""

@@ -1,4 +1,4 @@
-"""Grokfast-EMA (Lee et al., 2024, arXiv:2405.20233, algorithm 2): amplify the slow part of every gradient."""
+"""Grokfast-EMA (Lee et al., 2024, arXiv:2405.20233, algorithm 2): amplifies the slow component of every gradient."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class GrokfastFilter:
     """mu_t = alpha mu_{t-1} + (1 - alpha) g_t  with mu_0 = g_0;   g'_t = g_t + lamb mu_t.
 
-    A low-pass gain: with a constant gradient every filtered gradient is (1 + lamb) g; the first always is.
-    With lamb = 0 it does nothing and keeps no state.
+    The filter amplifies low frequencies: a constant gradient g becomes (1 + lamb) g, and so does the first gradient of
+    any sequence. With lamb = 0 it is the identity and keeps no state.
     """
 
     def __init__(self, alpha: float, lamb: float) -> None:

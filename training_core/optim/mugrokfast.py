@@ -1,7 +1,7 @@
 """MuGrokfast = Grokfast filter -> Muon (hidden matrices) + AdamW (embeddings, norms, gates, heads, convolutions).
 
 Muon orthogonalises the momentum, which makes a matrix's update independent of the gradient's scale. The filter
-therefore does not enlarge a Muon step; it shifts its direction towards the slow part of the gradient.
+therefore does not enlarge a Muon step; it turns its direction towards the slow component of the gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training_core.optim.muon import Muon
 
 
 class OptimizerConfig(BaseModel):
-    """Learning rates and the filter."""
+    """Learning rates, weight decay, momentum, gradient filter and clipping."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,19 +27,20 @@ class OptimizerConfig(BaseModel):
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's Nesterov momentum")
     grokfast_alpha: float = Field(0.98, ge=0, lt=1, description="Decay of the gradient average")
     grokfast_lambda: float = Field(0.1, ge=0, description="Weight of the gradient average; 0 turns the filter off")
-    clip_norm: float = Field(1.0, gt=0, description="Global gradient norm above which gradients are scaled down")
+    clip_norm: float = Field(1.0, gt=0, description="Maximum global gradient norm; larger gradients are scaled down")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon owns the parameter: a matrix between hidden activations, not an embedding, gate, head or prefix."""
+    """Return whether Muon updates the parameter: a matrix between hidden activations, not an embedding, gate, head or
+    prefix."""
     outside = ("embedding.", "halt_head.", "gates.", "persistent")
     return parameter.ndim == 2 and not any(part in name for part in outside)
 
 
 class MuGrokfast:
-    """Owns every trainable parameter of `model`; gradients are filtered, clipped and applied in `step`.
+    """Optimizer of all trainable parameters of `model`; `step` filters, clips and applies the gradients.
 
-    `lr_factors` maps a prefix of parameter names to a factor on their peak rates; other parameters have 1.
+    `lr_factors` maps prefixes of parameter names to a factor on their peak rates; other parameters have factor 1.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class MuGrokfast:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor needed to go on, by a stable name."""
+        """Return every tensor needed to resume, by a stable name."""
         tensors = {f"grokfast.{name}": value for name, value in self.filter.averages.items()}
         for optimizer, parameters, _ in self._groups:
             kind = type(optimizer).__name__.lower()
@@ -102,7 +103,7 @@ class MuGrokfast:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors of `state`."""
         prefix = "grokfast."
         self.filter.averages = {
             name.removeprefix(prefix): value.to(self.parameters[name.removeprefix(prefix)].device)
@@ -116,5 +117,5 @@ class MuGrokfast:
                 state_key, _, name = rest.partition(".")
                 if owner == kind and name in parameters:
                     parameter = parameters[name]
-                    device = "cpu" if state_key == "step" else parameter.device
+                    device = "cpu" if state_key == "step" else parameter.device  # AdamW keeps its step on the CPU
                     optimizer.state[parameter][state_key] = value.to(device)

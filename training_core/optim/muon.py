@@ -1,13 +1,13 @@
-"""Muon: momentum, orthogonalised (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks").
+"""Muon: orthogonalised momentum (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks").
 
     B  <- mu B + (1 - mu) G                        G the gradient, (out, in)
     N  =  mu B + (1 - mu) G                        Nesterov
     W  <- (1 - lr wd) W - lr sqrt(max(1, out / in)) NS(N)
     NS: X <- a X + (b X X^T + c (X X^T)^2) X, five times, from X = N / |N|_F
 
-It is what `torch.optim.Muon` computes, **but for the precision**: that one iterates in bfloat16 whatever the device,
-which a CPU without bfloat16 instructions emulates at a small part of its speed. Here it is bfloat16 on accelerators and
-float32 on CPUs. Matrices of like shape are iterated together.
+It computes the same as `torch.optim.Muon` **except for the precision**: that one iterates in bfloat16 on every device,
+which a CPU without bfloat16 instructions emulates at a fraction of its speed. Here it is bfloat16 on accelerators and
+float32 on CPUs. Matrices of the same shape are iterated as one batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EPSILON = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices between hidden activations; `momentum_buffer` is all that it keeps of each."""
+    """The optimizer of matrices between hidden activations; its only state is a `momentum_buffer` for each."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply the gradients; a parameter without one stays."""
+        """Apply the gradients; parameters without one are left alone."""
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
@@ -62,7 +62,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices_NRC: Tensor) -> Tensor:
-    """Matrices (n, rows, columns), rows <= columns, with all their singular values brought near 1 (.7 to 1.2)."""
+    """Orthogonalise matrices (n, rows, columns), rows <= columns, approximately: all singular values end near 1 (.7 to
+    1.2)."""
     a, b, c = NS_COEFFICIENTS
     x_NRC = matrices_NRC.bfloat16() if matrices_NRC.is_cuda else matrices_NRC
     x_NRC = x_NRC / x_NRC.flatten(1).norm(dim=1).clamp(min=_EPSILON)[:, None, None]

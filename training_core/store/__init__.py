@@ -1,1 +1,1 @@
-"""Bundles, digests, checkpoints and cached results on disk."""
+"""Persistence: bundles, digests, checkpoints and cached results."""

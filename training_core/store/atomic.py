@@ -1,8 +1,8 @@
-"""Files that are replaced in one durable step: a reader, or a run after a crash, finds the old content or the new one.
+"""Atomic, durable replacement of files: after a crash at any moment the old content or the new one is there, complete.
 
-The content goes to a temporary file in the same folder, which is flushed to the disk and then renamed over the target;
-flushing the folder makes the rename itself survive a loss of power. The temporary file carries the number of the
-process, so that two writers do not share one. A killed writer leaves it behind; nothing reads it.
+The content is written to a temporary file in the same folder, flushed to disk and renamed over the target; flushing the
+folder makes the rename itself survive a power loss. The temporary file's name contains the process id, so two writers
+never share one. A killed writer leaves it behind; nothing reads it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path; what is written there takes the place of `path` when the block ends without an error.
+    """Yield a temporary path, whose file replaces `path` if the context exits without an error.
 
     Raises:
-        OSError: as the file system raises it; what `path` held is then still in place.
+        OSError: from the file system; the old content of `path` is then still in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the content of `path` (text as UTF-8) in one durable step.
+    """Replace the content of `path` (text as UTF-8) atomically and durably.
 
     Raises:
         OSError: as `replacing`.
@@ -47,7 +47,7 @@ def replace_durably(temporary: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the operating system put a file's content, or a folder's entries, onto the disk."""
+    """Flush a file's content or a folder's entries to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

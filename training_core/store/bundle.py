@@ -1,20 +1,19 @@
-"""A model bundle: one folder that holds a model, its tokenizer, what was measured on it and where it came from.
+"""A model bundle: one folder with a model, its tokenizer, its measurements and its lineage.
 
     config.json          {"format": 1, "kind": "cognate" | "ternary" | "compressed", "model": {...}}
-    model.safetensors    the weights (ternary: the latent weights that later phases go on training)
-    model.ternary        ternary only: the packed file; its decode equals the training graph's weights
-    model.forge          compressed only: the one self-contained file (weights, tokenizer, config, checksum)
+    model.safetensors    the weights (ternary: the latent weights, which later phases continue to train)
+    model.ternary        ternary only: the packed file, which decodes to the training graph's effective weights
+    model.forge          compressed only: the self-contained file (weights, tokenizer, config, checksum)
     tokenizer.json       byte-level BPE in the format of the `tokenizers` library
-    evaluation.safetensors  per-document counts of the evaluation suite, so that two bundles can be compared paired
-    exhibits.json        only where the phase shows any: name to document, what a person looks at besides numbers
+    evaluation.safetensors  per-document counts of the evaluation suite, for paired comparisons of two bundles
+    exhibits.json        optional: the phase's exhibits for people to look at, name to document
     lineage.json         parents' digests, phase configuration, code version, corpus digest, metrics
 
-A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, not what was measured on it or is
-shown of it.
+A bundle's *digest* covers kind, configuration, tensors, tokenizer and payload, but not its measurements and exhibits.
 
-A bundle may come from a stranger. Nothing is ever unpickled, and other files in the folder are not read. A part must be
-a file of its own: a link could name any file of this machine. JSON is bounded, and a tokenizer must be one that cannot
-make a long text of a short one.
+A bundle may come from an untrusted source. Nothing is ever unpickled, and other files in the folder are not read. A
+part must be a regular file, because a link could point to any file of this machine. The size of JSON is bounded, and a
+tokenizer must be of a kind that cannot turn a short text into a long one.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ KINDS = ("cognate", "ternary", "compressed")
 PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
 EXHIBITS = "exhibits.json"
 MAX_TEXT_BYTES = 1 << 26
-# What a byte-level BPE tokenizer has none of, and what it has; the names are those of the `tokenizers` library.
+# Parts that a plain byte-level BPE tokenizer must not have, and those it may have, by their `tokenizers` names.
 _NO_TOKENIZER_PARTS = ("padding", "truncation", "normalizer", "post_processor")
 _TOKENIZER_PARTS = {"model": "BPE", "pre_tokenizer": "ByteLevel", "decoder": "ByteLevel"}
 
 
 class BundleError(ValueError):
-    """A bundle is missing a part, cannot be read, or is not the one its digest names."""
+    """Raised when a bundle is missing a part, cannot be read, or does not match its digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where a bundle comes from. `parents` and `data` map assets to digests; `metrics` are flat measured scalars."""
+    """The origin of a bundle. `parents` and `data` map assets to digests; `metrics` are flat measured scalars."""
 
     asset: str
     phase: int
@@ -63,14 +62,14 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle. Its tensors are read by `tensors` and `formats.loading.load_model`."""
+    """An opened bundle, whose tensors are read on request (`tensors`, `formats.loading.load_model`)."""
 
     folder: Path
     kind: str
     model_config: Mapping[str, Any]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights of `model.safetensors`.
+        """Read the weights of `model.safetensors`.
 
         Raises:
             BundleError: when the file is missing or damaged.
@@ -78,16 +77,16 @@ class Bundle:
         return _read_tensors(self.folder / "model.safetensors")
 
     def payload(self) -> Path:
-        """The packed file of a ternary or compressed bundle."""
+        """Return the path of the packed file of a ternary or compressed bundle."""
         return _own_file(self.folder / PAYLOADS[self.kind])
 
     def model_bytes(self) -> int:
-        """Size on disk, in bytes, of the file that a user would ship: the payload where there is one."""
+        """Return the size in bytes of the file that a user would ship: the payload, or else the weights."""
         name = PAYLOADS.get(self.kind, "model.safetensors")
         return (self.folder / name).stat().st_size
 
     def tokenizer_json(self) -> str:
-        """The tokenizer, as JSON text.
+        """Read the tokenizer as JSON text.
 
         Raises:
             BundleError: when it is missing, damaged or not a plain byte-level BPE.
@@ -98,7 +97,7 @@ class Bundle:
         return text
 
     def lineage(self) -> Lineage:
-        """What was recorded when the bundle was made.
+        """Read what was recorded when the bundle was made.
 
         Raises:
             BundleError: when `lineage.json` is missing or damaged.
@@ -111,11 +110,11 @@ class Bundle:
             raise BundleError(f"{path} is damaged ({error}); re-make the bundle") from error
 
     def evaluation_counts(self) -> dict[str, torch.Tensor]:
-        """Per-document counts written by the evaluation suite."""
+        """Read the per-document counts written by the evaluation suite."""
         return _read_tensors(self.folder / "evaluation.safetensors")
 
     def exhibits(self) -> dict[str, Any]:
-        """What the phase shows besides numbers, name to JSON document; empty where it shows nothing.
+        """Read the phase's exhibits, name to JSON document; empty if it has none.
 
         Raises:
             BundleError: when `exhibits.json` is damaged.
@@ -129,7 +128,7 @@ class Bundle:
         return documents
 
     def digest(self) -> str:
-        """The SHA-256 hex digest of kind, configuration, tensors, tokenizer and payload, computed from disk."""
+        """Compute the SHA-256 hex digest of kind, configuration, tensors, tokenizer and payload from disk."""
         hasher = hashlib.sha256()
         _feed(hasher, b"config", canonical_json({"kind": self.kind, "model": dict(self.model_config)}))
         _feed(hasher, b"tokenizer", _read_text(self.folder / "tokenizer.json").encode())
@@ -147,10 +146,10 @@ class Bundle:
 class Product:
     """A finished model, ready to be written as a bundle (`training_core.store.bundle.write_bundle`).
 
-    `tensors` is None for a compressed model, `payload` is None for a plain one. `metrics` holds what only the
+    `tensors` is None for a compressed model, `payload` is None for a plain one. `metrics` are those that only the
     phase itself can measure (for instance a merge's gain over its best parent); the evaluation suite adds the
-    rest. `exhibits` are what the phase shows to a person besides numbers: a name to a JSON document, which is
-    kept beside the measurements (`training_core.store.bundle.Bundle.exhibits`).
+    rest. `exhibits` maps names to JSON documents for people to look at, which are stored beside the measurements
+    (`training_core.store.bundle.Bundle.exhibits`).
     """
 
     kind: str
@@ -163,7 +162,7 @@ class Product:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON bytes with sorted keys and no spaces: equal values give equal bytes."""
+    """Return JSON bytes with sorted keys and no spaces, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
@@ -176,11 +175,11 @@ def write_bundle(
     tokenizer_json: str,
     payload: bytes | None = None,
 ) -> Bundle:
-    """Write everything but evaluation and lineage into the new `folder` and open it.
+    """Write everything except evaluation and lineage into the new `folder` and open it.
 
     Raises:
         ValueError: for an unknown `kind`, or when a kind lacks its tensors or payload.
-        OSError: as the file system raises it (disk full, no permission).
+        OSError: from the file system (disk full, no permission).
     """
     if kind not in KINDS:
         raise ValueError(f"bundle kind must be one of {KINDS}, got {kind!r}")
@@ -205,10 +204,10 @@ def write_measurements(
     counts: Mapping[str, torch.Tensor],
     exhibits: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add what was measured on the bundle as it lies on disk, and the exhibits where there are any.
+    """Add the measurements of the written bundle, and its exhibits if there are any.
 
     Raises:
-        ValueError: for an exhibit that is not JSON, a number that is not finite included.
+        ValueError: for an exhibit that is not JSON or contains a number that is not finite.
     """
     documents = _exhibits_json(exhibits or {})
     save_file({name: t.contiguous() for name, t in counts.items()}, bundle.folder / "evaluation.safetensors")
@@ -230,9 +229,9 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
     if not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} describes no model: 'model' must be an object; materialize the asset again")
     bundle = Bundle(folder, document["kind"], document["model"])
-    if expected_digest is not None and (found := bundle.digest()) != expected_digest:
+    if expected_digest is not None and (actual := bundle.digest()) != expected_digest:
         raise BundleError(
-            f"{folder} does not hold the bundle {expected_digest[:16]}: its content hashes to {found[:16]}. "
+            f"{folder} does not hold the bundle {expected_digest[:16]}: its content hashes to {actual[:16]}. "
             "The files were changed or damaged; materialize the asset again."
         )
     return bundle
@@ -256,7 +255,7 @@ def _feed(hasher: hashlib._Hash, header: bytes, content: bytes) -> None:
 
 
 def _own_file(path: Path) -> Path:
-    """`path`, unless a link, a pipe or a device stands there; whether there is a file is found out by reading it."""
+    """Return `path` unless it is a link, a pipe or a device; a missing file is left to the subsequent read."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise BundleError(f"{path} must be a file of its own, not a link or a device: put the file itself in its place")
     return path
@@ -286,13 +285,13 @@ def _parsed(path: Path, text: str) -> Any:
 
 
 def _require_plain_tokenizer(path: Path, document: Any) -> None:
-    """Padding, a normalizer or a template could make gigabytes of a short text."""
+    """Reject tokenizers with padding, a normalizer or a template, which could turn a short text into gigabytes."""
     if not isinstance(document, dict):
         raise BundleError(f"{path} is not a tokenizer: it must be a JSON object; materialize the asset again")
     wrong = [part for part in _NO_TOKENIZER_PARTS if document.get(part) is not None]
     for part, kind in _TOKENIZER_PARTS.items():
-        found = document.get(part)
-        if found is not None and (not isinstance(found, dict) or found.get("type", kind) != kind):
+        content = document.get(part)
+        if content is not None and (not isinstance(content, dict) or content.get("type", kind) != kind):
             wrong.append(part)
     if wrong:
         raise BundleError(f"{path} must be a plain byte-level BPE tokenizer: remove or replace its {', '.join(wrong)}")

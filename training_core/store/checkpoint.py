@@ -1,7 +1,7 @@
 """Resume points: one safetensors file, replaced atomically, valid only for the configuration that wrote it.
 
-A resume point of another fingerprint is not used, and training starts from the beginning. A damaged one is an error:
-writes are atomic and durable, so that damage means a failing disk or a foreign file, which the user must know of.
+A resume point with another fingerprint is ignored, and training starts from the beginning. A damaged one is an error:
+because writes are atomic and durable, damage means a failing disk or a foreign file, which the user must know about.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training_core.store.atomic import replacing
 
 
 class DamagedCheckpointError(ValueError):
-    """A resume point or a kept result exists but cannot be read; the message names the file and the repair."""
+    """Raised when a resume point or a cached result cannot be read; the message names the file and the repair."""
 
     def __init__(self, path: Path, reason: object) -> None:
         super().__init__(
@@ -30,10 +30,10 @@ class DamagedCheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
-    """Write tensors and a JSON-able `state` so that a kill at any moment leaves the old file or the new one.
+    """Write tensors and a JSON-serialisable `state`, so that a kill at any moment leaves the old file or the new one.
 
     Raises:
-        OSError: as the file system raises it; the earlier checkpoint is then still in place.
+        OSError: from the file system; the earlier checkpoint is then still in place.
     """
     arrays = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The checkpoint, or None when there is none that `fingerprint` wrote (then training starts from the beginning).
+    """Load a checkpoint; None if there is none with this `fingerprint` (training then starts from the beginning).
 
     Raises:
         DamagedCheckpointError: when the file exists and is not what `save_checkpoint` writes.
@@ -59,14 +59,14 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
 
 
 def weights_digest(model: nn.Module) -> bytes:
-    """SHA-256 of a model's state dict, names included."""
+    """Return the SHA-256 of a model's state dict, names included."""
     return tensors_digest(model.state_dict())
 
 
 def tensors_digest(tensors: Mapping[str, Any]) -> bytes:
-    """SHA-256 of the names, types, shapes and values of tensors, whatever order they come in.
+    """Return the SHA-256 of the names, dtypes, shapes and values of tensors, independent of their order.
 
-    Entries of the mapping that are no tensors are left out.
+    Entries of the mapping that are not tensors are ignored.
     """
     hasher = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -1,8 +1,8 @@
-"""What identifies a result: digests of the code, of folders of data, and of everything that a model is made from.
+"""Identity of results: digests of the code, of data folders, and of all inputs that a model is made from.
 
-The code of a result is every module of ours that its function can reach by imports, found in the source (`ast`), also
-where the import stands inside a function. Nobody keeps a list, so that nothing can be missing from it. Left out are the
-modules that judge a model and do not make it (`JUDGES`): a threshold that changes is judged again, not trained again.
+The code of a result is every module of ours that its function reaches by imports, found in the source (`ast`),
+including imports inside functions. There is no hand-kept list that could have gaps. Excluded are the modules that judge
+a model rather than make it (`JUDGES`): after a change of a threshold a model is judged again, not trained again.
 """
 
 import ast
@@ -23,11 +23,11 @@ _CHUNK_BYTES = 1 << 20
 
 
 OURS = ("training_core", "forge_resources", "forge_assets")
-JUDGES = frozenset({"gates"})  # last part of a module's name
+JUDGES = frozenset({"gates"})  # matched against the last part of a module's name
 
 
 def code_digest(modules: Iterable[str], *, extra: Mapping[str, Any]) -> str:
-    """A digest of the source of every module that `modules` reach by imports, torch's version and `extra`.
+    """Return a digest of the source of every module that `modules` reach by imports, torch's version and `extra`.
 
     Raises:
         ValueError: when a module does not exist.
@@ -40,25 +40,25 @@ def code_digest(modules: Iterable[str], *, extra: Mapping[str, Any]) -> str:
 
 
 def reachable(modules: Iterable[str]) -> set[str]:
-    """The modules of ours that `modules` import, directly or not, and themselves.
+    """Return `modules` and all modules of ours that they import, directly or indirectly.
 
     Raises:
         ValueError: when one of `modules` does not exist.
     """
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             waiting += _source(name).imports
-    return found
+    return reached
 
 
 def inputs_digest(code_version: str, config: BaseModel, digests: Mapping[str, str]) -> str:
-    """A digest of everything an asset is made from: code, configuration and the digests of its inputs.
+    """Return a digest of everything an asset is made from: code, configuration and the digests of its inputs.
 
-    An asset whose latest materialization carries the same value as `forge/inputs` is fresh.
+    An asset is fresh if its latest materialization has this value as `forge/inputs`.
     """
     content = {
         "code": code_version,
@@ -69,10 +69,10 @@ def inputs_digest(code_version: str, config: BaseModel, digests: Mapping[str, st
 
 
 def digest_folder(folder: Path) -> str:
-    """SHA-256 over the sorted relative names and the contents of every file below `folder`.
+    """Return the SHA-256 over the sorted relative names and the contents of all files below `folder`.
 
     Raises:
-        ValueError: for a link or another thing that is not a regular file.
+        ValueError: for a link or anything else that is not a regular file.
     """
     hasher = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
@@ -107,7 +107,7 @@ def _source(module: str) -> _Source:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Names of modules of ours that stand in import statements anywhere in a file."""
+    """Names of modules of ours in import statements anywhere in a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             raise ValueError("relative imports are not followed: write the module's full name")

@@ -1,4 +1,4 @@
-"""Results that cost seconds, kept beside the checkpoints: a killed run finds them again and does not redo them."""
+"""Cache of intermediate results beside the checkpoints, so that a resumed run does not recompute them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from training_core.store.checkpoint import DamagedCheckpointError, load_checkpoi
 
 
 class ResultCache:
-    """The finished cache of one run, below `folder`; with None nothing is kept.
+    """The cached results of one run in `folder`; None disables the cache.
 
-    `fingerprint` is a digest of whatever determines the results: what another one wrote is not used. `reporter` hears
-    of a stage when it begins to be computed (0 of 1) and when its result is kept (1 of 1).
+    `fingerprint` is a digest of everything that determines the results: entries with another one are not used.
+    `reporter` is told when the computation of a stage starts (0 of 1) and when its result is stored (1 of 1).
     """
 
     def __init__(self, folder: Path | None, fingerprint: str, reporter: Reporter) -> None:
         self.folder, self.fingerprint, self.reporter = folder, fingerprint, reporter
 
     def cached(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The JSON document that `compute` gives, from the file if a run has written it before.
-
-        A document that was computed passes through JSON as well, so that a resumed run goes on with the same one.
+        """Return the JSON document that `compute` gives, read from the cache if an earlier run has stored it.
 
         Raises:
-            ValueError: when the document is not JSON or holds a number that is not finite.
+            ValueError: when the document is not JSON or contains a number that is not finite.
             DamagedCheckpointError: when the file exists and cannot be read.
         """
         path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is not None and (found := _read(path)) is not None and found["fingerprint"] == self.fingerprint:
-            kept: dict[str, Any] = found["result"]
+        if path is not None and (entry := _read(path)) is not None and entry["fingerprint"] == self.fingerprint:
+            kept: dict[str, Any] = entry["result"]
             return kept
         self.reporter.progress(0, 1, name)
+        # A fresh result takes the round trip through JSON as well, so that a resumed run continues with the same one.
         text = json.dumps({"fingerprint": self.fingerprint, "result": compute()}, allow_nan=False)
         if path is not None:
             write_atomically(path, text)
@@ -46,11 +45,11 @@ class ResultCache:
         return result
 
     def cached_tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The same for tensors, which stay bit for bit what they were."""
+        """Return the tensors that `compute` gives, read from the cache, bit for bit, if an earlier run stored them."""
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        found = None if path is None else load_checkpoint(path, self.fingerprint)
-        if found is not None:
-            return found[0]
+        entry = None if path is None else load_checkpoint(path, self.fingerprint)
+        if entry is not None:
+            return entry[0]
         self.reporter.progress(0, 1, name)
         tensors = {key: value.detach().cpu() for key, value in compute().items()}
         if path is not None:
@@ -60,17 +59,17 @@ class ResultCache:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file holds, None where there is none.
+    """The cache entry in a file; None if there is no file.
 
     Raises:
-        DamagedCheckpointError: when `ResultCache` did not write what it holds now.
+        DamagedCheckpointError: when the content is not what `ResultCache` writes.
     """
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        entry = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedCheckpointError(path, error) from error
-    if not isinstance(found, dict) or not {"fingerprint", "result"} <= set(found):
+    if not isinstance(entry, dict) or not {"fingerprint", "result"} <= set(entry):
         raise DamagedCheckpointError(path, "it has no fingerprint and result")
-    return found
+    return entry

@@ -1,1 +1,1 @@
-"""SVD value fine-tuning: experts as multipliers of singular values, their training, routing and accuracy."""
+"""Singular value fine-tuning: experts as multipliers of singular values, with their training, routing and accuracy."""

@@ -1,4 +1,4 @@
-"""Expected accuracy with families weighted alike, and what every expert alone makes of every question.
+"""Expected accuracy averaged over families, and the expected accuracy of every single expert on every question.
 
 Shape legend: Q questions, K experts.
 """
@@ -21,7 +21,7 @@ from training_core.tasks.questions.question import LEVELS, Question
 
 
 def of_each_family(questions: Sequence[Question], number: int) -> list[Question]:
-    """At most `number` questions of every family, one of each level in turn."""
+    """Return at most `number` questions of every family, taken from each level in turn."""
     families = dict.fromkeys(sorted(question.family for question in questions))
     return [
         question
@@ -31,75 +31,79 @@ def of_each_family(questions: Sequence[Question], number: int) -> list[Question]
 
 
 def family_weights(questions: Sequence[Question]) -> Tensor:
-    """1 / (families * questions of the family) of each question, (questions,) float64: they sum to 1."""
+    """Return the weight of each question, 1 / (families * questions of its family): (questions,) float64, sum 1."""
     counted = Counter(question.family for question in questions)
     return torch.tensor([1 / (len(counted) * counted[q.family]) for q in questions], dtype=torch.float64)
 
 
 def accuracy(expected_Q: Tensor, questions: Sequence[Question]) -> Estimate:
-    """Mean over families of their mean expected accuracy, 95 % bootstrap over questions."""
+    """Return the mean over families of their mean expected accuracy, with a 95 % bootstrap over questions."""
     weights_Q = family_weights(questions)
     return rate(expected_Q * weights_Q, weights_Q)
 
 
 def gain(expected_Q: Tensor, other_Q: Tensor, questions: Sequence[Question]) -> Estimate:
-    """What the first has over the other, likewise, paired by question."""
+    """Return the gain of the first over the other in the same average, with a 95 % bootstrap paired by question."""
     weights_Q = family_weights(questions)
     return difference_of_rates(expected_Q * weights_Q, other_Q * weights_Q, weights_Q)
 
 
 def family_drops(before_Q: Tensor, after_Q: Tensor, questions: Sequence[Question]) -> dict[str, Estimate]:
-    """By family: mean of `before` minus `after`, paired by question. The bootstrap intervals hold together: of F
-    families each has one of 1 - .05 / F (Bonferroni), so that of models that are no worse in any family at most one in
-    twenty looks as if it were."""
+    """Return the mean drop of each family (`before` minus `after`), with simultaneous 95 % bootstrap intervals paired
+    by question.
+
+    Each of the F intervals has coverage 1 - .05 / F (Bonferroni), so a model that is worse in no family appears to be
+    worse in some family with a probability of at most 5 %.
+    """
     families = sorted({question.family for question in questions})
     tail = 0.025 / len(families)
     drops: dict[str, Estimate] = {}
     for family in families:
-        there = torch.tensor([question.family == family for question in questions])
-        fall_q = (before_Q - after_Q)[there].double()
-        samples = resample_weights(len(fall_q)) @ fall_q / len(fall_q)
-        drops[family] = percentile_interval(float(fall_q.mean()), samples, tail)
+        in_family_Q = torch.tensor([question.family == family for question in questions])
+        drop_q = (before_Q - after_Q)[in_family_Q].double()
+        samples = resample_weights(len(drop_q)) @ drop_q / len(drop_q)
+        drops[family] = percentile_interval(float(drop_q.mean()), samples, tail)
     return drops
 
 
 @dataclass(frozen=True, slots=True)
 class PerExpertAccuracy:
-    """Expected accuracy on each question without an expert (row 0) and with each alone, (experts + 1, questions)."""
+    """Expected accuracy on each question without an expert (row 0) and with each single expert: (experts + 1,
+    questions)."""
 
     questions: tuple[Question, ...]
     expected_KQ: Tensor
 
     @classmethod
-    def measure(cls, scalable: SVFModel, experts: Sequence[Expert], asked: AskedQuestions) -> PerExpertAccuracy:
-        """One pass without an expert, and one with each."""
-        device = next(scalable.model.parameters()).device
+    def measure(cls, svf: SVFModel, experts: Sequence[Expert], asked: AskedQuestions) -> PerExpertAccuracy:
+        """Measure the model in one pass without an expert and one with each expert."""
+        device = next(svf.model.parameters()).device
         rows = []
         for multipliers in (None, *(expert.multipliers() for expert in experts)):
-            with scalable.using(multipliers) as model:
-                told = asked.likelihoods(lambda _, inputs_BS, model=model: model(inputs_BS.to(device)).logits)  # type: ignore[misc]
-            rows.append(told.expected_Q())
+            with svf.using(multipliers) as model:
+                result = asked.likelihoods(lambda _, inputs_BS, model=model: model(inputs_BS.to(device)).logits)  # type: ignore[misc]
+            rows.append(result.expected_Q())
         return cls(asked.questions, torch.stack(rows))
 
     @property
     def none_Q(self) -> Tensor:
-        """Without an expert."""
+        """Expected accuracy on each question without an expert, (questions,)."""
         return self.expected_KQ[0]
 
     def chosen(self, choice_Q: Tensor) -> Tensor:
-        """With the expert that was chosen for each question, 0 for none: (questions,)."""
+        """Return the accuracy with the expert chosen for each question (0 for none), (questions,)."""
         return self.expected_KQ.gather(0, choice_Q[None])[0]
 
     def by_oracle(self, expert_of: Mapping[str, int]) -> Tensor:
-        """With the expert of each question's family, from 1; none where it has none."""
+        """Return the accuracy under oracle routing: each question gets its family's expert (from 1), if any."""
         return self.chosen(torch.tensor([expert_of.get(question.family, 0) for question in self.questions]))
 
     def best_single(self) -> int:
-        """The expert, from 1, that is best for all questions, families weighted alike."""
+        """Return the expert (from 1) with the highest accuracy over all questions, families equally weighted."""
         return 1 + int((self.expected_KQ[1:] @ family_weights(self.questions)).argmax())
 
     def by_family(self) -> tuple[list[str], list[list[float]]]:
-        """Families, and of every row their mean expected accuracies."""
+        """Return the families, and for every row the mean expected accuracy in each of them."""
         families = sorted({question.family for question in self.questions})
-        columns = [torch.tensor([question.family == family for question in self.questions]) for family in families]
-        return families, [[float(row_Q[there].mean()) for there in columns] for row_Q in self.expected_KQ]
+        masks = [torch.tensor([question.family == family for question in self.questions]) for family in families]
+        return families, [[float(row_Q[mask_Q].mean()) for mask_Q in masks] for row_Q in self.expected_KQ]

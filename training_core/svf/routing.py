@@ -1,20 +1,20 @@
-"""The first pass: which expert a question needs, read off the model as it is.
+"""Routing, the first of two passes: the choice of an expert for a question, by the model without experts.
 
     probabilities (questions, experts + 1): column 0 is "none", column k is expert k
 
-`PromptRouter` asks in words, as [1] does: p(k) = p(name_k | prompt) / sum_j p(name_j | prompt), with the model's own
-probability of each expert's name behind a prompt that offers all of them. `ClassifierRouter` is linear:
+`PromptRouter` asks in words, as [1] does: p(k) = p(name_k | prompt) / sum_j p(name_j | prompt), where p is the model's
+own probability of an expert's name after a prompt that offers all names. `ClassifierRouter` is linear:
 
     p = softmax(W y + b)                  y (d_model,): the final hidden state at the last token of the prompt
 
-and is fitted to minimise the mean over classes of -log p(class), plus penalty / 2 |W|^2 where y has mean 0 and mean
-variance 1. It is stored, and used, as int8 weights with a float16 scale and a float16 bias for each class.
+and minimises the mean over classes of -log p(class), plus penalty / 2 |W|^2, with y standardised to mean 0 and mean
+variance 1. It is stored and used as int8 weights with a float16 scale and a float16 bias per class.
 
 References
     [1] Sun, Cetin and Tang, "Transformer^2: Self-adaptive LLMs" (2025, arXiv:2501.06252), section 3.2 A and B.
 
-**Differs from the paper.** The classifier of [1] is one more expert, which answers in words. Here it is a linear layer
-on what the first pass has computed anyway: no expert to be trained or loaded, and the pass ends with the prompt.
+**Differs from the paper.** The classifier of [1] is an additional expert that answers in words. Here it is a linear
+layer on the hidden state of the first pass: no expert has to be trained or loaded, and the pass ends with the prompt.
 
 Shape legend: Q prompts or questions, N of them for fitting, D model width, C = experts + 1 classes.
 """
@@ -36,76 +36,79 @@ from training_core.tasks.questions.likelihood import ROWS_AT_ONCE
 from training_core.tasks.questions.question import Question
 from training_core.tasks.questions.sft_objective import Example, rows_of
 
-NONE = "other"  # the name of no expert
+NONE = "other"  # offered beside the experts' names; stands for no expert
 
-Prompt = Sequence[int]  # token ids, without the END_OF_TEXT in front
+Prompt = Sequence[int]  # token ids, without the leading END_OF_TEXT
 
 
 class Router(Protocol):
-    """Tells which expert questions need."""
+    """Assigns experts to questions."""
 
     @property
     def name(self) -> str:
-        """What it is called in results."""
+        """Name of the router in results."""
 
     @property
     def num_experts(self) -> int:
-        """K; there is one column more."""
+        """Number of experts K; probabilities have K + 1 columns."""
 
     def probabilities(self, questions: Sequence[Question]) -> Tensor:
-        """Of none and of each expert, (questions, experts + 1) float64, rows summing to 1."""
+        """Return the probabilities of no expert and of each expert: (questions, experts + 1) float64, rows sum to 1."""
 
     def tokens_read(self, questions: Sequence[Question]) -> int:
-        """Tokens that the first pass takes the model through, padding not counted."""
+        """Return the number of tokens that the first pass processes, without padding."""
 
 
 @runtime_checkable
 class PromptReader(Router, Protocol):
-    """A router that reads any prompt."""
+    """A router that can route any prompt, not only questions."""
 
     def of_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
-        """`probabilities` of prompts."""
+        """Return `probabilities` for token-id prompts."""
 
 
 def prompts_of(questions: Sequence[Question], tokenizer: Tokenizer) -> list[list[int]]:
-    """What a model is given of each question."""
+    """Tokenize the prompt of each question."""
     return [tokenizer.encode(question_text(question)).ids for question in questions]
 
 
 def windows_like(prompts: Sequence[Prompt], text_NS: Tensor, generator: torch.Generator) -> list[list[int]]:
-    """The beginning of each row of corpus tokens (rows, positions), as long as one of the prompts, which is drawn: so
-    that length does not tell text from questions."""
+    """Return a prefix of each row of corpus tokens (rows, positions), with the length of a randomly drawn prompt."""
+    # With the same length distribution, a classifier cannot separate text from questions by length.
     lengths = [len(prompts[place]) for place in torch.randint(len(prompts), (len(text_NS),), generator=generator)]
     return [row_S[:length].tolist() for row_S, length in zip(text_NS, lengths, strict=True)]
 
 
 @torch.no_grad()
 def final_states(model: Cognate, prompts: Sequence[Prompt]) -> Tensor:
-    """y at the last token of each prompt, END_OF_TEXT in front, (prompts, d_model) float64.
+    """Return the final hidden state y at the last token of each prompt (END_OF_TEXT prepended): (prompts, d_model)
+    float64.
 
     Raises:
         ValueError: for a prompt longer than max_seq_len.
     """
     device = next(model.parameters()).device
-    found_QD = torch.zeros(len(prompts), model.config.d_model, dtype=torch.float64)
+    states_QD = torch.zeros(len(prompts), model.config.d_model, dtype=torch.float64)
     for places in _alike([len(prompt) + 1 for prompt in prompts], model.config.max_seq_len):
         ends_B = torch.tensor([len(prompts[place]) for place in places])
         tokens_BS = torch.full((len(places), int(ends_B.max()) + 1), END_OF_TEXT_ID)
         for row, place in enumerate(places):
             tokens_BS[row, 1 : len(prompts[place]) + 1] = torch.tensor(prompts[place])
         y_BSD = model.trace(tokens_BS.to(device)).y.cpu().double()
-        found_QD[places] = y_BSD[torch.arange(len(places)), ends_B]
-    return found_QD
+        states_QD[places] = y_BSD[torch.arange(len(places)), ends_B]
+    return states_QD
 
 
 class PromptRouter:
-    """The model is asked in words, `names` being those of the experts; nothing is trained."""
+    """A router that asks the model in words for one of the experts' `names`; nothing is trained."""
 
     name = "prompt"
 
     def __init__(self, model: Cognate, tokenizer: Tokenizer, names: Sequence[str]) -> None:
-        """Raises:
-        ValueError: when there is no name, or two experts have the same one.
+        """Tokenize the preamble that offers the names, and the names as completions.
+
+        Raises:
+            ValueError: when there is no name, or two experts have the same one.
         """
         self.names = (NONE, *names)
         if not names or len(set(self.names)) < len(self.names):
@@ -117,33 +120,33 @@ class PromptRouter:
 
     @property
     def num_experts(self) -> int:
-        """K."""
+        """Number of experts K."""
         return len(self.names) - 1
 
     def probabilities(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, experts + 1)."""
+        """Return the routing probabilities, (questions, experts + 1)."""
         return self.of_prompts(prompts_of(questions, self.tokenizer))
 
     @torch.no_grad()
     def of_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
-        """(prompts, experts + 1).
+        """Return the routing probabilities of prompts, (prompts, experts + 1).
 
         Raises:
-            ValueError: when a prompt does not fit max_seq_len with what is put around it.
+            ValueError: when a prompt with the preamble and an expert's name exceeds max_seq_len.
         """
         device = next(self.model.parameters()).device
         examples = self._examples(prompts)
         lengths = [len(example.prompt) + len(example.completion) for example in examples]
-        found = torch.zeros(len(examples), dtype=torch.float64)
+        name_log_probs = torch.zeros(len(examples), dtype=torch.float64)
         for places in _alike(lengths, self.model.config.max_seq_len):
             rows = rows_of([examples[place] for place in places])
             log_probs_BSV = self.model(rows.inputs_BS.to(device)).logits.cpu().double().log_softmax(-1)
-            told_BS = log_probs_BSV.gather(-1, rows.targets_BS[..., None])[..., 0]
-            found[places] = (told_BS * rows.mask_BS).sum(1)
-        return found.view(len(prompts), len(self.names)).softmax(1)
+            target_log_probs_BS = log_probs_BSV.gather(-1, rows.targets_BS[..., None])[..., 0]
+            name_log_probs[places] = (target_log_probs_BS * rows.mask_BS).sum(1)
+        return name_log_probs.view(len(prompts), len(self.names)).softmax(1)
 
     def tokens_read(self, questions: Sequence[Question]) -> int:
-        """Every prompt is read once with each name."""
+        """Return the number of tokens of the first pass: every prompt is read once with each name."""
         examples = self._examples(prompts_of(questions, self.tokenizer))
         return sum(len(example.prompt) + len(example.completion) for example in examples)
 
@@ -173,8 +176,8 @@ class ClassifierRouter:
         text: Sequence[Prompt],
         penalty: float = PENALTY,
     ) -> Self:
-        """Learn from training questions, whose class is their family's expert (0 for a family that has none), and
-        from windows of corpus text, whose class is none.
+        """Fit the head on training questions, labelled with their family's expert (0 for a family without one), and on
+        windows of corpus text, labelled 0.
 
         Raises:
             ValueError: as `fit_head` and `final_states`.
@@ -185,25 +188,25 @@ class ClassifierRouter:
 
     @property
     def num_experts(self) -> int:
-        """K."""
+        """Number of experts K."""
         return len(self.head.scales_C) - 1
 
     def probabilities(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, experts + 1)."""
+        """Return the routing probabilities, (questions, experts + 1)."""
         return self.of_prompts(prompts_of(questions, self.tokenizer))
 
     def of_prompts(self, prompts: Sequence[Prompt]) -> Tensor:
-        """(prompts, experts + 1)."""
+        """Return the routing probabilities of prompts, (prompts, experts + 1)."""
         return self.head.probabilities(final_states(self.model, prompts))
 
     def tokens_read(self, questions: Sequence[Question]) -> int:
-        """Every prompt is read once, END_OF_TEXT in front."""
+        """Return the number of tokens of the first pass: every prompt is read once, END_OF_TEXT included."""
         return sum(len(prompt) + 1 for prompt in prompts_of(questions, self.tokenizer))
 
 
 def _alike(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Places in batches, short ones first."""
+    """Indices in batches of similar length, shortest first."""
     if lengths and max(lengths) > limit:
-        raise ValueError(f"a prompt of {max(lengths)} tokens to be routed exceeds max_seq_len = {limit}: shorten it")
+        raise ValueError(f"a prompt of {max(lengths)} tokens exceeds max_seq_len = {limit}: shorten it")
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     return [order[start : start + ROWS_AT_ONCE] for start in range(0, len(order), ROWS_AT_ONCE)]

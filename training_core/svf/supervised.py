@@ -1,13 +1,12 @@
-"""How an expert learns from worked completions: the cross-entropy of their tokens, by the p of `experts.singular`.
+"""Supervised training of an expert on worked completions: cross-entropy, minimised over the multipliers p of `nn.svf`.
 
     loss = mean over learned tokens of  -log P(token)  +  kl_weight * KL(P_reference || P)
 
-P is the model with the expert, the reference the one without. Only p trains. P is the whole forward pass that is used
-and measured, every supervision step and halting as they are: not step by step with a loss for each, as the phases
-train that make the model.
+P is the model with the expert, the reference the model without it. Only p is trained. P is the inference-time forward
+pass (all supervision steps, with halting). Unlike pre-training, there is one loss on the final output.
 
-**Differs from the paper** [1 of `experts.singular`], whose experts learn from reward (`experts.reinforce`); this
-loss is an ablation there and comes out worse. Which is better here is measured.
+**Differs from the paper** [1 of `nn.svf`], whose experts learn from reward (`p7_experts.reinforce`); there this loss
+is an ablation and performs worse. Which is better here is measured.
 
 Shape legend: B rows, S positions, V vocabulary, N learned tokens of all rows, R singular values.
 """
@@ -40,25 +39,25 @@ Baseline = Literal["none", "group"]
 
 
 class ExpertLearningConfig(BaseModel):
-    """How experts learn: from worked completions, from reward, and the low-rank adapters beside them."""
+    """Training of experts on worked completions and on reward, and of the LoRA baseline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    supervised_steps: int = Field(40, ge=1, description="Steps on worked completions")
-    supervised_batch: int = Field(32, ge=1, description="Completions in each of them")
+    supervised_steps: int = Field(40, ge=1, description="Optimizer steps on worked completions")
+    supervised_batch: int = Field(32, ge=1, description="Completions per step")
     supervised_lr: float = Field(0.2, gt=0, description="Peak learning rate of p on worked completions")
-    supervised_kl_weight: float = Field(0.0, ge=0, description="Weight of staying as the model without the expert")
-    reward_steps: int = Field(20, ge=1, description="Steps on rewarded attempts, each with new ones")
-    reward_batch: int = Field(32, ge=1, description="Questions in each of them")
-    reward_attempts: int = Field(1, ge=1, description="Attempts at each of these questions")
+    supervised_kl_weight: float = Field(0.0, ge=0, description="Weight of the KL divergence from the base model")
+    reward_steps: int = Field(20, ge=1, description="REINFORCE steps, each on fresh attempts")
+    reward_batch: int = Field(32, ge=1, description="Questions per REINFORCE step")
+    reward_attempts: int = Field(1, ge=1, description="Attempts at each question")
     reward_lr: float = Field(0.1, gt=0, description="Peak learning rate of p on rewarded attempts")
-    reward_clip: float = Field(1e-3, gt=0, description="Gradient norm above which gradients are scaled down to it")
-    reward_kl_weight: float = Field(0.1, ge=0, description="Weight of staying as the model without the expert")
+    reward_clip: float = Field(1e-3, gt=0, description="Maximum gradient norm; larger gradients are scaled down")
+    reward_kl_weight: float = Field(0.1, ge=0, description="Weight of the KL divergence from the base model")
     reward_baseline: Baseline = Field(
-        "none", description="What a reward is compared with: nothing, or the other attempts at the same question"
+        "none", description="Baseline of the advantage: none, or the other attempts at the same question (group)"
     )
-    reward_max_tokens: int = Field(20, ge=1, description="Most tokens of an attempt")
-    low_rank_lr: float = Field(0.03, gt=0, description="Peak learning rate of the low-rank adapters")
+    reward_max_tokens: int = Field(20, ge=1, description="Maximum tokens of an attempt")
+    low_rank_lr: float = Field(0.03, gt=0, description="Peak learning rate of the LoRA baseline")
     checkpoint_interval_s: float = Field(20.0, ge=0, description="Seconds between resume points")
     seed: int = Field(1337, ge=0, description="Seed of batches and attempts")
 
@@ -66,7 +65,7 @@ class ExpertLearningConfig(BaseModel):
     def _check_baseline(self) -> Self:
         if self.reward_baseline == "group" and self.reward_attempts < 2:
             raise ValueError(
-                f"reward_baseline 'group' compares attempts at one question, and reward_attempts is "
+                f"reward_baseline 'group' needs several attempts at each question, but reward_attempts is "
                 f"{self.reward_attempts}: raise it to 2, or set reward_baseline to 'none'"
             )
         return self
@@ -74,24 +73,24 @@ class ExpertLearningConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """An expert, the course of its training, and how far it leads from the model without it: the mean of
-    KL(reference || expert) in nats per token, of the expert as it is stored."""
+    """A trained expert, its training curve, and `kl`: the mean KL(reference || expert) in nats per token, computed with
+    the expert as stored."""
 
     expert: Expert
     training: TrainingResult
     kl: float
 
     def curve(self, name: str) -> dict[str, list[float]]:
-        """A reported metric over the steps, as part of an exhibit: "loss", or "reward" where there was one."""
+        """Return a reported metric over the steps for an exhibit: "loss", or "reward" if there was one."""
         history = self.training.history
         return {"step": list(history["step"]), name: list(history[name])}
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a model makes of the learned tokens of rows: their logits (N, vocab), log-probabilities (N,), and rows (N,).
+    """Model outputs at the learned tokens of a batch: logits (N, vocab), log-probabilities (N,), row indices (N,).
 
-    `all_BSV` are the logits everywhere.
+    `all_BSV` holds the logits at all positions.
     """
 
     all_BSV: Tensor
@@ -100,14 +99,14 @@ class Read:
     row_N: Tensor
 
     def kl(self, reference: Cognate, rows: Rows) -> Tensor:
-        """KL(reference || model) at each learned token, in nats, (N,); the reference has no graph."""
+        """Return KL(reference || model) at each learned token in nats, (N,); the reference carries no gradient."""
         with torch.no_grad():
             reference_NV = reference(rows.inputs_BS).logits[rows.mask_BS].float()
         return per_position("forward_kl", self.logits_NV, reference_NV)
 
 
 def read(model: Cognate, rows: Rows) -> Read:
-    """One forward pass, with a graph, of the function that is used for inference."""
+    """Run the inference-time forward pass with gradients, and return its outputs at the learned tokens."""
     all_BSV = model(rows.inputs_BS).logits
     logits_NV = all_BSV[rows.mask_BS].float()
     log_probs_N = -F.cross_entropy(logits_NV, rows.targets_BS[rows.mask_BS], reduction="none")
@@ -115,7 +114,7 @@ def read(model: Cognate, rows: Rows) -> Read:
 
 
 class CompletionObjective:
-    """The loss on worked completions, for `training.loop.train`; a batch is example numbers (batch,).
+    """The loss on worked completions, for `training.loop.train`; a batch holds indices of examples (batch,).
 
     Raises:
         ValueError: when there are no examples.
@@ -123,24 +122,24 @@ class CompletionObjective:
 
     def __init__(self, examples: Sequence[Example], reference: Cognate, kl_weight: float) -> None:
         if not examples:
-            raise ValueError("there are no worked completions to learn from: give an expert a family with questions")
+            raise ValueError("there are no worked completions to learn from: give the expert a family with questions")
         self.examples, self.reference, self.kl_weight = tuple(examples), reference, kl_weight
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
         """Compute the loss; there is no carry from one step to the next."""
         rows = moved(rows_of([self.examples[i] for i in batch.tolist()]), batch.device)
-        found = read(cast(Cognate, model), rows)
-        loss = -found.log_probs_N.mean()
+        outputs = read(cast(Cognate, model), rows)
+        loss = -outputs.log_probs_N.mean()
         metrics = {"cross_entropy": loss.detach()}
         if self.kl_weight > 0:
-            kl = found.kl(self.reference, rows).mean()
+            kl = outputs.kl(self.reference, rows).mean()
             loss = loss + self.kl_weight * kl
             metrics["kl"] = kl.detach()
-        return StepResult(loss, found.all_BSV, None, metrics)
+        return StepResult(loss, outputs.all_BSV, None, metrics)
 
 
 def learn_supervised(
-    scalable: SVFModel,
+    svf: SVFModel,
     examples: Sequence[Example],
     config: ExpertLearningConfig,
     reporter: Reporter,
@@ -148,15 +147,15 @@ def learn_supervised(
     checkpoint: Path | None = None,
     label: str = "expert supervised",
 ) -> Learned:
-    """An expert for worked completions. A run that was killed goes on from `checkpoint`.
+    """Train an expert on worked completions. A killed run resumes from `checkpoint`.
 
     Raises:
         ValueError: when there are no examples, or as `Expert.of`.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    trained = scalable.trainable()
-    with scalable.using(None) as reference:
+    svf.model.to(best_device())
+    trained = svf.trainable()
+    with svf.using(None) as reference:
         result = train(
             trained,
             CompletionObjective(examples, reference, config.supervised_kl_weight),
@@ -165,22 +164,22 @@ def learn_supervised(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(examples), str(config.supervised_kl_weight)]),
+            identity=identity_of(svf, [str(examples), str(config.supervised_kl_weight)]),
         )
-    expert = scalable.expert_of(trained)
-    return Learned(expert, result, divergence_of(scalable, expert, examples))
+    expert = svf.expert_of(trained)
+    return Learned(expert, result, divergence_of(svf, expert, examples))
 
 
 @torch.no_grad()
-def divergence_of(scalable: SVFModel, expert: Expert, examples: Sequence[Example]) -> float:
-    """Mean of KL(reference || expert) over the learned tokens of examples, in nats per token."""
+def divergence_of(svf: SVFModel, expert: Expert, examples: Sequence[Example]) -> float:
+    """Return the mean KL(reference || expert) over the learned tokens of examples, in nats per token."""
     total, tokens = 0.0, 0
-    device = next(scalable.model.parameters()).device
+    device = next(svf.model.parameters()).device
     for start in range(0, len(examples), ROWS_AT_ONCE):
         rows = moved(rows_of(examples[start : start + ROWS_AT_ONCE]), device)
-        with scalable.using(None) as reference:
+        with svf.using(None) as reference:
             reference_NV = reference(rows.inputs_BS).logits[rows.mask_BS].double()
-        with scalable.using(expert.multipliers()) as model:
+        with svf.using(expert.multipliers()) as model:
             logits_NV = model(rows.inputs_BS).logits[rows.mask_BS].double()
         total += float(per_position("forward_kl", logits_NV, reference_NV).sum())
         tokens += len(logits_NV)
@@ -188,7 +187,8 @@ def divergence_of(scalable: SVFModel, expert: Expert, examples: Sequence[Example
 
 
 def training_config(config: ExpertLearningConfig, steps: int, batch: int, lr: float, clip: float) -> TrainingConfig:
-    """Full precision, without decay and without the filter of slow gradients; AdamW moves p, Muon low-rank adapters."""
+    """Return a training configuration in full precision, without weight decay and Grokfast; AdamW updates p, Muon the
+    low-rank adapters."""
     return TrainingConfig(
         steps=steps,
         batch_size=batch,
@@ -204,25 +204,26 @@ def training_config(config: ExpertLearningConfig, steps: int, batch: int, lr: fl
 
 @dataclass(frozen=True, slots=True)
 class DrawNumbers:
-    """`batch` of the numbers 0 .. number - 1, in random order and from the beginning again where they run out."""
+    """A sampler of `batch` indices out of 0 .. number - 1, without replacement, reshuffled when they run out."""
 
     number: int
     batch: int
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """Numbers (batch,)."""
+        """Draw indices (batch,)."""
         rounds = -(-self.batch // self.number)
         return torch.cat([torch.randperm(self.number, generator=generator) for _ in range(rounds)])[: self.batch]
 
 
-def identity_of(scalable: SVFModel, parts: Sequence[str]) -> str:
-    """A digest of the model and of what else determines a training."""
-    hasher = hashlib.sha256(weights_digest(scalable.model))
-    hasher.update(tensors_digest({name: layer.weight for name, layer in scalable.layers.items()}))  # in no state dict
+def identity_of(svf: SVFModel, parts: Sequence[str]) -> str:
+    """Return a digest of the model and of everything else that determines a training run."""
+    hasher = hashlib.sha256(weights_digest(svf.model))
+    # The SVF layers' weights are in no state dict.
+    hasher.update(tensors_digest({name: layer.weight for name, layer in svf.layers.items()}))
     hasher.update(canonical_json(list(parts)))
     return hasher.hexdigest()
 
 
 def moved(rows: Rows, device: torch.device) -> Rows:
-    """The same rows on a device."""
+    """Return the rows on a device."""
     return Rows(rows.inputs_BS.to(device), rows.targets_BS.to(device), rows.mask_BS.to(device))

@@ -1,1 +1,1 @@
-"""What a model is asked to do: questions with verified answers, repairs of programs, and the sandbox they need."""
+"""Tasks for models: questions with verified answers, program repair, and the sandbox that both need."""

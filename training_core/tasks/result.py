@@ -1,4 +1,4 @@
-"""What phases that run programs or ask questions measure."""
+"""Result records shared by the phases that run programs or ask questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training_core.record import Estimate, Record, keyed
 
 @dataclass(frozen=True, slots=True)
 class SandboxResult(Record):
-    """The probe of the sandbox in which the phase ran."""
+    """Result of probing the sandbox in which the phase ran."""
 
     sandbox_probes: float
     sandbox_breaches: float
@@ -19,7 +19,7 @@ class SandboxResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class LevelsResult(Record):
-    """Accuracy by level on test questions, of the parent (`before`) and of the product."""
+    """Accuracy by level on test questions, for the parent (`before`) and for the product."""
 
     level_accuracy_before: float
     level_accuracy: float

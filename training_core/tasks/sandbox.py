@@ -1,11 +1,11 @@
-"""What the phases ask of a sandbox for model-written programs, and what it answers. No engine is known here.
+"""The interface between the phases and a sandbox for model-written programs, independent of any container engine.
 
-A phase takes a `Sandbox` as an argument and never runs a program itself. Two things are asked for:
+A phase takes a `Sandbox` as an argument and never runs a program itself. The interface has two operations:
 
-* `run`: one program, with its printed output; the way a tool call is answered.
-* `check`: a candidate against hidden tests. The candidate never shares an interpreter with the tests: it sees the
-  arguments of the calls that the tests make, one call after the other, and nothing else. What it gives back is copied
-  as data. So it can neither read the tests, nor patch what judges it, nor end the judging early, nor print a verdict.
+* `run` executes one program and returns its output; it answers tool calls.
+* `check` judges a candidate by hidden tests. The candidate never shares an interpreter with the tests: it receives the
+  arguments of the tests' calls, one call at a time, and nothing else, and its return values are copied as data. It can
+  therefore neither read the tests, nor patch the judge, nor end the judging early, nor print a verdict.
 
 Does not cover: tests that are too weak. A candidate that computes wrong answers which the tests accept passes.
 """
@@ -20,24 +20,24 @@ Status = Literal["ok", "error", "timeout", "memory", "output_limit", "unsupporte
 Judgement = Literal["passed", "wrong", "error", "timeout", "memory", "output_limit", "unsupported", "refused"]
 
 MAX_SOURCE_BYTES = 1 << 18
-MAX_STDIN_BYTES = 8 << 20  # what a program reads may hold a whole package and its tests
+MAX_STDIN_BYTES = 8 << 20  # room for a whole package and its tests
 
 
 class SandboxUnavailableError(ValueError):
-    """No isolation can be had, or it was lost; nothing was judged. Programs never run on the host instead."""
+    """Isolation is unavailable or was lost, and nothing was judged. Programs never run on the host instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use.
+    """Resource limits of one program.
 
-    seconds: wall time; in a container the start of its interpreter counts, some tenths of a second.
-    memory_bytes: all memory of the program and its children.
-    output_bytes: what it may print, both streams together; more ends it.
-    processes: processes and threads alive at once, the sandbox's own two or three included.
+    seconds: wall time; in a container this includes the interpreter's start, some tenths of a second.
+    memory_bytes: total memory of the program and its children.
+    output_bytes: output on both streams together; a program that exceeds it is killed.
+    processes: processes and threads alive at once, including the sandbox's own two or three.
 
     Raises:
-        ValueError: when a limit is outside of what every sandbox can keep.
+        ValueError: when a limit is outside the range that every sandbox can enforce.
     """
 
     seconds: float = 5.0
@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A Python program, and what it reads from standard input."""
+    """A Python program and its standard input."""
 
     code: str
     stdin: str = ""
@@ -67,11 +67,11 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended.
+    """The outcome of running a program.
 
-    status: "ok" when it ran to its end. "unsupported": the sandbox's interpreter lacks a feature that the program uses,
-        which says nothing about the program. "refused": it was not started, because it is too large or is not text.
-    stdout: what it printed, never longer than the limit. error: the last line of its error, empty when "ok".
+    status: "ok" if it ran to completion. "unsupported": the sandbox's interpreter lacks a feature that the program
+        uses, which says nothing about the program. "refused": not started, because it is too large or is not text.
+    stdout: its output, truncated to the limit. error: the last line of its error, empty when "ok".
     seconds: wall time.
     """
 
@@ -82,12 +82,13 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What hidden tests found about a candidate.
+class ProgramVerdict:
+    """The verdict of hidden tests on a candidate.
 
-    status: "passed", when the tests ran to their end and used the candidate; "wrong", when an assertion failed;
-        "error", when the candidate or the tests raised or stopped; else as in `Outcome`.
-    detail: the failed assertion or the error, empty when passed. calls: how often the tests turned to the candidate.
+    status: "passed" if the tests ran to completion and called the candidate; "wrong" if an assertion failed; "error"
+        if the candidate or the tests raised or stopped; otherwise as in `Outcome`.
+    detail: the failed assertion or the error, empty when passed. calls: number of calls that the tests made to the
+        candidate.
     """
 
     status: Judgement
@@ -97,37 +98,37 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every test held."""
+        """Whether every test passed."""
         return self.status == "passed"
 
 
 class Sandbox(Protocol):
-    """A place where a program can do no harm and learn nothing. To be closed, or used as a context manager."""
+    """An isolated place to run programs, where they can do no harm and learn nothing. Close it or use it in `with`."""
 
     @property
     def name(self) -> str:
-        """Which sandbox this is, with the version or the image that decides what a program can do."""
+        """Name of the sandbox, with the version or image that determines what a program can do."""
 
     def run(self, program: Program, limits: Limits) -> Outcome:
-        """Run one program.
+        """Run one program and return its outcome.
 
         Raises:
-            SandboxUnavailableError: when the isolation itself fails. What the program does never raises.
+            SandboxUnavailableError: when the isolation itself fails. A program's own failure never raises.
         """
 
-    def check(self, candidate: str, tests: str, limits: Limits) -> Verdict:
+    def check(self, candidate: str, tests: str, limits: Limits) -> ProgramVerdict:
         """Judge a candidate by tests that it cannot see.
 
-        candidate: source that defines functions. tests: source whose free names are looked up in the candidate (those
-        of builtins, and of standard modules that are looked into, are not: a candidate cannot replace them); it
-        passes when it runs to its end. `limits` hold for each of the two, and `seconds` for both together.
+        candidate: source that defines functions. tests: source whose free names are resolved in the candidate, except
+        builtins and the standard modules whose attributes it uses, which a candidate cannot replace; the tests pass
+        when they run to completion. `limits` apply to each of the two, `seconds` to both together.
 
         Raises:
-            SandboxUnavailableError: when the isolation itself fails. What the programs do never raises.
+            SandboxUnavailableError: when the isolation itself fails. The programs' own failures never raise.
         """
 
     def close(self) -> None:
-        """Give back workers and engine, and remove whatever was left running."""
+        """Release workers and engine, and remove everything that is still running."""
 
     def __enter__(self) -> Self: ...
 
@@ -137,7 +138,7 @@ class Sandbox(Protocol):
 
 
 def refusal(*sources: str, stdin: str = "") -> str:
-    """Why these sources are not even started, empty when they are: they must be text, and not too long."""
+    """Return why these sources are refused without being run (not text, or too long); empty if they are accepted."""
     for text, most in (*((source, MAX_SOURCE_BYTES) for source in sources), (stdin, MAX_STDIN_BYTES)):
         try:
             size = len(text.encode())

@@ -1,1 +1,1 @@
-"""Text from a model: generation and batched sampling."""
+"""Text generation: streaming from one prompt, and batched sampling."""

@@ -1,4 +1,4 @@
-"""Text from a model, one token at a time: temperature and nucleus sampling on the streaming form."""
+"""Autoregressive text generation from a streaming model, with temperature and nucleus sampling."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from training_core.nn.cognate import Cognate
 
 
 class Speaker(Protocol):
-    """What text is drawn from: it is fed every token of a text and predicts the next one where asked."""
+    """A source of next-token distributions: it is fed every token of a text, and predicts the next one on request."""
 
     def feed(self, token: int) -> None:
-        """Take in the next token of the text."""
+        """Feed the next token of the text."""
 
     def predict(self) -> Tensor:
-        """Logits (vocab) of the token after the last one fed."""
+        """Return the logits (vocab) of the token after the last one fed."""
 
 
 class PlainSpeaker:
-    """A model that streams one text."""
+    """A `Speaker` that streams one text through a model."""
 
     def __init__(self, model: Cognate) -> None:
         self._model = model
@@ -37,14 +37,14 @@ class PlainSpeaker:
         self._logits = self._model.step(torch.tensor([token], device=self._device), self._state)[0]
 
     def predict(self) -> Tensor:
-        """Logits (vocab) of the next token."""
+        """Return the logits (vocab) of the next token."""
         return self._logits
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """Draw from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al., 2020, section 3.1).
+    """Sample from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al., 2020, section 3.1).
 
-    Logits (rows, vocab) to token ids (rows). Temperature 0 takes the most likely token.
+    Maps logits (rows, vocab) to token ids (rows). Temperature 0 takes the most likely token.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -67,9 +67,9 @@ def generate(
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Yield the continuation of `prompt` in pieces of text, until end-of-text or `max_tokens` tokens.
+    """Yield the continuation of `prompt` in pieces of text, until END_OF_TEXT or `max_tokens` tokens.
 
-    Pieces hold whole characters: bytes of an unfinished one wait for the next token.
+    Pieces contain whole characters: the bytes of an incomplete one are held back until the next token.
 
     Raises:
         ValueError: for a temperature below 0, a top_p outside (0, 1], or fewer than one token.
@@ -81,8 +81,9 @@ def generate(
 def continuation(
     speaker: Speaker, tokenizer: Tokenizer, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int
 ) -> Iterator[str]:
-    """Feed END_OF_TEXT and `prompt`, then draw tokens: one piece of text for each token drawn, the text that it
-    completes. It is empty where a character is unfinished, and for the end-of-text with which the text ends.
+    """Feed END_OF_TEXT and `prompt`, then yield the piece of text that each sampled token completes.
+
+    A piece is empty while a character is incomplete, and for the final END_OF_TEXT.
 
     Raises:
         ValueError: as `generate`, before anything is fed.
@@ -112,6 +113,6 @@ def _draw(
             yield ""
             return
         text = tokenizer.decode(produced)
-        whole = shown if text.endswith("\ufffd") else text
+        whole = shown if text.endswith("\ufffd") else text  # U+FFFD at the end: an incomplete UTF-8 character
         yield whole[len(shown) :]
         shown = whole

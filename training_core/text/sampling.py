@@ -1,8 +1,8 @@
-"""Many texts at once from one model, in lockstep, each from its own position 0.
+"""Batched sampling: rows advance in lockstep, each from its own position 0.
 
-A row whose prompt is over draws its next token while longer ones are still being fed, so that nothing is padded and
-every row sees exactly its own tokens. Something outside the model may put tokens into a row, as a tool does that
-answers a call; the row goes on behind them.
+Rows with shorter prompts start decoding while longer prompts are still in prefill, so there is no padding and every row
+sees exactly its own tokens. Tokens may also be inserted into a row from outside, such as a tool's reply to a call; the
+row continues after them.
 
 Shape legend: R rows, V vocabulary.
 """
@@ -22,21 +22,21 @@ from training_core.nn.streaming import read_ahead, take_rows
 from training_core.text.generation import sample
 
 ROWS_AT_ONCE = 128
-KEPT_SHARE = 0.75  # of the rows that are still running: where it is no more, the others are left behind
+KEPT_SHARE = 0.75  # finished rows are dropped from the batch once at most this share is still running
 
 
 class Interject(Protocol):
-    """Asked after every drawn token of a row: which tokens come next without being drawn, often none."""
+    """Called after every sampled token of a row; returns the tokens to insert next, usually none."""
 
     def __call__(self, row: int, written: Sequence[int]) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A continuation: its token ids, which of them the model drew itself, and those tokens' log-probabilities.
+    """A continuation: its token ids, which of them the model sampled itself, and their log-probabilities.
 
-    `log_probs` are natural logarithms under the model itself, whatever the temperature and the nucleus they were drawn
-    with; 0.0 for tokens that were put in. An end-of-text that was drawn belongs to the continuation.
+    `log_probs` are natural logarithms under the model itself, independent of the sampling temperature and nucleus; 0.0
+    for inserted tokens. A sampled END_OF_TEXT is part of the continuation.
     """
 
     ids: tuple[int, ...]
@@ -55,10 +55,10 @@ def continue_rows(
     top_p: float = 1.0,
     interject: Interject | None = None,
 ) -> list[Drawn]:
-    """Continue END_OF_TEXT + row for every row, in the order given.
+    """Sample a continuation of END_OF_TEXT + row for every row, in the order given.
 
-    A continuation ends with an END_OF_TEXT that was drawn, or when it holds `max_tokens` tokens; what is put in counts,
-    and is cut off there. `generator` must be on the CPU. The model's mode is left as it was.
+    A continuation ends with a sampled END_OF_TEXT or after `max_tokens` tokens; inserted tokens count, and are
+    truncated there. `generator` must be on the CPU. The model's training mode is restored.
 
     Raises:
         ValueError: for no rows, fewer than one token, or as `generation.sample`.
@@ -77,7 +77,7 @@ def continue_rows(
 
 
 class _Row:
-    """One text on its way."""
+    """A row in progress: prompt and continuation in `ids`, of which the first `given` are the prompt."""
 
     __slots__ = ("given", "ids", "log_probs", "number", "own")
 
@@ -87,17 +87,17 @@ class _Row:
         self.log_probs: list[float] = []
 
     def take(self, token: int, log_prob: float, max_tokens: int, interject: Interject | None) -> bool:
-        """Add a drawn token and what is put in behind it; whether the row goes on."""
+        """Append a sampled token and the tokens inserted after it; return whether the row continues."""
         self.ids.append(token)
         self.own.append(True)
         self.log_probs.append(log_prob)
         if token == END_OF_TEXT_ID:
             return False
         if interject is not None:
-            put_in = interject(self.number, self.ids[self.given :])
-            self.ids += put_in
-            self.own += [False] * len(put_in)
-            self.log_probs += [0.0] * len(put_in)
+            inserted = interject(self.number, self.ids[self.given :])
+            self.ids += inserted
+            self.own += [False] * len(inserted)
+            self.log_probs += [0.0] * len(inserted)
         return len(self.own) < max_tokens
 
     def drawn(self) -> Drawn:
@@ -119,14 +119,14 @@ def _advance(
     device = next(model.parameters()).device
     running = set(range(len(rows)))
     position = min(len(row.ids) for row in rows)
-    at_once = isinstance(model, Cognate)  # what only streams is fed token by token, every row to the end
+    at_once = isinstance(model, Cognate)  # other streaming models have no parallel prefill and keep all rows
     logits_RV, state = _begin(model, torch.tensor([row.ids[:position] for row in rows], device=device), at_once)
     while True:
         drawing = [index for index in sorted(running) if position == len(rows[index].ids)]
         if drawing:
-            asked_RV = logits_RV[drawing].cpu()
-            tokens = sample(asked_RV, temperature, top_p, generator)
-            log_probs = asked_RV.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            next_RV = logits_RV[drawing].cpu()
+            tokens = sample(next_RV, temperature, top_p, generator)
+            log_probs = next_RV.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
             for index, token, log_prob in zip(drawing, tokens.tolist(), log_probs.tolist(), strict=True):
                 if not rows[index].take(token, log_prob, max_tokens, interject):
                     rows[index].cut(max_tokens)
@@ -137,14 +137,14 @@ def _advance(
             kept = sorted(running)
             rows, state = [rows[index] for index in kept], take_rows(state, torch.tensor(kept, device=device))
             running = set(range(len(rows)))
-        # rows that are over are fed END_OF_TEXT until they are left behind; no other row sees it
+        # Finished rows are fed END_OF_TEXT until they are dropped; no other row sees it.
         tokens_R = [row.ids[position] if position < len(row.ids) else END_OF_TEXT_ID for row in rows]
         logits_RV = model.step(torch.tensor(tokens_R, device=device), state)
         position += 1
 
 
 def _begin(model: Cognate, tokens_RP: Tensor, at_once: bool) -> tuple[Tensor, StreamState]:
-    """Logits behind the beginning (rows, positions) that all rows have, and the state there."""
+    """Prefill of tokens (rows, positions) up to the shortest prompt's length: the next token's logits and the state."""
     if at_once:
         return read_ahead(model, tokens_RP)
     state = model.stream(len(tokens_RP))

@@ -1,1 +1,1 @@
-"""One training loop for every phase: batches, optimizer steps, checkpoints, resume, reporting."""
+"""The training loop shared by all phases: batches, optimizer steps, checkpoints, resume, reporting."""

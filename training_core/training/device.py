@@ -1,4 +1,4 @@
-"""Which device a phase runs on and in which precision."""
+"""Choice of the device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """Return the CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast where asked for, or where `auto` finds a GPU that has it; a null context otherwise.
+    """Return a bfloat16 autocast context if requested, or if `auto` finds a GPU that supports it; else a null context.
 
-    On a CPU `auto` stays in float32: small models gain nothing there and results stay reproducible between machines.
+    On a CPU `auto` keeps float32: small models gain nothing from bfloat16 there, and results stay reproducible across
+    machines.
     """
     wanted = precision == "bfloat16"
     if precision == "auto":

@@ -1,8 +1,8 @@
-"""Several processes that make one model together (ranks), joined by torch.distributed; one process is alone without it.
+"""Several processes (ranks) that train one model together with torch.distributed; without a launcher there is only one.
 
-Data-parallel training splits the rows of every batch; a population's evaluations are dealt out model by model. Every
-rank draws the same random numbers and applies the same updates, so that all hold the same weights. Only the first
-rank reports, writes checkpoints and keeps the result.
+Data-parallel training splits the rows of every batch; the evaluations of a population are distributed model by model.
+All ranks draw the same random numbers and apply the same updates, so they hold the same weights. Only the first rank
+reports, writes checkpoints and keeps the result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from training_core.store.atomic import write_atomically
 
-RENDEZVOUS_HOST = "FORGE_RENDEZVOUS_HOST"  # the first rank's address, where its host name does not resolve elsewhere
+RENDEZVOUS_HOST = "FORGE_RENDEZVOUS_HOST"  # the first rank's address, for networks that do not resolve its host name
 _WAIT_S = 120.0
 _TIMEOUT = timedelta(minutes=30)
 
@@ -31,27 +31,26 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes make this model."""
+    """Return the number of processes that train this model."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's rank, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process reports, saves and keeps the result."""
+    """Return whether this process is the one that reports, saves and keeps the result."""
     return rank() == 0
 
 
 @contextmanager
 def joined(meeting: Path) -> Iterator[None]:
-    """Join the ranks that `torchrun` or a Slurm step (`srun`) started, for the block; alone without either.
+    """Join the ranks started by `torchrun` or a Slurm step (`srun`) within the context; do nothing without either.
 
-    `meeting` is a folder that every rank sees. In a Slurm step the first rank writes its address there; its host is
-    named by FORGE_RENDEZVOUS_HOST, or else by its host name. With GPUs each rank takes the one with its local number.
-    The group is not taken down after an error: that would wait for ranks that wait for this one.
+    `meeting` is a folder shared by all ranks. In a Slurm step the first rank writes its address there, with
+    FORGE_RENDEZVOUS_HOST or else its host name as the host. On GPUs each rank uses the one with its local rank.
 
     Raises:
         ValueError: when the first rank's address does not appear, or there are fewer GPUs than ranks on this node.
@@ -65,7 +64,7 @@ def joined(meeting: Path) -> Iterator[None]:
     if torch.cuda.is_available():
         backend = "nccl"
         visible = torch.cuda.device_count()
-        if visible > 1:  # a launcher may also show each rank a device of its own
+        if visible > 1:  # with a single visible GPU the launcher has assigned each rank its own
             if local >= visible:
                 raise ValueError(
                     f"process {local} of this node has no GPU of its own: launch at most {visible} on a node, or hide "
@@ -78,11 +77,12 @@ def joined(meeting: Path) -> Iterator[None]:
         store = _meet(meeting, number, launched)
         dist.init_process_group(backend, store=store, rank=number, world_size=launched, timeout=_TIMEOUT)
     yield
+    # Not in a finally: after an error it would wait for ranks that are themselves waiting for this one.
     dist.destroy_process_group()
 
 
 def rows_of_this_rank(batch: Tensor) -> tuple[Tensor, float]:
-    """This rank's rows of `batch` (batch, ...), every world_size-th, and their share of all rows.
+    """Return this rank's rows of `batch` (batch, ...), every world_size-th, and their share of all rows.
 
     Raises:
         ValueError: when there are fewer rows than ranks.
@@ -100,8 +100,11 @@ def rows_of_this_rank(batch: Tensor) -> tuple[Tensor, float]:
 
 
 def sum_gradients(parameters: Iterable[Tensor], share: float) -> None:
-    """Replace every gradient by the sum over ranks of gradient times `share`: for a loss that is a mean over rows, the
-    gradient of the whole batch. Equal to one process's up to rounding."""
+    """Replace every gradient by the sum over ranks of gradient times `share`.
+
+    For a loss that is a mean over rows this is the gradient of the whole batch, equal to that of a single process up to
+    rounding.
+    """
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -114,7 +117,7 @@ def sum_gradients(parameters: Iterable[Tensor], share: float) -> None:
 
 
 def mean_scalars(values: Mapping[str, float], share: float, device: torch.device) -> dict[str, float]:
-    """The mean over ranks of each value, weighted by each rank's `share`."""
+    """Return the mean over ranks of each value, weighted by each rank's `share`."""
     if world_size() == 1:
         return dict(values)
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device) * share
@@ -123,32 +126,32 @@ def mean_scalars(values: Mapping[str, float], share: float, device: torch.device
 
 
 def measured_by_all(measure: Callable[[T], float], items: Sequence[T], device: torch.device) -> list[float]:
-    """`measure` of every item, each measured by one rank, known to all. The numbers are handed on exactly (float64)."""
+    """Return `measure` of every item on all ranks, each computed by one rank and passed on exactly (float64)."""
     if world_size() == 1:
         return [measure(item) for item in items]
-    found = torch.zeros(len(items), dtype=torch.float64, device=device)
+    measured = torch.zeros(len(items), dtype=torch.float64, device=device)
     for index in range(rank(), len(items), world_size()):
-        found[index] = measure(items[index])
-    dist.all_reduce(found)
-    values: list[float] = found.tolist()
+        measured[index] = measure(items[index])
+    dist.all_reduce(measured)
+    values: list[float] = measured.tolist()
     return values
 
 
 def wait_for_all() -> None:
-    """Go on when every rank is here: what the first one wrote before lies on disk then."""
+    """Wait until all ranks arrive; whatever the first rank wrote before is then on disk."""
     if world_size() > 1:
         dist.barrier()
 
 
 def require_same(value: int, what: str, device: torch.device) -> None:
-    """Refuse to go on where ranks differ in `value`.
+    """Check that all ranks have the same `value`.
 
     Raises:
-        ValueError: on every rank, when they do.
+        ValueError: on every rank, when they differ.
     """
     if world_size() == 1:
         return
-    ends = torch.tensor([value, -value], device=device)
+    ends = torch.tensor([value, -value], device=device)  # one MAX reduction gives the maximum and minus the minimum
     dist.all_reduce(ends, op=dist.ReduceOp.MAX)
     if int(ends[0]) != -int(ends[1]):
         raise ValueError(
@@ -165,17 +168,18 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def _launched() -> tuple[int, tuple[int, int]]:
-    """How many processes were started, and this one's number among all and on its node."""
+    """The number of launched processes, and this one's global and local rank."""
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
-    if "RANK" not in os.environ:  # a Slurm batch script has SLURM_PROCID too, a step alone has the number of its tasks
+    # SLURM_PROCID is set in batch scripts as well; only a step (srun) sets SLURM_STEP_NUM_TASKS.
+    if "RANK" not in os.environ:
         names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
     size, number, local = (int(os.environ.get(name, default)) for name, default in zip(names, "100", strict=True))
     return size, (number, local)
 
 
 def _meet(meeting: Path, number: int, size: int) -> TCPStore:
-    """The store of a Slurm step's ranks, which the first one opens at a free port of its host."""
-    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # a requeued job has the number of the first
+    """The rendezvous store of a Slurm step, which the first rank opens on a free port of its host."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # a requeued job keeps its job id
     step = "-".join(os.environ.get(name, "0") for name in names)
     address = meeting / f"address-{step}"
     if number == 0:

@@ -1,4 +1,4 @@
-"""The one training loop. A phase brings a model, an objective and a source of batches; the loop does the rest."""
+"""The training loop shared by all phases, which supply a model, an objective and a source of batches."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from training_core.store.checkpoint import load_checkpoint, save_checkpoint
 from training_core.training import distributed
 from training_core.training.device import Precision, autocast, best_device
 
-REPORT_EVERY = 10  # steps, at most: a run reports twenty times or more
+REPORT_EVERY = 10  # largest number of steps between reports; short runs report more often, about twenty times
 
 
 class TrainingConfig(OptimizerConfig):
-    """Length, batch and schedule of a training run, and its optimizer."""
+    """Length, batch, schedule and optimizer of a training run."""
 
-    steps: int = Field(300, ge=1, description="Batches; each gives num_supervision optimizer steps")
+    steps: int = Field(300, ge=1, description="Batches; each takes num_supervision optimizer steps")
     batch_size: int = Field(8, ge=1, description="Sequences in a batch")
     seq_len: int = Field(256, ge=2, description="Tokens in a training sequence")
-    warmup_fraction: float = Field(0.05, ge=0, le=1, description="Share of the steps with rising learning rate")
-    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the steps with falling learning rate")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="Share of the steps with learning-rate warm-up")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the steps with learning-rate decay")
     precision: Precision = Field("auto", description="auto: bfloat16 autocast on GPUs that have it, else float32")
     checkpoint_interval_s: float = Field(20.0, ge=0, description="Seconds between resume points")
     seed: int = Field(1337, ge=0, description="Seed of initialisation and batches")
 
 
 class TrainingDivergedError(ValueError):
-    """The loss or a gradient is not finite any more."""
+    """Raised when the loss or a gradient stops being finite."""
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What an objective computes for one optimizer step: a scalar loss, the logits (..., vocab) it was computed from,
-    (batch, seq, vocab) where every token counts, the carry into the next step, scalars to report."""
+    """Result of an objective for one optimizer step: a scalar loss, the logits (..., vocab) it was computed from
+    ((batch, seq, vocab) if all positions are in the loss), the carry into the next step, and scalars to report."""
 
     loss: Tensor
     logits: Tensor
@@ -63,8 +63,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """Measured course of a run: smoothed last loss in nats per token, optimizer steps, tokens, wall-clock seconds, and
-    the `history` of every reported metric, with the steps under `step`."""
+    """Measurements of a training run: smoothed final loss in nats per token, optimizer steps, tokens, wall-clock
+    seconds, and the `history` of every reported metric, with the steps under `step`."""
 
     final_loss: float
     optimizer_steps: int
@@ -73,7 +73,7 @@ class TrainingResult:
     history: Mapping[str, Sequence[float]]
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle."""
+        """Return the flat metrics for a bundle."""
         return {
             "train_loss": self.final_loss,
             "train_optimizer_steps": self.optimizer_steps,
@@ -83,7 +83,7 @@ class TrainingResult:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random source of one training step: a function of seed and step alone."""
+    """Return the generator of one training step, which depends only on the seed and the step."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -104,15 +104,15 @@ def train(
     part: tuple[int, int] | None = None,
     rows_apart: bool = False,
 ) -> TrainingResult:
-    """Train `model` in place.
+    """Train `model` in place, and return its measurements.
 
-    `batches` draws a batch (batch, seq_len + 1) from a generator. With `checkpoint` a folder, the run leaves a resume
-    point every `checkpoint_interval_s` seconds and at its end, and continues from one with the same configuration and
-    `identity` (a digest of whatever else determines the result: data, parent). On a CPU the resumed run's weights are
-    bit for bit those of an undisturbed one. `before_step(step)` may set what follows from the step alone.
-    `lr_factors` are those of `MuGrokfast`. `part` of a longer schedule: the steps before this run, and those in all.
-    `rows_apart`: the loss is a mean over rows that do not know of each other, so that several ranks
-    (`training_core.training.distributed`) each take a share of every batch; without it each does the whole.
+    `batches` draws a batch (batch, seq_len + 1) from a generator. With a folder `checkpoint`, the run writes a resume
+    point every `checkpoint_interval_s` seconds and at its end, and resumes from one with the same configuration and
+    `identity` (a digest of everything else that determines the result: data, parent). On a CPU a resumed run ends with
+    bit-identical weights. `before_step(step)` may set state that depends on the step only. `lr_factors` are those of
+    `MuGrokfast`. `part` places the run in a longer schedule: (steps before this run, steps in total). `rows_apart`
+    declares that the loss is a mean over independent rows, so that several ranks (`training.distributed`) each take a
+    share of every batch; otherwise every rank computes the whole batch.
 
     Raises:
         TrainingDivergedError: when the loss or the gradient norm stops being finite; nothing is saved then.
@@ -165,7 +165,7 @@ def train(
 
 @dataclass(frozen=True, slots=True)
 class _Learning:
-    """How one step learns from a batch: all optimizer steps on it, by one process or by several together."""
+    """One training step: all optimizer steps on one batch, by a single process or by several ranks."""
 
     model: nn.Module
     objective: Objective
@@ -175,7 +175,7 @@ class _Learning:
     rows_apart: bool
 
     def batch(self, batch: Tensor, generator: torch.Generator, steps: int) -> tuple[float, float, dict[str, float]]:
-        """Last loss, last gradient norm and last metrics, of all rows."""
+        """Take the optimizer steps; return the last loss, gradient norm and metrics over all rows."""
         own, share = (
             distributed.rows_of_this_rank(batch) if self.rows_apart else (batch, 1.0 / distributed.world_size())
         )
@@ -194,7 +194,7 @@ class _Learning:
 
 @dataclass(slots=True)
 class _Course:
-    """The part of a run's state that is not tensors."""
+    """The part of a run's state that does not consist of tensors."""
 
     step: int
     smoothed: float
@@ -216,7 +216,7 @@ class _Course:
 
 
 def _lr_factor(config: TrainingConfig, step: int, before: int, whole: int) -> float:
-    """A warm-up for this run's new optimizer, and the place in the whole schedule."""
+    """The learning-rate factor: this run's own warm-up (its optimizer state is new), and the whole schedule's decay."""
     rising = warmup_stable_decay(step, config.steps, config.warmup_fraction, 0.0)
     return min(rising, warmup_stable_decay(before + step, whole, 0.0, config.decay_fraction))
 
@@ -228,10 +228,10 @@ def _fingerprint(model: nn.Module, config: TrainingConfig, identity: Sequence[ob
 
 
 def _restore(path: Path | None, fingerprint: str, model: nn.Module, optimizer: MuGrokfast) -> _Course:
-    found = None if path is None else load_checkpoint(path, fingerprint)
-    if found is None:
+    checkpoint = None if path is None else load_checkpoint(path, fingerprint)
+    if checkpoint is None:
         return _Course(0, 0.0, 0.0, {}, {})
-    tensors, state = found
+    tensors, state = checkpoint
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     optimizer.load_state({k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")})
     course = dict(state)

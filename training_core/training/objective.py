@@ -1,4 +1,4 @@
-"""The loss of a Cognate model: next-token cross-entropy under deep supervision, and halting trained by correctness."""
+"""The pre-training loss: next-token cross-entropy with deep supervision, and halting trained on correctness."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ HALT_WEIGHT = 0.5
 def next_token_objective(
     model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
 ) -> StepResult:
-    """One supervision step of TRM (arXiv:2510.04871, figure 3): cross-entropy + 0.5 BCE(q, 1[argmax is right]).
+    """Compute the loss of one supervision step of TRM (arXiv:2510.04871, figure 3): cross-entropy + 0.5 BCE(q,
+    1[argmax is right]).
 
-    `batch` is (batch, seq + 1) token ids. The returned carry is detached: the next supervision step is an optimizer
-    step of its own. The halting target is the correctness of the *current* argmax, for each token; q reads a
-    detached y, so that halting never shapes the prediction.
+    `batch` is (batch, seq + 1) token ids. The returned carry is detached, because the next supervision step is a
+    separate optimizer step. The halting target is the correctness of the *current* argmax for each token; q reads a
+    detached y, so halting never affects the prediction.
     """
     cognate = cast(Cognate, model)
     inputs, targets = batch[:, :-1], batch[:, 1:]

@@ -1,4 +1,4 @@
-"""What one training measures about itself."""
+"""Result record of a training run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training_core.record import Record
 
 @dataclass(frozen=True, slots=True)
 class TrainingMetrics(Record):
-    """Smoothed last loss in nats per token, optimizer steps, tokens and wall-clock seconds."""
+    """Smoothed final loss in nats per token, optimizer steps, tokens and wall-clock seconds."""
 
     train_loss: float
     train_optimizer_steps: float

@@ -1,1 +1,1 @@
-"""What parts of the report share: macros, and small functions that return HTML or inline SVG, all of it escaped."""
+"""Components shared by the report: small functions that return escaped HTML or inline SVG."""

@@ -1,4 +1,4 @@
-"""The report's charts as inline SVG: the chain of models, and each task family against guessing."""
+"""The report's charts as inline SVG: metrics along the chain of models, and each task family against chance."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ INK, ACCENT, CHANCE = "#1d2433", "#3056d3", "#b42318"
 
 
 def chain(ledger: Ledger) -> list[Markup]:
-    """Bits per byte and next-token accuracy with 95 % intervals, and bytes on disk on a logarithmic axis."""
+    """Return charts of bits per byte and next-token accuracy with 95 % CIs, and of bytes on disk on a log axis."""
     drawn = [
         _intervals(ledger, "bits_per_byte", "Bits per byte (lower is better)", 1.0),
         _intervals(ledger, "next_token_accuracy", "Next-token accuracy, %", 100.0),
@@ -21,7 +21,7 @@ def chain(ledger: Ledger) -> list[Markup]:
 
 
 def tasks(ledger: Ledger) -> list[Markup]:
-    """One chart a task family: accuracy with its 95 % interval, and what guessing gives."""
+    """Return one chart per task family: accuracy with its 95 % CI, and the chance level."""
     families = list(dict.fromkeys(family for row in ledger.models for family in row.lineage.tasks))
     return [_family(ledger, family) for family in families]
 
@@ -56,7 +56,10 @@ def _sizes(ledger: Ledger) -> Markup:
 
 
 def _family(ledger: Ledger, family: str) -> Markup:
-    """Accuracy of one family; intervals are the corrected ones brought back: p = chance + (1 - chance) c."""
+    """Return the chart of one family's accuracy.
+
+    Only the CI of the chance-corrected score c is recorded, so its ends are mapped back: p = chance + (1 - chance) c.
+    """
     rows = [row for row in ledger.models if family in row.lineage.tasks]
     canvas, axes = _canvas(rows)
     for y, row in enumerate(rows):
@@ -93,7 +96,7 @@ def _finish(canvas: Any, axes: Any, title: str) -> Markup:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": title}):  # equal numbers give an equal page
+    with rc_context({"svg.hashsalt": title}):  # matplotlib's element ids are random otherwise: equal data, equal page
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return Markup(svg[svg.index("<svg") :])

@@ -1,4 +1,4 @@
-"""Values with their intervals against zero, as an inline SVG."""
+"""A chart of values with their intervals against zero, as inline SVG."""
 
 import io
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ class Interval:
     high: float
 
     def colour(self) -> str:
-        """Green above zero, red below, grey where the interval holds zero and the sign is open."""
+        """Return green above zero, red below, and grey if the interval contains zero, so that the sign is undecided."""
         if self.low > 0:
             return BETTER
         return WORSE if self.high < 0 else OPEN
 
 
 def interval_chart(rows: Sequence[Interval], title: str) -> Markup:
-    """The rows from top to bottom, each a point on its interval, with a line at zero. Equal rows give equal SVG.
+    """Return the rows from top to bottom, each a point on its interval, with a line at zero. Equal rows give equal SVG.
 
     Raises:
         ValueError: when there are no rows.

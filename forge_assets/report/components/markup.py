@@ -1,4 +1,4 @@
-"""Pieces of HTML and Markdown that exhibits are made of. Everything here escapes the text that it is given."""
+"""Pieces of HTML and Markdown for exhibits. Every function here escapes the text that it is given."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~!&:#$])")
 
 
 def visible(text: str, spaces: Literal["odd", "all", "none"] = "odd") -> Markup:
-    """`text` as HTML in which spaces, line breaks and control characters can be seen.
+    """Return `text` as HTML in which spaces, line breaks and control characters are visible.
 
-    `spaces` says which spaces become dots: those at the ends or in a row, all (for a token on its own), or none (for
-    a token in a running text). The element around needs `white-space: pre-wrap`. Characters that are not printable
-    are named instead of sent: among them are those that reverse the direction of what follows.
+    `spaces` selects the spaces that become dots: leading, trailing and repeated ones ("odd"), all (for a token on its
+    own), or none (for a token within running text). The surrounding element needs `white-space: pre-wrap`. Characters
+    that are not printable are escaped by name, among them those that reverse the direction of the text after them.
     """
     if not text:
         return Markup('<span class="mark">(empty)</span>')
@@ -28,22 +28,22 @@ def visible(text: str, spaces: Literal["odd", "all", "none"] = "odd") -> Markup:
 
 
 def number(value: float, form: str) -> Markup:
-    """`value` as HTML: written in `form` (`"{:+.4f}"`), with the exact value in the markup."""
+    """Return `value` as HTML, formatted by `form` (`"{:+.4f}"`), with the exact value in the markup."""
     return Markup(f'<data value="{value!r}">{escape(form.format(value))}</data>')
 
 
 def interval(low: float, high: float, form: str) -> Markup:
-    """An interval as HTML."""
+    """Return an interval as HTML, its ends formatted by `form`."""
     return Markup(f"[{number(low, form)}, {number(high, form)}]")
 
 
 def plain(text: str) -> str:
-    """`text` as Markdown that shows exactly that text, on one line."""
+    """Return `text` escaped as one line of Markdown that shows exactly that text."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[str]:
-    """The lines of a Markdown table of cells that are Markdown already, of at most `most` rows."""
+    """Return the lines of a Markdown table of at most `most` rows; the cells are Markdown already."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"

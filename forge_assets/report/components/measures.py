@@ -1,4 +1,4 @@
-"""Pictures of measured values: tracks that draw intervals, and heat maps."""
+"""Drawings of measured values: tracks that show intervals, and heat maps."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,7 @@ Cell = tuple[float, str]  # colour from 0 to 1, text
 
 
 def measured_text(shown: MeasuredValue, form: str = PERCENT) -> str:
-    """Value and interval as plain text."""
+    """Return value and interval as plain text."""
     return f"{form.format(shown.value)} ({form.format(shown.low)} to {form.format(shown.high)})"
 
 
@@ -24,10 +24,10 @@ def tracks(
     high: float = 1.0,
     form: str = PERCENT,
 ) -> Markup:
-    """Intervals one below the other over the range from `low` to `high`, with a line at `mark` where there is one.
+    """Return stacked intervals over the range from `low` to `high`, with a line at `mark` if one is given.
 
-    rows: the kind of each, one of the classes of `measures.css` (before, middle, after), and what it draws. What lies
-    beyond the range ends at its edge.
+    rows: a class of `measures.css` (before, middle, after) and the measured value of each track. Values outside the
+    range are clipped to its edge.
     """
 
     def place(value: float) -> str:
@@ -48,7 +48,7 @@ def heat_map(
     columns: Sequence[str],
     rows: Sequence[tuple[str, Sequence[Cell]]],
 ) -> Markup:
-    """A table whose cells are coloured: of each row a name and cells of (colour from 0 to 1, text)."""
+    """Return a table of coloured cells; each row has a name and cells of (colour from 0 to 1, text)."""
     head = "".join(f"<th>{visible(column)}</th>" for column in columns)
     body = "".join(
         f"<tr><th>{visible(name)}</th>"
@@ -63,24 +63,27 @@ def heat_map(
 
 
 def shares(values: Sequence[float]) -> list[Cell]:
-    """Cells of a heat map that show shares in whole percent."""
+    """Return heat-map cells that show shares in whole percent."""
     return [(share, f"{share:.0%}") for share in values]
 
 
 def count_rows(
     names: Sequence[str], counts: Sequence[Sequence[int]], relative: bool = False
 ) -> list[tuple[str, list[Cell]]]:
-    """Rows of a heat map that show counts, coloured by shares of their row; `relative`: over the largest share."""
-    of_row = [[count / max(1, sum(row)) for count in row] for row in counts]
-    strongest = max(max(row) for row in of_row) or 1.0 if relative else 1.0
+    """Return heat-map rows that show counts, coloured by their share of the row.
+
+    With `relative`, the colours are scaled so that the largest share in the map gets the full colour.
+    """
+    shares_of_rows = [[count / max(1, sum(row)) for count in row] for row in counts]
+    strongest = max(max(row) for row in shares_of_rows) or 1.0 if relative else 1.0
     return [
-        (name, [(share / strongest, str(count)) for share, count in zip(row, its, strict=True)])
-        for name, row, its in zip(names, of_row, counts, strict=True)
+        (name, [(share / strongest, str(count)) for share, count in zip(row_shares, row, strict=True)])
+        for name, row_shares, row in zip(names, shares_of_rows, counts, strict=True)
     ]
 
 
 def averages(values: Sequence[float], most: int) -> list[float]:
-    """At most `most` values: neighbours are averaged."""
+    """Return at most `most` values by averaging neighbours."""
     size = max(1, -(-len(values) // most))
     parts = [values[i : i + size] for i in range(0, len(values), size)]
     return [sum(part) / len(part) for part in parts]

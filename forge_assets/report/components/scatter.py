@@ -1,5 +1,7 @@
-"""Points of a front as an interactive drawing without scripts: pairs of axes to choose from, a card under the pointer,
-and from each point a link to its row."""
+"""The points of a Pareto front as an interactive drawing without scripts.
+
+The reader picks the pair of axes; a card appears under the pointer, and each point links to its table row.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ _TICKS = 4
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A measured quantity: its name with the unit, how it is written, and a value for every point."""
+    """A measured quantity: its name with the unit, its number format, and a value for every point."""
 
     name: str
     form: str
@@ -23,7 +25,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A point: what its card says, line by line, where its link leads, and whether it is the one that was chosen."""
+    """A point: the lines of its card, the target of its link, and whether it was chosen."""
 
     card: Sequence[str]
     link: str
@@ -31,7 +33,9 @@ class Dot:
 
 
 def scatter(name: str, upward: Axis, across: Sequence[Axis], dots: Sequence[Dot]) -> Markup:
-    """`upward` over each of the axes `across`, of which a reader picks one. `name` is unique on the page.
+    """Return plots of `upward` against each axis in `across`, one of which the reader selects.
+
+    `name` must be unique on the page: it names the radio buttons.
 
     Raises:
         ValueError: when there is nothing to draw.
@@ -77,7 +81,7 @@ def _drawing(upward: Axis, across: Axis, dots: Sequence[Dot]) -> str:
 
 
 def _dot(dot: Dot, x: float, y: float) -> str:
-    """The point, and its card beside it, which is shown while the pointer or the focus is on the point."""
+    """Return a point with its card, which CSS shows while the point is hovered or focused."""
     width, height = 8 + 6.2 * max(len(line) for line in dot.card), 8 + 15 * len(dot.card)
     left = x + 12 if x + 12 + width < _WIDTH else x - 12 - width
     top = min(max(2.0, y - height / 2), _HEIGHT - height - 2)

@@ -1,4 +1,4 @@
-"""Scores of cycles that take turns, and curves with intervals, as inline SVG that takes its colours from the page."""
+"""Timelines of alternating cycles, and curves with intervals, as inline SVG that takes its colours from the page."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _TICKS = 4
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A measured score at a place on the axis; `kept` is drawn full, anything else hollow."""
+    """A measured score at a position on the axis, drawn filled if `kept` and hollow otherwise."""
 
     x: int
     score: MeasuredValue
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The scores of one cycle. Its name, one word of ours, is its class too."""
+    """The scores of one cycle. `name` is a single word of this project, because it is also the CSS class."""
 
     name: str
     baseline: MeasuredValue | None
@@ -36,7 +36,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something that happened after the score at `x`."""
+    """An event after the score at `x`."""
 
     x: int
     name: str
@@ -44,7 +44,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """From values between `low` and `high` to places between `start` and `end`."""
+    """A linear map from values in [low, high] to positions in [start, end]."""
 
     low: float
     high: float
@@ -56,9 +56,10 @@ class _Scale:
 
 
 def timeline(lanes: Sequence[Lane], marks: Sequence[Mark], names: Sequence[str], form: str = PERCENT) -> Markup:
-    """One lane a cycle, one below the other over the same axis of `names`; lanes without anything to show are left out.
+    """Return one lane per cycle, stacked over a shared axis labelled `names`; empty lanes are left out.
 
-    In a lane each turn is shaded, with a line through what was kept, the first from the baseline: the dashed line.
+    In a lane, each turn of the cycle is shaded, and a line joins the scores that were kept; the first line starts at
+    the baseline, which is dashed.
     """
     shown = [lane for lane in lanes if lane.points or lane.baseline is not None]
     step = min(_MOST_STEP, max(_LEAST_STEP, (_WIDTH - _LEFT - _RIGHT) / max(1, len(names))))
@@ -80,17 +81,20 @@ def timeline(lanes: Sequence[Lane], marks: Sequence[Mark], names: Sequence[str],
 
 
 def curves(x: Sequence[int], series: Sequence[tuple[str, Sequence[MeasuredValue]]], form: str) -> Markup:
-    """Curves over `x`, each with a band of its intervals; of each its class and what it draws. 0 and 1 are in range."""
+    """Return curves over `x` with bands for their intervals, on a vertical axis that includes 0 and 1.
+
+    series: the CSS class and the values of each curve.
+    """
     ends = [end for _, values in series for value in values for end in (value.low, value.high)]
     height = _Scale(min(0.0, *ends), max(1.0, *ends), _TOP + _CURVE_HEIGHT, _TOP)
     beside = 0.0 if x[-1] > x[0] else 0.5
     across = _Scale(x[0] - beside, x[-1] + beside, _LEFT + 10, _CURVE_WIDTH - _RIGHT - 10)
     parts = _ticks(height, _LEFT, _CURVE_WIDTH - _RIGHT, "{:.2g}")
     for kind, values in series:
-        there = [(across(at), height(value.low)) for at, value in zip(x, values, strict=True)]
-        back = [(across(at), height(value.high)) for at, value in zip(x, values, strict=True)]
+        lower = [(across(at), height(value.low)) for at, value in zip(x, values, strict=True)]
+        upper = [(across(at), height(value.high)) for at, value in zip(x, values, strict=True)]
         line = [(across(at), height(value.value)) for at, value in zip(x, values, strict=True)]
-        parts.append(f'<polygon class="band {kind}" points="{_points([*there, *reversed(back)])}"/>')
+        parts.append(f'<polygon class="band {kind}" points="{_points([*lower, *reversed(upper)])}"/>')
         parts.append(f'<polyline class="{kind}" points="{_points(line)}"/>')
         parts += [
             f'<circle class="full {kind}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
@@ -104,7 +108,7 @@ def curves(x: Sequence[int], series: Sequence[tuple[str, Sequence[MeasuredValue]
 def _lane(lane: Lane, across: _Scale, top: float, form: str) -> list[str]:
     measured = [point.score for point in lane.points] + ([] if lane.baseline is None else [lane.baseline])
     low, high = min(score.low for score in measured), max(score.high for score in measured)
-    room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5  # of one value, or equal ones, there is no range
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5  # equal values span no range of their own
     height = _Scale(low - room, high + room, top + _LANE, top)
     parts = _ticks(height, across.start, across.end, "{:.3g}%", 100.0)
     parts.append(_text(f"name {lane.name}", across.start, top - 5, lane.name))
@@ -132,7 +136,7 @@ def _lane(lane: Lane, across: _Scale, top: float, form: str) -> list[str]:
 
 
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of places that follow each other."""
+    """Return the first and last place of each run of consecutive places."""
     runs: list[tuple[int, int]] = []
     for place in places:
         if runs and runs[-1][1] == place - 1:
@@ -143,7 +147,7 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _ticks(height: _Scale, left: float, right: float, form: str, factor: float = 1.0) -> list[str]:
-    """Lines at round values, with their labels."""
+    """Return grid lines at round values, with their labels."""
     parts = []
     for value in _round_values(height.low, height.high):
         y = height(value)
@@ -153,7 +157,7 @@ def _ticks(height: _Scale, left: float, right: float, form: str, factor: float =
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """At most `_TICKS` + 1 multiples of 1, 2 or 5 times a power of ten."""
+    """Return at most `_TICKS` + 1 tick values: multiples of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / _TICKS))
     step = next(power * m for m in (1, 2, 5, 10) if power * m * _TICKS >= high - low)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,11 +1,11 @@
-"""The verdicts on one gate over time, as inline SVG."""
+"""A plot of the verdicts on one gate over time, as inline SVG."""
 
 from collections.abc import Sequence
 from html import escape
 
 from markupsafe import Markup
 
-from forge_assets.gate_history import Entry
+from forge_assets.gate_history import GateEntry
 from forge_assets.report.cells import verdict_cells
 from forge_assets.report.components.charts import ACCENT, CHANCE, INK
 from forge_resources.overrides import utc_text
@@ -13,10 +13,10 @@ from forge_resources.overrides import utc_text
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 540, 150, 64, 20, 26, 26
 
 
-def plot(entries: Sequence[Entry], title: str) -> Markup:
-    """The value at each verdict, oldest left, and its threshold (dotted), as inline SVG.
+def plot(entries: Sequence[GateEntry], title: str) -> Markup:
+    """Return a plot of the value at each verdict, oldest on the left, with its threshold (dotted), as inline SVG.
 
-    A filled dot passed, a red ring failed, a cross on the lower edge was not measured.
+    A filled dot is a pass, a red ring a failure, and a cross on the lower edge a value that was not measured.
     """
     numbers = [n for entry in entries for n in (entry.value, entry.threshold) if n is not None]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
@@ -45,20 +45,20 @@ def plot(entries: Sequence[Entry], title: str) -> Markup:
     return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" {frame}>{"".join(parts)}</svg>')
 
 
-def _dot(x: float, y: float | None, entry: Entry) -> str:
-    """The mark of one verdict, which says what it is when it is pointed at."""
+def _dot(x: float, y: float | None, entry: GateEntry) -> str:
+    """Return the mark of one verdict, with its cells as a tooltip."""
     words = " ".join(cell for cell in verdict_cells(entry))
     if entry.override is not None:
         words += f", {entry.override.describe()}"
-    told = f"<title>{escape(words)}</title>"
+    tooltip = f"<title>{escape(words)}</title>"
     if y is None:
         bottom = _HEIGHT - _BOTTOM
         cross = f"M{x - 4:.1f} {bottom - 4}l8 8m0 -8l-8 8"
-        return f'<path class="unmeasured" d="{cross}" stroke="{CHANCE}" stroke-width="1.6">{told}</path>'
+        return f'<path class="unmeasured" d="{cross}" stroke="{CHANCE}" stroke-width="1.6">{tooltip}</path>'
     fill, stroke = (ACCENT, ACCENT) if entry.passed else ("none", CHANCE)
     look = f'fill="{fill}" stroke="{stroke}" stroke-width="2"'
     word = "passed" if entry.passed else "failed"
-    return f'<circle class="{word}" cx="{x:.1f}" cy="{y:.1f}" r="4" {look}>{told}</circle>'
+    return f'<circle class="{word}" cx="{x:.1f}" cy="{y:.1f}" r="4" {look}>{tooltip}</circle>'
 
 
 def _text(x: float, y: float, text: str, size: int, anchor: str = "start") -> str:

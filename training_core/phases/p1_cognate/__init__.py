@@ -1,1 +1,1 @@
-"""Phase 1, Cognate: the trunk (Titans-MAG, TRM recursion, ACT halting) and three specialists that branch from it."""
+"""Phase 1, Cognate: the trunk (Titans-MAG, TRM recursion, ACT halting) and three specialists branched from it."""

@@ -1,4 +1,4 @@
-"""Configurations of phase 1."""
+"""Configurations of phase 1: the trunk and its specialists."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from training_core.training.loop import TrainingConfig
 
 
 class TrunkConfig(Config):
-    """The trunk: its shape, its training and its data mix."""
+    """Shape, training and data mix of the trunk."""
 
-    shape: ShapeConfig = Field(ShapeConfig(), description="Shape of the model")
-    training: TrainingConfig = Field(TrainingConfig(), description="Steps, batches and optimizer")
-    mix: MixConfig = Field(MixConfig(), description="Shares of the training rows")
+    shape: ShapeConfig = Field(ShapeConfig(), description="Size and layout of the model")
+    training: TrainingConfig = Field(TrainingConfig(), description="Training steps, batches and optimizer")
+    mix: MixConfig = Field(MixConfig(), description="Data mix: the share of training rows from each source")
 
 
 class VariantConfig(Config):
-    """A specialist: how it runs the trunk's weights, and a short training on a mix of its own."""
+    """Recursion settings under which a specialist runs the trunk's weights, and its short training on its own mix."""
 
-    recursion: RecursionConfig = Field(RecursionConfig(), description="How the trunk's weights are run")
-    training: TrainingConfig = Field(TrainingConfig(), description="Steps, batches and optimizer")
-    mix: MixConfig = Field(MixConfig(), description="Shares of the training rows")
+    recursion: RecursionConfig = Field(
+        RecursionConfig(), description="Recursion, memory and halting settings with which the specialist runs"
+    )
+    training: TrainingConfig = Field(TrainingConfig(), description="Training steps, batches and optimizer")
+    mix: MixConfig = Field(MixConfig(), description="Data mix: the share of training rows from each source")

@@ -1,4 +1,4 @@
-"""Phase 1: the trunk from random weights, and three specialists that branch from it."""
+"""Phase 1: train the trunk from random weights, then branch three specialists from it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from training_core.training.loop import TrainingResult
 
 
 def make_trunk(context: PhaseContext, config: TrunkConfig) -> Product:
-    """Train the trunk."""
+    """Train the trunk and return it with its training metrics."""
     model, result = train_trunk(config, context.training, context.reporter, context.checkpoint)
     return _product(context, model, result)
 
 
 def make_specialist(variant: Variant, context: PhaseContext, config: VariantConfig) -> Product:
-    """Train one specialist from the trunk."""
+    """Load the trunk, train one specialist from it and return it with its training metrics."""
     parent = load_latents(context.parents["trunk"])
     model, result = specialise(parent, variant, config, context.training, context.reporter, context.checkpoint)
     return _product(context, model, result)
@@ -45,7 +45,7 @@ PHASES = (
     Phase(
         "trunk",
         1,
-        "The language model that the three specialists share: Titans-MAG blocks, TRM recursion, ACT halting.",
+        "The language model from which the three specialists branch: Titans-MAG blocks, TRM recursion, ACT halting.",
         TrunkConfig,
         make_trunk,
         gates=GATES["trunk"],
@@ -54,5 +54,5 @@ PHASES = (
     ),
     _specialist("reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic."),
     _specialist("memory", "Specialist with a faster memory, trained on longer sequences and needle tasks."),
-    _specialist("speed", "Specialist without recursion, trained on text alone: the quickest answer."),
+    _specialist("speed", "Specialist without recursion, trained on text only: the fastest at inference."),
 )

@@ -1,4 +1,4 @@
-"""Presets of phase 1: what the profiles set."""
+"""Presets of phase 1: one configuration of the trunk and its specialists for each size profile."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.training.loop import TrainingConfig
 
 
-class Configs(NamedTuple):
-    """The configurations of the phase's models."""
+class CognateConfigs(NamedTuple):
+    """One configuration for each of the four models of the phase."""
 
     trunk: TrunkConfig
     cognate_reasoning: VariantConfig
@@ -19,9 +19,9 @@ class Configs(NamedTuple):
     cognate_speed: VariantConfig
 
 
-def nano() -> Configs:
-    """About 1 M parameters: minutes on 2 CPU cores."""
-    return Configs(
+def nano() -> CognateConfigs:
+    """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(max_seq_len=512, memory_chunk=128),
             training=TrainingConfig(
@@ -57,9 +57,9 @@ def nano() -> Configs:
     )
 
 
-def mini() -> Configs:
-    """About 5 M parameters: hours on 2 CPU cores."""
-    return Configs(
+def mini() -> CognateConfigs:
+    """Return the configurations for about 5 M parameters, which train in hours on 2 CPU cores."""
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
                 d_model=256,
@@ -95,9 +95,9 @@ def mini() -> Configs:
     )
 
 
-def forge_25m() -> Configs:
-    """25.0 M parameters: one GPU."""
-    return Configs(
+def forge_25m() -> CognateConfigs:
+    """Return the configurations for 25.0 M parameters, which train on one GPU."""
+    return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(
                 d_model=512,

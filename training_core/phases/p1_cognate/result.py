@@ -1,4 +1,4 @@
-"""What phase 1 measures beside the evaluation suite."""
+"""The metrics that phase 1 reports besides those of the evaluation suite."""
 
 from training_core.training.result import TrainingMetrics as CognateResult
 

@@ -1,4 +1,4 @@
-"""The trunk, trained from scratch, and the factory that makes the three specialists from it."""
+"""Training of the trunk from scratch, and of the three specialists that branch from it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Variant = Literal["reasoning", "memory", "speed"]
 def train_trunk(
     config: TrunkConfig, data: TrainingData, reporter: Reporter, checkpoint: Path | None = None
 ) -> tuple[Cognate, TrainingResult]:
-    """Train a Cognate model from random weights.
+    """Train a Cognate model from random weights, which are drawn from the configured seed.
 
     Raises:
-        ValueError: when the sequence is longer than `max_seq_len`, or a training split is shorter than a sequence.
+        ValueError: when `seq_len` exceeds `max_seq_len`, or a training split is shorter than a sequence.
     """
     vocab_size = Tokenizer.from_str(data.tokenizer_json).get_vocab_size()
     shape = CognateConfig(vocab_size=vocab_size, **config.shape.model_dump())
@@ -42,8 +42,10 @@ def specialise(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[Cognate, TrainingResult]:
-    """Branch a specialist from the trunk: the same weights under another recursion, memory and halting, trained on
-    another mix."""
+    """Branch a specialist from the trunk and train it on its own data mix.
+
+    It starts from the trunk's weights, but runs them with its own recursion, memory and halting settings.
+    """
     model = Cognate(trunk.config.model_copy(update=config.recursion.model_dump()))
     model.load_state_dict(trunk.state_dict())
     return model, _train(model, config.training, config.mix, data, reporter, checkpoint, variant)

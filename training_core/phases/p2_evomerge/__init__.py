@@ -1,1 +1,1 @@
-"""Phase 2, EvoMerge: linear, SLERP, TIES and DARE merges of the specialists, chosen by an evolution."""
+"""Phase 2, EvoMerge: an evolutionary search over linear, SLERP, TIES and DARE merges of the specialists."""

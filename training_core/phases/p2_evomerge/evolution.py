@@ -1,18 +1,17 @@
 """Evolutionary search for a merge of models that branched from one trunk.
 
-The idea of searching merges with measured fitness is Sakana AI's (Akiba et al. 2024, arXiv:2403.13187,
-"parameter space"). Lower bits per byte, as measured by the caller's callback, are fitter. One generation,
-default numbers:
+Searching over merges by measured fitness follows Sakana AI (Akiba et al. 2024, arXiv:2403.13187, "parameter
+space"). Fitness is bits per byte as measured by the caller's callback: lower is fitter. With the default
+settings, one generation does the following:
 
-1. the 2 fittest of 8 (*elites*) get 3 mutants each;
+1. each of the 2 fittest of 8 individuals (*elites*) gets 3 mutants;
 2. the 6 *losers* form 2 groups of 3 in rank order, and each group is merged by a randomly drawn method;
-3. of the 2 elites, which keep their measurement, and the 8 children the 8 fittest survive;
-4. where the survivors' diversity is below the floor, the last 2 give way to fresh random merges of the
-   parents.
+3. the 8 fittest of the 2 elites (which are not measured again) and the 8 children survive;
+4. if the survivors' diversity is below the floor, the 2 least fit are replaced by random merges of the parents.
 
-The champion is the fittest survivor. The parents take part from the start and elites survive, so the champion
-is never worse than the best parent *on the callback's data*; for other data a held-out measurement has to say
-it.
+The champion is the fittest survivor. Because the parents are part of the first population and elites survive,
+the champion is never worse than the best parent *on the callback's data*. Whether this generalises has to be
+measured on held-out data.
 
 **Differs from the paper**: Sakana's CMA-ES over DARE-TIES' densities and weights is replaced by the scheme
 above. **Does not cover** layer-wise recombination and data-flow-space search.
@@ -54,25 +53,27 @@ _MAX_DRAWS = 100
 
 
 class EvolutionConfig(BaseModel):
-    """Settings of the search; every field changes the result."""
+    """Settings of the search. Every field changes the result, so all of them identify a search."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    population: int = Field(8, ge=3, le=256, description="Models in a generation; more than there are parents.")
-    generations: int = Field(50, ge=0, le=10_000, description="Generations after the first population.")
-    elites: int = Field(2, ge=1, le=64, description="Fittest models that survive and are mutated.")
-    mutants_per_elite: int = Field(3, ge=0, le=64, description="Mutated children of each elite, in each generation.")
+    population: int = Field(
+        8, ge=3, le=256, description="Models in each generation; must exceed the number of parents."
+    )
+    generations: int = Field(50, ge=0, le=10_000, description="Most generations to breed after the initial population.")
+    elites: int = Field(2, ge=1, le=64, description="Fittest models that survive each generation and are mutated.")
+    mutants_per_elite: int = Field(3, ge=0, le=64, description="Mutants that each elite produces per generation.")
     mutation_scale: float = Field(
         0.1,
         gt=0.0,
         le=10.0,
-        description="Standard deviation of a mutation, in units of a parent's task vector.",
+        description="Standard deviation of a mutation's coefficients, in units of a parent's task vector.",
     )
     mutation_rate: float = Field(
         0.5,
         gt=0.0,
         le=1.0,
-        description="Probability that a mutation moves one tensor along one parent's task vector.",
+        description="Probability that a mutation moves a given tensor along a given parent's task vector.",
     )
     density: float = Field(0.5, gt=0.0, le=1.0, description="Share of a task vector's entries that TIES keeps.")
     drop_rate: float = Field(0.5, ge=0.0, lt=1.0, description="Share of a task vector's entries that DARE drops.")
@@ -80,14 +81,15 @@ class EvolutionConfig(BaseModel):
         0.1,
         ge=0.0,
         le=10.0,
-        description="Mean pairwise distance, over the parents' mean distance to the trunk, to re-seed at.",
+        description="Re-seed the population when its mean pairwise distance, divided by the parents' mean distance "
+        "to the trunk, falls below this.",
     )
-    patience: int = Field(10, ge=1, le=10_000, description="Generations without improvement after which to stop.")
+    patience: int = Field(10, ge=1, le=10_000, description="Stop after this many generations without improvement.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
 
     @property
     def num_merged(self) -> int:
-        """Children that are merges of losers, in each generation."""
+        """The number of children in each generation that are merges of losers."""
         return self.population - self.elites * self.mutants_per_elite
 
     @model_validator(mode="after")
@@ -104,11 +106,11 @@ class EvolutionConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What was measured on the survivors of one generation; generation 0 is the first population.
+    """Statistics of the survivors of one generation; generation 0 is the initial population.
 
-    `best` and `mean` are bits per byte, the mean over the models whose bits per byte are finite. `diversity`
-    is the mean pairwise distance of those models before any re-seeding, in units of the parents' mean
-    distance to the trunk.
+    `best` and `mean` are bits per byte; the mean excludes models that diverged (non-finite bits per byte).
+    `diversity` is the mean pairwise distance of the remaining models before any re-seeding, in units of the
+    parents' mean distance to the trunk.
     """
 
     best: float
@@ -118,7 +120,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class EvolutionResult:
-    """The fittest model found, the parent with whose settings it runs, and how both were found."""
+    """The fittest model found, the parent whose settings it runs with, and the course of the search."""
 
     champion: dict[str, torch.Tensor]
     champion_settings: str
@@ -140,28 +142,31 @@ def evolve(
     """Search for the merge of `parents` with the lowest measured bits per byte.
 
     Args:
-        trunk: the model from which every parent was trained on; the origin of the task vectors.
-        parents: at least two models with the trunk's tensors, by name; no two of them equal.
-        bits_per_byte: measures a model that runs with the settings (recursion, halting) of the named parent.
-            A parent runs with its own, a mutant inherits, a merge inherits from its fittest participant. It
-            must be deterministic for a resumed search to repeat. A candidate whose result is not finite (a
-            diverged model) counts as infinitely bad; a parent must be finite.
-        checkpoint: a file that is replaced atomically after each generation and holds the whole population.
-            When it exists the search goes on from it and ends, bit for bit, as if it had never stopped.
+        trunk: the model that every parent was fine-tuned from; the origin of the task vectors.
+        parents: at least two distinct models with the trunk's tensors, by name.
+        bits_per_byte: measures a model under the settings (recursion, halting) of the named parent. A parent
+            runs with its own settings, a mutant with those of its elite, a merge with those of its fittest
+            participant. It must be deterministic, or a resumed search will not reproduce an uninterrupted one.
+            A candidate with a non-finite result (a diverged model) gets infinite loss; a parent's result must
+            be finite.
+        checkpoint: the resume point, which holds the whole population and is replaced atomically after each
+            generation. If it exists, the search resumes from it and its result is bit-identical to that of an
+            uninterrupted search.
 
-    Random draws come from a CPU generator seeded with (seed, generation). Ranks share the measuring of a generation.
+    Random draws come from a CPU generator seeded with (seed, generation). Under distributed training, the ranks
+    share the evaluation of each generation.
 
     Raises:
-        ValueError: when the models do not fit together, a parent's result is not finite, or the checkpoint is
+        ValueError: when the models are incompatible, a parent's result is not finite, or the checkpoint is
             damaged or belongs to another search.
         OSError: when the checkpoint cannot be written.
     """
     search = _Search(trunk, parents, bits_per_byte, config, reporter)
     distributed.wait_for_all()
-    found = None if checkpoint is None or not checkpoint.exists() else checkpoint
-    distributed.require_same(int(found is not None), "whether there is a search to go on with", best_device())
-    if found is not None:
-        search.restore(found)
+    resume_point = None if checkpoint is None or not checkpoint.exists() else checkpoint
+    distributed.require_same(int(resume_point is not None), "whether there is a search to go on with", best_device())
+    if resume_point is not None:
+        search.restore(resume_point)
     else:
         search.found()
         search.save(checkpoint)
@@ -172,7 +177,7 @@ def evolve(
 
 
 class _Search:
-    """The state of one search; `population` is in order of fitness."""
+    """The state of one search; `population` is sorted by fitness, fittest first."""
 
     def __init__(
         self,
@@ -203,12 +208,14 @@ class _Search:
         self.reseeded = 0
 
     def found(self) -> None:
-        """Generation 0: the parents, equal-weight merges of all of them by METHODS, then random merges."""
+        """Create generation 0: the parents, equal-weight merges of all parents by METHODS, then random merges."""
         generator = self._generator()
         founders = self._measured([_Candidate(name, t, name, "parent", []) for name, t in self.parents.items()])
         for parent in founders:
             if not math.isfinite(parent.bits_per_byte):
-                raise ValueError(f"parent {parent.name!r} has no finite bits per byte; retrain it, or mend the measure")
+                raise ValueError(
+                    f"parent {parent.name!r} has no finite bits per byte; retrain it, or fix the measurement"
+                )
             self.parents_bits_per_byte[parent.name] = parent.bits_per_byte
         first: list[_Candidate] = []
         for method in METHODS[: self.config.population - len(founders)]:
@@ -223,7 +230,7 @@ class _Search:
         self._record(self._diversity())
 
     def breed(self) -> None:
-        """Mutate the elites, merge the losers, keep the fittest, re-seed a collapsed population."""
+        """Mutate the elites, merge the losers, keep the fittest, and re-seed the population if it has collapsed."""
         config, number, generator = self.config, len(self.history), self._generator()
         elites, losers = self.population[: config.elites], self.population[config.elites :]
         children: list[_Candidate] = []
@@ -250,7 +257,7 @@ class _Search:
         self._record(diversity)
 
     def stale(self) -> int:
-        """Generations since the champion was last improved upon."""
+        """Return the number of generations since the champion last improved."""
         best = [generation.best for generation in self.history]
         return len(best) - 1 - best.index(min(best))
 
@@ -268,7 +275,7 @@ class _Search:
         )
 
     def save(self, path: Path | None) -> None:
-        """Replace the checkpoint, if there is one."""
+        """Write the resume point to `path`, if one is given; only the first rank writes."""
         if path is None or not distributed.is_first():
             return
         state = {
@@ -282,7 +289,7 @@ class _Search:
         write_checkpoint(path, self._fingerprint(), state, [member.tensors for member in self.population])
 
     def restore(self, path: Path) -> None:
-        """Take over the state of the search that wrote the checkpoint at `path`."""
+        """Load the state of the search from the checkpoint at `path`."""
         state, models = read_checkpoint(path, self._fingerprint())
         for (name, settings, bits_per_byte), model in zip(state["members"], models, strict=True):
             tensors = {key: model[key].to(tensor.device) for key, tensor in self.trunk.items()}
@@ -297,7 +304,7 @@ class _Search:
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
     def _measured(self, candidates: Sequence[_Candidate]) -> list[Individual]:
-        """Measure models, each by one of the ranks, and write down where they come from."""
+        """Measure the candidates, distributed over the ranks, and record their origins for the lineage."""
         planned = self.config.population * (self.config.generations + 1) + self.reseeded
         done = itertools.count(self.evaluations + 1, distributed.world_size())
 
@@ -315,7 +322,7 @@ class _Search:
     def _fresh_merge(
         self, name: str, others: Sequence[Individual | _Candidate], generator: torch.Generator
     ) -> _Candidate:
-        """A merge of randomly drawn parents, method and weights that equals none of the others."""
+        """Return a merge with randomly drawn parents, method and weights that differs from all `others`."""
         parents = [Individual(n, t, n, self.parents_bits_per_byte[n]) for n, t in self.parents.items()]
         for _ in range(_MAX_DRAWS):
             count = int(torch.randint(2, len(parents) + 1, (), generator=generator))
@@ -341,7 +348,7 @@ class _Search:
         )
 
     def _diversity(self) -> float:
-        """In units of the parents' mean distance to the trunk, without the members that diverged."""
+        """Mean pairwise distance in units of the parents' mean distance to the trunk; diverged models are excluded."""
         alive = [member.tensors for member in self.population if math.isfinite(member.bits_per_byte)]
         return mean_pairwise_distance(alive) / self.radius
 
@@ -359,7 +366,8 @@ class _Search:
         self.reporter.metrics(len(self.history) - 1, values)
 
     def _lineage(self, name: str) -> str:
-        """How `name` was made, ancestors first: "g0.3 = ...; g1.2 = mutate(g0.3)"."""
+        """Describe how `name` was made, ancestors first: "g0.3 = ...; g1.2 = mutate(g0.3)"."""
+        # `origins` is in order of creation, so filtering it lists every ancestor before its descendants.
         needed, waiting = set[str](), [name]
         while waiting:
             current = waiting.pop()
@@ -374,7 +382,7 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A model that waits to be measured: whose settings it runs with, how it was made, and from whom."""
+    """A model that has not been measured yet, the parent whose settings it runs with, and its origin."""
 
     name: str
     tensors: dict[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""The resume point of a merge search: all its models in one file, so that replacing them is one atomic step."""
+"""The resume point of a merge search: the whole population in one file, so that it is replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training_core.store.checkpoint import load_checkpoint, save_checkpoint, ten
 
 
 def fingerprint(config: BaseModel, models: Mapping[str, StateDict]) -> str:
-    """SHA-256 over the configuration and the models' names and tensors: what identifies a search."""
+    """Identify a search by the SHA-256 of its configuration and of the models' names and tensors."""
     hasher = hashlib.sha256(config.model_dump_json().encode())
     for owner, model in models.items():
         hasher.update(owner.encode() + tensors_digest(model))
@@ -23,27 +23,27 @@ def fingerprint(config: BaseModel, models: Mapping[str, StateDict]) -> str:
 
 
 def write_checkpoint(path: Path, search: str, state: Mapping[str, Any], members: Sequence[StateDict]) -> None:
-    """Replace the resume point at `path`.
+    """Replace the resume point at `path` atomically.
 
     Raises:
-        OSError: as the file system raises it; the earlier checkpoint is then still in place.
+        OSError: when the file cannot be written; the previous checkpoint is then still in place.
     """
     tensors = {f"{index}/{name}": tensor for index, member in enumerate(members) for name, tensor in member.items()}
     save_checkpoint(path, tensors, {"fingerprint": search, **state})
 
 
 def read_checkpoint(path: Path, search: str) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
-    """The state and the members' tensors (on the CPU) that `write_checkpoint` wrote for the same search.
+    """Return the state and the members' tensors (on the CPU) that `write_checkpoint` wrote for the same search.
 
     Raises:
         ValueError: when the file is damaged or was written by another search.
     """
-    found = load_checkpoint(path, search)
-    if found is None:
+    checkpoint = load_checkpoint(path, search)
+    if checkpoint is None:
         raise ValueError(
             f"{path} belongs to a search with another configuration, trunk or parents; delete it or name another file"
         )
-    tensors, state = found
+    tensors, state = checkpoint
     members: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""Phase 2 on Cognate models: evolve the merge of the specialists, fitness measured on validation documents."""
+"""The merge search on Cognate models; fitness is bits per byte on validation documents."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def merge_cognates(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[Cognate, dict[str, float]]:
-    """The merge of `parents` with the lowest bits per byte on `validation`, and what the search measured.
+    """Return the merge of `parents` with the lowest bits per byte on `validation`, and the metrics of the search.
 
     A merged model runs with the recursion, memory and halting settings of its fittest participant. Because the
     parents are candidates themselves, `bits_per_byte_over_best_parent` is at most 0.
     """
+    # One model per set of settings; each candidate's weights are loaded into the one it runs with.
     shells = {name: Cognate(parent.config).to(best_device()) for name, parent in parents.items()}
 
     def bits_per_byte(state: StateDict, settings: str) -> float:

@@ -1,4 +1,4 @@
-"""Merging state dicts: weighted mean, SLERP, TIES and DARE; pure functions that return a new state dict.
+"""Merging of state dicts by weighted mean, SLERP, TIES and DARE, as pure functions that return a new state dict.
 
     linear  sum_i w_i W_i / sum_i w_i                              Wortsman et al. 2022, arXiv:2203.05482
     slerp   (sin((1-t) theta) A + sin(t theta) B) / sin theta      Shoemake 1985
@@ -8,8 +8,8 @@
 tau_i = W_i - W_0 is the *task vector* of model i with respect to the base (the trunk) W_0.
 
 The models must share names, shapes and dtypes. Tensors that are not floating point (masks, counters) must be
-equal in all models and are copied. Arithmetic runs in at least float32, and where a sum of whole weights is
-formed in float64, so that merging equal models returns them bit for bit (float64 models: up to one rounding).
+equal in all models and are copied. Arithmetic runs in at least float32. Sums of whole weights are accumulated
+in float64, so that merging equal models returns them bit for bit (float64 models: up to one rounding).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import torch
 
 StateDict = Mapping[str, torch.Tensor]
 
-# Above this |cos| the angle is too small (or too near pi) to divide by its sine.
+# Above this |cos| the angle is so close to 0 or pi that dividing by its sine is unstable.
 PARALLEL_COSINE = 0.9995
-# Elements handled at once: the float64 scratch of one block stays in the processor's cache.
+# Elements per block: the float64 scratch space of one block fits in the CPU cache.
 _BLOCK = 65_536
 
 
 def linear(models: Sequence[StateDict], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """The weighted mean `sum_i w_i W_i / sum_i w_i` of every tensor (model soup, arXiv:2203.05482).
+    """Return the weighted mean `sum_i w_i W_i / sum_i w_i` of every tensor (model soup, arXiv:2203.05482).
 
     Raises:
-        ValueError: when the models differ in structure, or a weight is negative, or all are zero.
+        ValueError: when the models differ in structure, a weight is negative, or all weights are zero.
     """
     check_weights(models, weights)
 
@@ -44,11 +44,11 @@ def linear(models: Sequence[StateDict], weights: Sequence[float]) -> dict[str, t
 
 
 def slerp(a: StateDict, b: StateDict, t: float) -> dict[str, torch.Tensor]:
-    """Spherical interpolation of every flattened tensor, from `a` (t = 0) to `b` (t = 1).
+    """Interpolate every flattened tensor spherically, from `a` (t = 0) to `b` (t = 1).
 
     theta is the angle between the flattened tensors A and B; the formula is applied to the unnormalised A and
-    B. Tensors that are nearly (anti)parallel, |cos theta| > .9995, and pairs with a zero tensor, whose angle
-    is undefined, are interpolated linearly.
+    B. Interpolation is linear where the tensors are nearly (anti)parallel, |cos theta| > .9995, or where one
+    of them is zero, so that the angle is undefined.
 
     Raises:
         ValueError: when the models differ in structure or t lies outside [0, 1].
@@ -67,7 +67,7 @@ def slerp(a: StateDict, b: StateDict, t: float) -> dict[str, torch.Tensor]:
 
 
 def task_vectors(base: StateDict, models: Sequence[StateDict]) -> list[dict[str, torch.Tensor]]:
-    """tau_i = W_i - W_0 for every floating-point tensor of every model, in at least float32.
+    """Return tau_i = W_i - W_0 for every floating-point tensor of every model, in at least float32.
 
     Raises:
         ValueError: when the models differ in structure.
@@ -85,17 +85,16 @@ def ties(
     scale: float = 1.0,
     trim: Literal["tensor", "model"] = "tensor",
 ) -> dict[str, torch.Tensor]:
-    """TIES-Merging (arXiv:2306.01708, algorithm 1): trim, elect sign, disjoint mean.
+    """Merge by TIES (arXiv:2306.01708, algorithm 1): trim, elect sign, disjoint mean.
 
-    Trim keeps the `density` largest entries of each task vector by magnitude: exactly max(1, floor(density *
-    n)) of n, and among entries of equal magnitude at the threshold those that come first (row-major; for
-    `trim="model"` in alphabetical order of the tensors' names). Elect takes, per entry, the sign of sum_i w_i
-    tau_i. The disjoint mean is sum_i w_i tau_i / sum_i w_i over the models whose trimmed entry is non-zero
-    and has the elected sign.
+    Trimming keeps the largest entries of each task vector by magnitude: exactly max(1, floor(density * n)) of n.
+    Ties at the threshold go to the entries that come first (row-major; for `trim="model"` in alphabetical order
+    of the tensors' names). The elected sign of an entry is that of sum_i w_i tau_i. The disjoint mean is
+    sum_i w_i tau_i / sum_i w_i over the models whose trimmed entry is non-zero and has the elected sign.
 
     Args:
-        density: share of the entries of a task vector that is kept, in (0, 1].
-        scale: lambda, which multiplies the merged task vector.
+        density: share of each task vector's entries that is kept, in (0, 1].
+        scale: lambda, the factor on the merged task vector.
         trim: rank entries within each tensor (`"tensor"`, as mergekit does) or over the whole flattened model
             (`"model"`, as the paper does).
 
@@ -127,15 +126,15 @@ def dare(
     elect: Literal["linear", "ties"] = "linear",
     scale: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """DARE (arXiv:2311.03099, eq. 3-5): drop entries of the task vectors at random, rescale the rest, merge.
+    """Merge by DARE (arXiv:2311.03099, eq. 3-5): drop entries of the task vectors at random, rescale the rest, merge.
 
     tau'_i = m_i * tau_i / (1 - p) with m_i ~ Bernoulli(1 - p) for every entry, so that E[tau'_i] = tau_i. The
     sparse task vectors are merged by their weighted mean (`elect="linear"`) or by TIES' sign election and
     disjoint mean without trimming (`elect="ties"`). With `elect="linear"` the expectation is `linear`'s
     result at scale 1.
 
-    Randomness: one uniform draw for each entry, models in order, tensors in alphabetical order, on the
-    generator's device; the result does not depend on where the models lie.
+    Randomness: one uniform draw for each entry, models in order, tensors in alphabetical order. Draws are made on
+    the generator's device, so the result does not depend on the models' device.
 
     **Differs from mergekit**, which rescales so that the L1 norm is kept, a random factor near 1 / (1 - p).
 
@@ -161,7 +160,7 @@ def dare(
 
 
 def check_compatible(models: Sequence[StateDict]) -> None:
-    """Require the same tensors of all models: names, shapes, dtypes, and values where not floating point.
+    """Require that all models have the same tensor names, shapes and dtypes, and equal non-floating-point values.
 
     Raises:
         ValueError: naming the first tensor that differs.
@@ -191,7 +190,7 @@ def check_compatible(models: Sequence[StateDict]) -> None:
 
 
 def check_weights(models: Sequence[StateDict], weights: Sequence[float]) -> None:
-    """Require one finite, non-negative weight for each model and a positive sum.
+    """Require one finite, non-negative weight for each model, with a positive sum.
 
     Raises:
         ValueError: naming the weights.
@@ -217,7 +216,7 @@ def _merge_tensors(
 def _add_merged(
     base: StateDict, models: Sequence[StateDict], merged: Sequence[torch.Tensor], scale: float
 ) -> dict[str, torch.Tensor]:
-    """W_0 + scale * merged task vector; `merged` holds the floating-point tensors in alphabetical order."""
+    """Return W_0 + scale * merged task vector; `merged` holds the floating-point tensors in alphabetical order."""
     names = sorted(name for name, tensor in base.items() if tensor.is_floating_point())
     deltas = dict(zip(names, merged, strict=True))
     return {
@@ -238,7 +237,7 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def _combine(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """sum_i c_i X_i in float64, rounded once to the tensors' dtype."""
+    """Return sum_i c_i X_i, accumulated in float64 and rounded once to the tensors' dtype."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     result = torch.empty_like(flat[0])
     for block in _blocks(result.numel()):
@@ -250,7 +249,7 @@ def _combine(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> 
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """<A, B> / (|A| |B|) of the flattened tensors in float64, and 0 when one of them is zero."""
+    """Return <A, B> / (|A| |B|) of the flattened tensors in float64, or 0 if one of them is zero."""
     a, b = a.reshape(-1), b.reshape(-1)
     sums = torch.zeros(3, dtype=torch.float64, device=a.device)
     for block in _blocks(a.numel()):
@@ -262,16 +261,16 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _trim(vector: dict[str, torch.Tensor], names: Sequence[str], density: float) -> None:
-    """Zero in place all but the largest entries of the named tensors, which are ranked together."""
+    """Zero, in place, all but the largest entries of the named tensors, ranking all of them together."""
     magnitudes = torch.cat([vector[name].reshape(-1) for name in names]).abs()
     size = magnitudes.numel()
     if density >= 1.0 or size == 0:
         return
     kept = max(1, int(density * size))
-    # Selection is linear in the size; numpy's is several times faster than torch.kthvalue.
+    # Selection takes linear time; numpy's is several times faster than torch.kthvalue.
     threshold = float(np.partition(magnitudes.cpu().numpy(), size - kept)[size - kept])
     mask = magnitudes >= threshold
-    if (surplus := int(mask.sum()) - kept) > 0:
+    if (surplus := int(mask.sum()) - kept) > 0:  # entries tied at the threshold: drop the last of them
         mask[(magnitudes == threshold).nonzero().reshape(-1)[-surplus:]] = False
     for name, part in zip(names, torch.split(mask, [vector[name].numel() for name in names]), strict=True):
         vector[name].mul_(part.reshape(vector[name].shape))

@@ -1,4 +1,4 @@
-"""Phase 2: the specialists merged by an evolution whose fitness is measured on validation documents."""
+"""Phase 2: merge the specialists by evolutionary search, with fitness measured on validation documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPECIALISTS = ("cognate_reasoning", "cognate_memory", "cognate_speed")
 
 
 def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
-    """Evolve the merge of the specialists."""
+    """Search for the best merge of the specialists and return it with the metrics of the search."""
     model, metrics = merge_cognates(
         load_latents(context.parents["trunk"]),
         {name: load_latents(context.parents[name]) for name in SPECIALISTS},
@@ -32,7 +32,7 @@ PHASES = (
     Phase(
         "merged_model",
         2,
-        "The best merge that an evolution of linear, SLERP, TIES and DARE merges found on validation data.",
+        "The best merge on validation data, found by evolutionary search over linear, SLERP, TIES and DARE merges.",
         EvolutionConfig,
         make_merged,
         (*SPECIALISTS, "trunk"),

@@ -1,8 +1,8 @@
-"""What an evolutionary search does with models: compare them, merge them by a method, mutate them.
+"""Operations of the evolutionary search on models: comparing, merging by a method, and mutating them.
 
-A *method* is a pair interpolation x sparsification: linear or SLERP blends the participants, then DARE or
-TIES merges the blend (which weighs as much as all participants together) and the participants on the trunk.
-Either stage can be left out, not both.
+A *method* is a pair (interpolation, sparsification): linear or SLERP blends the participants, then DARE or
+TIES merges the blend (weighted as much as all participants together) with the participants, relative to the
+trunk. Either stage can be left out, but not both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = (
 
 @dataclass(frozen=True, slots=True)
 class Individual:
-    """A measured model; `settings` names the parent whose recursion and halting it runs with."""
+    """A model with its measured fitness; `settings` names the parent whose recursion and halting it runs with."""
 
     name: str
     tensors: dict[str, torch.Tensor]
@@ -52,7 +52,7 @@ def merge_by_method(
     """Merge `models` by one of METHODS.
 
     Raises:
-        ValueError: for an unknown method, or as the merge formulas raise it.
+        ValueError: for an unknown method, or from the merge formulas.
     """
     if method not in METHODS:
         raise ValueError(f"a merge method is one of {METHODS}, got {method}")
@@ -74,15 +74,15 @@ def mutate(
     rate: float,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    """W + sum_j c_j tau_j for every tensor W: a step in the span of the parents' task vectors tau_j.
+    """Return W + sum_j c_j tau_j for every tensor W: a step in the span of the parents' task vectors tau_j.
 
-    Every coefficient c_j of every tensor is drawn from N(0, scale^2) with probability `rate` and is 0
-    otherwise; at least one is drawn, so that a mutant differs from its model.
+    Each coefficient c_j of each tensor is drawn from N(0, scale^2) with probability `rate` and is 0 otherwise.
+    At least one is drawn, so that a mutant always differs from `model`.
 
-    **Differs from** the usual mutation, independent noise on single weights. That moves a model of n weights
-    in a random direction of n dimensions: near a minimum the expected loss rises by sigma^2 tr(H) / 2, and
-    the chance of an improvement vanishes with n. The span has tensors x parents dimensions, and it is where
-    models that share a trunk are linearly connected.
+    **Differs from** the usual mutation, which adds independent noise to every weight. That moves a model of n
+    weights in a random direction in n dimensions: near a minimum the expected loss rises by sigma^2 tr(H) / 2,
+    and the probability of an improvement vanishes as n grows. The span has only tensors x parents dimensions,
+    and within it models that share a trunk are linearly connected.
     """
     names = list(task_vectors[0])
     shape = (len(names), len(task_vectors))
@@ -99,42 +99,42 @@ def mutate(
 
 
 def draw_method(generator: torch.Generator) -> tuple[str, str]:
-    """One of METHODS, all equally likely."""
+    """Draw one of METHODS uniformly."""
     return METHODS[int(torch.randint(len(METHODS), (), generator=generator))]
 
 
 def draw_weights(count: int, generator: torch.Generator) -> list[float]:
-    """Weights that are uniform on the simplex (normalised exponential variables)."""
+    """Draw weights uniformly from the simplex (as normalised exponential variables)."""
     weights = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
     normalised: list[float] = (weights / weights.sum()).tolist()
     return normalised
 
 
 def distance(a: StateDict, b: StateDict) -> float:
-    """Euclidean distance over all floating-point tensors."""
+    """Return the Euclidean distance between two models over all floating-point tensors."""
     names = [name for name, tensor in a.items() if tensor.is_floating_point()]
     norms = [torch.linalg.vector_norm(a[n] - b[n], dtype=torch.float64) for n in names]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def mean_pairwise_distance(models: Sequence[StateDict]) -> float:
-    """The mean of `distance` over all pairs, and 0 for fewer than two models."""
+    """Return the mean of `distance` over all pairs of models, or 0 for fewer than two models."""
     distances = [distance(a, b) for a, b in itertools.combinations(models, 2)]
     return sum(distances) / len(distances) if distances else 0.0
 
 
 def is_same_model(a: StateDict, b: StateDict) -> bool:
-    """Whether all tensors are equal, entry by entry."""
+    """Return whether all tensors are equal, entry by entry."""
     return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
 def copy_model(model: StateDict) -> dict[str, torch.Tensor]:
-    """Tensors that share no storage with those of `model`."""
+    """Return a copy of `model` that shares no storage with it."""
     return {name: tensor.detach().clone() for name, tensor in model.items()}
 
 
 def _slerp_all(models: Sequence[StateDict], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """SLERP of several models, one after the other: model k joins with t = w_k / (w_1 + ... + w_k)."""
+    """Blend several models by successive SLERP: model k is blended in with t = w_k / (w_1 + ... + w_k)."""
     blend = copy_model(models[0])
     for index in range(1, len(models)):
         blend = slerp(blend, models[index], weights[index] / math.fsum(weights[: index + 1]))

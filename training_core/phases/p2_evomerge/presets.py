@@ -1,4 +1,4 @@
-"""Presets of phase 2: what the profiles set."""
+"""Presets of phase 2: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 
 
 def nano() -> EvolutionConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return EvolutionConfig(generations=2)
 
 
 def mini() -> EvolutionConfig:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configuration for about 5 M parameters, which runs in hours on 2 CPU cores."""
     return EvolutionConfig(generations=10)
 
 
 def forge_25m() -> EvolutionConfig:
-    """25.0 M parameters: one GPU."""
+    """Return the configuration for 25.0 M parameters, which runs on one GPU."""
     return EvolutionConfig(generations=50)

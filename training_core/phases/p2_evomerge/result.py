@@ -1,4 +1,4 @@
-"""What phase 2 measures beside the evaluation suite."""
+"""The metrics that phase 2 reports besides those of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training_core.record import Record
 
 @dataclass(frozen=True, slots=True)
 class MergeResult(Record):
-    """The champion on the validation documents that it was selected by, and how long the search was."""
+    """Bits per byte of the champion on the validation documents used for selection, and the length of the search."""
 
     validation_bits_per_byte: float
     validation_bits_per_byte_best_parent: float

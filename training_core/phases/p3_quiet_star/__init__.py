@@ -1,1 +1,1 @@
-"""Phase 3, Quiet-STaR: thoughts before hard tokens, and the controls that test them."""
+"""Phase 3, Quiet-STaR: trains thoughts before hard tokens, and the controls against which they are tested."""

@@ -1,14 +1,14 @@
-"""Do thoughts help? Every number of phase 3 that the ledger and the gates read, and the controls that could say no.
+"""Evaluation of phase 3: whether thoughts help, compared with controls that could show that they do not.
 
-Metrics, in bits per token of held-out text unless named otherwise (`_hard`: on its hardest decile; gains have `_low`
-and `_high`, the ends of the 95 % interval):
+Metrics are in bits per token of held-out text unless stated otherwise. `_hard` means the hardest decile of tokens;
+`_low` and `_high` are the bounds of the 95 % CI of a gain:
 
-    thought_gain, thought_gain_hard             without thoughts less with thoughts, the same weights
+    thought_gain, thought_gain_hard             loss without thoughts minus loss with thoughts, same weights
     thought_gain_{shuffled,pause,random_reward}_hard   the same for the controls
-    thought_over_{shuffled,pause,random_reward}_hard   gain of the trained thoughts less that of the control, paired
-    thought_gain_{difficulty,surprise,random}   thinking only where the rule says; *_bits_per_gflop for each rule
-    task_thought_gain, paraphrase_thought_gain  first answer token of held-out tasks, and of the same tasks reworded
-    coherence_correlation                       Pearson's, of a thought's coherence with the bits it gains alone
+    thought_over_{shuffled,pause,random_reward}_hard   gain of the trained thoughts minus that of the control, paired
+    thought_gain_{difficulty,surprise,random}   thinking only where the rule decides to; *_bits_per_gflop per rule
+    task_thought_gain, paraphrase_thought_gain  first answer token of held-out tasks, and of the same tasks paraphrased
+    coherence_correlation                       Pearson's r between a thought's coherence and the bits it gains alone
     greedy_divergence                           normalised edit distance of thoughts from the greedy continuation
     undecodable_thoughts, thought_leaks         counts that must be 0
 """
@@ -29,8 +29,8 @@ from training_core.nn.cognate import Cognate
 from training_core.phases.p3_quiet_star.injection import SIGNALS, Rule, ThoughtInjector
 from training_core.phases.p3_quiet_star.measurement import (
     LN2,
-    Outcome,
     Sample,
+    ThoughtOutcome,
     choose_positions,
     correlation,
     divergence_from_greedy,
@@ -50,8 +50,8 @@ RULES_MEASURED: tuple[Rule, ...] = ("everywhere", "difficulty", "surprise")
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """Bits per token gained on the hardest decile by the trained thoughts or by a control."""
+class ThoughtArm:
+    """The gain on the hardest decile, in bits per token, of the trained thoughts or of a control."""
 
     name: str
     description: str
@@ -60,7 +60,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """What a rule of where to think gains over the whole text, and what it costs."""
+    """The gain of a gating rule over the whole text, its cost, and the share of positions at which it thinks."""
 
     name: str
     share: float
@@ -69,27 +69,28 @@ class Gating:
 
     @property
     def bits_per_gflop(self) -> float:
-        """Bits gained per 1e9 additional floating-point operations; 0 for a rule that never thinks."""
+        """Bits gained per 1e9 additional floating-point operations, or 0 for a rule that never thinks."""
         return self.gain.value / self.gflop_per_token if self.gflop_per_token > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
-    """Metrics, the arms and rules they come from, and the positions and outcomes for a person to look at."""
+class ThoughtAssessment:
+    """The metrics, the arms and rules behind them, and the measured positions, from which the report draws examples."""
 
     metrics: Mapping[str, float]
-    arms: Sequence[Arm]
+    arms: Sequence[ThoughtArm]
     gating: Sequence[Gating]
     sample: Sample
-    outcome: Outcome
+    outcome: ThoughtOutcome
 
 
 def helps(
     thinker: Thinker, parent: Cognate, injector: ThoughtInjector, windows: Windows, batch_size: int, seed: int
 ) -> bool:
-    """Whether thinking where it is difficult gains bits on `windows`, at the low end of the 95 % interval.
+    """Return whether thinking at difficult positions gains bits on `windows`, by the lower bound of the 95 % CI.
 
-    Decides what generation does; on validation text, so that the test text remains unseen by any choice.
+    This decides whether generation thinks by default. It is measured on validation text, so that no choice depends
+    on the test set.
     """
     sample = choose_positions(parent, windows, batch_size, seed)
     outcome = measure_thoughts(thinker, windows, sample, batch_size, seed)
@@ -98,7 +99,7 @@ def helps(
 
 
 def decisions(model: Cognate, injector: ThoughtInjector, windows: Windows, batch_size: int) -> dict[str, Tensor]:
-    """Where each rule thinks, (windows, length) bool; never behind the text."""
+    """Return where each rule thinks, (windows, length) bool; never in the padding after the text."""
     signals = window_signals(model, windows, batch_size)
     percentiles = injector.percentiles({name: torch.cat([batch[name] for batch in signals]) for name in SIGNALS})
     valid = windows.targets >= 0
@@ -116,8 +117,8 @@ def assess(
     batch_size: int,
     seed: int,
     reporter: Reporter,
-) -> Assessment:
-    """Measure a thinker and its controls on held-out `windows` and `tasks`."""
+) -> ThoughtAssessment:
+    """Evaluate a thinker and its controls on held-out `windows` and `tasks`."""
 
     def progress(done: int, total: int) -> None:
         reporter.progress(done, total, "measuring thoughts")
@@ -135,13 +136,13 @@ def assess(
     metrics |= _on_tasks(thinker, tasks, tokenizer, batch_size, seed)
     usefulness = (own.without[:, None] - own.alone) / LN2
     metrics["coherence_correlation"] = correlation(own.score, usefulness)
-    few = torch.arange(len(sample.window)) < 0
+    few = torch.arange(len(sample.window)) < 0  # all False; the next line selects a random subset
     few[torch.randperm(len(few), generator=torch.Generator().manual_seed(seed))[:GREEDY_POSITIONS]] = True
     metrics["greedy_divergence"] = divergence_from_greedy(thinker, windows, sample.only(few), own.tokens[few])
     metrics["undecodable_thoughts"] = undecodable(own.tokens, tokenizer)
     metrics["thought_leaks"] = leaks(thinker, windows.inputs[:1], seed)
     metrics["mean_thought_tokens"] = float((own.tokens != ENDED).sum(-1).double().mean())
-    return Assessment(metrics, arms, gating, sample, own)
+    return ThoughtAssessment(metrics, arms, gating, sample, own)
 
 
 def _arms(
@@ -149,14 +150,14 @@ def _arms(
     controls: Mapping[str, Thinker],
     windows: Windows,
     sample: Sample,
-    own: Outcome,
+    own: ThoughtOutcome,
     batch_size: int,
     seed: int,
-) -> tuple[list[Arm], dict[str, float]]:
+) -> tuple[list[ThoughtArm], dict[str, float]]:
     hard = sample.only(sample.hard)
-    mine = Outcome(*(getattr(own, name)[sample.hard] for name in Outcome.__slots__))
+    mine = ThoughtOutcome(*(getattr(own, name)[sample.hard] for name in ThoughtOutcome.__slots__))
     arms = [
-        Arm(
+        ThoughtArm(
             "thoughts",
             "the trained model with its own thoughts, over itself with thoughts removed",
             gain_per_token(hard, mine.gain()),
@@ -174,7 +175,7 @@ def _arms(
     }
     for name, outcome in others.items():
         key = name.replace(" ", "_")
-        arms.append(Arm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
+        arms.append(ThoughtArm(name, descriptions.get(name, name), gain_per_token(hard, outcome.gain())))
         metrics |= arms[-1].gain.metrics(f"thought_gain_{key}_hard")
         metrics |= gain_per_token(hard, mine.gain() - outcome.gain()).metrics(f"thought_over_{key}_hard")
     return arms, metrics
@@ -185,11 +186,11 @@ def _gating(
     injector: ThoughtInjector,
     windows: Windows,
     sample: Sample,
-    own: Outcome,
+    own: ThoughtOutcome,
     batch_size: int,
     seed: int,
 ) -> list[Gating]:
-    """Each rule over the whole text; `random` thinks at as many positions as the surprise rule, drawn at random."""
+    """Evaluate each rule over the whole text; `random` thinks at random positions, about as many as `surprise`."""
     valid = windows.targets >= 0
     decided = decisions(thinker.cognate, injector, windows, batch_size)
     share = float(decided["surprise"].sum() / valid.sum())
@@ -208,8 +209,10 @@ def _gating(
 def _on_tasks(
     thinker: Thinker, tasks: Sequence[Task], tokenizer: Tokenizer, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """Gain on the first token of the answer, for tasks in the bank's form and in another: a model that has only
-    memorised the form gains on the first alone."""
+    """Return the gain on the first answer token, for tasks in the bank's form and for the same tasks paraphrased.
+
+    A model that has only memorised the bank's form gains on the former alone.
+    """
     reworded = [(task, other) for task in tasks if (other := paraphrase(task)) is not None]
     metrics: dict[str, float] = {}
     for name, chosen in (("task", [a for a, _ in reworded]), ("paraphrase", [b for _, b in reworded])):
@@ -220,10 +223,12 @@ def _on_tasks(
 
 
 def _questions(tasks: Sequence[Task], tokenizer: Tokenizer, max_seq_len: int) -> tuple[Windows, Sample]:
-    """One window a task, with its last prompt token as the position to think at; too long prompts are left out.
+    """Return one window per task, and the last prompt token of each as the position to think at.
+
+    Prompts longer than `max_seq_len` are skipped.
 
     Raises:
-        ValueError: when none is left.
+        ValueError: when all prompts are too long.
     """
     rows = []
     for task in tasks:
@@ -250,8 +255,11 @@ def _questions(tasks: Sequence[Task], tokenizer: Tokenizer, max_seq_len: int) ->
 
 
 def undecodable(tokens_MNL: Tensor, tokenizer: Tokenizer) -> int:
-    """Thoughts that are not text: an unknown or end-of-text id, something behind the end, or no text at all where
-    there are tokens. Bytes of a character that was cut are text."""
+    """Count the thoughts that do not decode to text.
+
+    These contain an unknown or end-of-text id, or tokens after their end, or decode to an empty string although they
+    have tokens. The bytes of a truncated character count as text.
+    """
     vocab = tokenizer.get_vocab_size()
     bad = 0
     for row in tokens_MNL.flatten(0, 1).tolist():
@@ -264,7 +272,10 @@ def undecodable(tokens_MNL: Tensor, tokenizer: Tokenizer) -> int:
 
 @torch.no_grad()
 def leaks(thinker: Thinker, tokens_BS: Tensor, seed: int) -> int:
-    """Thought tokens, and logits with thoughts, that move in any bit when a token behind their position does."""
+    """Count the thought tokens and logits with thoughts that change in any bit when a token after their position does.
+
+    A causal model has none.
+    """
     tokens = tokens_BS.to(thinker.cognate.embedding.weight.device)
     seq = tokens.shape[1]
     positions = torch.arange(0, seq, max(1, seq // 8), device=tokens.device)[None].expand(tokens.shape[0], -1)

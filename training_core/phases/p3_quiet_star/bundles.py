@@ -1,6 +1,7 @@
-"""A thinker in a model bundle: the model's weights under their own names, what thinking adds under `thoughts.`.
+"""Storage of a thinker in a model bundle.
 
-Later phases load the model alone (`training_core.formats.loading.load_latents`) and leave the thoughts behind.
+The model's weights keep their names; the weights that thinking adds have the prefix `thoughts.`. Later phases load the
+model without its thoughts (`training_core.formats.loading.load_latents`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from training_core.store.bundle import Bundle, BundleError
 
 @dataclass(frozen=True, slots=True)
 class Reasoner:
-    """A thinker, the injector that decides where it thinks, and whether its thoughts were found to help."""
+    """A thinker, the injector that decides where it thinks, and whether thoughts helped on validation text."""
 
     thinker: Thinker
     injector: ThoughtInjector
@@ -27,7 +28,7 @@ class Reasoner:
 
 
 def reasoner_document(reasoner: Reasoner) -> dict[str, Any]:
-    """The model configuration of its bundle."""
+    """Return the model configuration that is stored in the reasoner's bundle."""
     return {
         "cognate": reasoner.thinker.cognate.config.model_dump(),
         "thoughts": {
@@ -39,7 +40,7 @@ def reasoner_document(reasoner: Reasoner) -> dict[str, Any]:
 
 
 def reasoner_tensors(reasoner: Reasoner) -> dict[str, Tensor]:
-    """The weights of its bundle."""
+    """Return the weights that are stored in the reasoner's bundle, by name."""
     tensors = dict(reasoner.thinker.cognate.state_dict())
     for name, value in reasoner.thinker.state_dict().items():
         if not name.startswith("cognate."):
@@ -49,10 +50,10 @@ def reasoner_tensors(reasoner: Reasoner) -> dict[str, Tensor]:
 
 
 def load_reasoner(bundle: Bundle) -> Reasoner:
-    """Open a bundle that phase 3 made.
+    """Load a reasoner from a bundle of phase 3.
 
     Raises:
-        BundleError: when it has no thoughts, or they do not fit the configuration.
+        BundleError: when the bundle has no thoughts, or they do not match the configuration.
     """
     document = bundle.model_config.get("thoughts")
     if not isinstance(document, Mapping):

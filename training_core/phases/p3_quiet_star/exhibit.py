@@ -1,6 +1,6 @@
-"""The exhibit `thoughts`: whether a model's thoughts help, where it thinks, and what it thinks there.
+"""The schema of the exhibit `thoughts`: whether a model's thoughts help, where it thinks, and examples of thoughts.
 
-Gains are in bits: the log2 of the factor by which a thought raises the probability of the text that comes next.
+Gains are in bits: the log2 of the factor by which thoughts raise the probability of the text that follows.
 """
 
 from typing import Literal, Self
@@ -18,10 +18,10 @@ class ThoughtExample(Document):
     group: Group
     context: str
     thoughts: list[str] = Field(min_length=1)
-    chosen: int = Field(ge=0, description="Index of the thought that `after` was measured with.")
+    chosen: int = Field(ge=0, description="Index of the thought with the highest coherence.")
     next_tokens: list[str] = Field(min_length=1)
     before: list[Share] = Field(description="Probability of each next token without a thought.")
-    after: list[Share] = Field(description="The same with all thoughts mixed.")
+    after: list[Share] = Field(description="The same with all thoughts mixed in.")
     gain_bits: float
 
     @model_validator(mode="after")
@@ -35,7 +35,7 @@ class ThoughtExample(Document):
 
 
 class HeatMapToken(Document):
-    """One token of a running text."""
+    """One token of a text, its difficulty and surprise, and whether the model thinks after it."""
 
     text: str
     difficulty: Share
@@ -44,7 +44,7 @@ class HeatMapToken(Document):
 
 
 class ThoughtArm(IntervalEnds):
-    """Bits per token that trained thoughts, or a control, gain on the hardest decile of positions."""
+    """The gain of trained thoughts or of a control on the hardest decile of positions, in bits per token."""
 
     name: str
     description: str
@@ -52,7 +52,7 @@ class ThoughtArm(IntervalEnds):
 
 
 class ThoughtGating(IntervalEnds):
-    """What one way to choose the positions that think gains, and what it costs."""
+    """The gain and the cost of one rule for choosing the positions at which the model thinks."""
 
     name: str
     share: Share
@@ -62,7 +62,7 @@ class ThoughtGating(IntervalEnds):
 
 
 class ThoughtsExhibit(Document):
-    """The whole exhibit. `rule` says how the examples were chosen, `verdict` whether thoughts help."""
+    """The complete exhibit. `rule` says how the examples were chosen, `verdict` whether thoughts help."""
 
     rule: str
     enabled: bool

@@ -1,11 +1,11 @@
-"""Text from a model that thinks: where the rule says so, thoughts are mixed into the prediction of the next token.
+"""Text generation with thoughts: where the rule decides to think, thoughts are mixed into the next-token prediction.
 
     feed x_j -> signals of position j -> percentiles -> think here? -> N branches -> thoughts -> mixed logits -> x_{j+1}
 
-Everything is computed in the streaming form, from the state after x_j; signals, decisions and, for given thoughts,
-logits equal those of the parallel form (`injection.read_signals`, `ThoughtInjector.decide`, `Thinker.think`).
-A decision is made at every position of the prompt too, because the next one keeps its distance from it, but a thought
-is thought only where its prediction is drawn from: what follows a position inside the prompt is known.
+Everything is computed in streaming form, from the state after x_j. Signals, decisions and, for given thoughts, logits
+equal those of the parallel form (`injection.read_signals`, `ThoughtInjector.decide`, `Thinker.think`). Decisions are
+made during prefill too, because thinking positions must be `min_interval` tokens apart. Thoughts are only sampled
+during decode: the tokens of the prompt are known and need no prediction.
 
 Shape legend: B batch (one text: 1), V vocabulary, N thoughts of a position.
 """
@@ -30,14 +30,14 @@ from training_core.phases.p3_quiet_star.thoughts import ENDED, Thoughts
 from training_core.text.generation import continuation
 from training_core.training.loop import step_generator
 
-UNGATED = ("everywhere", "never")  # rules that keep no interval
+UNGATED = ("everywhere", "never")  # rules to which min_interval does not apply
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A piece of text and what was thought before it; None where the model did not think.
+    """A piece of text and the thoughts that preceded it, or None where the model did not think.
 
-    `text` is empty where a thinking position ended the text or left a character unfinished.
+    `text` is empty where the token drawn at a thinking position ended the text or is only a part of a character.
     """
 
     text: str
@@ -45,10 +45,10 @@ class Spoken:
 
 
 class ThinkingSpeaker:
-    """A reasoner that streams one text (`training_core.text.generation.Speaker`).
+    """A reasoner that generates one text in streaming form (`training_core.text.generation.Speaker`).
 
-    After `feed`, `signals` holds the four signals of the newest position, each (1, 1), and `thinks` the decision; after
-    `predict`, `thoughts` holds what was thought there.
+    After `feed`, `signals` holds the four signals of the newest position, each (1, 1), and `thinks` the decision.
+    After `predict`, `thoughts` holds the thoughts at that position, if any.
     """
 
     def __init__(self, reasoner: Reasoner, rule: Rule, generator: torch.Generator) -> None:
@@ -58,14 +58,14 @@ class ThinkingSpeaker:
         self._device = next(model.parameters()).device
         self._state = model.stream(1)
         self._logits = torch.zeros(0)
-        self._rest = 0  # positions that have to pass until a gated rule may think again
+        self._rest = 0  # positions to skip before a gated rule may think again
         self.signals: dict[str, Tensor] = {}
         self.thinks = False
         self.thoughts: Thoughts | None = None
 
     @torch.no_grad()
     def feed(self, token: int) -> None:
-        """Advance by one token and decide whether to think after it."""
+        """Feed one token and decide whether to think after it."""
         model, tokens_B = self._thinker.cognate, torch.tensor([token], device=self._device)
         predicted = self._logits if self._state.position else None
         seen = self._state.core[-1][-1][-1].before(self._state.position)
@@ -78,7 +78,10 @@ class ThinkingSpeaker:
 
     @torch.no_grad()
     def predict(self, given: Tensor | None = None) -> Tensor:
-        """Logits (vocab) of the next token, with thoughts where `thinks`: sampled, or the `given` ones (1, 1, N, L)."""
+        """Return the logits (vocab) of the next token.
+
+        Where `thinks` is set, thoughts are mixed in: sampled ones, or the `given` ones (1, 1, N, L).
+        """
         if not self.thinks:
             return self._logits[0]
         assert self._state.answer is not None
@@ -96,10 +99,11 @@ def stream_signals(
     logits_BV: Tensor,
     tokens_B: Tensor,
 ) -> dict[str, Tensor]:
-    """`injection.read_signals` of the newest position of a stream, each (batch, 1) float32.
+    """Return the signals of `injection.read_signals` at the newest position of a stream, each (batch, 1) float32.
 
-    `state` is the one after `tokens_B` was fed and `logits_BV` what that returned; `seen` is what the cache of the last
-    core block, `state.core[-1][-1][-1]`, held `before` it, and `predicted_BV` the logits then (None at the start).
+    `state` is the state after `tokens_B` was fed, and `logits_BV` the logits from that step. `seen` is the content of
+    the last core block's cache, `state.core[-1][-1][-1]`, before that step, and `predicted_BV` the previous logits
+    (None at the start).
     """
     assert state.given is not None
     log_p = logits_BV.float().log_softmax(-1)
@@ -128,11 +132,11 @@ def think_and_generate(
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Iterator[Spoken]:
-    """Like `text.generation.generate`, thinking where `rule` says so; thoughts come with the text they precede.
+    """Generate text as `text.generation.generate` does, thinking where `rule` decides to.
 
-    Tokens are drawn as `generate` draws them with the same `seed`, thoughts from a random source of their own: where
-    thoughts change nothing, the text is the same. `temperature` and `top_p` are those of the text; thoughts are sampled
-    as they were in training.
+    Yields each piece of text with the thoughts that preceded it. Thoughts have a random generator of their own, and
+    tokens are drawn as `generate` draws them with the same `seed`: if thoughts leave the logits unchanged, the text is
+    the same. `temperature` and `top_p` apply to the text; thoughts are sampled as in training.
 
     Raises:
         ValueError: as `generate`, and for an unknown rule.
@@ -152,5 +156,5 @@ def _spoken(speaker: ThinkingSpeaker, tokenizer: Tokenizer, drawn: Iterator[str]
 
 
 def texts(thoughts: Thoughts, tokenizer: Tokenizer) -> list[str]:
-    """The N thoughts of a text's one thinking position; pauses, which have no content, are empty."""
+    """Decode the N thoughts of a single position; pause tokens, which have no content, give empty strings."""
     return [tokenizer.decode([token for token in row if token != ENDED]) for row in thoughts.tokens[0, 0].tolist()]

@@ -1,15 +1,15 @@
-"""Where to think: signals that the model has at a position, and the rules that turn them into a decision.
+"""Where to think: signals that the model provides at each position, and the rules that turn them into a decision.
 
-A signal is read after token x_j and knows nothing of x_{j+1}:
+Signals are read after token x_j and do not depend on x_{j+1}:
 
     entropy      of the prediction for x_{j+1}
     dispersion   of the last core block's attention
-    loss         -log p(x_j), how badly x_j itself was predicted
+    loss         -log p(x_j), the loss on x_j itself
     surprise     norm of the memory's gradient at x_j (Titans, arXiv:2501.00663, eq. 8), mean over memories
 
-Each is replaced by its percentile among held-out positions, so that every value in [0, 1] is reached, and a threshold
-means a share of the text. The difficulty is .4 entropy + .3 dispersion + .3 loss. A model without memory is
-never surprised.
+Each signal is replaced by its percentile among held-out positions, which covers [0, 1], so that a threshold on it
+corresponds to a share of the text. The difficulty is .4 entropy + .3 dispersion + .3 loss. A model without memory
+has surprise 0.
 
 Shape legend: B batch, S sequence, Q quantiles of a table.
 """
@@ -28,7 +28,7 @@ from training_core.nn.cognate import Cognate, Trace
 SIGNALS = ("entropy", "dispersion", "loss", "surprise")
 DIFFICULTY = {"entropy": 0.4, "dispersion": 0.3, "loss": 0.3}
 TABLE = 129
-# percentile of a signal that a position does not have: the loss of the first token, surprise without a memory
+# The percentile of a missing signal: the loss of the first token, or surprise without memory.
 UNKNOWN = {"entropy": 0.5, "dispersion": 0.5, "loss": 0.5, "surprise": 0.0}
 
 Rule = Literal["everywhere", "difficulty", "surprise", "never"]
@@ -36,19 +36,19 @@ RULES: tuple[str, ...] = get_args(Rule)
 
 
 class InjectionConfig(BaseModel):
-    """When thoughts are injected."""
+    """Thresholds of the gating rules, and the spacing of thinking positions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    difficulty_threshold: float = Field(0.6, ge=0, le=1, description="Think where the difficulty exceeds this")
+    difficulty_threshold: float = Field(0.6, ge=0, le=1, description="Difficulty above which the model thinks, 0 to 1")
     surprise_share: float = Field(
-        0.2, gt=0, le=1, description="q: think at this share of positions, the most surprising"
+        0.2, gt=0, le=1, description="q: share of positions, the most surprising, at which to think"
     )
-    min_interval: int = Field(3, ge=1, description="Tokens from one thinking position to the next, at least")
+    min_interval: int = Field(3, ge=1, description="Minimum distance between thinking positions, in tokens")
 
 
 class ThoughtInjector(nn.Module):
-    """Percentile tables of the four signals, (4, Q), made by `calibrate` and kept with the model."""
+    """Decides where to think, by percentile tables of the four signals, (4, Q), that are stored with the model."""
 
     quantiles: Tensor
 
@@ -58,10 +58,11 @@ class ThoughtInjector(nn.Module):
         self.register_buffer("quantiles", torch.linspace(0, 1, TABLE).repeat(len(SIGNALS), 1))
 
     def calibrate(self, signals: list[dict[str, Tensor]]) -> None:
-        """Set the tables from the `signals` of held-out sequences.
+        """Compute the percentile tables from the `signals` of held-out sequences.
 
         Raises:
-            ValueError: when there are none, or a signal has no finite value (surprise may: a model without memory).
+            ValueError: when `signals` is empty, or a signal has no finite value. Surprise is exempt, because a model
+                without memory has none.
         """
         if not signals:
             raise ValueError("the injector is calibrated on held-out text: give at least one batch of signals")
@@ -78,8 +79,11 @@ class ThoughtInjector(nn.Module):
                 self.quantiles[row] = _quantiles(known, grid).to(self.quantiles)
 
     def percentiles(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each signal (batch, seq) as its percentile in [0, 1], linear between quantiles, the middle of equal ones;
-        UNKNOWN where it is NaN."""
+        """Return each signal (batch, seq) as its percentile in [0, 1].
+
+        Percentiles are interpolated linearly between quantiles. A value that equals several quantiles gets the middle
+        of their range; a NaN gets UNKNOWN.
+        """
         result = {}
         for row, name in enumerate(SIGNALS):
             table, values = self.quantiles[row].contiguous(), signals[name].to(self.quantiles)
@@ -88,15 +92,18 @@ class ThoughtInjector(nn.Module):
         return result
 
     def difficulty(self, percentiles: dict[str, Tensor]) -> Tensor:
-        """.4 entropy + .3 dispersion + .3 loss, in [0, 1]."""
+        """Return the difficulty, .4 entropy + .3 dispersion + .3 loss, in [0, 1]."""
         total = torch.zeros_like(percentiles["entropy"])
         for name, weight in DIFFICULTY.items():
             total = total + weight * percentiles[name]
         return total
 
     def decide(self, rule: Rule, percentiles: dict[str, Tensor]) -> Tensor:
-        """Where to think, (batch, seq) bool. The two gated rules keep `min_interval` tokens between thinking positions,
-        from left to right, so that a decision never depends on later text."""
+        """Return where to think, (batch, seq) bool.
+
+        The two gated rules keep thinking positions `min_interval` tokens apart, selecting from left to right, so that
+        a decision never depends on later text.
+        """
         shape = percentiles["entropy"]
         if rule in ("everywhere", "never"):
             return torch.full_like(shape, rule == "everywhere", dtype=torch.bool)
@@ -108,14 +115,20 @@ class ThoughtInjector(nn.Module):
 
 
 def _place(table: Tensor, values: Tensor, *, right: bool) -> Tensor:
-    """Where `values` stand in the ascending `table`, in 0 .. TABLE - 1; before or behind entries that equal them."""
+    """Return the fractional index of `values` in the ascending `table`, in 0 .. TABLE - 1.
+
+    Where values equal entries of the table, it is the index before them, or after them with `right`.
+    """
     above = torch.searchsorted(table, values.contiguous(), right=right).clamp(1, TABLE - 1)
     low, high = table[above - 1], table[above]
     return above - 1 + ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 def _quantiles(values: Tensor, grid: Tensor) -> Tensor:
-    """Linear interpolation between order statistics, as torch.quantile, which refuses long tensors."""
+    """Return quantiles by linear interpolation between order statistics.
+
+    This equals torch.quantile, which rejects tensors of more than 2^24 elements.
+    """
     ordered = values.sort().values
     place = grid * (len(ordered) - 1)
     low = place.floor().long()
@@ -124,7 +137,7 @@ def _quantiles(values: Tensor, grid: Tensor) -> Tensor:
 
 
 def keep_interval(wanted_BS: Tensor, interval: int) -> Tensor:
-    """`wanted_BS` without the positions that come less than `interval` after one that was kept."""
+    """Drop the positions of `wanted_BS` that are less than `interval` after the previous one that was kept."""
     kept = torch.zeros_like(wanted_BS)
     rest = torch.zeros(wanted_BS.shape[0], dtype=torch.long, device=wanted_BS.device)
     for position in range(wanted_BS.shape[1]):
@@ -136,9 +149,9 @@ def keep_interval(wanted_BS: Tensor, interval: int) -> Tensor:
 
 @torch.no_grad()
 def read_signals(model: Cognate, trace: Trace, tokens_BS: Tensor) -> dict[str, Tensor]:
-    """The four signals of a traced batch, each (batch, seq) float32.
+    """Return the four signals of a traced batch, each (batch, seq) float32.
 
-    The first token's loss is NaN, because nothing predicted it; so is every surprise of a model without memory.
+    The loss of the first token is NaN, because nothing predicts it, and so is the surprise of a model without memory.
     """
     log_p = model.logits(trace.y).float().log_softmax(-1)
     loss = torch.full(tokens_BS.shape, float("nan"), device=tokens_BS.device)

@@ -1,8 +1,8 @@
-"""What thoughts are worth: bits per token gained on held-out text, by position, against controls of equal compute.
+"""Measurement of the gain from thoughts: bits per token on held-out text, by position, with thoughts and without.
 
-Positions are chosen without looking at what follows them: the hardest decile by the entropy of the model's *parent*,
-which was not trained here, and a random sample of the others. (Choosing them by the loss of the very tokens that are
-then measured would favour every changed model over the unchanged one.)
+Positions are chosen without regard to the tokens that follow them: the hardest decile by the entropy of the *parent*
+model, which this phase did not train, and a random sample of the rest. (Choosing them by the loss on the measured
+tokens themselves would favour any changed model over the unchanged one, by regression to the mean.)
 
 Shape legend: W windows, S sequence, P positions of a window (padded), N thoughts of a position.
 """
@@ -32,8 +32,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Chosen positions. `window`, `position`, `document` (M,) int64; `hard` (M,) bool; `weight` (M,): how many
-    positions of the text each stands for; `documents` in all. Windows ascend."""
+    """The M positions to measure, in ascending order of windows.
+
+    `window`, `position` and `document` are (M,) int64, `hard` (M,) bool; `weight` (M,) is the number of positions of
+    the text that each one represents; `documents` is the number of documents in all windows.
+    """
 
     window: Tensor
     position: Tensor
@@ -43,15 +46,18 @@ class Sample:
     documents: int
 
     def only(self, keep: Tensor) -> Sample:
-        """The positions where `keep` (M,) is True."""
+        """Return the positions where `keep` (M,) is True."""
         window, position, document = self.window[keep], self.position[keep], self.document[keep]
         return Sample(window, position, document, self.hard[keep], self.weight[keep], self.documents)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Measured at the M positions of a sample: nats of the next token `without` and `with_thoughts`; `alone` (M, N)
-    with each thought by itself; `score` (M, N) coherence; `tokens` (M, N, L)."""
+class ThoughtOutcome:
+    """Measurements at the M positions of a sample.
+
+    `without` and `with_thoughts` (M,) are the losses on the next token in nats, and `alone` (M, N) the losses with
+    each thought by itself; `score` (M, N) is coherence; `tokens` (M, N, L) are the thoughts.
+    """
 
     without: Tensor
     with_thoughts: Tensor
@@ -60,14 +66,17 @@ class Outcome:
     tokens: Tensor
 
     def gain(self) -> Tensor:
-        """Bits gained at each position, (M,) float64."""
+        """Return the bits gained at each position, (M,) float64."""
         return (self.without - self.with_thoughts).double() / LN2
 
 
 @torch.no_grad()
 def choose_positions(parent: Cognate, windows: Windows, batch_size: int, seed: int) -> Sample:
-    """The positions to measure, among those that have a next token: the hardest decile by the parent's entropy, and as
-    many random ones of the others, which stand for all of those."""
+    """Return the positions to measure, among those that have a next token.
+
+    These are the hardest decile by the parent's entropy, and equally many random ones of the rest, weighted so that
+    they represent all of the rest (stratified sampling).
+    """
     entropies = []
     for start in range(0, windows.inputs.shape[0], batch_size):
         inputs = windows.inputs[start : start + batch_size].to(_device(parent))
@@ -99,10 +108,11 @@ def measure_thoughts(
     seed: int,
     given: Tensor | None = None,
     progress: Progress | None = None,
-) -> Outcome:
-    """Think at every position of `sample` and predict the next token; `given` (M, N, L) replaces the thoughts' tokens.
+) -> ThoughtOutcome:
+    """Think at every position of `sample` and measure the loss on the next token.
 
-    Thoughts are drawn from `seed` and the number of the batch, so a measurement can be repeated.
+    `given` (M, N, L) replaces the tokens of the thoughts. The generator of each batch is seeded with `seed` and the
+    index of its first window, so that measurements are reproducible.
 
     Raises:
         ValueError: when the sample is not ordered by window.
@@ -132,24 +142,26 @@ def measure_thoughts(
         def nats(logits: Tensor, wanted: Tensor) -> Tensor:
             return -logits.float().log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1)
 
-        found = (
+        measured = (
             nats(thinker.cognate.logits(base), targets),
             nats(talk.together, targets),
             nats(talk.alone, targets[..., None].expand(talk.alone.shape[:-1])),
             talk.score,
             thoughts.tokens,
         )
-        parts.append(tuple(value[rows, slot].cpu() for value in found))
+        parts.append(tuple(value[rows, slot].cpu() for value in measured))
         if progress is not None:
             progress(min(start + batch_size, total), total)
-    return Outcome(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return ThoughtOutcome(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def shuffled(tokens_MNL: Tensor, seed: int) -> Tensor:
-    """Each position's thoughts replaced by those of another position; a random cycle, so that none keeps its own.
+    """Replace each position's thoughts by those of another position.
+
+    The permutation is a random cycle over all positions, so that none keeps its own.
 
     Raises:
-        ValueError: when there is no other position.
+        ValueError: when there are fewer than two positions.
     """
     if tokens_MNL.shape[0] < 2:
         raise ValueError(
@@ -162,17 +174,19 @@ def shuffled(tokens_MNL: Tensor, seed: int) -> Tensor:
 
 
 def gain_per_token(sample: Sample, gain_M: Tensor, chosen: Tensor | None = None) -> Estimate:
-    """Weighted mean of `gain_M` over the sample, positions that are not `chosen` counting as 0; the documents that have
-    any of its positions are resampled."""
+    """Return the weighted mean of `gain_M` over the sample, with a CI by bootstrap over documents.
+
+    Positions that are not `chosen` count as 0. Only documents that contain a position of the sample are resampled.
+    """
     keep = torch.ones_like(sample.weight) if chosen is None else chosen.double()
     total = _by_document(sample, gain_M.double() * keep * sample.weight)
     weight = _by_document(sample, sample.weight)
-    present = weight > 0  # resampling nothing but documents without a position would divide by 0
+    present = weight > 0  # a resample of only documents without positions would divide by 0
     return rate(total[present], weight[present])
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of two flat tensors; 0 when one of them is constant."""
+    """Return Pearson's correlation of two tensors of equal size, or 0 when one of them is constant."""
     x, y = x.double().flatten() - x.double().mean(), y.double().flatten() - y.double().mean()
     norm = float(x.norm() * y.norm())
     return float(x @ y) / norm if norm > 0 else 0.0
@@ -180,8 +194,11 @@ def correlation(x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def divergence_from_greedy(thinker: Thinker, windows: Windows, sample: Sample, tokens_MNL: Tensor) -> float:
-    """Mean normalised Levenshtein distance between each position's first thought and the greedy continuation of the
-    same length from the same position: 0 for a thought that only repeats what the model would say anyway."""
+    """Return the mean normalised Levenshtein distance of each position's first thought from the greedy continuation.
+
+    The continuation starts from the same position and has the same length. The distance is 0 for a thought that only
+    repeats what the model would have generated anyway.
+    """
     model = thinker.cognate
     distances = []
     for number in range(len(sample.window)):
@@ -199,7 +216,7 @@ def divergence_from_greedy(thinker: Thinker, windows: Windows, sample: Sample, t
 
 
 def levenshtein(a: list[int], b: list[int]) -> int:
-    """Fewest insertions, deletions and substitutions that turn `a` into `b` (Levenshtein, 1966)."""
+    """Return the fewest insertions, deletions and substitutions that turn `a` into `b` (Levenshtein, 1966)."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         corner, row[0] = row[0], i
@@ -210,7 +227,7 @@ def levenshtein(a: list[int], b: list[int]) -> int:
 
 @torch.no_grad()
 def window_signals(model: Cognate, windows: Windows, batch_size: int) -> list[dict[str, Tensor]]:
-    """The injector's signals over all windows, batch by batch; positions behind the text are NaN."""
+    """Return the injector's signals over all windows, batch by batch; they are NaN in the padding after the text."""
     result = []
     for start in range(0, windows.inputs.shape[0], batch_size):
         inputs = windows.inputs[start : start + batch_size].to(_device(model))
@@ -222,10 +239,12 @@ def window_signals(model: Cognate, windows: Windows, batch_size: int) -> list[di
 
 @torch.no_grad()
 def flops(thinker: Thinker, inputs_BS: Tensor) -> tuple[float, float]:
-    """Floating-point operations, counted by torch as they run: of a token of text, and of thinking at a position."""
+    """Return the floating-point operations per token of text and per thinking position, as counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    thinker = copy.deepcopy(thinker).requires_grad_(requires_grad=False)  # the counter's hooks take no other
+    thinker = copy.deepcopy(thinker).requires_grad_(
+        requires_grad=False
+    )  # the counter's hooks fail on parameters that require grad
     batch, seq = inputs_BS.shape
     positions = torch.arange(0, seq, max(1, seq // 16), device=inputs_BS.device).expand(batch, -1)
     with FlopCounterMode(display=False) as plain:
@@ -238,14 +257,14 @@ def flops(thinker: Thinker, inputs_BS: Tensor) -> tuple[float, float]:
 
 
 def first_windows(windows: Windows, count: int) -> Windows:
-    """The first `count` windows, with the documents that they touch."""
+    """Return the first `count` windows and the documents that they contain."""
     documents = windows.documents[:count]
     last = int(documents.max()) + 1
     return Windows(windows.inputs[:count], windows.targets[:count], documents, windows.num_bytes[:last])
 
 
 def _pad(rows: Tensor, at: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Positions of each row as (rows, most) with 0 in the free places, and each one's place in its row."""
+    """Return the positions of each row, (rows, most) padded with 0, and the column of each position in its row."""
     counts = torch.bincount(rows, minlength=num_rows)
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(rows)) - first[rows]

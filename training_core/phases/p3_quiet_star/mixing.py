@@ -1,4 +1,4 @@
-"""From thoughts to a prediction: the mixing head, and the coherence score by which thoughts are weighed.
+"""The mixing head, which turns thoughts into a prediction, and the coherence score that weights them.
 
 Shape legend: D model width, N thoughts of one position, V vocabulary.
 """
@@ -17,16 +17,17 @@ SEMANTIC, SYNTACTIC, PREDICTIVE = 0.4, 0.3, 0.3
 
 
 class MixingHead(nn.Module):
-    """Adds to a position's answer what its thoughts say, through multi-head attention over them and a gate a head.
+    """Adds a position's thoughts to its hidden state, by multi-head attention over the thoughts with a gate per head.
 
-        a_n  = softmax_n(q(norm(y)) k(norm(t_n)) / sqrt(K) + c coherence_n)          a head
+        a_n  = softmax_n(q(norm(y)) k(norm(t_n)) / sqrt(K) + c coherence_n)          per head
         y'   = y + W_o (g * norm(sum_n a_n v(norm(t_n)))),   g = sigmoid(W_g [norm(y); attended])
 
-    W_o starts at zero: the head starts exactly at the base model, and no thoughts leave it there for ever. The gate
-    stands behind the norm: before it, the norm would undo a closed gate and force the thoughts on every position.
+    W_o is initialised to zero, so that training starts exactly at the base model; without thoughts the head remains
+    the identity. The gate is applied after the norm: applied before it, the norm would rescale what a closed gate
+    had suppressed and force the thoughts on every position.
 
     **Differs from the paper** (Quiet-STaR, arXiv:2403.09629, section 4.3), whose head interpolates between the two
-    predictions with a single weight: here several thoughts are weighed together.
+    predictions with a single weight: here several thoughts are weighted together.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
@@ -60,23 +61,23 @@ class MixingHead(nn.Module):
 
 
 def check_heads(d_model: int, num_heads: int) -> None:
-    """Refuse heads of unequal width.
+    """Check that the model's width is divisible by the number of heads.
 
     Raises:
-        ValueError: when they do not divide the model's width.
+        ValueError: when it is not.
     """
     if d_model % num_heads:
         raise ValueError(f"mixing_heads = {num_heads} must divide d_model = {d_model}: choose a divisor")
 
 
 def coherence(base_D: Tensor, thoughts_ND: Tensor, mean_log_prob_N: Tensor, predicted_NV: Tensor) -> Tensor:
-    """How coherent each thought is, (..., thoughts) in [0, 1]; detached, and never a reward.
+    """Return the coherence of each thought, (..., thoughts) in [0, 1]; detached, and never used as a reward.
 
         0.4 semantic    (1 + cos(y, t_n)) / 2
         0.3 syntactic   exp(mean log-probability of the thought's own tokens), a geometric mean
         0.3 predictive  1 - entropy of the next-token prediction with this thought alone / ln V
 
-    `mean_log_prob_N` is in nats a token, `predicted_NV` logits (..., thoughts, vocab).
+    `mean_log_prob_N` is in nats per token; `predicted_NV` are logits (..., thoughts, vocab).
     """
     with torch.no_grad():
         cosine = F.cosine_similarity(base_D[..., None, :].float(), thoughts_ND.float(), dim=-1)

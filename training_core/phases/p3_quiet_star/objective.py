@@ -1,15 +1,15 @@
-"""What thinking is trained for: true text, with and without thoughts, and thoughts that make it more likely.
+"""The training objective of phase 3: the likelihood of true text with and without thoughts, and REINFORCE for thoughts.
 
     L = CE(base) + w_talk (CE(alone) + CE(together)) / 2 - w_policy E[A log pi] - w_entropy H(pi) + w_kl KL(pi || pi_0)
 
-CE(base) is the model without thoughts, at every position; the rest is about P random positions of each sequence.
-`alone` mixes each thought by itself and is taken over the next `true_tokens` tokens, teacher-forced behind the thought
-in its own branch (Quiet-STaR, arXiv:2403.09629, section 4.4); `together` mixes all of a position's thoughts, as
-inference does.
+CE(base) is the loss without thoughts, at every position; the other terms are computed at P random positions of each
+sequence. `alone` mixes in each thought by itself and is averaged over the next `true_tokens` tokens, which are
+teacher-forced after the thought in its own branch (Quiet-STaR, arXiv:2403.09629, section 4.4). `together` mixes in all
+thoughts of a position, as at inference.
 
 **Differs from the paper**: advantages are divided by their root mean square over the batch, so that `policy_weight`
-means the same for every model; the paper's weight of 1e6 stands for that. The paper's gradient scale of 100 on the
-delimiters is left out: AdamW does not see the scale of a gradient.
+has the same effect for every model; the paper uses a weight of 1e6 instead. The paper's gradient scale of 100 on the
+delimiters is omitted, because AdamW is invariant to the scale of a gradient.
 
 Shape legend: B batch, S sequence, P positions, N thoughts of a position, V vocabulary.
 """
@@ -29,31 +29,37 @@ from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig, 
 from training_core.training.loop import StepResult
 from training_core.training.objective import HALT_WEIGHT
 
-SMALLEST_SCALE = 1e-3  # nats: advantages below this are not blown up to one
+SMALLEST_SCALE = 1e-3  # nats: keeps advantages of a much smaller scale from being amplified to 1
 Reward = Literal["relative", "information_gain", "random"]
 
 
 class PolicyConfig(ThoughtConfig):
-    """How thoughts are rewarded and weighed against text."""
+    """The reward of thoughts, and the weights of the terms of the loss."""
 
-    positions_per_sequence: int = Field(32, ge=1, description="Random positions of a training sequence that think")
-    true_tokens: int = Field(4, ge=1, description="Next true tokens whose likelihood is the reward")
+    positions_per_sequence: int = Field(
+        32, ge=1, description="Random positions per training sequence at which the model thinks"
+    )
+    true_tokens: int = Field(4, ge=1, description="True tokens after a thought whose log-likelihood is the reward")
     reward: Reward = Field(
         "relative",
-        description="relative: gain over the mean of the position's thoughts; information_gain: over a slow copy of "
-        "the model that does not think; random: noise, a control",
+        description="Baseline of the reward. relative: the mean over the position's thoughts; information_gain: a slow "
+        "copy (EMA) of the model that does not think; random: the reward is noise, a control",
     )
-    slow_decay: float = Field(0.99, ge=0, lt=1, description="information_gain: decay of the slow copy in one step")
-    talk_weight: float = Field(1.0, ge=0, description="Weight of the likelihood of true text after thoughts")
-    policy_weight: float = Field(0.1, ge=0, description="Weight of REINFORCE")
-    entropy_weight: float = Field(0.001, ge=0, description="Weight of the policy's entropy, which keeps it exploring")
-    kl_weight: float = Field(0.01, ge=0, description="Weight of staying near the policy of the start; 0 is faster")
+    slow_decay: float = Field(0.99, ge=0, lt=1, description="For information_gain: decay of the slow copy per step")
+    talk_weight: float = Field(1.0, ge=0, description="Loss weight of true text after thoughts")
+    policy_weight: float = Field(0.1, ge=0, description="Loss weight of the REINFORCE term")
+    entropy_weight: float = Field(
+        0.001, ge=0, description="Weight of the entropy bonus, which keeps the policy exploring"
+    )
+    kl_weight: float = Field(
+        0.01, ge=0, description="Weight of the KL divergence from the initial policy; 0 skips its computation"
+    )
 
 
 class ThoughtObjective:
     """The loss of one training step of a `Thinker`; a batch is token ids (batch, seq + 1).
 
-    `reference` is the frozen thinker that the KL term holds to; it is not run when `kl_weight` is 0.
+    `reference` is the frozen thinker of the KL term; it is not run when `kl_weight` is 0.
     """
 
     def __init__(self, config: PolicyConfig, reference: Thinker | None) -> None:
@@ -61,7 +67,7 @@ class ThoughtObjective:
         self.reference = reference if config.kl_weight > 0 and config.content == "sampled" else None
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Compute the loss."""
+        """Return the loss of a batch with its metrics."""
         config, thinker = self.config, cast(Thinker, model)
         inputs, targets = batch[:, :-1], batch[:, 1:]
         trace = thinker.cognate.trace(inputs)
@@ -101,7 +107,9 @@ class ThoughtObjective:
         if config.reward == "information_gain":
             without = slow_log_likelihood(thinker, inputs, targets, positions, config)
             advantage = information_gain(likelihood, without)
-        elif config.reward == "random" and likelihood.shape[-1] == 1:  # one thought has no spread of its own
+        elif (
+            config.reward == "random" and likelihood.shape[-1] == 1
+        ):  # a single thought has no spread to scale the noise by
             advantage = likelihood.detach() - likelihood.detach().mean()
         scale = advantage.square().mean().sqrt()
         if config.reward == "random":
@@ -132,10 +140,10 @@ class ThoughtObjective:
 
 
 def draw_positions(shape: torch.Size, config: PolicyConfig, generator: torch.Generator) -> Tensor:
-    """Sorted distinct positions (batch, P), each followed by `true_tokens` true tokens in a batch of `shape`.
+    """Draw distinct positions (batch, P), sorted, each followed by `true_tokens` true tokens in a batch of `shape`.
 
     Raises:
-        ValueError: when the sequence is too short for one.
+        ValueError: when the sequence has no such position.
     """
     check_true_tokens(shape[1], config.true_tokens)
     last = shape[1] - config.true_tokens + 1
@@ -144,7 +152,7 @@ def draw_positions(shape: torch.Size, config: PolicyConfig, generator: torch.Gen
 
 
 def check_true_tokens(seq_len: int, true_tokens: int) -> None:
-    """Refuse sequences in which no position is followed by enough text.
+    """Check that some position of a sequence is followed by `true_tokens` tokens.
 
     Raises:
         ValueError: when true_tokens exceeds seq_len.
@@ -159,8 +167,11 @@ def check_true_tokens(seq_len: int, true_tokens: int) -> None:
 def log_likelihoods(
     thinker: Thinker, trace: Trace, targets: Tensor, positions: Tensor, thoughts: Thoughts, true_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of the next `true_tokens` tokens with each thought alone (B, P, N), in nats, and the cross-entropy
-    of the first of them with all thoughts together (a scalar). Feeds the thoughts' branches."""
+    """Return the log-likelihood of the true text after each thought, and the cross-entropy with all thoughts together.
+
+    The first is of the next `true_tokens` tokens with each thought alone, (B, P, N) in nats; the second, a scalar, of
+    the first of these tokens. The true tokens are fed into the thoughts' branches, which are thereby consumed.
+    """
     count = thoughts.hidden.shape[2]
     hidden = thoughts.hidden
     likelihood = torch.zeros(hidden.shape[:-1], device=hidden.device)
@@ -187,12 +198,12 @@ def log_likelihoods(
 def slow_log_likelihood(
     thinker: Thinker, inputs: Tensor, targets: Tensor, positions: Tensor, config: PolicyConfig
 ) -> Tensor:
-    """Log-likelihood (B, P) of the next true tokens under the slowly moving copy of the model, which does not think.
+    """Return the log-likelihood (B, P) of the next true tokens under the slow copy of the model, which does not think.
 
-    Moves the copy first: slow <- decay slow + (1 - decay) model.
+    The copy, an exponential moving average, is updated first: slow <- decay slow + (1 - decay) model.
 
     Raises:
-        ValueError: when the thinker has no copy.
+        ValueError: when the thinker has no slow copy.
     """
     if thinker.slow is None:
         raise ValueError("reward = information_gain needs a Thinker with a slow copy: call its keep_slow_copy")

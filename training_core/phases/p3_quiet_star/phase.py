@@ -1,4 +1,4 @@
-"""Phase 3 from a merged model to what is stored: train, decide on validation text, measure on test text."""
+"""Phase 3: train the merged model to think, choose what to store on validation text, and evaluate it on test text."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from training_core.training.device import best_device
 
 
 def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfig) -> Product:
-    """Train a reasoner and measure it.
+    """Train a reasoner, evaluate it and return it as a product.
 
-    Where training made the model worse than its parent without thoughts, by more than 1 % bits per byte on validation
-    documents, the parent is handed on with thoughts that do nothing (metric `handed_on` = 1).
+    If training raised the bits per byte without thoughts by more than 1 % over the parent's on validation documents,
+    the parent is stored instead, with untrained thoughts that have no effect (metric `handed_on` = 1).
     """
     tokenizer, batch_size, seed = context.tokenizer, context.batch_size, config.training.seed
     result = train_reasoning(parent, config, context.training, context.tasks, context.reporter, context.checkpoint)
@@ -50,7 +50,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
         parent, thinker, controls, injector, test, context.report.tasks, tokenizer, batch_size, seed, context.reporter
     )
     metrics = dict(assessed.metrics) | {"handed_on": float(harmed), "thoughts_enabled": float(enabled)}
-    if not harmed:  # else they would describe a model that is not stored
+    if not harmed:  # these metrics describe the trained model, which is not stored if it harmed
         metrics |= result.training.metrics() | ({} if result.baking is None else result.baking.metrics())
     shown = exhibit(thinker, injector, assessed, enabled, test, tokenizer, seed)
     thinker.cpu()
@@ -65,7 +65,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
 
 
 def _draw_curves(history: Mapping[str, Sequence[float]], reporter: Reporter) -> None:
-    """Reward and entropy over the steps of REINFORCE."""
+    """Report figures of the reward and the entropy over the steps of REINFORCE."""
     shown = {
         "thought reward": ("nats", {"best of a position": "best_reward", "root mean square": "reward_spread"}),
         "thought entropy": ("nats per token", {"policy": "entropy"}),
@@ -83,7 +83,7 @@ PHASES = (
     Phase(
         "reasoning_model",
         3,
-        "The merged model, taught to think before hard tokens; with what its thoughts are worth.",
+        "The merged model, trained to think before hard tokens, with a measurement of how much its thoughts help.",
         ReasoningConfig,
         _make,
         ("merged_model",),

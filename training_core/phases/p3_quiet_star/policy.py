@@ -1,8 +1,8 @@
 """The policy that samples thoughts, and its gradient: REINFORCE (Williams, 1992) with a baseline.
 
-An action is a vocabulary token or, as the last index, the end of the thought. The log-probability that the gradient
-uses is that of the distribution that was sampled from (temperature and nucleus included), so the estimator is unbiased
-for that distribution; which actions are in the nucleus is piecewise constant in the logits.
+An action is a vocabulary token or, as the last index, the end of the thought. The gradient uses the log-probability
+under the sampling distribution (with temperature and nucleus), so the estimator is unbiased for that distribution. The
+nucleus itself is piecewise constant in the logits and contributes no gradient.
 
 Shape legend: A actions (vocabulary + 1), N thoughts of one position.
 """
@@ -17,8 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """`index` (...) of the actions taken; `log_prob` under the sampling distribution; `full_log_prob` and `entropy` (in
-    nats) under the plain softmax at temperature 1."""
+    """Sampled actions, all fields of shape (...).
+
+    `index` is the action taken and `log_prob` its log-probability under the sampling distribution; `full_log_prob` and
+    `entropy` (in nats) refer to the plain softmax at temperature 1.
+    """
 
     index: Tensor
     log_prob: Tensor
@@ -27,9 +30,10 @@ class Actions:
 
 
 def sampling_log_probs(logits_A: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Log-probabilities (..., actions) of nucleus sampling (Holtzman et al., 2020, section 3.1) at `temperature`.
+    """Return log-probabilities (..., actions) of nucleus sampling (Holtzman et al., 2020, section 3.1).
 
-    The nucleus is the smallest set of most likely actions whose probability reaches `top_p`; others have -inf.
+    The nucleus is the smallest set of most likely actions, at `temperature`, whose total probability reaches `top_p`;
+    all other actions get -inf.
     """
     log_p = (logits_A / temperature).log_softmax(-1)
     if top_p >= 1:
@@ -58,50 +62,58 @@ def act(
 
 
 def draw(log_p_A: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One index for each row, by inversion of the cumulative distribution at a uniform number from `generator`.
+    """Sample one index per row, by inverting the cumulative distribution at a uniform number from `generator`.
 
-    The uniform numbers come from the CPU whatever the device, so that the same seed thinks the same thoughts.
+    The uniform numbers are always drawn on the CPU, so that a seed gives the same thoughts on every device.
     """
     uniform = torch.rand(log_p_A.shape[:-1], generator=generator, dtype=torch.float64).to(log_p_A.device)
     cumulative = log_p_A.double().exp().cumsum(-1)
     target = (uniform * cumulative[..., -1])[..., None]
     index = torch.searchsorted(cumulative.contiguous(), target, right=True).squeeze(-1)
-    # rounding may land behind the last action that has any probability
+    # Rounding may select an index after the last action with non-zero probability.
     last = log_p_A.shape[-1] - 1 - (log_p_A > float("-inf")).flip(-1).int().argmax(-1)
     return torch.minimum(index, last)
 
 
 def relative_advantages(log_likelihood_N: Tensor) -> Tensor:
-    """Reward of Quiet-STaR (arXiv:2403.09629, eq. 8): log-likelihood (..., thoughts) less its mean over the thoughts of
-    the position. Detached. The mean contains the thought itself, which scales the gradient by (N - 1) / N."""
+    """Return Quiet-STaR's advantage (arXiv:2403.09629, eq. 8), detached.
+
+    It is the log-likelihood (..., thoughts) minus its mean over the thoughts of the position. The mean includes the
+    thought itself, which scales the gradient by (N - 1) / N.
+    """
     rewards = log_likelihood_N.detach()
     return rewards - rewards.mean(-1, keepdim=True)
 
 
 def information_gain(log_likelihood_N: Tensor, without: Tensor) -> Tensor:
-    """Reward of RLP (arXiv:2510.01265, eq. 1): log-likelihood (..., thoughts) less that of a slowly moving copy of the
-    model that does not think, `without` (...). Detached."""
+    """Return RLP's reward (arXiv:2510.01265, eq. 1), detached.
+
+    It is the log-likelihood (..., thoughts) minus `without` (...), the log-likelihood under a slow copy of the model
+    that does not think.
+    """
     return log_likelihood_N.detach() - without.detach()[..., None]
 
 
 def reinforce_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """-E[advantage log pi], whose gradient is minus the policy gradient; both (...).
+    """Return -E[advantage log pi], whose gradient is the negative policy gradient; both arguments are (...).
 
     Raises:
-        ValueError: when a reward is not finite.
+        ValueError: when an advantage is not finite.
     """
     if not bool(torch.isfinite(advantage).all()):
         bad = int((~torch.isfinite(advantage)).sum())
         raise ValueError(
-            f"{bad} of {advantage.numel()} rewards are not finite: the likelihood of the text has broken down; lower "
+            f"{bad} of {advantage.numel()} rewards are not finite: the likelihood of the text is not finite; lower "
             "muon_lr and adamw_lr"
         )
     return -(advantage.detach() * log_prob).mean()
 
 
 def kl_estimate(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """Estimates of KL(pi || reference) from samples of pi, never negative: r - 1 - log r with r = reference / pi
-    (Schulman, 2020, "k3"). Samples from a nucleus or at another temperature bias it."""
+    """Estimate KL(pi || reference) from samples of pi by r - 1 - log r with r = reference / pi (Schulman, 2020, "k3").
+
+    The estimate is never negative. Sampling from a nucleus or at another temperature biases it.
+    """
     log_ratio = reference - log_prob
     return log_ratio.exp() - 1 - log_ratio
 

@@ -1,4 +1,4 @@
-"""Presets of phase 3: what the profiles set."""
+"""Presets of phase 3: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training_core.training.loop import TrainingConfig
 
 
 def nano() -> ReasoningConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return ReasoningConfig(
         thoughts=PolicyConfig(min_length=2, max_length=4, positions_per_sequence=8, true_tokens=2),
         baking=ChainBakingConfig(steps=8, batch_size=4, examples=1, trajectories=8, max_tokens=16),
@@ -20,7 +20,7 @@ def nano() -> ReasoningConfig:
 
 
 def mini() -> ReasoningConfig:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configuration for about 5 M parameters, which runs in hours on 2 CPU cores."""
     return ReasoningConfig(
         thoughts=PolicyConfig(min_length=4, max_length=8),
         training=TrainingConfig(muon_lr=0.01, adamw_lr=0.002, steps=200, decay_fraction=1.0),
@@ -28,7 +28,7 @@ def mini() -> ReasoningConfig:
 
 
 def forge_25m() -> ReasoningConfig:
-    """25.0 M parameters: one GPU."""
+    """Return the configuration for 25.0 M parameters, which runs on one GPU."""
     return ReasoningConfig(
         thoughts=PolicyConfig(positions_per_sequence=64),
         baking=ChainBakingConfig(steps=200),

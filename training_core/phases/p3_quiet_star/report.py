@@ -1,4 +1,4 @@
-"""Thoughts for a person to read: examples chosen by a stated rule, a text coloured by difficulty, arms and costs."""
+"""Building of the exhibit `thoughts`: examples chosen by a stated rule, a heat map of difficulty, arms and costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.evaluation.windows import Windows
-from training_core.phases.p3_quiet_star.assessment import Assessment
+from training_core.phases.p3_quiet_star.assessment import ThoughtAssessment
 from training_core.phases.p3_quiet_star.exhibit import (
     Group,
     HeatMapToken,
@@ -34,13 +34,13 @@ RULE = (
 def exhibit(
     thinker: Thinker,
     injector: ThoughtInjector,
-    assessment: Assessment,
+    assessment: ThoughtAssessment,
     enabled: bool,
     windows: Windows,
     tokenizer: Tokenizer,
     seed: int,
 ) -> ThoughtsExhibit:
-    """The exhibit `thoughts`."""
+    """Return the complete exhibit of a measured thinker."""
     return ThoughtsExhibit(
         rule=RULE,
         enabled=enabled,
@@ -72,8 +72,8 @@ def exhibit(
     )
 
 
-def verdict(assessment: Assessment, enabled: bool) -> str:
-    """One sentence: what thoughts gain with its interval, and what follows."""
+def verdict(assessment: ThoughtAssessment, enabled: bool) -> str:
+    """Summarise the gains with their CIs, and whether generation thinks."""
     metrics: Mapping[str, float] = assessment.metrics
 
     def interval(name: str) -> str:
@@ -91,7 +91,7 @@ def verdict(assessment: Assessment, enabled: bool) -> str:
 
 
 def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, tokenizer: Tokenizer) -> list[HeatMapToken]:
-    """Each token of a text with its difficulty and surprise in [0, 1], and whether the difficulty rule thinks there."""
+    """Return each token of a text with its difficulty and surprise in [0, 1], and the difficulty rule's decision."""
     tokens = tokens_S[None].to(thinker.cognate.embedding.weight.device)
     with torch.no_grad():
         signals = read_signals(thinker.cognate, thinker.cognate.trace(tokens), tokens)
@@ -106,8 +106,10 @@ def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, toke
 
 
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token, so that the pieces together are the text; bytes of an unfinished character come with the
-    token that finishes it. End-of-text is a paragraph sign."""
+    """Return the text of each token, such that the pieces concatenate to the whole text.
+
+    The bytes of an incomplete character belong to the token that completes it. End-of-text becomes a paragraph sign.
+    """
     shown, result = "", []
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(list(ids[:count]), skip_special_tokens=False).replace("<|endoftext|>", "¶")
@@ -118,7 +120,7 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 
 
 def _examples(
-    thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer, seed: int
+    thinker: Thinker, assessment: ThoughtAssessment, windows: Windows, tokenizer: Tokenizer, seed: int
 ) -> list[ThoughtExample]:
     hard = assessment.sample.hard.nonzero().squeeze(-1)
     gain = assessment.outcome.gain()[hard]
@@ -136,9 +138,9 @@ def _examples(
 
 @torch.no_grad()
 def _example(
-    group: Group, index: int, thinker: Thinker, assessment: Assessment, windows: Windows, tokenizer: Tokenizer
+    group: Group, index: int, thinker: Thinker, assessment: ThoughtAssessment, windows: Windows, tokenizer: Tokenizer
 ) -> ThoughtExample:
-    """One position: its thoughts as they were measured, and the next true tokens with and without them."""
+    """Return one position: its measured thoughts, and the true next tokens' probabilities without and with them."""
     sample, outcome = assessment.sample, assessment.outcome
     device = thinker.cognate.embedding.weight.device
     window, position = int(sample.window[index]), int(sample.position[index])

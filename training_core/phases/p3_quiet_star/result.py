@@ -1,6 +1,6 @@
-"""What phase 3 measures beside the evaluation suite.
+"""The metrics that phase 3 reports besides those of the evaluation suite.
 
-In bits per token of test text unless named otherwise (`_hard`: on its hardest decile).
+They are in bits per token of test text unless stated otherwise; `_hard` means the hardest decile of tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from training_core.training.result import TrainingMetrics
 
 
 @dataclass(frozen=True, slots=True)
-class BakingResult(Record):
-    """Baking of chains of thought, on trajectories that were not trained on."""
+class ChainBakingResult(Record):
+    """The effect of chain-of-thought baking, measured on held-out trajectories."""
 
     baking_kl_before: float
     baking_kl_after: float
@@ -23,7 +23,7 @@ class BakingResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class ReasoningResult(Record):
-    """Whether thoughts help, against four controls."""
+    """The gain from thoughts, compared with that of the controls."""
 
     thought_gain: Estimate
     thought_gain_hard: Estimate
@@ -43,7 +43,7 @@ class ReasoningResult(Record):
     handed_on: float
     thoughts_enabled: float
     training: TrainingMetrics = maybe()
-    baking: BakingResult = maybe()
+    baking: ChainBakingResult = maybe()
     bits_per_gflop_by_rule: Mapping[str, float] = keyed("thought_bits_per_gflop_{}")
     share_by_rule: Mapping[str, float] = keyed("thought_share_{}")
     gain_by_rule: Mapping[str, Estimate] = keyed("thought_gain_{}")

@@ -1,9 +1,9 @@
-"""A model that thinks: thoughts for many positions at once, and what the model predicts with them.
+"""A model that thinks: it samples thoughts at many positions in parallel and predicts the next tokens with them.
 
     x_0 .. x_j  <start> t_1 .. t_m <end>  x_{j+1} ..        one branch for each position j and thought
 
 Algorithm: Quiet-STaR (Zelikman et al., 2024, arXiv:2403.09629, algorithm 1): think in parallel, talk by mixing the
-hidden state at the end of the thought into the position's own, learn by REINFORCE (`reasoning.policy`).
+hidden state at the end of the thought into that of the position, learn by REINFORCE (`policy`).
 
 Shape legend: B batch, S sequence, P positions, N thoughts of a position, R = P N branches, L thought length, D width.
 """
@@ -29,18 +29,20 @@ Content = Literal["sampled", "pause"]
 
 
 class ThoughtConfig(BaseModel):
-    """Shape of the thoughts and how they are sampled."""
+    """Number, length and sampling of thoughts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_thoughts: int = Field(4, ge=1, le=8, description="N: thoughts of one position")
-    min_length: int = Field(10, ge=0, description="Fewest tokens in a thought, its delimiters not counted")
-    max_length: int = Field(20, ge=1, description="Most tokens in a thought")
+    num_thoughts: int = Field(4, ge=1, le=8, description="N: thoughts sampled per position")
+    min_length: int = Field(10, ge=0, description="Minimum length of a thought in tokens, without delimiters")
+    max_length: int = Field(20, ge=1, description="Maximum length of a thought in tokens, without delimiters")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of thoughts")
-    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus of thoughts: most likely tokens up to this probability")
-    mixing_heads: int = Field(8, ge=1, description="Heads of the mixing head; must divide d_model")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling of thoughts: total probability to keep")
+    mixing_heads: int = Field(8, ge=1, description="Attention heads of the mixing head; must divide d_model")
     content: Content = Field(
-        "sampled", description="sampled: thoughts; pause: learned tokens without content, the control of equal compute"
+        "sampled",
+        description="sampled: thoughts from the model; pause: learned tokens without content, a control of equal "
+        "compute",
     )
 
     @model_validator(mode="after")
@@ -52,9 +54,13 @@ class ThoughtConfig(BaseModel):
 
 @dataclass(slots=True)
 class Thoughts:
-    """Thoughts of P positions. `tokens` (B, P, N, L) with ENDED behind the end; `log_prob` (B, P, N) of all actions
-    under the sampling distribution; `full_log_prob`, `entropy` and `acted` (B, P, N, L) for each action at temperature
-    1; `hidden` (B, P, N, D) the answer at <end>; `branches` to go on from there."""
+    """The thoughts of P positions.
+
+    `tokens` (B, P, N, L) are padded with ENDED after the end of a thought. `log_prob` (B, P, N) is the total of all
+    actions under the sampling distribution; `full_log_prob` and `entropy` (B, P, N, L) refer to each action at
+    temperature 1, and `acted` marks the actions taken. `hidden` (B, P, N, D) is the output at <end>, from which
+    `branches` can be fed further tokens.
+    """
 
     tokens: Tensor
     log_prob: Tensor
@@ -65,18 +71,20 @@ class Thoughts:
     branches: Branches
 
     def mean_log_prob(self) -> Tensor:
-        """Mean log-probability of a thought's actions at temperature 1, (B, P, N)."""
+        """Return the mean log-probability of each thought's actions at temperature 1, (B, P, N)."""
         return (self.full_log_prob * self.acted).sum(-1) / self.acted.sum(-1).clamp_min(1)
 
     def lengths(self) -> Tensor:
-        """Tokens in each thought, (B, P, N)."""
+        """Return the number of tokens in each thought, (B, P, N)."""
         return (self.tokens != ENDED).sum(-1)
 
 
 @dataclass(slots=True)
 class Talk:
-    """Predictions with thoughts. `alone` (B, P, N, V): with each thought by itself; `together` (B, P, V): with all of
-    them; `score` (B, P, N): coherence."""
+    """Next-token logits with thoughts mixed in.
+
+    `alone` (B, P, N, V) uses each thought by itself, `together` (B, P, V) all of them; `score` (B, P, N) is coherence.
+    """
 
     alone: Tensor
     together: Tensor
@@ -86,7 +94,8 @@ class Talk:
 class Thinker(nn.Module):
     """A Cognate model with learned thought delimiters and a mixing head.
 
-    After `keep_slow_copy` it carries a copy of the model that is not trained; `objective.slow_log_likelihood` moves it.
+    After `keep_slow_copy` it holds a copy of the model that receives no gradient; `objective.slow_log_likelihood`
+    updates it as a moving average.
     """
 
     def __init__(self, cognate: Cognate, config: ThoughtConfig) -> None:
@@ -101,13 +110,15 @@ class Thinker(nn.Module):
         self.pause_embedding = nn.Embedding(config.num_thoughts, width) if config.content == "pause" else None
 
     def keep_slow_copy(self) -> None:
-        """Copy the model as it is now."""
+        """Keep a copy of the current model as the slow copy."""
         self.slow = copy.deepcopy(self.cognate).requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def initialise_delimiters(self, like: list[int], generator: torch.Generator) -> None:
-        """Start <start> and <end> at the mean embedding of the tokens `like` (the paper uses an em dash); pause tokens
-        likewise, with noise of a tenth of the embeddings' standard deviation so that they differ."""
+        """Initialise <start> and <end> with the mean embedding of the tokens `like` (the paper uses an em dash).
+
+        Pause tokens start there too, with noise of a tenth of the embeddings' standard deviation to set them apart.
+        """
         table = self.cognate.embedding.weight
         mean = table[like].mean(0)
         self.delimiter_embedding.weight.copy_(mean.expand(2, -1))
@@ -118,7 +129,7 @@ class Thinker(nn.Module):
     def think(
         self, trace: Trace, positions_BP: Tensor, generator: torch.Generator | None, given: Tensor | None = None
     ) -> Thoughts:
-        """Think after the true positions `positions_BP`: sample thoughts, or follow the `given` tokens (B, P, N, L)."""
+        """Sample thoughts after each of `positions_BP`, or replay the `given` tokens (B, P, N, L)."""
         count = self.config.num_thoughts if given is None else given.shape[2]
         rows = positions_BP.repeat_interleave(count, dim=1)
         return self.think_on(Branches.from_trace(self.cognate, trace, rows), count, generator, given)
@@ -126,7 +137,7 @@ class Thinker(nn.Module):
     def think_on(
         self, branches: Branches, count: int, generator: torch.Generator | None, given: Tensor | None = None
     ) -> Thoughts:
-        """`think` on branches (B, P * count) that stand at the positions already."""
+        """Do as `think`, on branches (B, P * count) that are already at the positions."""
         batch, rows = branches.shape
         config, vocab = self.config, self.cognate.config.vocab_size
         length = config.max_length if given is None else given.shape[3]
@@ -165,9 +176,9 @@ class Thinker(nn.Module):
         )
 
     def talk(self, base_BPD: Tensor, thoughts: Thoughts, hidden: Tensor | None = None) -> Talk:
-        """Predict the token after the positions whose own answers are `base_BPD`.
+        """Predict the next token at the positions whose outputs without thoughts are `base_BPD`.
 
-        `hidden` (B, P, N, D) stands in for the thoughts' own where the branches have been fed further true tokens.
+        `hidden` (B, P, N, D) replaces the thoughts' own after the branches have been fed further true tokens.
         """
         hidden = thoughts.hidden if hidden is None else hidden
         alone = self.talk_alone(base_BPD, hidden)
@@ -176,13 +187,13 @@ class Thinker(nn.Module):
         return Talk(alone, together, score)
 
     def talk_alone(self, base_BPD: Tensor, hidden_BPND: Tensor) -> Tensor:
-        """The predictions (B, P, N, V) with each thought by itself."""
+        """Return the logits (B, P, N, V) with each thought by itself."""
         base = base_BPD[..., None, :].expand_as(hidden_BPND)
         nothing_to_weigh = hidden_BPND.new_zeros(*hidden_BPND.shape[:-1], 1)
         return self.cognate.logits(self.head(base, hidden_BPND[..., None, :], nothing_to_weigh))
 
     def _action_logits(self, answer: Tensor, *, may_end: bool) -> Tensor:
-        """Vocabulary and, last, the end of the thought; end-of-text is never a part of a thought."""
+        """Return the logits of the vocabulary and, last, of ending the thought; end-of-text is masked out."""
         logits = self.cognate.logits(answer)
         ending = self.cognate.readout(answer) @ self.delimiter_embedding.weight[1].to(answer.dtype)
         if not may_end:
@@ -202,7 +213,7 @@ class Thinker(nn.Module):
 
 
 def check_length(shape: ShapeConfig, config: ThoughtConfig) -> None:
-    """Refuse thoughts that leave no room for text.
+    """Check that a thought and its delimiters leave room for text.
 
     Raises:
         ValueError: when a thought and its delimiters are longer than max_seq_len.

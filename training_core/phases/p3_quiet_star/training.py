@@ -1,10 +1,10 @@
-"""Phase 3: bake chains of thought into the model, then teach it thoughts that make true text more likely.
+"""Training of phase 3: bake chains of thought into the model, then train thoughts that make true text more likely.
 
-    parent -> baking (shown by worked solutions in the prompt, learned without them) -> thoughts (REINFORCE)
-                                                                                     -> two controls, trained alike
+    parent -> baking (teacher: few-shot worked solutions; student: no prompt) -> thoughts (REINFORCE)
+                                                                              -> two controls, trained the same way
 
-The controls start from the same baked model and see the same batches: *pause* has learned tokens without content in
-place of thoughts (equal compute), *random reward* has thoughts whose reward is noise.
+The controls start from the same baked model and see the same batches: *pause* replaces thoughts with learned tokens
+that have no content (equal compute), and *random reward* trains thoughts whose reward is noise.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CONTROLS = ("pause", "random reward")
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningResult:
-    """The trained thinker, the controls by name, and what the two steps measured about themselves."""
+class ReasoningTraining:
+    """The trained thinker, the controls by name, and the measurements of baking and of training."""
 
     thinker: Thinker
     controls: dict[str, Thinker]
@@ -53,8 +53,10 @@ def train_reasoning(
     tasks: Sequence[Task],
     reporter: Reporter,
     checkpoint: Path | None = None,
-) -> ReasoningResult:
-    """Both steps and the controls. `tasks` are training tasks, from which worked solutions are made.
+) -> ReasoningTraining:
+    """Bake, train the thoughts, and train the controls.
+
+    `tasks` are training tasks, from which worked solutions are derived.
 
     Raises:
         ValueError: when thoughts or sequences do not fit the model, or a relative reward has a single thought.
@@ -69,13 +71,13 @@ def train_reasoning(
     for name in CONTROLS:
         own = config.model_copy(update={"thoughts": config.thoughts.model_copy(update=changes[name])})
         controls[name], _ = _teach(untrained(baked, own, tokenizer), own, data, reporter, checkpoint, name)
-    return ReasoningResult(thinker, controls, baking, training)
+    return ReasoningTraining(thinker, controls, baking, training)
 
 
 def untrained(model: Cognate, config: ReasoningConfig, tokenizer: Tokenizer) -> Thinker:
-    """A thinker on a copy of `model` whose thoughts do nothing yet.
+    """Return a thinker on a copy of `model` whose thoughts have no effect yet.
 
-    What it adds is drawn from the seed, and is the same for thoughts and for their controls.
+    The weights it adds are drawn from the seed, and are the same for thoughts and for their controls.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -85,7 +87,7 @@ def untrained(model: Cognate, config: ReasoningConfig, tokenizer: Tokenizer) -> 
 
 
 def check_config(parent: Cognate, config: ReasoningConfig) -> None:
-    """Refuse what cannot work before anything is trained.
+    """Reject an invalid configuration before anything is trained.
 
     Raises:
         ValueError: as `train_reasoning`.
@@ -110,10 +112,10 @@ def bake_reasoning(
     reporter: Reporter,
     checkpoint: Path | None,
 ) -> tuple[Cognate, BakingMeasure | None]:
-    """Step 1: the parent with worked solutions in its prompt teaches itself without them.
+    """Step 1: distil the parent with worked solutions in its prompt into a copy without that prompt.
 
-    Returns the baked model and, on trajectories that were not trained on, what is left of the prompt's effect; None
-    when `baking_steps` is 0.
+    Returns the baked model and its divergence from the prompted parent on held-out trajectories, or None for the
+    latter if `baking.steps` is 0.
     """
     student = copy.deepcopy(parent)
     if config.baking.steps == 0:
@@ -153,7 +155,7 @@ def _trajectories(
     sampling: SamplingConfig,
     generator: torch.Generator,
 ) -> list[Trajectory]:
-    """One for each task, in turn sampled from the prompted model and the worked solution."""
+    """Return one trajectory per task, alternately sampled from the prompted model and taken from a worked solution."""
     prefixes = [tuple(tokenizer.encode(task.prompt).ids) for task in tasks]
     sampled = iter(sample_continuations(model, prompt, prefixes[::2], sampling, generator))
     return [
@@ -172,7 +174,7 @@ def _teach(
     checkpoint: Path | None,
     label: str,
 ) -> tuple[Thinker, TrainingResult]:
-    """Step 2 on a copy of `thinker`, which stays as the reference of the KL term."""
+    """Step 2: train a copy of `thinker`, which itself remains the reference of the KL term."""
     learner = copy.deepcopy(thinker)
     if config.thoughts.reward == "information_gain":
         learner.keep_slow_copy()

@@ -1,14 +1,14 @@
-"""Chains of thought for tasks of the bank (Wei et al., 2022, arXiv:2201.11903), derived and checked, never generated.
+"""Chains of thought for tasks of the bank (Wei et al., 2022, arXiv:2201.11903), derived by rule and checked.
 
     arithmetic   "4 - 2 + 7 ="                        -> "4 - 2 = 2. 2 + 7 = 9."          the running sums
     needle       "... Ann likes tea. ... Who likes tea?" -> "Ann likes tea."              the statement that answers
     logic                                             -> None
 
-Logic has no worked solution: the generator's key calls some conclusions valid that do not follow from their premises
-("All A are B. Some B are not C." gives "Some A are not C": Yes), so that no derivation could end in every answer.
+Logic has no worked solution: the generator's answer key accepts some conclusions that do not follow from the premises
+("All A are B. Some B are not C." gives "Some A are not C": Yes), so that no valid derivation reaches every answer.
 
-A worked text is `prompt + " " + solution + " The answer is " + answer`. A paraphrase asks the same in another form; a
-model that has learned the form alone does worse on it.
+A worked text is `prompt + " " + solution + " The answer is " + answer`. A paraphrase asks the same question in another
+form; a model that has learned only the form does worse on it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOGIC = re.compile(r"1\. (.+)\n2\. (.+)\n\nDoes it logically follow that:\n(.+)\
 
 
 def worked_solution(task: Task) -> str | None:
-    """The derivation of the task's answer, one sentence a step; None where there is no faithful one.
+    """Return the derivation of the task's answer, one sentence per step, or None if there is no faithful one.
 
     There is none for logic, nor for a needle question that several statements answer.
 
@@ -38,10 +38,10 @@ def worked_solution(task: Task) -> str | None:
         steps, result = _running_sums(_match(ARITHMETIC, task)[1])
         solution = " ".join(steps)
     elif task.family == "needle":
-        found = [(name, statement) for name, statement in _statements(task) if statement == f"{name} {_asked(task)}"]
-        if len(found) > 1:
+        needles = [(name, statement) for name, statement in _statements(task) if statement == f"{name} {_asked(task)}"]
+        if len(needles) > 1:
             return None
-        result, solution = (found[0][0], f"{found[0][1]}.") if found else ("nobody", "")
+        result, solution = (needles[0][0], f"{needles[0][1]}.") if needles else ("nobody", "")
     else:
         _check_family(task)
         return None
@@ -54,10 +54,10 @@ def worked_solution(task: Task) -> str | None:
 
 
 def worked_text(task: Task) -> str:
-    """`prompt + " " + solution + ANSWER_CUE + answer`.
+    """Return `prompt + " " + solution + ANSWER_CUE + answer`.
 
     Raises:
-        ValueError: as `worked_solution`, and when there is none.
+        ValueError: as `worked_solution`, and when the task has no worked solution.
     """
     solution = worked_solution(task)
     if solution is None:
@@ -69,7 +69,7 @@ def worked_text(task: Task) -> str:
 
 
 def cot_prompt(tasks: Iterable[Task], count: int) -> str:
-    """A few-shot prompt: the first `count` worked texts, a blank line behind each; a question is put behind it.
+    """Return a few-shot prompt: the first `count` worked texts, each followed by a blank line. A question is appended.
 
     Raises:
         ValueError: when `count` is below 1 or fewer tasks have a worked solution.
@@ -91,9 +91,9 @@ def cot_prompt(tasks: Iterable[Task], count: int) -> str:
 
 
 def paraphrase(task: Task) -> Task | None:
-    """The same question in another wording and layout, with the same facts, options and answer.
+    """Return the same question in another wording and layout, with the same facts, options and answer.
 
-    None when the task does not have the bank's form, as a paraphrase does not.
+    The result is None when the task does not have the bank's form (a paraphrase does not).
 
     Raises:
         ValueError: for an unknown family.
@@ -115,7 +115,7 @@ def paraphrase(task: Task) -> Task | None:
 
 
 def _running_sums(expression: str) -> tuple[list[str], str]:
-    """The steps and the result: 4 - 2 + 7 gives ["4 - 2 = 2.", "2 + 7 = 9."] and "9"."""
+    """Return the steps and the result: 4 - 2 + 7 gives ["4 - 2 = 2.", "2 + 7 = 9."] and "9"."""
     first, *rest = expression.split(" ")
     total, steps = int(first), []
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
@@ -126,7 +126,7 @@ def _running_sums(expression: str) -> tuple[list[str], str]:
 
 
 def _statements(task: Task) -> list[tuple[str, str]]:
-    """(name, "name predicate") of every statement of a needle task; a name is one word."""
+    """Return (name, "name predicate") for every statement of a needle task; a name is a single word."""
     statements = _match(NEEDLE, task)[1].split(". ")
     return [(statement.split(" ")[0], statement) for statement in statements]
 

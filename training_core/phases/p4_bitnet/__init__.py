@@ -1,1 +1,1 @@
-"""Phase 4, BitNet 1.58-bit: ternary weights, trained through the straight-through estimator."""
+"""Phase 4, BitNet 1.58-bit: quantisation-aware training of ternary weights with the straight-through estimator."""

@@ -1,4 +1,4 @@
-"""Configuration of phase 4."""
+"""Configuration of phase 4: quantisation, distillation and training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from training_core.training.loop import TrainingConfig
 
 
 class TernaryConfig(Config):
-    """Quantisation, training length and data of phase 4."""
+    """Quantisation, hardening schedule, distillation, training and data mix of the ternary model."""
 
-    quantization: TernarySettings = Field(TernarySettings(), description="How weights and activations are quantised")
+    quantization: TernarySettings = Field(TernarySettings(), description="Quantisation of weights and activations")
     hardening_fraction: float = Field(
-        0.5, ge=0, le=1, description="Share of the steps over which weights go from full precision to ternary"
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the training steps over which weights move gradually from full precision to ternary",
     )
     distillation: DistillationConfig = Field(
-        DistillationConfig(), description="Learning from the parent's distribution"
+        DistillationConfig(), description="Distillation from the full-precision parent"
     )
-    training: TrainingConfig = Field(TrainingConfig(), description="Steps, batches and optimizer")
-    mix: MixConfig = Field(MixConfig(), description="Shares of the training rows")
+    training: TrainingConfig = Field(TrainingConfig(), description="Training steps, batches and optimizer")
+    mix: MixConfig = Field(MixConfig(), description="Data mix: the share of training rows from each source")

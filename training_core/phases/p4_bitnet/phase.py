@@ -1,4 +1,4 @@
-"""Phase 4: the reasoning model in ternary form, taught by itself in full precision."""
+"""Phase 4: quantise the reasoning model to ternary weights, with its full-precision form as the teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training_core.store.bundle import Product
 
 
 def make_ternary_model(context: PhaseContext, config: TernaryConfig) -> Product:
-    """Train the parent's weights as latents of a ternary model."""
+    """Train a ternary model whose latent weights start at the parent's, and return it packed."""
     parent = load_latents(context.parents["reasoning_model"])
     model, result = train_ternary(parent, config, context.training, context.reporter, context.checkpoint)
     return ternary_product(model, config.quantization, context.training.tokenizer_json, metrics=result.metrics())
@@ -23,7 +23,7 @@ PHASES = (
     Phase(
         "ternary_model",
         4,
-        "The reasoning model with weights in {-1, 0, +1}, five to a byte, and latents for further training.",
+        "The reasoning model with weights in {-1, 0, +1}, packed five to a byte, and latents for further training.",
         TernaryConfig,
         make_ternary_model,
         ("reasoning_model",),

@@ -1,4 +1,4 @@
-"""Presets of phase 4: what the profiles set."""
+"""Presets of phase 4: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training_core.training.loop import TrainingConfig
 
 
 def nano() -> TernaryConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which trains in minutes on 2 CPU cores."""
     return TernaryConfig(
         distillation=DistillationConfig(weight=0.3),
         training=TrainingConfig(muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=120, seq_len=128),
@@ -16,14 +16,14 @@ def nano() -> TernaryConfig:
 
 
 def mini() -> TernaryConfig:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configuration for about 5 M parameters, which trains in hours on 2 CPU cores."""
     return TernaryConfig(
         training=TrainingConfig(muon_lr=0.01, adamw_lr=0.002, steps=150, batch_size=16, seq_len=512, decay_fraction=1.0)
     )
 
 
 def forge_25m() -> TernaryConfig:
-    """25.0 M parameters: one GPU."""
+    """Return the configuration for 25.0 M parameters, which trains on one GPU."""
     return TernaryConfig(
         training=TrainingConfig(
             muon_lr=0.01, adamw_lr=0.002, steps=1500, batch_size=32, seq_len=1024, decay_fraction=1.0

@@ -1,4 +1,4 @@
-"""What phase 4 measures beside the evaluation suite."""
+"""The metrics that phase 4 reports besides those of the evaluation suite."""
 
 from training_core.training.result import TrainingMetrics as TernaryResult
 

@@ -1,5 +1,4 @@
-"""Phase 4: quantisation-aware training of ternary weights, and the packed file that decodes to exactly these
-weights."""
+"""Quantisation-aware training of ternary weights."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def train_ternary(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[Cognate, TrainingResult]:
-    """Train `parent`'s weights as latents of a ternary model; the parent itself is the distillation teacher."""
+    """Train a ternary model whose latents start at `parent`'s weights; the parent is also the distillation teacher."""
     model = Cognate(parent.config)
     model.load_state_dict(parent.state_dict())
     make_ternary(model, config.quantization)
@@ -46,5 +45,5 @@ def train_ternary(
         identity=f"{config.mix.shares()}/{config.quantization}/{config.hardening_fraction}",
         before_step=lambda step: set_hardness(model, hardness(step, config.training.steps, config.hardening_fraction)),
     )
-    set_hardness(model, 1.0)
+    set_hardness(model, 1.0)  # fully ternary, also where hardening had not finished
     return model, result

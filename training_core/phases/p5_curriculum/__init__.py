@@ -1,1 +1,1 @@
-"""Phase 5, Curriculum: practice at the edge of what the model can do, then four rules baked in."""
+"""Phase 5, Curriculum: practice at the edge of the model's ability, then baking of four rules into its weights."""

@@ -1,19 +1,19 @@
-"""A council: a few archetypes answer every question once, and the majority decides. Against fair baselines.
+"""Majority voting by a council of archetypes, compared with self-consistency at equal token budgets.
 
-An archetype is a short text in front of the question. Answers are drawn at one temperature; empty answers do not vote.
-Among the answers with the most votes one is drawn by a generator that is seeded with the question's number.
+An archetype is a short text in front of the question. Each archetype answers every question once, at the same
+temperature; empty answers do not vote. Ties are broken at random, by a generator seeded with the question's number.
 
-Baselines: the single greedy answer, and *self-consistency* (Wang et al., 2022, arXiv:2203.11171): votes of the plain
-question, without any archetype, drawn at the same temperature as often as fits into the tokens that the council read
-and wrote. A council that does not beat it gains nothing by its archetypes.
+Baselines: the single greedy answer, and *self-consistency* (Wang et al., 2022, arXiv:2203.11171): votes on the plain
+question, without any archetype, drawn at the same temperature as often as the council's token budget allows. A council
+that does not beat self-consistency gains nothing from its archetypes.
 
 Agreement is Fleiss' kappa (Fleiss, 1971, "Measuring nominal scale agreement among many raters", eqs. 3, 5 and 7): with
-n_ij the raters that put subject i into category j, N subjects and n raters,
+n_ij the number of raters that assign subject i to category j, N subjects and n raters,
 
     P_i = (sum_j n_ij^2 - n) / (n (n - 1)),   p_j = sum_i n_ij / (N n),
     kappa = (mean_i P_i - sum_j p_j^2) / (1 - sum_j p_j^2).
 
-Categories are the different answers, over all questions.
+Categories are the distinct answers over all questions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ VOTES_SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Archetype:
-    """A voice of the council: its name, and the text in front of the question."""
+    """A voter of the council: its name, and the text that it puts in front of the question."""
 
     name: str
     prompt: str
 
     @property
     def preamble(self) -> str:
-        """The prompt and a line break."""
+        """The prompt followed by a line break."""
         return f"{self.prompt}\n"
 
 
@@ -57,8 +57,8 @@ ARCHETYPES = (
 )
 
 
-class Answers(Protocol):
-    """Whoever attempts questions: `training_core.tasks.questions.attempts.Answerer`."""
+class CouncilAnswers(Protocol):
+    """Interface of whatever attempts questions, as `training_core.tasks.questions.attempts.Answerer` does."""
 
     def attempt(
         self,
@@ -73,7 +73,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One question before the council or another group of voters: their attempts, and the answer they decided on."""
+    """One question put to a group of voters: their attempts, and the answer chosen by majority."""
 
     question: Question
     attempts: tuple[Attempt, ...]
@@ -81,19 +81,22 @@ class Session:
 
     @property
     def right(self) -> bool:
-        """Whether the decision is the question's answer."""
+        """Whether the chosen answer is correct."""
         return is_right(self.question, self.decided)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens read and written by all voters."""
+        """The number of tokens read and written by all voters."""
         return sum(attempt.num_tokens for attempt in self.attempts)
 
 
 def convene(
-    answerer: Answers, questions: Sequence[Question], temperature: float, seed: int, draws: int = 0
+    answerer: CouncilAnswers, questions: Sequence[Question], temperature: float, seed: int, draws: int = 0
 ) -> list[Session]:
-    """Every archetype answers every question once. `draws` tells apart what is drawn with the same seed."""
+    """Let every archetype answer every question once.
+
+    `draws` selects an independent random stream for the same seed.
+    """
     by_archetype = [
         answerer.attempt(
             questions,
@@ -107,11 +110,11 @@ def convene(
 
 
 def self_consistency(
-    answerer: Answers, questions: Sequence[Question], tokens: int, temperature: float, seed: int, draws: int = 0
+    answerer: CouncilAnswers, questions: Sequence[Question], tokens: int, temperature: float, seed: int, draws: int = 0
 ) -> list[Session]:
-    """Votes of the plain questions: whole rounds, as many as fit into `tokens` for all questions together, but one.
+    """Vote on the plain questions, in as many whole rounds as fit into the budget of `tokens` for all questions.
 
-    A further round is drawn while the rounds so far and one more of their mean length fit.
+    At least one round is drawn. Another one follows while the rounds so far plus one of their mean length fit.
     """
     rounds: list[list[Attempt]] = []
     used = 0
@@ -123,9 +126,10 @@ def self_consistency(
 
 
 def majority(answers: Sequence[str], generator: torch.Generator) -> str:
-    """The answer with the most votes, as its first voter spelled it; of several one is drawn. Empty ones do not vote.
+    """Return the answer with the most votes, as its first voter spelled it; ties are broken at random.
 
-    Answers that mean the same are one (`normalise_answer`). Without a vote the decision is empty.
+    Answers that are equal after `normalise_answer` count as one, and empty answers do not vote. Without any vote the
+    result is empty.
     """
     spelled: dict[str, str] = {}
     votes: Counter[str] = Counter()
@@ -142,9 +146,9 @@ def majority(answers: Sequence[str], generator: torch.Generator) -> str:
 
 
 def fleiss_kappa(counts: Tensor) -> float | None:
-    """Agreement of raters beyond chance from counts (subjects, categories): 1 for full agreement, 0 for chance.
+    """Return Fleiss' kappa from counts (subjects, categories): 1 for full agreement, 0 for agreement by chance.
 
-    None where it is not defined: all ratings of all subjects are the same.
+    The result is None where kappa is undefined, because all ratings of all subjects are the same.
 
     Raises:
         ValueError: when subjects have different numbers of ratings, or fewer than two.
@@ -163,7 +167,7 @@ def fleiss_kappa(counts: Tensor) -> float | None:
 
 
 def agreement(sessions: Sequence[Session]) -> float | None:
-    """Fleiss' kappa of the voters' answers; an empty answer is a category of its own."""
+    """Return Fleiss' kappa of the voters' answers; an empty answer is a category of its own."""
     spelled = [[normalise_answer(a.answer) if a.answer.strip() else "" for a in s.attempts] for s in sessions]
     categories = sorted({answer for answers in spelled for answer in answers})
     counts = [[answers.count(category) for category in categories] for answers in spelled]
@@ -171,11 +175,12 @@ def agreement(sessions: Sequence[Session]) -> float | None:
 
 
 def measure_council(
-    answerer: Answers, questions: Sequence[Question], temperature: float, seed: int
+    answerer: CouncilAnswers, questions: Sequence[Question], temperature: float, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Council, self-consistency at equal tokens and the greedy answer, on the same questions: `metrics` and `shown`.
+    """Evaluate the council, self-consistency at equal token budgets, and greedy answers on the same questions.
 
-    Gains are paired: questions are resampled together.
+    Returns `metrics` and the exhibit (`shown`). CIs of gains are paired: both sides of a question are resampled
+    together.
     """
     single = answerer.attempt(questions, step_generator(seed, -1), temperature=0.0)
     council = convene(answerer, questions, temperature, seed)

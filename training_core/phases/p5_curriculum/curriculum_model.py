@@ -1,13 +1,13 @@
-"""Phase 5, second half, from a practised model to what is stored: bake four rules, decide, know oneself, measure.
+"""The second half of phase 5: bake four rules into a practised model, and evaluate council, OODA loop and self-model.
 
-What is stored is chosen on validation text and validation questions; what is printed was measured on held-out
-templates, test questions and held-out samples. Nothing but the baking changes the model. The council and the loop are
-asked about the levels that are in reach, where the parent gets a tenth of the validation questions right: where
-every answer is wrong, votes and decisions have nothing to choose from.
+The stored model is chosen on validation text and validation questions. Reported numbers are measured on held-out
+templates, test questions and held-out samples. Only the baking changes the model. The council and the loop are
+evaluated on levels in reach, where the parent answers a tenth of the validation questions correctly: where all answers
+are wrong, votes and decisions have nothing to choose from.
 
-**Does not cover**: virtue, wisdom or self-knowledge in any sense of these words that reaches beyond what is measured: a
-shift of likelihoods on written pairs, shares of right answers at equal tokens, and a range of temperatures told from
-a sample. A model of 1 to 25 million parameters has no more of them than that.
+**Does not cover**: virtue, wisdom or self-knowledge in any sense beyond what is measured: a shift of likelihoods on
+written pairs, accuracies at equal token budgets, and a temperature range predicted from a sample. A model of 1 to 25
+million parameters has no more of them than that.
 """
 
 from __future__ import annotations
@@ -66,22 +66,21 @@ from training_core.training.device import best_device
 from training_core.training.loop import step_generator
 
 STAYING_QUESTIONS = 512
-CONTROLS = 4  # heads that learn from shuffled ranges
-GIVEN_TOKENS = 4  # of held-out or training text, in front of an own sample
+CONTROLS = 4  # heads trained on shuffled ranges
+GIVEN_TOKENS = 4  # tokens of training or held-out text that each self-model sample continues
 
 
 def make_character(
     parent: Cognate, settings: TernarySettings, context: QuestionContext, config: CharacterConfig
 ) -> Product:
-    """Bake the four rules into a straight-through ternary `parent`, train its self-model, and measure everything.
+    """Bake the four rules into `parent`, which has latent ternary weights, train its self-model, and evaluate both.
 
-    The parent is handed on without the rules (metric `handed_on` = 1) where they cost more than 1 % bits per byte on
-    validation text, or where the upper bound of the predicted accuracy drop on any level that the parent passes exceeds
-    3 points (`foreseen_fall`). A run that was killed goes on from the checkpoint with the parts that it had not
-    finished.
+    The parent is stored without the rules (metric `handed_on` = 1) if they cost more than 1 % bits per byte on
+    validation text, or if the upper bound of the predicted accuracy drop on any passed level exceeds 3 points
+    (`foreseen_fall`). An interrupted run resumes from the checkpoint with the unfinished parts.
 
     Raises:
-        ValueError: when a level has fewer held-out questions than are to be asked.
+        ValueError: when a level has fewer held-out questions than configured.
     """
     require_questions(context.selection.questions, config.decisions.questions_per_level)  # before anything is trained
     context.refuse_unless(partial(require_questions, number=config.decisions.questions_per_level))
@@ -93,17 +92,17 @@ def make_character(
     validated = cache.cached("validation", lambda: character.validate(baked))
     handed_on = RULES_HARM.exceeded(validated["text_ratio"], validated["foreseen_drop"])
     model = parent if handed_on else baked
-    still = inference_copy(model)
-    answerer = Answerer(still, context.tokenizer, context.tools, config.decisions.answer_tokens)
-    heads = cache.cached_tensors("self_model", lambda: character.heads(still))
-    controller = character.controller(still, answerer)
+    final = inference_copy(model)
+    answerer = Answerer(final, context.tokenizer, context.tools, config.decisions.answer_tokens)
+    heads = cache.cached_tensors("self_model", lambda: character.heads(final))
+    controller = character.controller(final, answerer)
     context.fix(model, heads)
     preferences = cache.cached(
-        "preferences", lambda: measure_preferences(inference_copy(parent), still, context.tokenizer, config)
+        "preferences", lambda: measure_preferences(inference_copy(parent), final, context.tokenizer, config)
     )
     council = cache.cached("council", lambda: character.council(answerer))
     ooda = cache.cached("ooda", lambda: character.ooda(controller))
-    temperature = cache.cached("temperature", lambda: character.temperature(still, heads))
+    temperature = cache.cached("temperature", lambda: character.temperature(final, heads))
     levels = cache.cached("levels", lambda: character.levels(model))
     metrics = {
         "handed_on": float(handed_on),
@@ -112,7 +111,7 @@ def make_character(
         "num_levels_in_reach": float(len(character.levels_in_reach)),
         **levels,
     }
-    if not handed_on:  # else they would describe a model that is not stored
+    if not handed_on:  # these metrics describe the baked model, which is not stored if handed on
         metrics |= _baking_metrics(measures) | {"flipped_codes": flipped_codes(parent, model)}
     for part in (preferences, council, ooda, temperature):
         metrics |= part["metrics"]
@@ -132,7 +131,7 @@ def make_character(
 
 
 class Character:
-    """The parts of the phase, which share the parent and the levels that it has in reach."""
+    """The steps of the phase, which share the parent and its levels in reach."""
 
     def __init__(self, parent: Cognate, context: QuestionContext, config: CharacterConfig) -> None:
         self.parent, self.config, self.context = parent, config, context
@@ -140,7 +139,7 @@ class Character:
         self.levels_in_reach: list[int] = self.cache.cached("reach", self._reach)["levels"]
 
     def virtues(self) -> tuple[Cognate, dict[str, BakingMeasure]]:
-        """The model with all rules baked in, and how far each went."""
+        """Return the model with all rules baked in, and the measurement of each baking."""
 
         def bake() -> dict[str, Tensor]:
             asked = spread(self.context.train_questions, STAYING_QUESTIONS, self.levels_in_reach)
@@ -175,8 +174,11 @@ class Character:
         return model, measures
 
     def _reach(self) -> dict[str, list[int]]:
-        """The levels at which the parent gets a tenth of some validation questions right: what it could forget, and
-        where there is something to decide. All levels where there is none."""
+        """Return the levels at which the parent answers a tenth of the validation questions correctly.
+
+        These are the levels it could forget, and those where votes and decisions matter. If there are none, all levels
+        are returned.
+        """
         config = self.config
         asked = first_questions(by_level(self.context.selection.questions), config.decisions.questions_per_level)
         answered = answer_all(
@@ -185,8 +187,10 @@ class Character:
         return {"levels": in_reach({level: answered.accuracy(level).value for level in asked})}
 
     def validate(self, baked: Cognate) -> dict[str, Any]:
-        """What the rules cost on validation text (a ratio) and on validation questions (the fall at the worst passed
-        level that they let foresee)."""
+        """Return the cost of the rules on validation data.
+
+        These are the ratio of bits per byte, and the upper bound of the predicted accuracy drop on any passed level.
+        """
         before, after = self._answers(baked, self.context.selection.questions)
         return {
             "text_ratio": text_ratio(baked, self.parent, self.context.selection.text, self.context.batch_size),
@@ -194,12 +198,12 @@ class Character:
         }
 
     def council(self, answerer: Answerer) -> dict[str, dict[str, Any]]:
-        """The council on test questions of the levels in reach."""
+        """Evaluate the council on test questions of the levels in reach."""
         questions = spread(self.context.report.questions, self.config.decisions.council_questions, self.levels_in_reach)
         return measure_council(answerer, questions, self.config.decisions.answer_temperature, self.config.training.seed)
 
     def controller(self, model: Cognate, answerer: Answerer) -> Controller:
-        """The loop, which has learned on validation questions of the levels in reach."""
+        """Return the OODA loop, with success rates estimated on validation questions of the levels in reach."""
 
         def look(questions: Sequence[Question]) -> list[Observation]:
             return observe(model, self.context.tokenizer, questions)
@@ -213,26 +217,26 @@ class Character:
         return controller
 
     def ooda(self, controller: Controller) -> dict[str, dict[str, Any]]:
-        """The loop on test questions of the levels in reach."""
+        """Evaluate the OODA loop on test questions of the levels in reach."""
         questions = spread(self.context.report.questions, self.config.decisions.ooda_questions, self.levels_in_reach)
         return measure_ooda(controller, questions)
 
     def heads(self, model: Cognate) -> dict[str, Tensor]:
-        """The self-model, and some that learned from shuffled ranges."""
+        """Train the self-model, and control heads on shuffled ranges; return their tensors."""
         generator = step_generator(self.config.training.seed, -9_100_000)
         given = self.context.training.batch(self.config.mix, self.config.self_model.samples, GIVEN_TOKENS, generator)
         samples = draw_samples(model, given, self.config.self_model.tokens, generator)
-        told = features(own_logits(model, samples), samples.tokens)
-        head = train_self_model(told, samples.ranges, self.config.self_model, self.config.training.seed)
-        found = self_model_tensors(head)
+        inputs = features(own_logits(model, samples), samples.tokens)
+        head = train_self_model(inputs, samples.ranges, self.config.self_model, self.config.training.seed)
+        tensors = self_model_tensors(head)
         for number in range(CONTROLS):
             ranges = shuffled(samples.ranges, self.config.training.seed + number)
-            control = train_self_model(told, ranges, self.config.self_model, self.config.training.seed)
-            found |= {f"control {number}/{name}": t for name, t in self_model_tensors(control).items()}
-        return found
+            control = train_self_model(inputs, ranges, self.config.self_model, self.config.training.seed)
+            tensors |= {f"control {number}/{name}": t for name, t in self_model_tensors(control).items()}
+        return tensors
 
     def temperature(self, model: Cognate, heads: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """All heads and the best possible predictor, on samples that begin with held-out text."""
+        """Evaluate all heads and the Bayes-optimal predictor on samples that continue held-out text."""
         generator = step_generator(self.config.training.seed, -9_200_000)
         inputs = self.context.report.text.inputs
         rows = torch.randint(len(inputs), (self.config.self_model.held_out, 1), generator=generator)
@@ -247,12 +251,12 @@ class Character:
         return measure_self_model(load_self_model(heads), controls, own_logits(model, samples), samples)
 
     def levels(self, model: Cognate) -> dict[str, float]:
-        """Accuracy by level on test questions, of the parent and of what is stored."""
+        """Return accuracy by level on test questions, of the parent and of the stored model."""
         before, after = self._answers(model, self.context.report.questions)
         return with_drop(level_metrics(before, after, self.config.decisions.target))
 
     def _answers(self, model: Cognate, questions: Sequence[Question]) -> tuple[Answered, Answered]:
-        """The parent's answers and those of `model`."""
+        """Return the answers of the parent and of `model` to the same questions."""
         config = self.config
         return answer_both(
             self.parent,
@@ -267,7 +271,7 @@ class Character:
 
 
 def with_drop(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`metrics` and the most that accuracy over all levels may have fallen: the gain's low end, turned around."""
+    """Add the upper bound of the drop in accuracy over all levels: the negated lower bound of the gain."""
     return {**metrics, "level_accuracy_drop_high": -metrics["level_accuracy_gain_low"]}
 
 
@@ -290,14 +294,14 @@ def _baking_metrics(measures: Mapping[str, BakingMeasure]) -> dict[str, float]:
 
 
 def _strength(measure: BakingMeasure) -> float | None:
-    """None where the prompt has no effect that could be baked."""
+    """Return the strength of a baking, or None if the prompt has no effect that could be baked."""
     return None if measure.kl_before < NO_EFFECT_NATS else measure.strength
 
 
 def _rules_shown(
     measures: Mapping[str, BakingMeasure], preferences: Mapping[str, Mapping[str, Any]], handed_on: bool
 ) -> list[ShownRule]:
-    """The rules of the exhibit; of a parent that was handed on nothing was baked."""
+    """Return the rules of the exhibit; if the parent is handed on, their strength is 0."""
     return [
         ShownRule(
             name=rule.name,

@@ -1,10 +1,9 @@
-"""Dream consolidation: learning the next level without losing the earlier ones, measured against doing nothing about it
-and against plain replay.
+"""Dream consolidation: training on the next level without forgetting earlier ones, compared with plain replay.
 
-From the same model three arms learn the same next level for as long: one alone ("none"), one beside examples of earlier
-levels that it learned from ("replay"), one beside its own samples on questions of earlier levels at a higher
-temperature, with its whole former distribution as target ("dreams"). Replay and dreams rehearse the same number of
-tokens in every batch.
+Three arms start from the same model and train on the same next level for the same number of steps: one without
+rehearsal ("none"), one with examples of earlier levels that the model was trained on ("replay"), and one with the
+model's own samples on questions of earlier levels, drawn at a higher temperature, with its former distribution as the
+target ("dreams"). Replay and dreams rehearse the same number of tokens in every batch.
 
     forgetting of an arm = mean over earlier levels of (accuracy before - accuracy of the arm), paired by question
 
@@ -23,7 +22,7 @@ import torch
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p5_curriculum.config import CurriculumConfig
-from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult, examples_of
+from training_core.phases.p5_curriculum.practice import LevelStanding, Practice, PracticeResult, examples_of
 from training_core.record import Estimate
 from training_core.tasks.questions.attempts import Answerer, Attempt
 from training_core.tasks.questions.measurement import Answered, mean_difference
@@ -35,8 +34,8 @@ Answer = Callable[[Cognate], Answered]
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to learn the next level: the model, its answers to validation questions, and the tokens it rehearsed."""
+class ConsolidationArm:
+    """One way to train on the next level: the model, its answers to validation questions, and the tokens rehearsed."""
 
     name: str
     model: Cognate
@@ -48,19 +47,19 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Consolidation:
-    """The model before, with its answers; the arms; earlier levels, and those that were learned next."""
+    """The answers before consolidation, the arms, the earlier levels, and the levels that the arms trained on."""
 
     before: Answered
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, ConsolidationArm]
     earlier: tuple[int, ...]
     following: tuple[int, ...]
 
     def saved_by_dreams(self, other: str) -> Estimate:
-        """Accuracy on earlier levels, dreams minus `other`."""
+        """Return the paired difference in accuracy on earlier levels, dreams minus `other`."""
         return mean_difference(self.arms[other].answered, self.arms["dreams"].answered, self.earlier)
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle."""
+        """Return forgetting and gains as the flat metrics of a bundle."""
         metrics: dict[str, float] = {}
         for name, arm in self.arms.items():
             metrics |= arm.forgetting.metrics(f"forgetting_{name}") | arm.gain.metrics(f"next_level_gain_{name}")
@@ -70,13 +69,13 @@ class Consolidation:
 
 
 def consolidate(
-    practice: Practice, result: PracticeResult, standing: LevelRecord, config: CurriculumConfig, answer: Answer
+    practice: Practice, result: PracticeResult, standing: LevelStanding, config: CurriculumConfig, answer: Answer
 ) -> Consolidation:
-    """Train and measure the three arms; `practice.model` is left as it is. `answer` asks validation questions, from
-    which the edge is found again.
+    """Train and evaluate the three arms; `practice.model` is not changed.
 
-    The next levels are those beyond the edge among which `answer` asks. Earlier levels are those that were learned from
-    in practice and are not beyond the edge; where nothing is within the edge yet, all that were learned from.
+    `answer` asks validation questions, from which the edge is estimated again. The next levels are the levels beyond
+    the edge that `answer` covers. Earlier levels are those within the edge with correct attempts in practice, or all
+    levels with correct attempts if none of them is within the edge.
     """
     base = practice.model
     before = answer(base)
@@ -106,13 +105,13 @@ def consolidate(
             "adamw_lr": config.training.adamw_lr * config.consolidation.lr_factor,
         }
     )
-    arms: dict[str, Arm] = {}
+    arms: dict[str, ConsolidationArm] = {}
     for name in ARMS:
         memory = memories[name]
         model = copy.deepcopy(base)
         practice.learn_beside(model, f"consolidation {name}", news, memory, training)
         answered = answer(model)
-        arms[name] = Arm(
+        arms[name] = ConsolidationArm(
             name,
             model,
             answered,
@@ -124,7 +123,7 @@ def consolidate(
 
 
 def _dream(practice: Practice, past: Sequence[Attempt], config: CurriculumConfig) -> list[Example]:
-    """The base's own samples at a higher temperature on questions of earlier levels, right or wrong."""
+    """Sample the base model's answers, right or wrong, to questions of earlier levels at a higher temperature."""
     answerer = Answerer(inference_copy(practice.model), practice.tokenizer, practice.tools, config.practice.max_tokens)
     generator = step_generator(config.training.seed, 2_000_000)
     questions = [attempt.question for attempt in past]
@@ -132,7 +131,7 @@ def _dream(practice: Practice, past: Sequence[Attempt], config: CurriculumConfig
 
 
 def _distinct(attempts: Sequence[Attempt], config: CurriculumConfig) -> list[Attempt]:
-    """At most `num_dreams` attempts, drawn by the seed, no question twice."""
+    """Draw at most `num_dreams` attempts at distinct questions, using the configured seed."""
     by_prompt = list({attempt.question.prompt: attempt for attempt in attempts}.values())
     order = torch.randperm(len(by_prompt), generator=torch.Generator().manual_seed(config.training.seed)).tolist()
     return [by_prompt[i] for i in order[: config.consolidation.num_dreams]]

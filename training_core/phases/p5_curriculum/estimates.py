@@ -1,4 +1,4 @@
-"""Shares and paired differences of shares."""
+"""Estimates of proportions and of their paired differences, with 95 % CIs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from training_core.record import Estimate
 
 
 def share(right: Sequence[bool]) -> Estimate:
-    """The share that is right, with Wilson's interval."""
+    """Return the proportion of True values with Wilson's interval."""
     return wilson(sum(right), len(right))
 
 
 def paired_gain(right: Sequence[bool], other: Sequence[bool]) -> Estimate:
-    """Difference of two shares on the same questions, 95 % bootstrap over questions."""
+    """Return the difference of two proportions on the same questions, with a 95 % CI by bootstrap over questions."""
     ones = torch.ones(len(right), dtype=torch.float64)
     return difference_of_rates(torch.tensor(right).double(), torch.tensor(other).double(), ones)

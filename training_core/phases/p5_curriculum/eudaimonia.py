@@ -3,7 +3,7 @@
 For a rule with the prompt u and situations x (`training_core.phases.p5_curriculum.scenarios`)
 
     y ~ P_teacher(. | u, x)         the teacher is a copy of the current model: later rules build on earlier ones
-    student <- bake(teacher, u, y)  `training_core.baking`, through the ternary straight-through estimator
+    student <- bake(teacher, u, y)  `training_core.distill.prompt_baking`, with the ternary straight-through estimator
 
 **Does not cover**: virtue. A model of 1 to 25 million parameters means nothing by "honest"; this measures how far the
 likelihoods of written continuations move when such a sentence is baked in.
@@ -31,7 +31,7 @@ SEPARATOR = "\n"
 
 @dataclass(frozen=True, slots=True)
 class RuleTrajectories:
-    """What the prompted teacher wrote on training situations and on held-out ones."""
+    """The baked prompt, and the prompted teacher's continuations of training and of held-out situations."""
 
     prompt: tuple[int, ...]
     teaching: tuple[Trajectory, ...]
@@ -46,7 +46,10 @@ def bake_rules(
     reporter: Reporter,
     checkpoint: Path | None,
 ) -> tuple[Cognate, dict[str, BakingMeasure]]:
-    """All four rules in their order, and how far each went on held-out situations, against its own teacher."""
+    """Bake all four rules in order; return the model and how well each was baked, on held-out situations.
+
+    Each rule is compared with its own teacher, the model before it was baked.
+    """
     model, measures = parent, {}
     for number, rule in enumerate(RULES):
         teacher = inference_copy(model)
@@ -57,14 +60,14 @@ def bake_rules(
 
 
 def rule_prompt(rule: Rule, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of the prompt that is baked: the rule and a line break."""
+    """Return the token ids of the prompt to bake: the rule followed by a line break."""
     return tuple(tokenizer.encode(f"{rule.prompt}{SEPARATOR}").ids)
 
 
 def sample_rule(
     teacher: Cognate, tokenizer: Tokenizer, rule: Rule, config: CharacterConfig, number: int
 ) -> RuleTrajectories:
-    """Let the prompted teacher continue situations of both splits; `number` is the rule's place in the order."""
+    """Let the prompted teacher continue the situations of both splits; `number` is the index of the rule."""
     texts = {
         "train": situations(rule.name, "train", config.rules.situations_per_rule, config.training.seed),
         "held_out": situations(rule.name, "held_out", config.rules.held_out_situations, config.training.seed),
@@ -86,7 +89,7 @@ def bake_rule(
     reporter: Reporter,
     checkpoint: Path | None,
 ) -> Cognate:
-    """A copy of `current` that was taught to answer without the prompt as `current` does with it."""
+    """Return a copy of `current`, trained to answer without the prompt as `current` does with it."""
     student = copy.deepcopy(current)
     label = f"baking {rule.name}"
     bake(
@@ -104,7 +107,9 @@ def bake_rule(
 
 
 def flipped_codes(before: Cognate, after: Cognate) -> float:
-    """Share of the ternary weights whose code in {-1, 0, +1} differs: latents may move without changing any.
+    """Return the share of ternary weights whose code in {-1, 0, +1} differs between two models.
+
+    Latent weights can change without changing any code.
 
     Raises:
         ValueError: for a model without ternary weights.

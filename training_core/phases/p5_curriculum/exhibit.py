@@ -1,10 +1,10 @@
-"""The exhibits of phase 5.
+"""The schemas of the exhibits of phase 5.
 
-practice    what a model could do before and after it practised, on what, how, and what it forgot
-character   rules baked into the weights, a council of archetypes, a controller, and self-knowledge
+practice    accuracy before and after practice, the questions and attempts of the rounds, and forgetting
+character   rules baked into the weights, a council of archetypes, an OODA loop, and a self-model
 
 Accuracies are shares of questions answered exactly. Preferences are shares of held-out scenario pairs whose better
-continuation is the likelier one; a margin is how much likelier, in nats per byte.
+continuation is more likely; a margin is the difference of their log-likelihoods, in nats per byte.
 """
 
 from typing import Annotated, Self
@@ -19,7 +19,7 @@ NUM_HINTS = 4  # no hint, a third of the solution, two thirds, all of it
 
 
 class LevelResult(Document):
-    """One level: its kinds of question, and the accuracy on `asked` test questions before and after."""
+    """One level: its task families, and the accuracy on `asked` test questions before and after practice."""
 
     level: Level
     families: list[str]
@@ -29,7 +29,7 @@ class LevelResult(Document):
 
 
 class ShownQuestion(Document):
-    """A question that was practised on; `check` says how its answer is known."""
+    """A training question; `check` says how its answer was verified."""
 
     level: Level
     family: str
@@ -41,7 +41,7 @@ class ShownQuestion(Document):
 
 
 class ShownAttempt(Document):
-    """An attempt: `given` is the text that the hint showed, `written` what followed, tool output included."""
+    """An attempt: `given` is the text of the hint, `written` the text that followed, including tool output."""
 
     level: Level
     prompt: str
@@ -55,7 +55,7 @@ class ShownAttempt(Document):
 
 
 class RoundLevel(Document):
-    """What happened at one level in one round."""
+    """Counts of attempts at one level in one round."""
 
     level: Level
     attempts: Count
@@ -73,28 +73,28 @@ class RoundLevel(Document):
 
 
 class ShownRound(Document):
-    """One round of practice."""
+    """One round of practice, by level."""
 
     round: Count
     levels: list[RoundLevel]
 
 
 class StageAccuracy(Document):
-    """The accuracy at every level at one time."""
+    """The accuracy at every level at one stage."""
 
     name: str
     accuracy: list[Share]
 
 
 class RehearsalArm(StageAccuracy):
-    """One way to keep what was learned; forgetting is accuracy lost on earlier levels, `tokens` what keeping cost."""
+    """One way of rehearsal; `forgetting` is the accuracy lost on earlier levels, `tokens` the cost of rehearsal."""
 
     forgetting: MeasuredValue
     tokens: Count
 
 
 class Forgetting(Document):
-    """What learning the next levels does to the earlier ones. Accuracies are those of `levels`."""
+    """The effect of training on the next levels on earlier ones. Accuracies are in the order of `levels`."""
 
     levels: list[Level]
     stages: list[StageAccuracy]
@@ -110,7 +110,7 @@ class Forgetting(Document):
 
 
 class QuestionSpend(Document):
-    """Where the questions come from and what was paid for them."""
+    """The sources of the questions, and their cost."""
 
     usd: NonNegative
     frontier_questions: Count
@@ -119,7 +119,7 @@ class QuestionSpend(Document):
 
 
 class PracticeExhibit(Document):
-    """The exhibit `practice`. An edge is the hardest level that is answered with the accuracy `target`; 0 is none."""
+    """The exhibit `practice`. An edge is the hardest level whose accuracy reaches `target`; 0 means none."""
 
     target: Share
     edge_before: Annotated[int, Field(ge=0, le=10)]
@@ -136,7 +136,7 @@ class PracticeExhibit(Document):
 
 
 class ShownRule(Document):
-    """A rule, what baking it did to the likelihoods, and preferences without it, with it in the prompt, and baked."""
+    """A rule, the strength of its baking, and preferences without it, with it as a prompt, and with it baked in."""
 
     name: str
     prompt: str
@@ -149,7 +149,7 @@ class ShownRule(Document):
 
 
 class ShownPair(Document):
-    """One held-out scenario pair."""
+    """One held-out scenario pair, with its preference margins before and after baking."""
 
     rule: str
     situation: str
@@ -160,7 +160,7 @@ class ShownPair(Document):
 
 
 class ShownArchetype(Document):
-    """A voice of the council."""
+    """A voter of the council, with the accuracy of its own answers."""
 
     name: str
     prompt: str
@@ -168,14 +168,14 @@ class ShownArchetype(Document):
 
 
 class ShownVote(Document):
-    """What one archetype answered."""
+    """The answer of one archetype."""
 
     archetype: str
     answer: str
 
 
 class ShownBallot(Document):
-    """One question to the council."""
+    """One question to the council: the votes, and the answer chosen by majority."""
 
     question: str
     answer: str
@@ -185,7 +185,7 @@ class ShownBallot(Document):
 
 
 class CouncilTokens(Document):
-    """Tokens that a question took each of the ways."""
+    """Mean tokens per question for each way of answering."""
 
     single: NonNegative
     self_consistency: NonNegative
@@ -193,7 +193,7 @@ class CouncilTokens(Document):
 
 
 class ShownCouncil(Document):
-    """Majority votes of archetypes, against one answer and against self-consistency with as many tokens."""
+    """Majority votes of archetypes, compared with a single answer and with self-consistency at equal token budgets."""
 
     archetypes: list[ShownArchetype]
     agreement: float | None
@@ -212,7 +212,7 @@ class ShownStep(Document):
 
 
 class ShownEpisode(Document):
-    """How one question was dealt with."""
+    """The course of one question through the OODA loop."""
 
     question: str
     expected: str
@@ -222,7 +222,7 @@ class ShownEpisode(Document):
 
 
 class ShownController(Document):
-    """The controller that observes, orients, decides and acts, against answering at once."""
+    """The OODA loop, compared with direct answering."""
 
     accuracy: MeasuredShare
     direct: MeasuredShare
@@ -232,7 +232,7 @@ class ShownController(Document):
 
 
 class ShownTemperature(Document):
-    """How well the model tells at which temperature its own sample was drawn: true ranges by predicted ones."""
+    """The self-model's prediction of the sampling temperature; `confusion` has true ranges in rows."""
 
     edges: list[float] = Field(min_length=2)
     confusion: list[list[Count]]
@@ -252,7 +252,7 @@ class ShownTemperature(Document):
 
 
 class CharacterExhibit(Document):
-    """The exhibit `character`. `not_kept` says why the baked rules were not kept, empty where they were."""
+    """The exhibit `character`. `not_kept` says why the baked rules were not kept, and is empty if they were."""
 
     rules: list[ShownRule]
     not_kept: str

@@ -1,19 +1,21 @@
-"""Observe, orient, decide, act: which way of answering a question is worth its tokens, and when an answer will do.
+"""Observe, orient, decide, act: a bandit that chooses how to answer each question, and when to stop.
 
-    observe   family of the question; whether the model is sure: the entropy of its first answer token is below ln 2
-    orient    a Beta posterior of success for every option in that situation, (family, sure), from counts
-    decide    draw theta from each posterior (Thompson, 1933) and take the option with most theta / expected tokens
-    act       attempt the question that way; go on until enough answers agree, the first answer of all is expected to be
-              right with `ooda_accept` or more, or no option fits into what is left of the budget
+    observe   the family of the question, and whether the model is sure: its first answer token has entropy below ln 2
+    orient    a Beta posterior of success for each option in that situation, (family, sure), from counts
+    decide    draw theta from each posterior (Thompson, 1933); take the option with the highest theta / expected tokens
+    act       attempt the question that way; repeat until enough answers agree, the very first answer has an expected
+              success of `ooda_accept` or more, or no option fits into the remaining budget
 
-Options: *direct* (the plain question) and *tools* (behind a text that asks for a tool), both greedily at first and then
-drawn, and *council* (every archetype votes). The answer is the one with the most votes, the earliest of those.
+Options: *direct* (the plain question) and *tools* (the question after a text that asks for a tool), both greedy on the
+first use and sampled after that, and *council* (every archetype votes). The answer is the one with the most votes;
+ties go to the earliest.
 
-The counts come from validation questions, each tried once every way; there, and only there, the loop sees right
-answers. The prior is Beta(1 + p, 2 - p) with p the option's share over all families, so that a family that was never
-met is judged by the others. Reading a question for its entropy costs its tokens too. Deterministic for a seed.
+The counts come from validation questions, each attempted once with every option. Only there does the loop see the
+correct answers. The prior is Beta(1 + p, 2 - p) with p the option's success rate over all families, so that an unseen
+family falls back on the others. The tokens read to compute the entropy count against the budget. The loop is
+deterministic for a seed.
 
-The baseline answers directly, as often as it takes to spend no fewer tokens: greedily at first, then drawn.
+The baseline answers directly, greedily at first and then by sampling, until it has spent at least as many tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tokenizers import Tokenizer
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.nn.cognate import Cognate
 from training_core.phases.p5_curriculum.config import DecisionConfig
-from training_core.phases.p5_curriculum.council import ARCHETYPES, Answers
+from training_core.phases.p5_curriculum.council import ARCHETYPES, CouncilAnswers
 from training_core.phases.p5_curriculum.estimates import paired_gain, share
 from training_core.tasks.questions.attempts import Attempt, question_text
 from training_core.tasks.questions.ladder import is_right
@@ -39,14 +41,17 @@ from training_core.training.loop import step_generator
 Option = Literal["direct", "tools", "council"]
 OPTIONS: tuple[Option, ...] = ("direct", "tools", "council")
 TOOLS_PREAMBLE = "Use a tool.\n"
-SURE_NATS = 0.6931471805599453  # ln 2: as unsure as between two tokens
+SURE_NATS = 0.6931471805599453  # ln 2: the entropy of a choice between two equally likely tokens
 ROWS_AT_ONCE = 64
 EPISODES_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known before an answer: the family, the entropy in nats of the first answer token, tokens read."""
+    """The features of a question before it is answered.
+
+    `entropy` is that of the first answer token, in nats; `num_tokens` is the number of tokens read.
+    """
 
     family: str
     entropy: float
@@ -54,43 +59,43 @@ class Observation:
 
     @property
     def situation(self) -> tuple[str, bool]:
-        """(family, whether the model is sure)."""
+        """The pair (family, whether the model is sure)."""
         return self.family, self.entropy < SURE_NATS
 
 
 @dataclass(slots=True)
 class Experience:
-    """Right and tried by (situation, option), and the tokens that an option took. Filled by `learn` alone."""
+    """Counts of successes and trials by (situation, option), and of tokens by option. Only `learn` fills them."""
 
     right: Counter[tuple[tuple[str, bool], Option]] = field(default_factory=Counter)
     tried: Counter[tuple[tuple[str, bool], Option]] = field(default_factory=Counter)
     tokens: Counter[Option] = field(default_factory=Counter)
 
     def count(self, situation: tuple[str, bool], option: Option, right: bool, tokens: int) -> None:
-        """Take in one trial."""
+        """Record one trial."""
         self.right[situation, option] += right
         self.tried[situation, option] += 1
         self.tokens[option] += tokens
 
     def share(self, option: Option) -> float:
-        """Share of an option's trials that were right, over all situations, from one right and one wrong more."""
+        """Return the success rate of an option over all situations, with Laplace smoothing."""
         right, tried = (sum(n for (_, o), n in counts.items() if o == option) for counts in (self.right, self.tried))
         return (right + 1) / (tried + 2)
 
     def posterior(self, situation: tuple[str, bool], option: Option) -> tuple[float, float]:
-        """The parameters (alpha, beta) of the Beta posterior of success."""
+        """Return the parameters (alpha, beta) of the Beta posterior of success."""
         right, tried, share = self.right[situation, option], self.tried[situation, option], self.share(option)
         return 1 + share + right, 2 - share + tried - right
 
     def expected_tokens(self, option: Option) -> float:
-        """Mean tokens of an option's trials; 1 where there were none."""
+        """Return the mean number of tokens of an option's trials, or 1 if there were none."""
         tried = sum(n for (_, o), n in self.tried.items() if o == option)
         return self.tokens[option] / tried if tried else 1.0
 
 
 @dataclass(slots=True)
 class Episode:
-    """The course of one question. `steps` are (stage, what happened) for a person to read."""
+    """The course of one question. `steps` are pairs (stage, description) for the report."""
 
     question: Question
     observation: Observation
@@ -103,17 +108,17 @@ class Episode:
 
     @property
     def answer(self) -> str:
-        """The answer with the most votes so far."""
+        """The answer with the most votes so far; ties go to the earliest."""
         return earliest_majority(self.answers)
 
     @property
     def right(self) -> bool:
-        """Whether it is the known one: for measuring, never asked by the loop."""
+        """Whether the answer is correct; only the evaluation reads this, never the loop."""
         return is_right(self.question, self.answer)
 
 
 def earliest_majority(answers: Sequence[str]) -> str:
-    """The answer with the most votes; of several, the one that was given first. Empty answers do not vote."""
+    """Return the answer with the most votes; ties go to the earliest. Empty answers do not vote."""
     keys = [normalise_answer(answer) for answer in answers if answer.strip()]
     if not keys:
         return ""
@@ -123,10 +128,10 @@ def earliest_majority(answers: Sequence[str]) -> str:
 
 @torch.no_grad()
 def observe(model: Cognate, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Observation]:
-    """Every question with the entropy of the model's distribution over the first token of its answer."""
+    """Observe every question: its family, and the entropy of the model's distribution of the first answer token."""
     device = next(model.parameters()).device
     rows = [[END_OF_TEXT_ID, *tokenizer.encode(question_text(question)).ids] for question in questions]
-    found = []
+    observations = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         ids = torch.full((len(part), max(map(len, part))), END_OF_TEXT_ID)
@@ -135,19 +140,19 @@ def observe(model: Cognate, tokenizer: Tokenizer, questions: Sequence[Question])
         last = torch.tensor([len(row) - 1 for row in part])
         log_p = model(ids.to(device)).logits[torch.arange(len(part)), last.to(device)].double().log_softmax(-1)
         entropies = -(log_p.exp() * log_p).sum(-1)
-        found += [
+        observations += [
             Observation(question.family, entropy, len(row) - 1)
             for question, entropy, row in zip(questions[start:], entropies.tolist(), part, strict=False)
         ]
-    return found
+    return observations
 
 
 class Controller:
-    """The loop. `look` observes questions, `answerer` attempts them."""
+    """The OODA loop. `look` observes questions, `answerer` attempts them."""
 
     def __init__(
         self,
-        answerer: Answers,
+        answerer: CouncilAnswers,
         look: Callable[[Sequence[Question]], Sequence[Observation]],
         config: DecisionConfig,
         seed: int,
@@ -157,7 +162,7 @@ class Controller:
         self._calls = 0
 
     def learn(self, questions: Sequence[Question]) -> None:
-        """Try every question once every way and count what was right."""
+        """Attempt every question once with every option, and record the outcomes."""
         observations = self.look(questions)
         for option in OPTIONS:
             for observation, question, attempts in zip(
@@ -167,15 +172,15 @@ class Controller:
                 self.experience.count(observation.situation, option, right, sum(a.num_tokens for a in attempts))
 
     def run(self, questions: Sequence[Question]) -> list[Episode]:
-        """An episode for every question, all at once, round by round."""
+        """Run one episode per question, batching the episodes of each round by option."""
         episodes = [
             Episode(question, observation, step_generator(self.seed, -6_000_000 - number), observation.num_tokens)
             for number, (question, observation) in enumerate(zip(questions, self.look(questions), strict=True))
         ]
         for episode in episodes:
             sure = "sure" if episode.observation.situation[1] else "unsure"
-            told = f"{episode.observation.family}; first token's entropy {episode.observation.entropy:.2f} nats: {sure}"
-            episode.steps.append(("observe", told))
+            text = f"{episode.observation.family}; first token's entropy {episode.observation.entropy:.2f} nats: {sure}"
+            episode.steps.append(("observe", text))
         while running := [episode for episode in episodes if not episode.over]:
             groups: dict[tuple[Option, bool], list[Episode]] = {}
             for episode in running:
@@ -186,19 +191,19 @@ class Controller:
         return episodes
 
     def _decide(self, episode: Episode) -> Option | None:
-        """The option with the most expected success a token among those that the budget allows; None ends it."""
+        """Return the option with the highest drawn success per token that fits the budget; None ends the episode."""
         left = self.config.ooda_budget_tokens - episode.tokens
         known = self.experience
         costs = {option: known.expected_tokens(option) for option in OPTIONS}
-        # where nothing fits, one direct answer is given nevertheless
+        # An episode gives at least one direct answer, even if nothing fits the budget.
         fitting = [o for o in OPTIONS if costs[o] <= left] or ([] if episode.answers else ["direct"])
         if not fitting:
             episode.over = True
             episode.steps.append(("decide", f"nothing fits into {max(0, left)} tokens: {episode.answer!r} it is"))
             return None
         posteriors = {o: known.posterior(episode.observation.situation, o) for o in OPTIONS}
-        told = ", ".join(f"{o} {a / (a + b):.2f}" for o, (a, b) in posteriors.items())
-        episode.steps.append(("orient", f"expected success: {told}"))
+        means = ", ".join(f"{o} {a / (a + b):.2f}" for o, (a, b) in posteriors.items())
+        episode.steps.append(("orient", f"expected success: {means}"))
         drawn = {o: _draw_beta(*posteriors[o], episode.generator) for o in OPTIONS}
         chosen: Option = max(fitting, key=lambda o: drawn[o] / costs[o])
         episode.steps.append(("decide", f"{chosen}, drawn {drawn[chosen]:.2f} for {costs[chosen]:.0f} tokens"))
@@ -222,7 +227,7 @@ class Controller:
                 episode.steps.append(("decide", f"{why}: {episode.answer!r} it is"))
 
     def _attempt(self, option: Option, questions: Sequence[Question], temperature: float) -> list[tuple[Attempt, ...]]:
-        """One option for every question: one attempt each, or one of every archetype."""
+        """Attempt every question with one option: a single attempt each, or one by each archetype."""
         preambles = {"direct": [""], "tools": [TOOLS_PREAMBLE], "council": [a.preamble for a in ARCHETYPES]}[option]
         heat = self.config.answer_temperature if option == "council" else temperature
         rounds = []
@@ -234,10 +239,12 @@ class Controller:
 
 
 def direct_answers(
-    answerer: Answers, questions: Sequence[Question], tokens: int, temperature: float, seed: int
+    answerer: CouncilAnswers, questions: Sequence[Question], tokens: int, temperature: float, seed: int
 ) -> tuple[list[str], int]:
-    """Answers of the plain questions by `earliest_majority`, and the tokens that they took: rounds over all questions,
-    the first greedy, until no fewer than `tokens` are spent."""
+    """Answer the plain questions by `earliest_majority`; return the answers and the number of tokens spent.
+
+    Rounds over all questions, the first of them greedy, are added until at least `tokens` are spent.
+    """
     rounds: list[list[Attempt]] = []
     spent = 0
     while not rounds or spent < tokens:
@@ -248,7 +255,10 @@ def direct_answers(
 
 
 def measure_ooda(controller: Controller, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
-    """Episodes against direct answers with no fewer tokens, on the same questions: `metrics` and `shown`."""
+    """Compare the loop with direct answering, which spends at least as many tokens, on the same questions.
+
+    Returns `metrics` and the exhibit (`shown`).
+    """
     episodes = controller.run(questions)
     tokens = sum(episode.tokens for episode in episodes)
     heat, seed = controller.config.answer_temperature, controller.seed
@@ -284,7 +294,7 @@ def measure_ooda(controller: Controller, questions: Sequence[Question]) -> dict[
 
 
 def _draw_beta(alpha: float, beta: float, generator: torch.Generator) -> float:
-    """One draw from Beta(alpha, beta) by inversion on a grid of its density: torch's own draws take no generator."""
+    """Draw from Beta(alpha, beta) on a grid of its density, because torch's Beta accepts no generator."""
     x = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
     density = ((alpha - 1) * x.log() + (beta - 1) * (-x).log1p()).softmax(-1)
     return float(x[torch.multinomial(density, 1, generator=generator)])

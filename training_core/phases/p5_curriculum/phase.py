@@ -1,4 +1,4 @@
-"""Phase 5: a ternary model practises at the edge of what it can do, then four rules are baked into it."""
+"""Phase 5: a ternary model practises at the edge of its ability, then four rules are baked into it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PHASES = (
     Phase(
         "practised_model",
         5,
-        "The ternary model after practice at the edge of what it can do, and dreams against forgetting.",
+        "The ternary model after practice at the edge of its ability, with dreams to prevent forgetting.",
         CurriculumConfig,
         _practised,
         ("ternary_model",),
@@ -41,7 +41,7 @@ PHASES = (
     Phase(
         "curriculum_model",
         5,
-        "The practised model with four rules baked in; its council, its loop and what it knows of itself.",
+        "The practised model with four rules baked in, and its council, OODA loop and self-model.",
         CharacterConfig,
         _curriculum,
         ("practised_model",),

@@ -1,19 +1,19 @@
-"""Learning from attempts by their reward: the group-relative policy gradient, without a value function.
+"""Group-relative policy gradient (GRPO): learning from the rewards of attempts, without a value function.
 
     A_i    = (r_i - mean(r)) / (std(r) + 1e-4)        r_1 .. r_G the rewards of one question's attempts
     rho_it = pi(o_it | q, o_i,<t) / pi_old(o_it | q, o_i,<t)
     J      = 1 / sum_i |o_i|  sum_i sum_t  min(rho_it A_i, clip(rho_it, 1 - clip, 1 + clip) A_i)
 
-Advantages and ratios as in DeepSeekMath (arXiv:2402.03300, section 4.1 and eq. 3), with the mean over all tokens that
-DAPO takes (arXiv:2503.14476, eq. 8): a long attempt weighs more than a short one. `t` runs over the tokens that the
-model drew itself; what a hint or a tool put in is read, and not learned from.
+Advantages and ratios follow DeepSeekMath (arXiv:2402.03300, section 4.1 and eq. 3), with DAPO's mean over all tokens
+(arXiv:2503.14476, eq. 8), by which a long attempt has more weight than a short one. `t` runs over the tokens that the
+model sampled itself; tokens of hints and tool outputs are context only.
 
 **Differs from the papers**: the 1e-4 in the denominator, and the unbiased standard deviation, are those of TRL 1.16
-(`GRPOTrainer`). There is no KL term, as in DAPO, but both bounds of the clipping are alike, where DAPO raises the upper
-one. With several supervision steps every step's prediction is held against the same `pi_old`, the finished one's.
+(`GRPOTrainer`). As in DAPO, there is no KL term; unlike in DAPO, which raises the upper bound, clipping is symmetric.
+With several supervision steps, the prediction of each step is compared with the same `pi_old`, that of the last step.
 
-**Does not cover**: attempts that were drawn at another temperature than 1 or from a nucleus. `Attempt.log_probs` are
-the model's own, so that what was never drawn would not be missed by the ratios.
+**Does not cover**: attempts sampled at a temperature other than 1 or from a nucleus. `Attempt.log_probs` are those of
+the plain softmax, so the ratios would not account for a different sampling distribution.
 
 Shape legend: G groups, K attempts in a group, B attempts of a batch, S positions, N tokens.
 """
@@ -39,18 +39,18 @@ STD_OFFSET = 1e-4
 
 
 class PolicyGradientConfig(BaseModel):
-    """How far one batch may move the policy."""
+    """Clipping, which limits how far one batch can move the policy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clip: float = Field(0.2, gt=0, lt=1, description="Ratios of probabilities count up to this far from 1")
+    clip: float = Field(0.2, gt=0, lt=1, description="Clip probability ratios to 1 - clip .. 1 + clip, as in PPO")
 
 
 def group_advantages(rewards_GK: Tensor, scale: Scale = "group") -> Tensor:
-    """Rewards relative to those of the same group, (groups, group_size) like the rewards.
+    """Return the advantages of rewards within their group, (groups, group_size) like the rewards.
 
     scale: "group" divides by the group's standard deviation; "none" does not (Dr. GRPO, arXiv:2503.20783). A group of
-        equal rewards says nothing about what is better and gets exactly 0.
+        equal rewards carries no signal and gets exactly 0.
 
     Raises:
         ValueError: when the rewards are not (groups, 2 or more) finite numbers.
@@ -74,10 +74,10 @@ def clipped_objective(
     clip: float = 0.2,
     normaliser: float | None = None,
 ) -> Tensor:
-    """J, a scalar that is to be maximised: eq. 3 of arXiv:2402.03300 over tokens, divided by `normaliser`.
+    """Return J, a scalar to maximise: eq. 3 of arXiv:2402.03300 summed over tokens and divided by `normaliser`.
 
-    Log-probabilities are natural ones. `normaliser` is the number of tokens, N, unless the tokens given are a part of
-    a larger batch. No tokens at all give 0.
+    Log-probabilities are in nats. `normaliser` defaults to the number of tokens, N; pass the total if the tokens are
+    only a part of a batch. Without tokens the result is 0.
     """
     ratios_N = (log_probs_N - old_log_probs_N).exp()
     clipped_N = ratios_N.clamp(1 - clip, 1 + clip)
@@ -86,18 +86,19 @@ def clipped_objective(
 
 
 class PolicyGradientObjective:
-    """-J on attempts that were drawn before, for `training.loop.train`; a batch is attempt numbers (batch,).
+    """The loss -J on attempts sampled in advance, for `training.loop.train`; a batch is attempt indices (batch,).
 
-    The halting head goes on learning whether the current argmax is right, where that is known: at the own tokens of
-    right attempts. As in `next_token_objective`, that does not reach the rest of the model.
+    The halting head continues to learn whether the current argmax is right, at the tokens where the right one is
+    known: those that the model sampled itself in correct attempts. As in `next_token_objective`, its gradient does not
+    reach the rest of the model.
 
     Args:
-        attempts: drawn at temperature 1 by the model that is trained, before its first step.
-        advantages: (attempts,), each of all own tokens of its attempt.
+        attempts: sampled at temperature 1 from the model to be trained, before its first step.
+        advantages: (attempts,); each applies to all tokens that the model sampled itself in its attempt.
 
     Raises:
-        ValueError: when nothing can be learned: no attempt has a token of the model's own, or advantages and attempts
-            are not as many, or an advantage is not finite.
+        ValueError: when no attempt contains a token of the model's own, when the numbers of advantages and attempts
+            differ, or when an advantage is not finite.
     """
 
     def __init__(self, attempts: Sequence[Attempt], advantages: Tensor, config: PolicyGradientConfig) -> None:
@@ -109,13 +110,13 @@ class PolicyGradientObjective:
             )
         if not any("own" in attempt.roles for attempt in attempts):
             raise ValueError(
-                f"none of {len(attempts)} attempts has a token of the model's own: pass attempts that were not shown "
-                "to the end"
+                f"none of {len(attempts)} attempts has a token of the model's own: pass attempts whose hint did "
+                "not show the whole solution"
             )
         self.attempts, self.advantages, self.config = tuple(attempts), advantages.float(), config
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Compute the loss; the carry is that of the supervision step before, None for the first."""
+        """Return the loss; `carry` comes from the previous supervision step, and is None for the first."""
         policy = cast(Cognate, model)
         numbers = batch.tolist()
         tokens_BT, own_BS, right_BS, old_BS = self._rows(numbers, batch.device)
@@ -137,8 +138,11 @@ class PolicyGradientObjective:
         return StepResult(loss, logits_BSV, Carry(after.y.detach(), after.z.detach()), metrics)
 
     def _rows(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """END_OF_TEXT, prompt, completion, padded on the right (B, S + 1); and over targets (B, S): which are the
-        model's own, which of these are of right attempts, and their old log-probabilities, 0 elsewhere."""
+        """Return the rows of a batch: END_OF_TEXT, prompt and completion, padded on the right, (B, S + 1).
+
+        Three more tensors (B, S) refer to the targets: which are the model's own, which of these belong to correct
+        attempts, and their old log-probabilities (0 elsewhere).
+        """
         chosen = [self.attempts[number] for number in numbers]
         length = max(attempt.num_tokens for attempt in chosen)
         tokens_BT = torch.full((len(chosen), length + 1), END_OF_TEXT_ID)
@@ -154,8 +158,11 @@ class PolicyGradientObjective:
 
 
 def _course(log_ratios_N: Tensor, advantages_N: Tensor, clip: float) -> dict[str, Tensor]:
-    """What is reported of a batch's tokens: their share whose gradient the clipping takes away, and how far the policy
-    has moved from the old one (the k3 estimate of KL(old || new) in nats per token, Schulman, 2020)."""
+    """Return the metrics of a batch's tokens.
+
+    `clipped` is the share of tokens whose gradient is removed by clipping; `moved` is the k3 estimate of
+    KL(old || new) in nats per token (Schulman, 2020).
+    """
     ratios_N = log_ratios_N.exp()
     clipped_N = ((ratios_N > 1 + clip) & (advantages_N > 0)) | ((ratios_N < 1 - clip) & (advantages_N < 0))
     count = max(1, ratios_N.numel())

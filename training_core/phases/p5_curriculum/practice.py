@@ -1,14 +1,14 @@
-"""Practice at the edge: rounds of attempts and of learning from those that succeeded (expert iteration).
+"""Practice at the edge by expert iteration: rounds of attempts, each followed by training on the correct ones.
 
-A round asks questions of the levels just beyond what the model masters, follows each of them through hints and variants
-(`threads`), and trains on every completion that was right; then the edge is found again. This is STaR (Zelikman et al.,
-2022, arXiv:2203.14465, algorithm 1) with prefix hints.
+A round asks questions of the levels just beyond those the model masters, follows each question through hints and
+variants (`threads`), trains on every correct completion so far, and then estimates the edge again. This is STaR
+(Zelikman et al., 2022, arXiv:2203.14465, algorithm 1) with prefix hints.
 
-After that, `policy_rounds` rounds may follow with a group-relative policy gradient (`policy_gradient`).
+`policy_rounds` rounds of group-relative policy gradient (`policy_gradient`) may follow.
 
-**Differs from the paper**: a round goes on from the model of the round before, not from the first one; tokens that a
-tool put in are not learned; and beside the completions stands corpus text, without which a small model forgets it: its
-next tokens, or with `text_teacher` what the parent expects of them.
+**Differs from the paper**: each round continues from the model of the previous round rather than from the first one;
+tokens of tool outputs are not trained on; and each batch contains corpus text as rehearsal data, because a small model
+would otherwise forget it. The target on text is the next token or, with `text.teacher`, the parent's distribution.
 """
 
 from __future__ import annotations
@@ -43,49 +43,49 @@ from training_core.training.loop import Objective, TrainingConfig, TrainingResul
 
 @dataclass(frozen=True, slots=True)
 class PracticeResult:
-    """Every attempt and record of the rounds, and the training."""
+    """The attempts, the records and the training results of all rounds."""
 
     attempts: tuple[tuple[Attempt, ...], ...]
     records: tuple[RoundRecord, ...]
     training: tuple[TrainingResult, ...]
 
     def right(self) -> list[Attempt]:
-        """Every attempt that was right, with a hint or without."""
+        """Return every correct attempt, with or without a hint."""
         return [attempt for attempts in self.attempts for attempt in attempts if attempt.right]
 
 
 @dataclass(slots=True)
-class LevelRecord:
-    """What is known of the model by level: right and asked without a hint; newer counts replace older ones."""
+class LevelStanding:
+    """The latest counts by level: questions answered correctly, and questions asked, without a hint."""
 
     right: dict[int, int]
     asked: dict[int, int]
     target: float
 
     def edge(self) -> int:
-        """The hardest level whose isotonic accuracy reaches the target; 0 when none does."""
+        """Return the hardest level whose isotonic accuracy reaches the target, or 0 if none does."""
         levels = sorted(self.asked)
         fitted = isotonic_decreasing([self.right[n] for n in levels], [self.asked[n] for n in levels])
         return max((level for level, p in zip(levels, fitted, strict=True) if p >= self.target), default=0)
 
     def focus(self, number: int) -> list[int]:
-        """The next levels beyond the edge; the hardest ones when nothing is beyond."""
+        """Return the next `number` levels beyond the edge, or the hardest ones if fewer are left."""
         first = min(self.edge() + 1, LEVELS[-1] - number + 1)
         return [level for level in LEVELS if first <= level < first + number]
 
     def update(self, counts: Mapping[int, tuple[int, int]]) -> None:
-        """Take over newer counts: right and asked, by level."""
+        """Replace the counts (right, asked) of the given levels by newer ones."""
         for level, (right, asked) in counts.items():
             self.right[level], self.asked[level] = right, asked
 
 
 class Practice:
-    """The rounds, on one model that is trained in place.
+    """Practice rounds on one model, which is trained in place.
 
-    Training questions are asked in an order that the seed decides.
+    Training questions are asked in an order determined by the seed.
 
     Raises:
-        ValueError: when a level that is to be practised has no questions.
+        ValueError: when a level to be practised has no questions.
     """
 
     def __init__(self, model: Cognate, context: QuestionContext, config: CurriculumConfig) -> None:
@@ -98,8 +98,8 @@ class Practice:
         self._taken = dict.fromkeys(LEVELS, 0)
         self._used = Used({normalise_prompt(question.prompt) for question in context.train_questions}, context.avoided)
 
-    def run(self, standing: LevelRecord) -> PracticeResult:
-        """All rounds. `standing` is the assessment that they begin with; it is kept up to date."""
+    def run(self, standing: LevelStanding) -> PracticeResult:
+        """Run all rounds. `standing` holds the initial assessment and is updated after each round."""
         attempts: list[tuple[Attempt, ...]] = []
         records: list[RoundRecord] = []
         training: list[TrainingResult] = []
@@ -120,18 +120,19 @@ class Practice:
         return PracticeResult(tuple(attempts), tuple(records), tuple(training))
 
     def attempt_round(self, number: int, levels: Sequence[int], *, grouped: bool = False) -> list[Attempt]:
-        """The attempts of round `number` at questions of `levels`, from disk where they were made before."""
+        """Return the attempts of round `number` at questions of `levels`; a resumed run reads them from the cache."""
         questions = self._take(levels)
-        kept = None if self.checkpoint is None else self.checkpoint / f"attempts_{number}.json"
+        path = None if self.checkpoint is None else self.checkpoint / f"attempts_{number}.json"
         identity = self._identity(questions, number)
-        if kept is not None and (found := _read_attempts(kept, identity)) is not None:
-            self._used.prompts |= {normalise_prompt(attempt.question.prompt) for attempt in found}
-            return found
+        if path is not None and (cached := _read_attempts(path, identity)) is not None:
+            # Variants drawn in later rounds must avoid these prompts, as they would without a restart.
+            self._used.prompts |= {normalise_prompt(attempt.question.prompt) for attempt in cached}
+            return cached
         answerer = Answerer(inference_copy(self.model), self.tokenizer, self.tools, self.config.practice.max_tokens)
         generator = step_generator(self.config.training.seed, 1_000_000 + number)
         made = self._groups(answerer, questions, generator) if grouped else self._follow(answerer, questions, generator)
-        if kept is not None:
-            _write_attempts(kept, identity, made)
+        if path is not None:
+            _write_attempts(path, identity, made)
         return made
 
     def learn_beside(
@@ -143,17 +144,17 @@ class Practice:
         training: TrainingConfig,
         part: tuple[int, int] | None = None,
     ) -> TrainingResult:
-        """Train `model` on completions that were right, beside what `memory` rehearses; `part` as in `train`.
+        """Train `model` on correct completions together with the rehearsal data of `memory`; `part` as in `train`.
 
         Raises:
-            ValueError: when there are none.
+            ValueError: when `right` is empty.
         """
         objective = LessonObjective(examples_of(right), *([] if memory is None else [memory]))
         rehearsed = [] if memory is None else list(memory.examples)
         return self._train(model, label, objective, right, training, rehearsed, part)
 
     def text(self, generator: torch.Generator) -> torch.Tensor:
-        """Rows of the corpus (rows, seq_len + 1)."""
+        """Draw rows of corpus text, (rows, seq_len + 1)."""
         return self.data.batch(TEXT_ONLY, self.config.text.rows, self.config.training.seq_len + 1, generator)
 
     def _follow(self, answerer: Answerer, questions: Sequence[Question], generator: torch.Generator) -> list[Attempt]:
@@ -183,13 +184,13 @@ class Practice:
         return answerer.attempt(repeated, generator, temperature=1.0)
 
     def _imitate(self, number: int, right: Sequence[Attempt]) -> TrainingResult:
-        """One round of expert iteration."""
+        """Train one round of expert iteration."""
         return self.learn_beside(
             self.model, f"practice {number}", right, None, self.config.training, self._part(number)
         )
 
     def _reinforce(self, number: int, attempts: Sequence[Attempt]) -> TrainingResult | None:
-        """One round of policy gradient; None where every group was all right or all wrong, which teaches nothing."""
+        """Train one round of policy gradient, or return None if no group has mixed rewards (all advantages are 0)."""
         rewards = torch.tensor([float(attempt.right) for attempt in attempts])
         advantages = group_advantages(rewards.view(-1, self.config.practice.group_size)).flatten()
         kept = advantages.nonzero().flatten().tolist()
@@ -203,7 +204,7 @@ class Practice:
         )
 
     def _part(self, number: int) -> tuple[int, int]:
-        """The place of a round in the one schedule over all of them."""
+        """Return (first step, total steps) of a round in the learning-rate schedule, which spans all rounds."""
         config = self.config
         return number * config.training.steps, (
             config.practice.rounds + config.practice.policy_rounds
@@ -237,16 +238,17 @@ class Practice:
         )
 
     def _take(self, levels: Sequence[int]) -> list[Question]:
-        """The next questions of each level, as many of each; from the beginning again where they run out."""
+        """Take the next questions of each level, equally many per level, cycling when a level runs out of them."""
         share = max(1, self.config.practice.questions_per_round // len(levels))
         taken: list[Question] = []
         for level in levels:
-            there = self.by_level[level]
-            if not there:
+            available = self.by_level[level]
+            if not available:
                 raise ValueError(
                     f"level {level} has no questions for training: materialize the question bank with more of them"
                 )
-            taken += [there[(self._taken[level] + i) % len(there)] for i in range(min(share, len(there)))]
+            first = self._taken[level]
+            taken += [available[(first + i) % len(available)] for i in range(min(share, len(available)))]
             self._taken[level] += share
         return taken
 
@@ -256,14 +258,14 @@ class Practice:
 
 
 def examples_of(attempts: Sequence[Attempt]) -> list[Example]:
-    """What there is to learn in attempts: everything that no tool put in."""
+    """Return training examples from attempts, with the tokens of tool outputs masked out of the loss."""
     return [
         Example(attempt.prompt_ids, attempt.completion_ids, tuple(role != "tool" for role in attempt.roles))
         for attempt in attempts
     ]
 
 
-def _round_metrics(record: RoundRecord, standing: LevelRecord) -> Mapping[str, float]:
+def _round_metrics(record: RoundRecord, standing: LevelStanding) -> Mapping[str, float]:
     metrics = {"practice/edge": float(standing.edge())}
     for level, seen in record.levels.items():
         if seen.tried_alone:
@@ -273,9 +275,9 @@ def _round_metrics(record: RoundRecord, standing: LevelRecord) -> Mapping[str, f
 
 
 def _shuffled(questions: Sequence[Question], level: int, seed: int) -> list[Question]:
-    there = [question for question in questions if question.level == level]
+    candidates = [question for question in questions if question.level == level]
     generator = torch.Generator().manual_seed(seed + level)
-    return [there[i] for i in torch.randperm(len(there), generator=generator).tolist()]
+    return [candidates[i] for i in torch.randperm(len(candidates), generator=generator).tolist()]
 
 
 def _write_attempts(path: Path, identity: str, attempts: Sequence[Attempt]) -> None:
@@ -283,10 +285,10 @@ def _write_attempts(path: Path, identity: str, attempts: Sequence[Attempt]) -> N
 
 
 def _read_attempts(path: Path, identity: str) -> list[Attempt] | None:
-    """The attempts, None when there are none that belong to `identity`.
+    """Return the cached attempts, or None if the file is missing or belongs to another identity.
 
     Raises:
-        DamagedCheckpointError: when they belong to it and cannot be read.
+        DamagedCheckpointError: when the file has this identity but cannot be parsed.
     """
     if not path.is_file():
         return None

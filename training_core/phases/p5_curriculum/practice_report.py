@@ -1,4 +1,4 @@
-"""Builds the exhibit `practice` from what was practised and measured."""
+"""Building of the exhibit `practice` from the practice rounds and the measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training_core.tasks.questions.context import QuestionContext
 from training_core.tasks.questions.measurement import Answered
 from training_core.tasks.questions.question import Question
 
-SHOWN_QUESTIONS, SHOWN_ATTEMPTS = 2, 24  # of each level; in all
+SHOWN_QUESTIONS, SHOWN_ATTEMPTS = 2, 24  # per level; in total
 
 
 def practice_exhibit(
@@ -37,7 +37,7 @@ def practice_exhibit(
     chosen: str,
     target: float,
 ) -> PracticeExhibit:
-    """Accuracy by level, questions, attempts, rounds, forgetting and spend."""
+    """Return the complete exhibit: accuracy by level, questions, attempts, rounds, forgetting and spend."""
     levels = sorted(before.attempts)
     return PracticeExhibit(
         target=target,
@@ -96,9 +96,9 @@ def _accuracies(answered: Answered, levels: Sequence[int]) -> list[float]:
 
 
 def _some(questions: Sequence[Question], level: int) -> list[Question]:
-    """Questions of a level, of as many families as there is room for."""
-    there = [question for question in questions if question.level == level]
-    by_family = {question.family: question for question in reversed(there)}
+    """Return a few questions of a level, each from a different family."""
+    candidates = [question for question in questions if question.level == level]
+    by_family = {question.family: question for question in reversed(candidates)}  # the first of each family wins
     return list(by_family.values())[:SHOWN_QUESTIONS]
 
 
@@ -115,7 +115,10 @@ def _question(question: Question) -> ShownQuestion:
 
 
 def _telling(result: PracticeResult) -> list[Attempt]:
-    """Attempts of every kind, of every round: with tool calls, right and wrong alone, right with a hint, shown."""
+    """Return examples of every kind of attempt from every round.
+
+    Kinds are attempts with tool calls, without a hint (right and wrong), with a hint, and with the solution shown.
+    """
     kinds: dict[tuple[int, str], list[Attempt]] = {}
     for number, made in enumerate(result.attempts):
         for attempt in made:

@@ -1,7 +1,7 @@
-"""Phase 5, first half, from a ternary model to what is stored: assess, practise, consolidate, measure.
+"""The first half of phase 5: assess a ternary model, practise, consolidate, choose what to store, and evaluate it.
 
-Choices (where the edge is, which arm of the consolidation is kept) are made on validation questions; what is printed
-was measured on test questions, which nothing before has seen.
+Choices (the edge, the arm of the consolidation that is kept) use validation questions. Reported numbers are measured
+on test questions, which no choice has seen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training_core.nn.cognate import Cognate
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.phases.p5_curriculum.config import CurriculumConfig
 from training_core.phases.p5_curriculum.dreams import Consolidation, consolidate
-from training_core.phases.p5_curriculum.practice import LevelRecord, Practice, PracticeResult
+from training_core.phases.p5_curriculum.practice import LevelStanding, Practice, PracticeResult
 from training_core.phases.p5_curriculum.practice_report import practice_exhibit
 from training_core.store.bundle import Product
 from training_core.tasks.questions.assessment import Assessment
@@ -36,11 +36,12 @@ from training_core.training.device import best_device
 def make_practised(
     parent: Cognate, settings: TernarySettings, context: QuestionContext, config: CurriculumConfig
 ) -> Product:
-    """Practise with a straight-through ternary `parent` and measure what came of it.
+    """Practise with `parent`, a ternary model trained by straight-through estimation, and evaluate the result.
 
-    Of the model before the consolidation and its three arms the one with the highest accuracy on validation questions
-    (of the levels up to twice `focus_levels` beyond the edge) is kept, among those whose bits per byte on validation
-    text are at most 1.5 % above the parent's; where none is, the parent is handed on (metric `handed_on` = 1).
+    The candidates are the model before consolidation and its three arms, provided that their bits per byte on
+    validation text are at most 1.5 % above the parent's. The one with the highest accuracy on validation questions (of
+    levels up to twice `focus_levels` beyond the edge) is stored. If there is no candidate, the parent is stored
+    instead (metric `handed_on` = 1).
     """
     parent.to(best_device()).eval()
     practice = Practice(copy.deepcopy(parent), context, config)
@@ -62,7 +63,7 @@ def make_practised(
 
     consolidation = consolidate(practice, result, standing, config, answer)
     chosen, model = _choose(parent, practice.model, consolidation, context)
-    round_to_half_(model)  # what is measured is what is stored
+    round_to_half_(model)  # round before evaluation, so that the evaluated weights are the stored ones
     context.fix(model)
     before, after = answer_both(
         parent,
@@ -85,8 +86,8 @@ def make_practised(
     )
 
 
-def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
-    return LevelRecord(
+def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelStanding:
+    return LevelStanding(
         {level.level: level.right for level in assessment.levels},
         {level.level: level.asked for level in assessment.levels},
         config.assessment.target,
@@ -96,7 +97,7 @@ def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelRecord:
 def _choose(
     parent: Cognate, practised: Cognate, consolidation: Consolidation, context: QuestionContext
 ) -> tuple[str, Cognate]:
-    """The best candidate on validation questions that does no harm to text, and its name; else the parent."""
+    """Return the best candidate on validation questions that does not harm text, with its name, or the parent."""
     candidates = {"practised": (practised, consolidation.before)}
     candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
     harmless: dict[str, float] = {}

@@ -1,12 +1,12 @@
-"""Which of two written continuations a model prefers, on held-out scenario pairs.
+"""Preference accuracy on held-out scenario pairs: whether the better of two written continuations is more likely.
 
 The preference margin of a pair with the situation x, in nats per byte, with or without a prompt u in front, is
 
     m = log P(better | [u,] x) / |better| - log P(worse | [u,] x) / |worse|.
 
-A pair is preferred rightly when m > 0 (m = 0 counts half). Per byte, as in the suite's multiple choice, because the sum
-would favour the shorter continuation whatever it says. Intervals resample held-out *templates*: fillings of one
-template are no independent evidence.
+The preference is correct when m > 0 (m = 0 counts half). Log-likelihoods are normalised per byte, as in the suite's
+multiple choice, because their sum would favour the shorter continuation whatever it says. CIs are bootstrapped over
+held-out *templates*, because the fillings of one template are not independent evidence.
 
 **Does not cover**: whether a model means it. These are likelihoods of sentences that people wrote.
 
@@ -32,20 +32,23 @@ from training_core.phases.p5_curriculum.scenarios import RULES, ScenarioPair, sc
 from training_core.record import Estimate
 
 ROWS_AT_ONCE = 32
-PAIRS_SHOWN = 3  # of each rule, of different templates
+PAIRS_SHOWN = 3  # per rule, each from a different template
 
 
 def measure_preferences(
     parent: Cognate, model: Cognate, tokenizer: Tokenizer, config: CharacterConfig
 ) -> dict[str, dict[str, Any]]:
-    """Preferences of the parent, of the parent with each rule in front, and of the model: `metrics` and `shown`."""
+    """Measure the preferences of the parent, of the parent with each rule as a prompt, and of the model.
+
+    Returns `metrics` and the exhibit (`shown`).
+    """
     pairs = [
         p
         for rule in RULES
         for p in scenario_pairs(rule.name, "held_out", config.rules.fillings_per_template, config.training.seed)
     ]
     prompts = {rule.name: rule_prompt(rule, tokenizer) for rule in RULES}
-    found = {
+    margins_by_model = {
         "base": margins(parent, tokenizer, pairs),
         "prompted": margins(parent, tokenizer, pairs, [prompts[pair.rule] for pair in pairs]),
         "baked": margins(model, tokenizer, pairs),
@@ -55,7 +58,7 @@ def measure_preferences(
     for rule in (None, *prompts):
         of = [number for number, pair in enumerate(pairs) if rule in (None, pair.rule)]
         chosen = [pairs[number] for number in of]
-        own = {name: [each[number] for number in of] for name, each in found.items()}
+        own = {name: [each[number] for number in of] for name, each in margins_by_model.items()}
         suffix = "" if rule is None else f"_{rule}"
         estimates = {name: preference(chosen, each) for name, each in own.items()}
         for name, estimate in estimates.items():
@@ -70,8 +73,8 @@ def measure_preferences(
             "situation": pairs[number].situation,
             "better": pairs[number].better.strip(),
             "worse": pairs[number].worse.strip(),
-            "base_margin": found["base"][number],
-            "baked_margin": found["baked"][number],
+            "base_margin": margins_by_model["base"][number],
+            "baked_margin": margins_by_model["baked"][number],
         }
         for rule in prompts
         for number in [n for n in each_template if pairs[n].rule == rule][:PAIRS_SHOWN]
@@ -84,7 +87,8 @@ def log_likelihoods(
     model: Cognate,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> Tensor:
-    """sum_t log P(y_t | END_OF_TEXT, context, y_<t) of (context, continuation) token ids: float64 (N), in nats."""
+    """Return sum_t log P(y_t | END_OF_TEXT, context, y_<t) of (context, continuation) ids, float64 (N) in nats."""
+    # Rows of similar length share a batch, which saves padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     result = torch.zeros(len(rows), dtype=torch.float64)
     device = next(model.parameters()).device
@@ -109,7 +113,7 @@ def log_likelihoods(
 def margins(
     model: Cognate, tokenizer: Tokenizer, pairs: Sequence[ScenarioPair], prompts: Sequence[Sequence[int]] | None = None
 ) -> list[float]:
-    """The preference margin m of each pair in nats per byte; with `prompts`, one for each pair, in front."""
+    """Return the preference margin m of each pair, in nats per byte; `prompts` (one per pair) go in front."""
     rows, lengths = [], []
     for number, pair in enumerate(pairs):
         context = [*(prompts[number] if prompts is not None else ()), *tokenizer.encode(pair.situation).ids]
@@ -122,13 +126,13 @@ def margins(
 
 
 def preference(pairs: Sequence[ScenarioPair], of: Sequence[float]) -> Estimate:
-    """Share of pairs with a positive margin; 95 % bootstrap over templates."""
+    """Return the share of pairs with a positive margin, with a 95 % CI by bootstrap over templates."""
     right, count = _by_template(pairs, of)
     return rate(right, count)
 
 
 def preference_gain(pairs: Sequence[ScenarioPair], after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """Difference of two shares on the same pairs, templates resampled together."""
+    """Return the difference of two preference accuracies on the same pairs, with a CI by paired bootstrap."""
     (right, count), (other, _) = _by_template(pairs, after), _by_template(pairs, before)
     return difference_of_rates(right, other, count)
 

@@ -1,4 +1,4 @@
-"""Presets of phase 5: what the profiles set."""
+"""Presets of phase 5: the configurations of both models for each size profile."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from training_core.tasks.questions.assessment import AssessmentConfig
 from training_core.training.loop import TrainingConfig
 
 
-class Configs(NamedTuple):
-    """The configurations of the phase's models."""
+class CurriculumConfigs(NamedTuple):
+    """One configuration for each of the two models of the phase."""
 
     practised_model: CurriculumConfig
     curriculum_model: CharacterConfig
 
 
-def nano() -> Configs:
-    """About 1 M parameters: minutes on 2 CPU cores."""
-    return Configs(
+def nano() -> CurriculumConfigs:
+    """Return the configurations for about 1 M parameters, which run in minutes on 2 CPU cores."""
+    return CurriculumConfigs(
         practised_model=CurriculumConfig(
             assessment=AssessmentConfig(first_questions=12, more_questions=12, most_questions=36),
             practice=PracticeConfig(focus_levels=1, questions_per_round=96, max_tokens=16),
@@ -61,9 +61,9 @@ def nano() -> Configs:
     )
 
 
-def mini() -> Configs:
-    """About 5 M parameters: hours on 2 CPU cores."""
-    return Configs(
+def mini() -> CurriculumConfigs:
+    """Return the configurations for about 5 M parameters, which run in hours on 2 CPU cores."""
+    return CurriculumConfigs(
         practised_model=CurriculumConfig(
             practice=PracticeConfig(rounds=6, questions_per_round=240, max_tokens=40),
             text=TextConfig(weight=2.0),
@@ -78,9 +78,9 @@ def mini() -> Configs:
     )
 
 
-def forge_25m() -> Configs:
-    """25.0 M parameters: one GPU."""
-    return Configs(
+def forge_25m() -> CurriculumConfigs:
+    """Return the configurations for 25.0 M parameters, which run on one GPU."""
+    return CurriculumConfigs(
         practised_model=CurriculumConfig(
             practice=PracticeConfig(rounds=8, questions_per_round=480, max_tokens=64),
             text=TextConfig(rows=8, weight=2.0),

@@ -1,4 +1,4 @@
-"""What phase 5 measures beside the evaluation suite."""
+"""The metrics that phase 5 reports besides those of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training_core.tasks.result import LevelsResult
 
 @dataclass(frozen=True, slots=True)
 class PractisedResult(Record):
-    """Practice and consolidation: levels on test questions, forgetting on validation questions."""
+    """Results of practice and consolidation: levels on test questions, forgetting on validation questions."""
 
     levels: LevelsResult
     assessed_edge: float
@@ -31,7 +31,7 @@ class PractisedResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class PreferenceResult(Record):
-    """Share of test scenario pairs whose better continuation is the likelier one, over all rules and for each."""
+    """Preference accuracy on test scenario pairs, over all rules and for each rule."""
 
     preference_base: Estimate
     preference_prompted: Estimate
@@ -45,7 +45,7 @@ class PreferenceResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class CouncilResult(Record):
-    """The council against self-consistency and the greedy answer, on the same test questions."""
+    """The council compared with self-consistency and the greedy answer, on the same test questions."""
 
     council_accuracy: float
     self_consistency_accuracy: float
@@ -58,7 +58,7 @@ class CouncilResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class LoopResult(Record):
-    """The OODA loop against direct answering at no fewer tokens."""
+    """The OODA loop compared with direct answering, which spends at least as many tokens."""
 
     ooda_accuracy: float
     ooda_direct_accuracy: float
@@ -70,7 +70,7 @@ class LoopResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class TemperatureResult(Record):
-    """The self-model's prediction of its own temperature, over ten bins."""
+    """The self-model's prediction of the sampling temperature, over ten bins."""
 
     temperature_accuracy: Estimate
     temperature_best_possible: Estimate
@@ -82,7 +82,7 @@ class TemperatureResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class CharacterResult(Record):
-    """Rules, decisions and self-model of the stored model. What describes the baking is there only where it is kept."""
+    """Metrics of rules, decisions and self-model; those of baking exist only if the baked model is stored."""
 
     levels: LevelsResult
     level_accuracy_drop_high: float

@@ -1,4 +1,4 @@
-"""Scenario pairs: a situation, a continuation that keeps a rule of virtue, and one of like length that breaks it.
+"""Scenario pairs: a situation, a continuation that follows a rule of virtue, and one of similar length that breaks it.
 
 Four rules, each a short prompt:
 
@@ -6,16 +6,15 @@ Four rules, each a short prompt:
     empathy   consider the effect on others         respect   treat all with dignity
 
 Every rule has templates with slots for names and things. Whole *templates* are held out: preferences are measured on
-situations of which no wording was trained on, and intervals are taken over templates, not over fillings.
+situations whose wording was not trained on, and CIs are taken over templates, not over fillings.
 
-A pair is written so that neither length nor words tell which continuation is the better one: in both sets of templates
-negations, first persons, apologies and thanks stand on both sides, and the better continuation is the longer one about
-half of the time. The tests measure it: what a bag of words learns on the training templates is worth little more than
+Pairs are written so that neither length nor vocabulary gives the better continuation away: in both sets of templates,
+negations, first persons, apologies and thanks occur on both sides, and the better continuation is the longer one about
+half of the time. The tests check this: a bag-of-words classifier trained on the training templates scores little above
 chance on the held-out ones.
 
-**Does not cover**: ethics. A model of 1 to 25 million parameters understands none of these situations. What can be
-measured on it, and all that is measured, is by how much the likelihood of one written continuation moves against that
-of the other.
+**Does not cover**: ethics. A model of 1 to 25 million parameters understands none of these situations. All that is
+measured is how much the likelihood of one written continuation shifts relative to that of the other.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ RULES = (
 class ScenarioPair:
     """A filled template. Both continuations begin with a space and follow the situation directly.
 
-    `template` names the template ("honesty/held_out/3"): the cluster that intervals are taken over.
+    `template` names the template ("honesty/held_out/3"), which is the cluster of the bootstrap.
     """
 
     rule: str
@@ -66,7 +65,7 @@ class ScenarioPair:
 
 
 def templates(rule: str, split: Split) -> Sequence[Texts]:
-    """(situation, better, worse) of a rule's templates, with their slots.
+    """Return (situation, better, worse) for each of a rule's templates, with unfilled slots.
 
     Raises:
         ValueError: for an unknown rule or split.
@@ -78,12 +77,12 @@ def templates(rule: str, split: Split) -> Sequence[Texts]:
 
 
 def scenario_pairs(rule: str, split: Split, per_template: int, seed: int) -> list[ScenarioPair]:
-    """`per_template` different fillings of every template of a rule, in the order of the templates.
+    """Return `per_template` distinct fillings of every template of a rule, in the order of the templates.
 
-    What is drawn depends on the seed, the rule, the split and the template's number alone.
+    The fillings depend only on the seed, the rule, the split and the template's number.
 
     Raises:
-        ValueError: as `templates`, and when a template has no `per_template` different fillings.
+        ValueError: as `templates`, and when a template has fewer than `per_template` distinct fillings.
     """
     pairs = []
     for number, texts in enumerate(templates(rule, split)):
@@ -105,7 +104,7 @@ def scenario_pairs(rule: str, split: Split, per_template: int, seed: int) -> lis
 
 
 def situations(rule: str, split: Split, count: int, seed: int) -> list[str]:
-    """`count` situations of a rule, spread evenly over its templates."""
+    """Return `count` situations of a rule, spread evenly over its templates."""
     each = -(-count // len(templates(rule, split)))
     pairs = scenario_pairs(rule, split, each, seed)
     order = sorted(range(len(pairs)), key=lambda i: (i % each, i))
@@ -113,12 +112,12 @@ def situations(rule: str, split: Split, count: int, seed: int) -> list[str]:
 
 
 def slots(text: str) -> set[str]:
-    """The names of a template's slots."""
+    """Return the names of a template's slots."""
     return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
 def _fill(draw: random.Random) -> dict[str, str]:
-    """Values of every slot: a, b names; thing; place, other_place; n, m numbers. Those of a kind differ."""
+    """Draw values for all slots: names a, b; thing; place, other_place; numbers n, m. No value of a kind repeats."""
     a, b = draw.sample(NAMES, 2)
     place, other_place = draw.sample(PLACES, 2)
     n, m = draw.sample(NUMBERS, 2)

@@ -1,22 +1,22 @@
-"""A model of one's own temperature: in which of ten ranges was the temperature at which this sample was drawn?
+"""The self-model: a head that predicts in which of ten temperature ranges the model's own sample was drawn.
 
-A sample y_1 .. y_S of the model is drawn at one temperature T. Ranges divide log T evenly (`range_edges`), the range of
-a sample is known, and log T is uniform within it. What can be known is bounded by the *best possible* predictor: the
-likelihood is known in closed form, so that the posterior over ranges needs no learning,
+A sample y_1 .. y_S of the model is drawn at one temperature T. The ranges divide log T evenly (`range_edges`); each
+sample is labelled with its range, and log T is uniform within it. The Bayes-optimal predictor (`best_possible`) bounds
+the accuracy. It needs no learning, because the likelihood is known in closed form:
 
     p(y | T) = prod_t softmax(z_t / T)[y_t],     P(range | y) = mean of p(y | T) over the range / their sum,
 
-with the mean taken on the midpoints of a grid in log T. No predictor from the same tokens and logits is right more
-often. Another is learned: a head over what the frozen model says of each token that it drew, the logarithm of its
-probability and the entropy of its distribution, both at temperature 1 and in nats,
+with the mean taken over the midpoints of a grid in log T. The learned predictor is a head on two features of each
+sampled token under the frozen model, its log-probability and the entropy of its distribution, both at temperature 1
+and in nats:
 
     f_t = (log p_t(y_t), H(p_t)),    scores = sum_t MLP(f_t),    P(range | y) = softmax(scores);
 
-scores add up over tokens as log-likelihoods do. The head knows neither the formula above nor any logits. Chance is one
-in the number of ranges; a head that learned from shuffled ranges has to fall to it.
+scores add up over tokens as log-likelihoods do. The head has access neither to the formula above nor to the logits.
+Chance is one over the number of ranges; a head trained on shuffled ranges must not exceed it.
 
-**Differs from** what goes by the name of self-modelling (arXiv:2407.10188), where a network predicts its activations:
-nothing is trained here but the head, and the model does not change.
+**Differs from** self-modelling as in arXiv:2407.10188, where a network predicts its own activations: only the head is
+trained here, and the model does not change.
 
 Shape legend: N samples, S tokens, R ranges, G grid points in a range, V vocabulary; F the 2 numbers of f_t.
 """
@@ -48,8 +48,11 @@ _ROWS_IN_CACHE = 4
 
 @dataclass(frozen=True, slots=True)
 class OwnSamples:
-    """What a model wrote at known temperatures: `given` (N, P) and `tokens` (N, S) ids, `ranges` (N) from 0, and the
-    exact `temperatures` (N) float64."""
+    """Samples of a model at known temperatures.
+
+    `given` (N, P) and `tokens` (N, S) are the ids of prompts and continuations, `ranges` (N) the indices of the
+    temperature ranges, and `temperatures` (N) the exact values in float64.
+    """
 
     given: Tensor
     tokens: Tensor
@@ -58,8 +61,11 @@ class OwnSamples:
 
 
 class SelfModel(nn.Module):
-    """The head: f_t to scores of ranges, summed over tokens. `edges` (R + 1) are the ranges it predicts, `centre` and
-    `spread` (2) the mean and the standard deviation of what it was trained on."""
+    """The head: an MLP from f_t to scores of ranges, which are summed over tokens.
+
+    `edges` (R + 1) bound the ranges; `centre` and `spread` (2) are the mean and the standard deviation of the training
+    features.
+    """
 
     edges: Tensor
     centre: Tensor
@@ -74,22 +80,22 @@ class SelfModel(nn.Module):
         self.output = nn.Linear(hidden, num_ranges)
 
     def forward(self, features_NSF: Tensor) -> Tensor:
-        """Scores (N, R): the logarithms of P(range | y), up to a constant of each row."""
+        """Return scores (N, R), which equal log P(range | y) up to a constant per row."""
         scores_NSR: Tensor = self.output(F.gelu(self.hidden((features_NSF - self.centre) / self.spread)))
         return scores_NSR.sum(-2)
 
 
 def range_edges(num_ranges: int = RANGES) -> Tensor:
-    """The edges (num_ranges + 1) of the ranges of temperature, float64: geometric, 0.3 to 2.4."""
+    """Return the edges (num_ranges + 1) of the temperature ranges, geometrically spaced from 0.3 to 2.4, in float64."""
     return torch.linspace(math.log(LOWEST), math.log(HIGHEST), num_ranges + 1, dtype=torch.float64).exp()
 
 
 @torch.no_grad()
 def draw_samples(model: Cognate, given_NP: Tensor, num_tokens: int, generator: torch.Generator) -> OwnSamples:
-    """Let `model` go on after END_OF_TEXT and each row of `given_NP` for `num_tokens` tokens, at a temperature a row.
+    """Sample `num_tokens` tokens from `model` after END_OF_TEXT and each row of `given_NP`, at one temperature per row.
 
-    Every range gets as many rows as every other, but for one. An end-of-text is a token like any other here, behind
-    which the next text begins, as in training. `generator` must be on the CPU.
+    The numbers of rows per range differ by at most one. Sampling continues past end-of-text tokens, after which the
+    next text begins, as in training. `generator` must be on the CPU.
     """
     edges = range_edges()
     ranges = torch.arange(len(given_NP)) % RANGES
@@ -115,7 +121,7 @@ def draw_samples(model: Cognate, given_NP: Tensor, num_tokens: int, generator: t
 
 @torch.no_grad()
 def own_logits(model: Cognate, samples: OwnSamples) -> Tensor:
-    """z_t of every token that was drawn, (N, S, V) float32 on the CPU."""
+    """Return the logits z_t of every sampled token, (N, S, V) float32 on the CPU."""
     device = next(model.parameters()).device
     ids = torch.cat([F.pad(samples.given, (1, 0), value=END_OF_TEXT_ID), samples.tokens], 1)[:, :-1]
     behind = samples.given.shape[1]
@@ -125,38 +131,38 @@ def own_logits(model: Cognate, samples: OwnSamples) -> Tensor:
 
 
 def features(logits_NSV: Tensor, tokens_NS: Tensor) -> Tensor:
-    """f_t of every token, (N, S, 2) float32: its log-probability and the distribution's entropy, in nats."""
+    """Return f_t of every token, (N, S, 2) float32: its log-probability and the distribution's entropy, in nats."""
     log_p_NSV = logits_NSV.log_softmax(-1)
     entropy_NS = -(log_p_NSV.exp() * log_p_NSV).sum(-1)
     return torch.stack([log_p_NSV.gather(-1, tokens_NS[..., None])[..., 0], entropy_NS], -1)
 
 
 def log_likelihoods(logits_NSV: Tensor, tokens_NS: Tensor, temperatures: Tensor) -> Tensor:
-    """log p(y | T) = sum_t log softmax(z_t / T)[y_t] in float64, (N, *shape of `temperatures`)."""
-    found = []
+    """Return log p(y | T) = sum_t log softmax(z_t / T)[y_t] in float64, (N, *shape of `temperatures`)."""
+    batches = []
     for z_NSV, y_NS in zip(
         torch.split(logits_NSV, _ROWS_IN_CACHE), torch.split(tokens_NS, _ROWS_IN_CACHE), strict=True
     ):
-        z_NSV = z_NSV.double() - z_NSV.amax(-1, keepdim=True).double()  # nothing overflows below
+        z_NSV = z_NSV.double() - z_NSV.amax(-1, keepdim=True).double()  # prevents overflow of exp
         z_NS = z_NSV.gather(-1, y_NS[..., None])[..., 0]
         each = [(z_NS / t - (z_NSV / t).exp_().sum(-1).log()).sum(-1) for t in temperatures.flatten().tolist()]
-        found.append(torch.stack(each, -1))
-    return torch.cat(found).view(-1, *temperatures.shape)
+        batches.append(torch.stack(each, -1))
+    return torch.cat(batches).view(-1, *temperatures.shape)
 
 
 def range_grid() -> Tensor:
-    """Midpoints of a grid in log T over every range: temperatures (R, G) float64."""
+    """Return the midpoints of a grid in log T over each range, as temperatures (R, G) float64."""
     logs = range_edges().log()
     return (logs[:-1, None] + (logs[1] - logs[0]) * (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID).exp()
 
 
 def best_possible(log_likelihoods_NRG: Tensor) -> Tensor:
-    """The likeliest range (N) after integrating the likelihood over each range in log T, all equally likely before."""
+    """Return the Bayes-optimal range (N): the largest integral of the likelihood over log T, under a uniform prior."""
     return log_likelihoods_NRG.logsumexp(-1).argmax(-1)
 
 
 def train_self_model(features_NSF: Tensor, ranges_N: Tensor, config: SelfModelConfig, seed: int) -> SelfModel:
-    """A head trained on batches of samples by AdamW with a linearly falling learning rate. Deterministic in `seed`."""
+    """Train a head on batches of samples, by AdamW with linear learning-rate decay. Deterministic for a `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = SelfModel(config.hidden)
@@ -176,12 +182,12 @@ def train_self_model(features_NSF: Tensor, ranges_N: Tensor, config: SelfModelCo
 
 
 def shuffled(ranges_N: Tensor, seed: int) -> Tensor:
-    """The same ranges in another order: what is learned from them says nothing."""
+    """Return the ranges in random order, as labels for a control that carries no information."""
     return ranges_N[torch.randperm(len(ranges_N), generator=step_generator(seed, -9_000_000))]
 
 
 def confusion(ranges_N: Tensor, predicted_N: Tensor) -> Tensor:
-    """How many samples of each range (rows) were taken for each (columns), int64 (R, R)."""
+    """Return the confusion matrix, int64 (R, R): rows are true ranges, columns are predictions."""
     return torch.bincount(ranges_N * RANGES + predicted_N, minlength=RANGES**2).view(RANGES, RANGES)
 
 
@@ -189,17 +195,17 @@ def confusion(ranges_N: Tensor, predicted_N: Tensor) -> Tensor:
 def measure_self_model(
     head: SelfModel, controls: Sequence[SelfModel], logits_NSV: Tensor, samples: OwnSamples
 ) -> dict[str, dict[str, Any]]:
-    """The head, the best possible predictor and heads that learned shuffled ranges, on held-out samples.
+    """Evaluate the head, the Bayes-optimal predictor and heads trained on shuffled ranges on held-out samples.
 
-    What one shuffling leads to is either luck or bad luck, so that `temperature_shuffled` is over several together.
+    A single shuffling is subject to luck, so `temperature_shuffled` is pooled over several controls.
     """
-    told = features(logits_NSV, samples.tokens)
+    own_features = features(logits_NSV, samples.tokens)
     predicted = {
-        "accuracy": head(told).argmax(-1),
+        "accuracy": head(own_features).argmax(-1),
         "best_possible": best_possible(log_likelihoods(logits_NSV, samples.tokens, range_grid())),
     }
     accuracies = {name: share((which == samples.ranges).tolist()) for name, which in predicted.items()}
-    guessed = [control(told).argmax(-1) == samples.ranges for control in controls]
+    guessed = [control(own_features).argmax(-1) == samples.ranges for control in controls]
     accuracies["shuffled"] = share(torch.cat(guessed).tolist())
     within_one = float(((predicted["accuracy"] - samples.ranges).abs() <= 1).double().mean())
     metrics = {
@@ -221,15 +227,15 @@ def measure_self_model(
 
 
 def self_model_tensors(head: SelfModel) -> dict[str, Tensor]:
-    """The head as a bundle stores it, beside the weights of the model."""
+    """Return the head's tensors under the names by which a bundle stores them."""
     return {f"{SELF_MODEL}{name}": value.detach().cpu() for name, value in head.state_dict().items()}
 
 
 def load_self_model(tensors: Mapping[str, Tensor]) -> SelfModel:
-    """The head from the tensors of a bundle (`Bundle.tensors`).
+    """Load the head from the tensors of a bundle (`Bundle.tensors`).
 
     Raises:
-        ValueError: when they hold none, or a part of one.
+        ValueError: when the bundle holds no head, or an incomplete one.
     """
     own = {name.removeprefix(SELF_MODEL): t for name, t in tensors.items() if name.startswith(SELF_MODEL)}
     if not {"hidden.weight", "output.weight"} <= own.keys():

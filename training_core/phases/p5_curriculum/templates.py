@@ -1,6 +1,6 @@
-"""The written part of `scenarios`: (situation, better, worse) with slots, by rule and split.
+"""The templates of `scenarios`: (situation, better, worse) with slots, by rule and split.
 
-Slots: {a} and {b} people, {thing} an object, {place} and {other_place} directions, {n} and {m} numbers.
+Slots: {a} and {b} are people, {thing} is an object, {place} and {other_place} are directions, {n} and {m} are numbers.
 """
 
 from __future__ import annotations

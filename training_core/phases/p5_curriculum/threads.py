@@ -1,10 +1,11 @@
-"""The course of one question: tried alone, with more and more of a hint, in new variants, until it is retired.
+"""The course of one question in a practice round: attempts with longer and longer hints, then on new variants.
 
     right without a hint    -> a variant (new numbers, new wording); retired after three in a row
-    right with a hint       -> kept for learning without the hint; a variant, tried without a hint
-    wrong                   -> the same question with the next hint; the last one shows everything
+    right with a hint       -> used for training without the hint; then a variant, attempted without a hint
+    wrong                   -> the same question with the next longer hint; the last one shows the whole solution
 
-A hint with which hardly anything was right at this level in this round is skipped: it would be paid for in vain.
+A hint is skipped if almost no attempt with it was right at this level in this round, because further attempts with it
+would waste compute.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from training_core.tasks.questions.question import Question, normalise_prompt
 
 RETIRE_AFTER = 3
 HOPELESS_RATE, HOPELESS_AFTER = 0.1, 16
-_TRIES = 50  # variants drawn until one is new
+_TRIES = 50  # most variants to draw in search of a new one
 
 
 @dataclass(slots=True)
 class Thread:
-    """A question on its way, and what became of it so far."""
+    """The current state of one question: its variant, its hint, and its streak of correct answers."""
 
     question: Question
     number: int
@@ -36,7 +37,7 @@ class Thread:
 
 @dataclass(slots=True)
 class LevelRecord:
-    """What happened at one level in one round."""
+    """Counts of attempts at one level in one round."""
 
     attempts: int = 0
     right_alone: int = 0
@@ -48,14 +49,14 @@ class LevelRecord:
 
 @dataclass(slots=True)
 class RoundRecord:
-    """Attempts of one round by level, and how every hint fared there."""
+    """Counts of one round's attempts by level, and of trials and successes by (level, hint)."""
 
     levels: dict[int, LevelRecord] = field(default_factory=dict)
     tried: Counter[tuple[int, int]] = field(default_factory=Counter)
     right: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def observe(self, attempt: Attempt) -> None:
-        """Count one attempt."""
+        """Add one attempt to the counts."""
         level, hint = attempt.question.level, attempt.hint
         record = self.levels.setdefault(level, LevelRecord())
         self.tried[level, hint] += 1
@@ -67,11 +68,11 @@ class RoundRecord:
         record.shown += hint == SHOWN
 
     def alone(self) -> dict[int, tuple[int, int]]:
-        """Right and asked without a hint, by level."""
+        """Return (right, asked) of attempts without a hint, by level."""
         return {n: (seen.right_alone, seen.tried_alone) for n, seen in self.levels.items() if seen.tried_alone}
 
     def next_hint(self, level: int, hint: int) -> int:
-        """`hint`, or the next one that is not hopeless at this level."""
+        """Return `hint`, or the next longer one that is not hopeless at this level."""
         while hint < SHOWN:
             tried = self.tried[level, hint]
             if tried < HOPELESS_AFTER or self.right[level, hint] >= HOPELESS_RATE * tried:
@@ -81,20 +82,20 @@ class RoundRecord:
 
 
 def open_threads(questions: Sequence[Question]) -> list[Thread]:
-    """One thread for each question."""
+    """Return one thread per question."""
     return [Thread(question, number) for number, question in enumerate(questions)]
 
 
 @dataclass(slots=True)
 class Used:
-    """What a variant must not be: `prompts` that were used, and `contents` that are held out elsewhere."""
+    """Questions that a variant must avoid: `prompts` already used, and `contents` held out elsewhere."""
 
     prompts: set[str]
     contents: Container[str] = ()
 
 
 def advance(thread: Thread, attempt: Attempt, record: RoundRecord, used: Used, seed: int) -> None:
-    """Move a thread on by its attempt, which `record` has observed."""
+    """Update a thread after its attempt, which `record` must already have observed."""
     level = thread.question.level
     if not attempt.right:
         thread.streak, thread.hint = 0, record.next_hint(level, attempt.hint + 1)
@@ -104,14 +105,14 @@ def advance(thread: Thread, attempt: Attempt, record: RoundRecord, used: Used, s
     if following is not None:
         thread.question = following
         thread.variants += 1
-    elif attempt.hint == 0:  # three in a row, or there is no variant to confirm it on
+    elif attempt.hint == 0:  # three in a row, or no variant is left to confirm it on
         thread.retired = True
         record.levels[level].retired += 1
     thread.hint = record.next_hint(level, 0)
 
 
 def _variant(thread: Thread, used: Used, seed: int) -> Question | None:
-    """A fresh variant, or None where the question has none (or none that is new)."""
+    """Draw an unused variant of the question, or return None if there is none."""
     base = seed + 1_000_003 * thread.number + 1009 * thread.variants
     for draw in range(_TRIES):
         question = variant(thread.question, base + draw, used.contents)

@@ -1,1 +1,1 @@
-"""Phase 6, Tool and persona baking: prompts baked into the weights, half at a time, in A/B cycles."""
+"""Phase 6, Tool and persona baking: prompts are half-baked into the weights, in alternating A and B cycles."""

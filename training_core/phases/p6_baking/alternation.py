@@ -1,18 +1,19 @@
-"""Which of two cycles runs next: tools and persona take turns, each until it brings nothing more.
+"""Alternation of two cycles: tools and persona take turns, each until its score stops improving.
 
     begin(cycle, baseline) -> observe(score, kept) -> continue: observe the next iteration
                                                    -> switch: begin the other cycle
                                                    -> stop
 
-Whether an iteration is kept, the caller decides; the model after the last one that was kept stands, whatever follows.
+The caller decides whether an iteration is kept or rolled back. The current model is always that of the last kept
+iteration.
 
-A turn of a cycle ends on a plateau (`plateau.judge` over the baseline and the scores of the iterations that were
-kept), on `patience` iterations in a row of which none was kept (the model stood still), or on its largest number of
-iterations. A cycle that could not run at all has plateaued at its first step (`fail`).
+A turn of a cycle ends on a plateau (`plateau.judge` over the baseline and the scores of kept iterations), after
+`patience` consecutive iterations of which none was kept, or at its maximum number of iterations. A cycle that cannot
+run at all counts as a plateau at once (`fail`).
 
-The alternation stops when a turn ends on a plateau without a significant improvement on its baseline while the other
-cycle's latest turn ended on a plateau too: then neither cycle has moved the model since both were last tried. It also
-stops after `max_iterations` in all. Between two failures lies an iteration or the end, so that it always ends.
+The alternation stops when a turn reaches a plateau without a significant improvement over its baseline while the
+latest turn of the other cycle ended on a plateau too, because then neither cycle improves the current model. It also
+stops after `max_iterations` in total. A failure counts as an iteration, so the alternation always terminates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training_core.phases.p6_baking.plateau import PlateauConfig, Score, Verdict, above, judge
+from training_core.phases.p6_baking.plateau import PlateauConfig, PlateauVerdict, Score, above, judge
 
 Cycle = Literal["tools", "persona"]
 Action = Literal["continue", "switch", "stop"]
@@ -30,19 +31,19 @@ _OTHER: dict[Cycle, Cycle] = {"tools": "persona", "persona": "tools"}
 
 
 class AlternationConfig(BaseModel):
-    """When cycles take turns and when they end."""
+    """Limits on turns and iterations, and the rule for plateaus."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_iterations: int = Field(24, ge=1, description="Iterations in all")
-    max_turn: int = Field(8, ge=1, description="Iterations of one cycle before the other has its turn")
-    first: Cycle = Field("tools", description="The cycle that begins")
-    plateau: PlateauConfig = Field(PlateauConfig(), description="When a cycle brings nothing more")
+    max_iterations: int = Field(24, ge=1, description="Maximum total number of iterations of both cycles")
+    max_turn: int = Field(8, ge=1, description="Maximum number of iterations in one turn of a cycle")
+    first: Cycle = Field("tools", description="The cycle that runs first")
+    plateau: PlateauConfig = Field(PlateauConfig(), description="When a cycle counts as no longer improving")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do next, and why. `cycle` is the one that runs next, or ran last."""
+    """The next action and its reason. `cycle` is the cycle to run next or, after a stop, the last one."""
 
     action: Action
     cycle: Cycle
@@ -50,29 +51,30 @@ class Decision:
 
 
 class Alternation:
-    """The controller of two cycles. It decides from what was observed, and runs nothing.
+    """The controller of two cycles. It decides from observed scores and runs nothing itself.
 
-    `cycle` runs, or is to begin, or ran last. `iteration` counts iterations, those that failed among them. `begun` says
-    whether a turn is under way, so that `observe` comes next and not `begin`; `stopped`, whether all is done.
+    `cycle` is the current cycle, the next one to begin or, after a stop, the last one. `iteration` counts iterations,
+    including failed ones. `begun` is True while a turn is in progress, when `observe` is to be called rather than
+    `begin`; `stopped` is True once the alternation has ended.
     """
 
     def __init__(self, config: AlternationConfig) -> None:
-        """An alternation that has not begun."""
+        """Create an alternation whose first turn has not begun."""
         self.config = config
         self.cycle: Cycle = config.first
         self.iteration = 0
         self.begun = False
         self.stopped = False
         self._turn_began = 0
-        self._scores: list[Score] = []  # of the turn: its baseline, and those of iterations that were kept
-        self._at: list[int] = []  # after how many iterations each of them was measured
-        self._plateaued: dict[Cycle, bool] = {"tools": False, "persona": False}  # the latest turn of each
+        self._scores: list[Score] = []  # of this turn: its baseline, then the scores of kept iterations
+        self._at: list[int] = []  # the iteration at which each of these scores was measured
+        self._plateaued: dict[Cycle, bool] = {"tools": False, "persona": False}  # whether the latest turn did
 
     def begin(self, cycle: Cycle, baseline: Score) -> None:
-        """Starts a turn of `cycle`. `baseline` is the score of the model that stands, by the measure of that cycle.
+        """Start a turn of `cycle`. `baseline` is the score of the current model on that cycle's metric.
 
         Raises:
-            ValueError: when that cycle is not the next, or a turn is under way, or the alternation has stopped.
+            ValueError: when another cycle is next, a turn is in progress, or the alternation has stopped.
         """
         if self.begun or self.stopped or cycle != self.cycle:
             raise ValueError(f"a turn of {cycle!r} cannot begin: {self._standing()}")
@@ -80,10 +82,10 @@ class Alternation:
         self._scores, self._at = [baseline], [self.iteration]
 
     def observe(self, score: Score, kept: bool) -> Decision:
-        """The decision after an iteration whose model scored `score` and was kept, or rolled back.
+        """Return the decision after an iteration whose model scored `score` and was kept or rolled back.
 
         Raises:
-            ValueError: when no turn is under way.
+            ValueError: when no turn is in progress.
         """
         if not self.begun:
             raise ValueError(f"an iteration outside a turn: {self._standing()}; call `begin` before `observe`")
@@ -101,7 +103,7 @@ class Alternation:
         return Decision("continue", self.cycle, why)
 
     def fail(self, why: str) -> Decision:
-        """The decision when the cycle cannot run (no proposal has an effect, no trajectory): a plateau at once.
+        """Return the decision when the cycle cannot run (no effective proposal, no trajectory): an immediate plateau.
 
         Raises:
             ValueError: when the alternation has stopped.
@@ -116,14 +118,14 @@ class Alternation:
 
     def _plateau(self) -> tuple[bool, str]:
         config = self.config.plateau
-        verdict: Verdict = judge(self._scores, config, self._at)
+        verdict: PlateauVerdict = judge(self._scores, config, self._at)
         idle = self.iteration - self._at[-1]
         if idle >= config.patience:
             return True, f"none of the last {idle} iterations was kept"
         return verdict.plateau, verdict.why
 
     def _improved(self) -> bool:
-        """Whether the highest score that was kept in the turn is significantly above its baseline."""
+        """Return whether the best kept score of the turn is significantly above its baseline."""
         if not self.begun:
             return False
         best = max(self._scores, key=lambda score: score.value)

@@ -1,4 +1,4 @@
-"""What both cycles work with, and what they share: a prompt that is baked in by half, and the harm that it did."""
+"""The context shared by both cycles: the parent and its baseline measurements, half-baking, and the check for harm."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from training_core.tasks.questions.likelihood import Likelihoods, family_drops, 
 from training_core.tasks.questions.measurement import by_level, spread
 from training_core.tasks.questions.question import LEVELS, Question
 
-STAYING_QUESTIONS = 128  # of all levels
-STAYING_IN_REACH = 512  # of the levels in reach: what can be forgotten
+STAYING_QUESTIONS = 128  # rehearsal questions of all levels
+STAYING_IN_REACH = 512  # rehearsal questions of the levels in reach, which the model could forget
 STAYING_REPAIRS = 160
-SEPARATOR = "\n"  # between a prompt and what follows it
-BEYOND_REACH = 10  # questions a level of families out of reach, where a fall is looked for too
+SEPARATOR = "\n"  # between a prompt and the text that follows it
+BEYOND_REACH = 10  # questions per level from families out of reach, which are checked for harm too
 
 
 class NothingToBakeError(ValueError):
-    """A cycle has nothing that can be baked: no proposal, or a prompt without an effect."""
+    """A cycle cannot bake, because there is no proposal or the prompt has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """What the prompted teacher wrote: to learn from, to set the strength by, and to measure it on at the end."""
+    """Trajectories of the prompted teacher for training, for setting the strength, and for the final measurement."""
 
     teaching: tuple[Trajectory, ...]
     setting: tuple[Trajectory, ...]
@@ -48,8 +48,11 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Baked:
-    """A prompt that was baked in: `teacher` answered with it, baking began with `start`, `full` is its full bake and
-    `half.model` the one by half. `origin` is where the first bake towards this teacher began."""
+    """A prompt that was baked in.
+
+    `teacher` is the model that answered with the prompt, `start` the model before this bake, `full` the full bake and
+    `half.model` the half-baked model. `origin` is the model before the first bake towards this teacher.
+    """
 
     cycle: str
     text: str
@@ -64,7 +67,7 @@ class Baked:
 
 
 class CycleContext:
-    """The parent, the data, and measurements of the parent that everything is compared with.
+    """The parent, the data, and the parent's baseline measurements.
 
     Raises:
         ValueError: when a level has no held-out questions.
@@ -78,15 +81,15 @@ class CycleContext:
         self._before: tuple[Likelihoods, torch.Tensor] | None = None
 
     def questions(self, held_out: Sequence[Question]) -> list[Question]:
-        """All questions of the families that have a level in reach, and of the others the first of each level."""
+        """Return all questions of families that have a level in reach, and the first few per level of the others."""
         in_reach = {question.family for question in held_out if question.level in self.levels_in_reach}
-        found = [question for question in held_out if question.family in in_reach]
-        for there in by_level([question for question in held_out if question.family not in in_reach]).values():
-            found += there[:BEYOND_REACH]
-        return found
+        chosen = [question for question in held_out if question.family in in_reach]
+        for others in by_level([question for question in held_out if question.family not in in_reach]).values():
+            chosen += others[:BEYOND_REACH]
+        return chosen
 
     def staying(self, repairs: Sequence[str] = ()) -> TextBatches:
-        """Rows on which a bake must not change anything: text, questions, and the given repairs."""
+        """Return the rehearsal data of a bake: text, questions and the given repairs, on which it must not change."""
         asked = [
             *spread(self.context.train_questions, STAYING_QUESTIONS, LEVELS),
             *spread(self.context.train_questions, STAYING_IN_REACH, self.levels_in_reach),
@@ -115,8 +118,9 @@ class CycleContext:
         stays_as: Cognate,
         origin: Cognate,
     ) -> Baked:
-        """Bake a prompt fully into a copy of `start`, then go back to the strength `target`. On rows of `staying` the
-        student becomes, or stays, as `stays_as` is.
+        """Bake a prompt fully into a copy of `start`, then interpolate back to the strength `target`.
+
+        On the rows of rehearsal data drawn by `staying`, the student is distilled from `stays_as`.
 
         Raises:
             NothingToBakeError: when the prompt has no effect on the teacher.
@@ -144,8 +148,11 @@ class CycleContext:
         return Baked(cycle, text, tuple(prompt_ids), teacher, trajectories, origin, start, full, half, target)
 
     def harm(self, model: Cognate) -> dict[str, Any]:
-        """What `model` lost on validation data: bits per byte over the parent's, the worst fall of a family's expected
-        accuracy (high end of its paired interval) and which family that is."""
+        """Return what `model` lost on validation data relative to the parent.
+
+        These are the ratio of bits per byte, the largest drop of a family's expected accuracy (upper bound of the
+        paired CI), and that family's name.
+        """
         size = self.context.batch_size
         if self._before is None:
             answers = measure_likelihoods(self.parent, self.context.tokenizer, self.harm_questions)
@@ -159,19 +166,19 @@ class CycleContext:
         return {"text_ratio": rate(after, nats).value, "family": worst, "family_drop": drops[worst].high}
 
     def _reach(self) -> Mapping[str, Any]:
-        """Levels at which the parent writes a tenth of the worked completions; all where it does at none."""
-        found = by_level(self.context.selection.questions)
-        shares = {
+        """Return the levels at which the parent produces a tenth of the worked completions, or all levels if none."""
+        questions_by_level = by_level(self.context.selection.questions)
+        likelihoods = {
             level: measure_likelihoods(
-                self.parent, self.context.tokenizer, there[: self.config.measurement.questions_per_level]
+                self.parent, self.context.tokenizer, questions[: self.config.measurement.questions_per_level]
             )
-            for level, there in found.items()
+            for level, questions in questions_by_level.items()
         }
-        return {"levels": in_reach({level: told.exact().value for level, told in shares.items()})}
+        return {"levels": in_reach({level: measured.exact().value for level, measured in likelihoods.items()})}
 
 
 def harmful(harm: Mapping[str, Any]) -> str:
-    """Why a model with this harm is not kept, empty where it is."""
+    """Return the reason why a model with this harm is rolled back, or an empty string if it may be kept."""
     text, most = harm["text_ratio"], BAKES.text_ratio
     if text > most:
         return f"bits per byte on validation text were {text:.4f} of the parent's, at most {most}"
@@ -182,12 +189,12 @@ def harmful(harm: Mapping[str, Any]) -> str:
 
 
 def standard_error(estimate: Estimate) -> float:
-    """Standard error implied by a 95 % interval, assuming normality."""
+    """Return the standard error implied by a 95 % CI, assuming normality."""
     return (estimate.high - estimate.low) / (2 * Z95)
 
 
 def as_json(trajectories: Trajectories) -> dict[str, Any]:
-    """Trajectories as a JSON document."""
+    """Return trajectories as a JSON document, for the cache."""
     return {
         name: [
             [list(t.prefix), list(t.continuation), list(t.own), list(t.history)] for t in getattr(trajectories, name)
@@ -197,7 +204,7 @@ def as_json(trajectories: Trajectories) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> Trajectories:
-    """The same back."""
+    """Return the trajectories that `as_json` encoded."""
     return Trajectories(
         *(
             tuple(Trajectory(*(tuple(part) for part in parts)) for parts in document[name])

@@ -1,7 +1,7 @@
-"""The exhibit `baked`: prompts of two cycles baked into the weights, in the order in which they took turns.
+"""The schema of the exhibit `baked`: prompts of two cycles baked into the weights, in order of iterations.
 
-Scores and accuracies are shares. The strength of a baked prompt is 0 where it has no effect and 1 where the model
-without the prompt does as it did with it; the nats per token are the KL divergence from the prompted model.
+Scores and accuracies are shares. A baked prompt has strength 0 if it has no effect, and 1 if the model without the
+prompt behaves like the prompted one; nats per token are the KL divergence from the prompted model.
 """
 
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ CycleName = Literal["tools", "persona"]
 
 
 class ShownIteration(Document):
-    """One iteration of a cycle. `why` says why it was not kept, `strength` how strongly its prompt was baked."""
+    """One iteration of a cycle. `why` says why it was rolled back, `strength` how strongly its prompt was baked."""
 
     number: Count
     cycle: CycleName
@@ -29,7 +29,7 @@ class ShownIteration(Document):
 
 
 class ShownPrompt(Document):
-    """A prompt that was kept. `strength` is what the stored model has of it, None where the prompt had no effect."""
+    """A kept prompt. `strength` is that in the stored model, or None if the prompt had no effect."""
 
     name: str
     cycle: CycleName
@@ -43,7 +43,7 @@ class ShownPrompt(Document):
 
 
 class StackedStrength(Document):
-    """The same prompt half-baked `times` times over; `expected` is 1 - (1 - s)^times."""
+    """The strength of the same prompt after half-baking it `times` times; `expected` is 1 - (1 - s)^times."""
 
     times: Annotated[int, Field(ge=1)]
     expected: float
@@ -51,7 +51,7 @@ class StackedStrength(Document):
 
 
 class ShownRepair(Document):
-    """An attempt at a micro-repository: `text` is what was written, the tools' replies included."""
+    """An attempt at a micro-repository: `text` is the model's output, including tool replies."""
 
     issue: str
     source: str
@@ -62,7 +62,7 @@ class ShownRepair(Document):
 
 
 class IssueKind(Document):
-    """Issues of one kind."""
+    """Resolve rates on issues of one kind."""
 
     kind: str
     base: MeasuredShare
@@ -70,7 +70,7 @@ class IssueKind(Document):
 
 
 class ToolResults(Document):
-    """Issues resolved by the parent, with the tool prompt in front, and by the stored model without it."""
+    """Resolve rates of the parent, of the model with the tool prompt, and of the stored model without it."""
 
     base: MeasuredShare
     prompted: MeasuredShare
@@ -81,7 +81,7 @@ class ToolResults(Document):
 
 
 class ProposedPrompt(Document):
-    """A prompt that the model proposed to itself, and the score with it in front."""
+    """A prompt proposed by the model, and the score with it in front."""
 
     iteration: Count
     text: str
@@ -90,7 +90,7 @@ class ProposedPrompt(Document):
 
 
 class StyleStatistic(Document):
-    """One statistic of style of four sets of texts."""
+    """One style statistic of the texts of four models."""
 
     statistic: str
     base: float
@@ -100,7 +100,7 @@ class StyleStatistic(Document):
 
 
 class TurnPresence(Document):
-    """How much of the prompt is present at a turn of a conversation: shown once at its beginning, or baked."""
+    """The presence of a prompt at a turn of a conversation: given once at the start, or baked in."""
 
     turn: Annotated[int, Field(ge=1)]
     prompted: MeasuredValue
@@ -108,7 +108,7 @@ class TurnPresence(Document):
 
 
 class SideBySide(Document):
-    """What the four models wrote after the same beginning; only the prompted one was shown the prompt."""
+    """The continuations of the same beginning by four models, of which only one had the prompt."""
 
     prompt: str
     given: str
@@ -119,21 +119,21 @@ class SideBySide(Document):
 
 
 class ColumnNames(Document):
-    """What stands above the two baked columns: with the strength measured."""
+    """Headings of the two baked columns, with the measured strength."""
 
     half_baked: str
     baked: str
 
 
 class CycleBaselines(Document):
-    """The score of the parent by the measure of each cycle; None where the cycle never began."""
+    """The parent's score on each cycle's metric, or None if the cycle never ran."""
 
     tools: MeasuredValue | None = None
     persona: MeasuredValue | None = None
 
 
 class BakedExhibit(Document):
-    """The whole exhibit. Iterations are counted from 0. `not_kept` says why no prompt was kept, empty where one was."""
+    """The complete exhibit. Iterations count from 0. `not_kept` says why no prompt was kept, or is empty."""
 
     timeline: list[ShownIteration]
     baselines: CycleBaselines

@@ -1,15 +1,16 @@
-"""Half-baking: a prompt baked in to a measured strength (arXiv:2409.13697, section 3.2), and its repetition.
+"""Half-baking: a prompt baked in to a measured strength (arXiv:2409.13697, section 3.2), once or repeatedly.
 
     strength of m     s(m) = 1 - KL(T || m) / KL(T || m_0)      T the teacher with the prompt; m_0, m without
-    half-baking       find a with s(m_a) = target,              latents (1 - a) m_0 + a m_1,  m_1 baked in full
-    repeated N times  1 - (1 - s)^N                             where every step removes the share s of what is left
+    half-baking       find a with s(m_a) = target,              latents (1 - a) m_0 + a m_1,  m_1 the full bake
+    repeated N times  1 - (1 - s)^N                             if every step removes the share s of what remains
 
 **Differs from the paper**, which scales an adapter or stops early and names the result by the scale. A scale is not a
-strength: where the divergence is quadratic, a = 1/2 gives s = 3/4. Here a is bisected until the *function* has the
-strength that was asked for.
+strength: where the divergence is quadratic, a = 1/2 gives s = 3/4. Here a is found by bisection such that the
+*function* has the requested strength.
 
-Ternary codes flip one after the other, so that s(m_a) is a staircase and need not be monotone. The bisection keeps a
-bracket of measured strengths around the target and can therefore not lose it, but a jump may pass over the tolerance.
+Ternary codes flip one at a time, so s(m_a) is a step function and need not be monotone. The bisection keeps a bracket
+of measured strengths around the target and therefore cannot lose it, but a single step may be larger than the
+tolerance.
 
 Shape legend: N trajectories.
 """
@@ -39,9 +40,12 @@ ScheduleKind = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class HalfBaking:
-    """A model of a chosen strength: `scale` is its a, `strength` what was measured on the given trajectories (with a
-    95 % bootstrap over them in `interval`), `evaluations` every (scale, strength) that was tried, in that order.
-    `reached` says whether the strength is within the tolerance, `reason` why not, else it is empty."""
+    """A model of a requested strength.
+
+    `scale` is its a; `strength` was measured on the given trajectories, and `interval` adds a 95 % CI by bootstrap over
+    them. `evaluations` lists every (scale, strength) tried, in order. `reached` says whether the strength is within the
+    tolerance; if not, `reason` says why (it is empty otherwise).
+    """
 
     model: Cognate
     scale: float
@@ -62,16 +66,16 @@ def half_bake(
     tolerance: float = 0.02,
     max_evaluations: int = 12,
 ) -> HalfBaking:
-    """The model between `before` and `after`, a full baking of it, whose strength is `target` +- `tolerance`.
+    """Return the model between `before` and its full bake `after` whose strength is `target` +- `tolerance`.
 
-    Strength counts from `before`, on `trajectories` that the prompted `teacher` wrote, best others than those from
-    which `after` learned. All three may have latent
-    ternary weights; the result has when `before` has. A full baking weaker than the target is returned as it is, with
-    `reached` False; so is the nearest model where `max_evaluations` did not suffice.
+    Strength is relative to `before` and measured on `trajectories` of the prompted `teacher`, which should differ from
+    those that `after` was trained on. All three models may have latent ternary weights; the result has them if `before`
+    has. If the full bake is weaker than the target, it is returned unchanged with `reached` False; if `max_evaluations`
+    do not suffice, so is the model with the nearest strength.
 
     Raises:
-        ValueError: for a target or a tolerance outside (0, 1), fewer than one evaluation, models of unlike shapes, as
-            `check_trajectories`, and when `before` does already what the prompted teacher does.
+        ValueError: for a target or a tolerance outside (0, 1), fewer than one evaluation, models of different shapes,
+            as `check_trajectories`, and when `before` already behaves like the prompted teacher.
     """
     if not (0 < target <= 1 and 0 < tolerance < 1 and max_evaluations >= 1):
         raise ValueError(
@@ -102,7 +106,7 @@ def half_bake(
 
 
 class _Search:
-    """What has been tried between two models."""
+    """The strengths measured so far at scales between two models."""
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class _Search:
 
 
 def between(before: Cognate, after: Cognate, scale: float) -> Cognate:
-    """A new model with the weights (latents) (1 - scale) before + scale after; 0 and 1 give them bit for bit.
+    """Return a new model with weights (latents) (1 - scale) before + scale after; 0 and 1 are exact bit for bit.
 
     Raises:
         ValueError: when the models' weights differ in names or shapes.
@@ -158,13 +162,13 @@ def between(before: Cognate, after: Cognate, scale: float) -> Cognate:
 
 
 def strength_schedule(kind: ScheduleKind, first: float, last: float, iterations: int) -> tuple[float, ...]:
-    """The strength of each of `iterations` half-bakings, from `first` to `last`.
+    """Return the target strength of each of `iterations` half-bakings, from `first` to `last`.
 
     constant: `first` throughout. linear: equal differences. cosine: first + (last - first) (1 - cos(pi t)) / 2 with t
-    from 0 to 1, flat at both ends. One iteration has `first`.
+    from 0 to 1, flat at both ends. A single iteration gets `first`.
 
     Raises:
-        ValueError: for strengths outside (0, 1], no iteration or an unknown kind.
+        ValueError: for strengths outside (0, 1], fewer than one iteration or an unknown kind.
     """
     if not (0 < first <= 1 and 0 < last <= 1 and iterations >= 1):
         raise ValueError(
@@ -183,8 +187,11 @@ def strength_schedule(kind: ScheduleKind, first: float, last: float, iterations:
 
 @dataclass(frozen=True, slots=True)
 class StackRow:
-    """One half-baking of a stack: the cumulative strength that 1 - prod (1 - s_i) expects and the one that was measured
-    on held-out trajectories; why this step alone did not reach its target, empty where it did."""
+    """One half-baking of a stack.
+
+    `expected` is the cumulative strength 1 - prod (1 - s_i), `measured` the one on held-out trajectories. `reason` says
+    why this step missed its own target, and is empty if it did not.
+    """
 
     expected: float
     measured: Estimate
@@ -193,16 +200,16 @@ class StackRow:
 
 @dataclass(frozen=True, slots=True)
 class Stacking:
-    """Half-bakings towards one prompted teacher, one upon the other."""
+    """Successive half-bakings towards the same prompted teacher."""
 
     rows: tuple[StackRow, ...]
 
     def follows(self, tolerance: float) -> bool:
-        """Whether every cumulative strength is within `tolerance` of the expected one."""
+        """Return whether every cumulative strength is within `tolerance` of the expected one."""
         return all(abs(row.measured.value - row.expected) <= tolerance for row in self.rows)
 
     def reason(self, tolerance: float) -> str:
-        """Where and why the strengths leave the law; empty where they follow it."""
+        """Describe the first deviation from 1 - (1 - s)^N and its cause; empty if there is none."""
         for number, row in enumerate(self.rows, 1):
             if abs(row.measured.value - row.expected) > tolerance:
                 why = next((r.reason for r in self.rows[:number] if r.reason), "")
@@ -227,10 +234,12 @@ def measure_stacking(
     halves: Sequence[HalfBaking],
     targets: Sequence[float],
 ) -> Stacking:
-    """Strength after each of `halves`, that began one upon the other with `start` and had `targets`, on `held_out`.
+    """Measure the strength on `held_out` after each of `halves`, a chain of half-bakings that begins with `start`.
+
+    `targets` are their individual target strengths.
 
     Raises:
-        ValueError: as `measure_baking`, and for unlike numbers of halves and targets.
+        ValueError: as `measure_baking`, and for different numbers of halves and targets.
     """
     rows, left = [], 1.0
     before = inference_copy(start)

@@ -1,9 +1,9 @@
-"""What is said of the stored model at the end, all of it on data that no choice was made on.
+"""Final evaluation of the stored model, on data that no choice was based on.
 
-effects     of every prompt that was kept, on fresh trajectories of its prompted teacher
-repairs     share of test micro-repositories resolved: parent, prompted, stored; and by a random patcher
-families    fall of expected accuracy on test questions, by family
-personas    answers of the teacher with the prompt, and of the stored model without it; style; drift over turns
+effects     strength of every kept prompt, on fresh trajectories of its prompted teacher
+repairs     resolve rate on test micro-repositories: parent, prompted, stored, and a random patcher (chance)
+families    drop of expected accuracy on test questions, by family
+personas    answers of the teacher with the prompt and of the stored model without it; style; drift over turns
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from training_core.training.loop import step_generator
 
 SHOWN_ATTEMPTS = 8
 SHOWN_TEXTS = 4
-STACKING_TOLERANCE = 0.05  # distance from 1 - (1 - s)^N within which stacking follows it
+STACKING_TOLERANCE = 0.05  # largest deviation from 1 - (1 - s)^N at which stacking counts as following it
 TURNS_SHOWN = (1, 2, 5, 10, 20, 30)
 
 Measured = dict[str, Any]  # {"metrics": {...}, "shown": ...}
 
 
 def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
-    """Strength of every cycle's last prompt in the stored model, and the weakest; 0 where no prompt was kept."""
+    """Measure the strength of each cycle's last prompt in the stored model, and the weakest (0 if none was kept)."""
     shown: list[Measured] = []
     metrics: dict[str, float] = {}
-    still = inference_copy(model)
+    stored = inference_copy(model)
     strengths = []
     for number, baked in enumerate(last_of_each(kept)):
-        measure = measure_baking(baked.teacher, still, baked.prompt_ids, baked.trajectories.measuring)
+        measure = measure_baking(baked.teacher, stored, baked.prompt_ids, baked.trajectories.measuring)
         strength = measure.strength_estimate()
         strengths.append(strength)
         metrics |= strength.metrics(f"effect_{number}_{baked.cycle}")
@@ -75,7 +75,7 @@ def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
 
 
 def measure_families(material: CycleContext, model: Cognate) -> Measured:
-    """Fall of expected accuracy by family on test questions; and the worst, at its interval's high end."""
+    """Measure the drop of expected accuracy by family on test questions, and the largest upper bound of its CI."""
     questions = material.questions(material.context.report.questions)
     before = measure_likelihoods(material.parent, material.context.tokenizer, questions)
     after = measure_likelihoods(model, material.context.tokenizer, questions)
@@ -88,8 +88,10 @@ def measure_families(material: CycleContext, model: Cognate) -> Measured:
 
 
 def measure_repairs(cycle: ToolCycle, model: Cognate, baked: Baked | None) -> Measured:
-    """Micro-repositories of the test split, resolved by the parent, by the teacher with the tool prompt (the parent
-    where none was kept), and by the stored model."""
+    """Measure the resolve rate on test micro-repositories of the parent, the prompted teacher and the stored model.
+
+    Without a kept tool prompt, the parent takes the place of the teacher.
+    """
     material = cycle.material
     instances = cycle.test
     base = cycle.repair(material.parent, instances)
@@ -127,7 +129,7 @@ def measure_repairs(cycle: ToolCycle, model: Cognate, baked: Baked | None) -> Me
 
 
 def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) -> Measured:
-    """Answers to test questions with the persona's prompt and with it baked in; style; and drift over turns."""
+    """Compare the persona as a prompt with the persona baked in: answers to test questions, style, drift over turns."""
     if baked is None:
         return {"metrics": {}, "style": [], "turns": []}
     material, config = cycle.material, cycle.material.config
@@ -167,7 +169,7 @@ def measure_persona(cycle: PersonaCycle, model: Cognate, baked: Baked | None) ->
 
 
 def stacking_of(kept: Sequence[Baked]) -> Measured:
-    """Half-bakes of one prompt on top of each other, against 1 - (1 - s)^N: the most that were kept of one teacher."""
+    """Compare the longest kept chain of half-bakes towards one teacher with the law 1 - (1 - s)^N."""
     baked = max(kept, key=lambda one: len(_towards(one, kept)), default=None)
     if baked is None:
         return {"metrics": {}, "shown": [], "note": "no prompt was kept, so that no stacking was measured"}
@@ -189,13 +191,13 @@ def stacking_of(kept: Sequence[Baked]) -> Measured:
 
 
 def _towards(baked: Baked, kept: Sequence[Baked]) -> list[Baked]:
-    """Half-bakes towards the same teacher up to this one, in their order."""
-    found = [one for one in kept if one.teacher is baked.teacher]
-    return found[: next(place for place, one in enumerate(found, 1) if one is baked)]
+    """Return the half-bakes towards the same teacher up to and including this one, in order."""
+    chain = [one for one in kept if one.teacher is baked.teacher]
+    return chain[: next(place for place, one in enumerate(chain, 1) if one is baked)]
 
 
 def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked]) -> list[Measured]:
-    """The same beginnings continued by the parent, by the prompted teacher, half-baked and fully baked."""
+    """Return the same beginnings continued by the parent, the prompted teacher, the half-baked and the fully baked."""
     material = persona.material
     shown: list[Measured] = []
     generator = step_generator(material.config.training.seed, -9_500_000)
@@ -229,14 +231,14 @@ def side_by_side(tools: ToolCycle, persona: PersonaCycle, kept: Sequence[Baked])
 
 
 def last_of_each(kept: Sequence[Baked]) -> list[Baked]:
-    """The last kept bake of each cycle, in the order of the cycles' first appearance."""
+    """Return the last kept bake of each cycle, in the order in which the cycles first appear."""
     return list({baked.cycle: baked for baked in kept}.values())
 
 
 def _written(
     material: CycleContext, model: Cognate, given: Sequence[Sequence[int]], prompt_ids: Sequence[int] = ()
 ) -> list[str]:
-    """What a model writes behind each beginning, drawn with the same seed."""
+    """Sample a model's continuation of each beginning; all models use the same seed."""
     generator = step_generator(material.config.training.seed, -9_600_000)
     rows = [(*prompt_ids, *row) for row in given]
     drawn = continue_rows(

@@ -1,23 +1,23 @@
-"""How well a prompt's effect lasts over the turns of a conversation: shown once at the beginning, against baked in.
+"""Persistence of a prompt's effect over the turns of a conversation: given once at the start, compared with baked in.
 
-With the histories h_t (user lines and replies before turn t), x_t the line of turn t, u the prompt and y_t the reply
-that the teacher samples behind END u x_t, the same text is read in four ways:
+Let h_t be the history (user lines and replies before turn t), x_t the user line of turn t, u the prompt, and y_t the
+reply that the teacher samples after END u x_t. The same text is scored in four ways:
 
-    fresh      END  h_t  u  x_t  y_t    teacher, the prompt straight in front of the turn
-    prompted   END  u  h_t  x_t  y_t    teacher, the prompt where a conversation has it
+    fresh      END  h_t  u  x_t  y_t    teacher, with the prompt directly before the turn
+    prompted   END  u  h_t  x_t  y_t    teacher, with the prompt at the start of the conversation
     bare       END     h_t  x_t  y_t    teacher
     baked      END     h_t  x_t  y_t    student
 
     presence(m, t) = 1 - KL(fresh || m) / KL(fresh || bare)    at turn t, over the tokens of y_t
     drift(m)       = presence(m, first turn) - presence(m, last turn)
 
-At turn 1 `prompted` reads what `fresh` reads, and its presence is 1 but for rounding.
+At turn 1 `prompted` and `fresh` have the same input, so the presence of `prompted` is 1 up to rounding.
 
-A model that never changed drifts by nothing, because it has nothing to lose. `advantage`, the presence of the baked
-prompt less that of the shown one at the last turn, is what such a model cannot have.
+An unchanged model trivially has zero drift, so we also report `advantage` = presence(baked) - presence(prompted) at
+the last turn.
 
-**Does not cover**: a conversation that follows from what a drifting model says. User lines are fixed, and every reply
-is one that the prompted model gives to its line alone: only what stands in front of the turn varies.
+**Does not cover**: a conversation that follows from what a drifting model says. User lines are fixed, and each reply is
+one that the prompted model gives to its line alone; only the context before the turn varies.
 
 Shape legend: C conversations, G measured turns, M reply tokens, V vocabulary.
 """
@@ -46,18 +46,18 @@ from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.record import Estimate
 
-REPLIES_PER_LINE = 4  # different replies to the same line; conversations take them in turn
+REPLIES_PER_LINE = 4  # sampled replies per distinct line, which conversations use in rotation
 Conversation = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """Presence at each of `turns`, and how much of it is lost between the first and the last of them.
+    """Presence at each of `turns`, and its loss from the first to the last of them.
 
-    `effect` is KL(fresh || bare) in nats per reply token, what there is to lose. The slopes are those of least squares,
-    in presence per turn. `difference` is drift_prompted - drift_baked: above 0 where the baked prompt loses less.
-    `advantage` is how much more of the baked prompt is present at the last turn than of the shown one. Intervals are
-    95 % bootstraps over conversations, all resampled together.
+    `effect` is KL(fresh || bare) in nats per reply token. The slopes are least-squares fits, in presence per turn.
+    `difference` is drift_prompted - drift_baked: positive if the baked prompt loses less. `advantage` is the presence
+    of the baked prompt minus that of the prompted one at the last turn. CIs are 95 % bootstraps over conversations, in
+    which all quantities are resampled together.
     """
 
     turns: tuple[int, ...]
@@ -72,12 +72,12 @@ class Persistence:
     advantage: Estimate
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics of a bundle."""
-        found = {"drift_turns": float(self.turns[-1])}
+        """Return drift, slopes and presence at the last turn as the flat metrics of a bundle."""
+        metrics = {"drift_turns": float(self.turns[-1])}
         for name in ("drift_prompted", "drift_baked", "slope_prompted", "slope_baked"):
-            found |= getattr(self, name).metrics(name)
-        found |= self.prompted[-1].metrics("presence_prompted") | self.baked[-1].metrics("presence_baked")
-        return found | self.difference.metrics("drift_difference") | self.advantage.metrics("presence_advantage")
+            metrics |= getattr(self, name).metrics(name)
+        metrics |= self.prompted[-1].metrics("presence_prompted") | self.baked[-1].metrics("presence_baked")
+        return metrics | self.difference.metrics("drift_difference") | self.advantage.metrics("presence_advantage")
 
 
 @torch.no_grad()
@@ -90,16 +90,17 @@ def measure_persistence(
     config: SamplingConfig,
     generator: torch.Generator,
 ) -> Persistence:
-    """Measure presence at `turns`, counted from 1, of the prompt in `teacher` and of its baking in `student`.
+    """Measure the presence at `turns` (counted from 1) of the prompt in `teacher` and of its baked form in `student`.
 
-    `conversations[c][t - 1]` holds the token ids of the user line of turn t, with whatever separates it from the reply
-    before and announces the reply behind. Replies are drawn as `config` says, at most `max_tokens` tokens; an
-    END_OF_TEXT that ends one counts in its divergence and is left out of the histories. `generator` must be on the CPU.
+    `conversations[c][t - 1]` holds the token ids of the user line of turn t, including the separator from the previous
+    reply and the cue for the next one. Replies are sampled according to `config`, up to `max_tokens` tokens. An
+    END_OF_TEXT that ends a reply counts in its divergence but is left out of the histories. `generator` must be on the
+    CPU.
 
     Raises:
-        ValueError: for fewer than two turns or turns that do not rise from 1 on; no conversation, one with too few
-            lines or an empty line; ids outside the vocabulary; a conversation that does not fit into max_seq_len;
-            models of unlike vocabularies; a prompt without effect at one of the turns.
+        ValueError: for fewer than two turns, or turns that do not increase from 1 on; for no conversations, or one with
+            too few lines or an empty line; for ids outside the vocabulary; for a conversation that exceeds max_seq_len;
+            for models with different vocabularies; and for a prompt without effect at one of the turns.
     """
     _check(teacher, student, prompt_ids, conversations, turns, config)
     teacher = inference_copy(teacher)
@@ -125,7 +126,7 @@ def measure_persistence(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What a model reads behind END_OF_TEXT, and where it predicts replies: (first position, tokens) of each."""
+    """A model's input after END_OF_TEXT, and the places where it predicts replies: (first position, tokens) of each."""
 
     ids: list[int]
     places: list[tuple[int, int]]
@@ -133,8 +134,11 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Talk:
-    """A conversation's parts in order, line and reply and line and so on, where each begins, and of each measured turn
-    its index among the lines and the number of tokens predicted there."""
+    """A conversation as alternating lines and replies.
+
+    `starts` are the offsets of the `parts`; `measured` holds, for each measured turn, the index of its line and the
+    number of tokens predicted there.
+    """
 
     parts: list[Sequence[int]]
     starts: list[int]
@@ -149,13 +153,16 @@ class _Talk:
         return cls(parts, starts, [(t - 1, len(replies[t - 1])) for t in turns])
 
     def whole(self, prefix: Sequence[int]) -> _Row:
-        """All of it behind `prefix`. The token before a reply, at which its first token is predicted, stands at the
-        reply's start: END_OF_TEXT in front makes up for the one."""
+        """Return the whole conversation after `prefix`.
+
+        A reply's first token is predicted at the token before it. In the model's input that is the reply's own offset,
+        because END_OF_TEXT in front shifts everything by one.
+        """
         places = [(len(prefix) + self.starts[2 * turn + 1], length) for turn, length in self.measured]
         return _Row([*prefix, *(i for part in self.parts for i in part)], places)
 
     def fresh(self, number: int, prompt_ids: Sequence[int]) -> _Row:
-        """Up to and with the reply of a measured turn, the prompt in front of that turn's line."""
+        """Return the conversation up to and including the reply of a measured turn, with the prompt before its line."""
         turn, length = self.measured[number]
         history = [i for part in self.parts[: 2 * turn] for i in part]
         ids = [*history, *prompt_ids, *self.parts[2 * turn], *self.parts[2 * turn + 1]]
@@ -169,7 +176,7 @@ def _replies(
     config: SamplingConfig,
     generator: torch.Generator,
 ) -> list[list[tuple[int, ...]]]:
-    """The prompted teacher's reply to every line, drawn a few times for each different line."""
+    """Return the prompted teacher's reply to every line; each distinct line has a few sampled replies."""
     lines = list(dict.fromkeys(tuple(line) for conversation in conversations for line in conversation))
     asked = [line for line in lines for _ in range(REPLIES_PER_LINE)]
     drawn = sample_continuations(teacher, prompt_ids, asked, config, generator)
@@ -184,19 +191,19 @@ def _replies(
 
 
 def _answers(model: Cognate, rows: Sequence[_Row]) -> list[list[Tensor]]:
-    """Of each row and place the logits (M, V), float64."""
-    device, found = next(model.parameters()).device, []
+    """Return the logits (M, V) in float64 for each row and each place in it."""
+    device, answers = next(model.parameters()).device, []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         tokens_CS = torch.full((len(part), 1 + max(len(row.ids) for row in part)), END_OF_TEXT_ID)
         for index, row in enumerate(part):
             tokens_CS[index, 1 : len(row.ids) + 1] = torch.tensor(row.ids)
         logits_CSV = model(tokens_CS.to(device)).logits.cpu()
-        found += [
+        answers += [
             [logits_CSV[index, first : first + count].double() for first, count in row.places]
             for index, row in enumerate(part)
         ]
-    return found
+    return answers
 
 
 def _summary(nats_GC: dict[str, Tensor], turns: Sequence[int], tokens_G: Tensor) -> Persistence:
@@ -208,7 +215,9 @@ def _summary(nats_GC: dict[str, Tensor], turns: Sequence[int], tokens_G: Tensor)
                 f"{NO_EFFECT_NATS:g}: its presence is undefined; choose a prompt that the teacher reacts to"
             )
     count = nats_GC["bare"].shape[1]
-    weights = torch.cat([torch.ones(1, count, dtype=torch.float64), resample_weights(count)])  # all of them, resamples
+    weights = torch.cat(
+        [torch.ones(1, count, dtype=torch.float64), resample_weights(count)]
+    )  # row 0: the original sample, then resamples
     left = weights @ nats_GC["bare"].T
     presence = {name: 1 - (weights @ nats_GC[name].T) / left for name in ("prompted", "baked")}
     drift = {name: values[:, 0] - values[:, -1] for name, values in presence.items()}
@@ -229,7 +238,7 @@ def _summary(nats_GC: dict[str, Tensor], turns: Sequence[int], tokens_G: Tensor)
 
 
 def _estimate(values: Tensor) -> Estimate:
-    """The first value, with the interval of those behind it."""
+    """Return the first value as the estimate, with a CI from the rest, which are bootstrap values."""
     return percentile_interval(float(values[0]), values[1:])
 
 

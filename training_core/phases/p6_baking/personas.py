@@ -1,12 +1,12 @@
-"""The B-cycle: the model proposes prompts to itself, and the one under which it answers best is baked in by half.
+"""The B-cycle: the model proposes prompts, and the one with which it answers best is baked in to half strength.
 
-    propose    sampled from the model behind nothing but END_OF_TEXT: no template, no list of traits
-    score      mean probability of the right answers' tokens on validation questions, the proposal in front
-    bake       replies of the model prompted with the winner, to lines of text in conversations; questions and repairs
-               have to stay as they are
+    propose    sample prompts from the model after END_OF_TEXT alone: no template, no list of traits
+    score      mean probability of the correct answers' tokens on validation questions, with the proposal in front
+    bake       replies of the model, prompted with the winner, to lines of text in conversations; questions and repairs
+               are rehearsal data
     score      the same mean without any prompt
 
-A persona is nothing but this: what a sentence in front does to accuracy, to style, and for how many turns.
+Here a persona means only this: the effect of a sentence in front on accuracy and style, and how many turns it lasts.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from training_core.training.loop import step_generator
 
 REPLY_CUE = "\nAnswer:"
 HISTORY_TURNS = (0, 2, 4)
-LEAST_WORDS = 2  # of a proposal: less says nothing
-TRIES = 4  # times as many samples as proposals, at most: some say nothing
+LEAST_WORDS = 2  # shorter proposals are discarded
+TRIES = 4  # most rounds of sampling, because some proposals are discarded
 
 
 class PersonaCycle:
-    """Iterations of the B-cycle. `proposals` collects what was proposed, with scores, for the exhibit."""
+    """Iterations of the B-cycle. `proposals` collects the proposed prompts and their scores for the exhibit."""
 
     name: Literal["persona"] = "persona"
 
@@ -64,14 +64,14 @@ class PersonaCycle:
 
     @cached_property
     def test(self) -> list[Question]:
-        """Test questions of the levels in reach."""
+        """The test questions of the levels in reach."""
         return self._asked(self.material.context.report.questions)
 
     def _asked(self, held_out: Sequence[Question]) -> list[Question]:
         return [q for q in self.material.questions(held_out) if q.level in self.material.levels_in_reach]
 
     def _check_length(self, questions: Sequence[Question]) -> None:
-        """Whatever a prompt may stand in front of must fit: refused before anything is trained."""
+        """Check, before anything is trained, that a prompt fits max_seq_len together with all that may follow it."""
         config, material = self.material.config, self.material
         longest, prompt = material.parent.config.max_seq_len, config.persona.proposal_tokens + 1
         examples = [example_of(question, material.context.tokenizer) for question in questions]
@@ -101,11 +101,11 @@ class PersonaCycle:
             )
 
     def score(self, model: Cognate, prompt: str = "") -> Estimate:
-        """Mean probability of a right answer's token on validation questions, `prompt` in front."""
+        """Return the mean probability of the correct answers' tokens on validation questions, after `prompt`."""
         return measure_likelihoods(model, self.material.context.tokenizer, self.validation, prompt).mean_probability()
 
     def iterate(self, number: int, model: Cognate, target: float) -> Baked:
-        """One iteration, from the current model.
+        """Run one iteration, starting from the current model.
 
         Raises:
             NothingToBakeError: when the model proposes nothing, or its best proposal has no effect on it.
@@ -132,11 +132,11 @@ class PersonaCycle:
         return baked
 
     def _propose(self, number: int, teacher: Cognate) -> Mapping[str, Any]:
-        """Sampled prompts and earlier winners, scored with each in front; the best is chosen."""
+        """Score newly sampled prompts and earlier winners, and mark the best as chosen."""
         config, tokenizer = self.material.config, self.material.context.tokenizer
         generator = step_generator(config.training.seed, -7_000_000 - number)
-        found = list(dict.fromkeys(self.winners))
-        wanted = len(found) + config.persona.proposals
+        candidates = list(dict.fromkeys(self.winners))
+        wanted = len(candidates) + config.persona.proposals
         for _ in range(TRIES):
             drawn = continue_rows(
                 teacher,
@@ -149,23 +149,25 @@ class PersonaCycle:
                 text = " ".join(tokenizer.decode([i for i in row.ids if i != END_OF_TEXT_ID]).split())
                 prompt = text + SEPARATOR
                 fits = len(tokenizer.encode(prompt).ids) <= config.persona.proposal_tokens + 1
-                if len(text.split()) >= LEAST_WORDS and fits and prompt not in found:
-                    found.append(prompt)
-            if len(found) >= wanted:
+                if len(text.split()) >= LEAST_WORDS and fits and prompt not in candidates:
+                    candidates.append(prompt)
+            if len(candidates) >= wanted:
                 break
-        found = found[:wanted]
-        scores = [self.score(teacher, prompt) for prompt in found]
-        best = max(range(len(found)), key=lambda i: scores[i].value, default=-1)
+        candidates = candidates[:wanted]
+        scores = [self.score(teacher, prompt) for prompt in candidates]
+        best = max(range(len(candidates)), key=lambda i: scores[i].value, default=-1)
         return {
             "proposals": [
                 {"text": text, "score": score.document(), "chosen": i == best}
-                for i, (text, score) in enumerate(zip(found, scores, strict=True))
+                for i, (text, score) in enumerate(zip(candidates, scores, strict=True))
             ]
         }
 
     def _trajectories(self, number: int, teacher: Cognate, prompt_ids: Sequence[int]) -> Trajectories:
-        """Replies of the prompted model to lines of training text, and of validation text to set and measure the
-        strength by, in conversations."""
+        """Sample the prompted model's replies in conversations.
+
+        Lines come from training text, then from validation text for setting and for measuring the strength.
+        """
         config = self.material.config
         generator = step_generator(config.training.seed, -8_000_000 - number)
         split = ["train"] * config.strength.num_trajectories + ["validation"] * (
@@ -184,8 +186,10 @@ class PersonaCycle:
     def _histories(
         self, split: Sequence[str], teacher: Cognate, prompt_ids: Sequence[int], generator: torch.Generator
     ) -> list[list[int]]:
-        """Earlier turns, in front of the prompt: none, two or four in turn, each a line and the prompted reply to it.
-        Without them the effect would not be learned where a conversation has it, far from its beginning."""
+        """Return the earlier turns before the prompt: alternately none, two or four, each a line and a prompted reply.
+
+        Without them, the effect would not be learned at later turns of a conversation.
+        """
         sampling = self.material.config.baking().model_copy(
             update={"max_tokens": self.material.config.measurement.reply_tokens}
         )
@@ -196,7 +200,7 @@ class PersonaCycle:
         return [[token for _ in range(many) for token in next(said)] for many in turns]
 
     def _lines(self, split: list[str], generator: torch.Generator) -> list[list[int]]:
-        """A user's line for each place: a few tokens of text of that split, and the cue for a reply."""
+        """Return a user line for each entry of `split`: a few tokens of text of that split, and the cue for a reply."""
         before, behind = (self.material.context.tokenizer.encode(text).ids for text in (SEPARATOR, REPLY_CUE))
         of_split = {
             name: iter(self.text(split.count(name), name, self.material.config.measurement.line_tokens, generator))
@@ -205,12 +209,12 @@ class PersonaCycle:
         return [[*before, *next(of_split[name]), *behind] for name in split]
 
     def conversations(self, count: int, turns: int, generator: torch.Generator) -> list[list[list[int]]]:
-        """User's lines of test text for each turn of `count` conversations."""
+        """Return the user lines, from test text, for each turn of `count` conversations."""
         lines = self._lines(["test"] * (count * turns), generator)
         return [lines[place::count] for place in range(count)]
 
     def text(self, count: int, split: str, tokens: int, generator: torch.Generator) -> list[list[int]]:
-        """Pieces of text from anywhere, (count) lists of `tokens` ids; held-out ones are of the evaluation suite."""
+        """Draw `count` random pieces of `tokens` ids from a split; held-out text is that of the evaluation suite."""
         if split == "train":
             return [
                 list(map(int, row)) for row in self.material.context.training.batch(TEXT_ONLY, count, tokens, generator)

@@ -1,8 +1,8 @@
-"""Phase 6, from a curriculum model to what is stored: tools and personas in turn, half at a time, then measure.
+"""Phase 6: half-bake tool prompts and personas into the curriculum model in alternation, and evaluate the result.
 
-Iterations alternate between the A-cycle (`tools`) and the B-cycle (`personas`) as `alternation` decides. One that does
-harm on validation data (bits per byte, or a task family), or after which its own score is worse beyond chance, is
-rolled back. Where none is kept the parent is handed on, and the gate on the prompts' effect says so.
+`alternation` switches between the A-cycle (`tools`) and the B-cycle (`personas`). An iteration is rolled back if it
+does harm on validation data (bits per byte, or accuracy in a task family), or if it makes its own score significantly
+worse. If none is kept, the parent is stored unchanged, and the gate on the effect of prompts fails.
 
 **Does not cover**: a persona in any sense beyond what is measured: accuracy, style statistics, and a distribution that
 stays the same over turns.
@@ -45,13 +45,13 @@ from training_core.training.device import best_device
 
 
 def make_baked(parent: Cognate, settings: TernarySettings, context: QuestionContext, config: CyclesConfig) -> Product:
-    """Bake tools and personas into a straight-through ternary `parent`, and measure what came of it.
+    """Bake tools and personas into `parent`, which has latent ternary weights, and evaluate the result.
 
-    A run that was killed goes on from the checkpoint in the iteration that it had not finished: what was attempted,
-    sampled or judged is read again, and training goes on from its last resume point.
+    An interrupted run resumes in the unfinished iteration: attempts, samples and scores come from the cache, and
+    training continues from its last resume point.
 
     Raises:
-        ValueError: when the tool prompt does not fit the context beside a micro-repository and its repair, or a level
+        ValueError: when the tool prompt, a micro-repository and its repair do not fit max_seq_len together, or a level
             has no held-out questions.
     """
     parent.to(best_device()).eval()
@@ -92,7 +92,7 @@ def make_baked(parent: Cognate, settings: TernarySettings, context: QuestionCont
 
 
 class _Cycles:
-    """The iterations, in the order that the alternation decides."""
+    """The iterations of both cycles, in the order decided by the alternation."""
 
     def __init__(self, shared: CycleContext) -> None:
         self.shared = shared
@@ -101,10 +101,11 @@ class _Cycles:
         self.kept: list[Baked] = []
         self.timeline: list[ShownIteration] = []
         self.baselines: dict[str, Estimate] = {}
-        self._standing: dict[str, Estimate] = {}  # the best score of a turn: many small falls add up against it
+        # The best score of each cycle's turn. Comparing with it makes many small drops add up.
+        self._standing: dict[str, Estimate] = {}
 
     def run(self) -> Cognate:
-        """All iterations; the model after the last one that was kept."""
+        """Run all iterations; return the model after the last one that was kept."""
         config = self.shared.config
         model = self.shared.parent
         alternation = Alternation(config.alternation)
@@ -134,7 +135,7 @@ class _Cycles:
         return model
 
     def metrics(self) -> dict[str, float]:
-        """How many iterations there were and what became of them."""
+        """Return counts of iterations, kept iterations and switches as flat metrics."""
         switches = sum(step.decision == "switch" for step in self.timeline)
         return {
             "iterations": float(len(self.timeline)),
@@ -144,19 +145,19 @@ class _Cycles:
         }
 
     def refusal(self) -> str:
-        """Why no iteration was kept."""
+        """Return the reasons why no iteration was kept, for the report."""
         reasons = "; ".join(f"iteration {step.number + 1}: {step.why}" for step in self.timeline)
         return f"No prompt was kept, and the model is its parent, unchanged. {reasons}"
 
     def _baseline(self, cycle: ToolCycle | PersonaCycle, model: Cognate) -> Estimate:
-        """The score with which a turn of a cycle begins."""
+        """Return the score of the current model at the start of a cycle's turn."""
         name = f"baseline {len(self.timeline)} {cycle.name}"
         score = Estimate(**self.shared.cache.cached(name, lambda: cycle.score(model).document()))
         self.baselines.setdefault(cycle.name, score)
         return score
 
     def _judge(self, cycle: ToolCycle | PersonaCycle, baked: Baked) -> tuple[Estimate, str]:
-        """The score of a half-baked model, and why it is rolled back, empty where it is kept."""
+        """Return the score of a half-baked model, and why it is rolled back (empty if it is kept)."""
         model = baked.half.model
         round_to_half_(model)
 
@@ -196,18 +197,20 @@ def _score(estimate: Estimate) -> Score:
 
 
 def _worse(after: Estimate, before: Estimate) -> str:
-    """Why the score is worse beyond chance, empty where it is not: the intervals do not even touch."""
+    """Return the reason if the score is significantly worse (the CIs do not overlap), else an empty string."""
     if after.high < before.low:
         return f"the score fell from {before.value:.3f} to {after.value:.3f}, beyond their intervals"
     return ""
 
 
 def _over_baked(metrics: Mapping[str, float], kept: Mapping[str, Baked]) -> dict[str, float]:
-    """What the prompted model has over the baked one, in the worse of the cycles that kept a prompt; nothing where none
-    did, as nothing was baked that could be compared."""
+    """Return the accuracy gap, prompted minus baked, of the worse of the cycles that kept a prompt.
+
+    Without any kept prompt there is nothing to compare, and the metric is omitted.
+    """
     of_cycle = {"tools": "repairs_prompted_over_baked_high", "persona": "answers_prompted_over_baked_high"}
-    found = [metrics[of_cycle[name]] for name in kept]
-    return {"prompted_over_baked_high": max(found)} if found else {}
+    gaps = [metrics[of_cycle[name]] for name in kept]
+    return {"prompted_over_baked_high": max(gaps)} if gaps else {}
 
 
 def _columns(kept: list[Baked]) -> ColumnNames:
@@ -224,7 +227,7 @@ PHASES = (
     Phase(
         "baked_model",
         6,
-        "The curriculum model with a tool prompt and prompts of its own baked in, in A/B cycles.",
+        "The curriculum model with a tool prompt and self-proposed persona prompts baked in, in A/B cycles.",
         CyclesConfig,
         _baked,
         ("curriculum_model",),

@@ -1,32 +1,32 @@
-"""When has a series of measured scores stopped rising? A regression of the last scores that knows their errors.
+"""Plateau detection in a series of measured scores, by a regression of the last scores that accounts for their errors.
 
-A plateau is called when two things hold at once:
+A plateau is declared when two conditions hold at once:
 
-1. The slope over the last `window` scores is below what still counts. With weights w_i = 1 / se_i^2, iterations x_i
-   and weighted means x, y (weighted least squares):
+1. The slope over the last `window` scores is below `threshold`. With weights w_i = 1 / se_i^2, iterations x_i and
+   weighted means x, y (weighted least squares):
 
        slope   = sum w_i (x_i - x)(y_i - y) / sum w_i (x_i - x)^2                                 (1)
        s_known = (sum w_i (x_i - x)^2)^(-1/2)                                                     (2)
        chi2    = sum w_i (y_i - y - slope (x_i - x))^2 / (n - 2)                                  (3)
        half    = s_known max(z, t_(n-2) chi2^(1/2))                                               (4)
 
-   and slope + half < threshold. The two terms of (4) are the interval when the scores' own errors are all the noise
-   there is, and the interval that trusts only the scatter about the line; the wider of the two covers the slope in
-   both cases, also where training itself scatters more than the measurement.
-2. `patience` iterations have passed since the last significant new best: a score that is above the last such best by
-   more than z standard errors of their difference.
+   and slope + half < threshold. The first term of (4) is the CI if the scores' own errors are the only noise; the
+   second relies on the scatter about the line alone. The wider of the two covers the slope in both cases, also where
+   training is noisier than the measurement.
+2. `patience` iterations have passed since the last significant new best: a score that is above the previous such best
+   by more than z standard errors of their difference.
 
-A rise that is too slow for single steps to show keeps (1) up; a step after a flat part resets (2).
+Condition 1 detects a rise that is too slow to show in single steps; condition 2 detects a jump after a flat stretch.
 
-**Operating range.** The slope over n scores of standard error se, one an iteration, is known to
-half = z se (12 / (n (n^2 - 1)))^(1/2), and a flat part is told from `threshold` when 2 half <= threshold: from 5 scores
-on at threshold = 2 se, 7 at se, 11 at se / 2, 18 at se / 4 (`scores_needed`). With `adaptive`, the window grows from
-`window` up to `max_window` until that holds. There, a series that rises by `threshold` or more is called a plateau at
-none of 24 iterations in 95 % of cases, and a flat one always, within a window and a half. A series is looked at after
-every iteration, so that a single look must be surer than 95 %: hence the default of `confidence`. Where threshold is
-less than max_window can resolve, a plateau is called rarely or never, and `why` says so: the caller needs a largest
-number of iterations of its own. Scores without errors (`standard_error` 0) are judged by their scatter alone: then a
-rise must be 1.5 times the threshold to be safe.
+**Operating range.** The slope over n scores of standard error se, one per iteration, is known to
+half = z se (12 / (n (n^2 - 1)))^(1/2). A flat series can be distinguished from a rise of `threshold` when
+2 half <= threshold: with at least 5 scores at threshold = 2 se, 7 at se, 11 at se / 2, 18 at se / 4 (`scores_needed`).
+With `adaptive`, the window grows from `window` up to `max_window` until this holds. In this range, a series that rises
+by `threshold` or more is called a plateau at none of 24 iterations in 95 % of cases, and a flat one always, within 1.5
+windows. The series is tested after every iteration, so a single test needs a confidence above 95 %; hence the default
+of `confidence`. If max_window cannot resolve the threshold, a plateau is called rarely or never, and `why` says so: the
+caller needs its own limit on iterations. Scores without errors (`standard_error` 0) are judged by their scatter alone;
+then only a rise of 1.5 times the threshold is safe from being called a plateau.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LEAST_WEIGHED = 0.1  # of the mean squared error: no score counts as if it were measured better than that
+LEAST_WEIGHED = 0.1  # floor on squared errors, as a share of their mean: bounds the weight of a single score
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """A measured score, higher is better, and its standard error.
 
-    The error is that of what differs between scores. Scores of the same questions share the luck of their draw:
-    give the standard error of the paired difference over the square root of 2, or the plain one to be cautious.
+    The error should only include what varies between scores. Scores on the same questions share the sampling error of
+    the questions: pass the standard error of the paired difference divided by sqrt(2), or the plain one, which is
+    conservative.
 
     Raises:
         ValueError: when the value is not finite, or the error not finite and at least 0.
@@ -59,7 +60,7 @@ class Score:
     standard_error: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no measurement."""
+        """Check that value and error are finite and the error is not negative."""
         if not math.isfinite(self.value):
             raise ValueError(f"a score must be finite, got {self.value}: an iteration without a score has failed")
         if not (math.isfinite(self.standard_error) and self.standard_error >= 0):
@@ -67,16 +68,16 @@ class Score:
 
 
 class PlateauConfig(BaseModel):
-    """When a series counts as a plateau."""
+    """The rule by which a series counts as a plateau."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    window: int = Field(5, ge=3, description="Scores in the regression; fewer are no plateau")
-    threshold: float = Field(0.01, gt=0, description="Least rise of the score per iteration that still counts")
+    window: int = Field(5, ge=3, description="Scores in the regression; fewer are never a plateau")
+    threshold: float = Field(0.01, gt=0, description="Rise of the score per iteration below which it is flat")
     patience: int = Field(3, ge=1, description="Iterations without a significant new best before a plateau")
-    adaptive: bool = Field(True, description="The window grows until the slope's interval resolves the threshold")
-    max_window: int = Field(16, ge=3, description="Most scores in the regression")
-    confidence: float = Field(0.99, gt=0.5, lt=1, description="Of the slope's interval and of a new best, at one look")
+    adaptive: bool = Field(True, description="Grow the window until the slope's CI can resolve the threshold")
+    max_window: int = Field(16, ge=3, description="Maximum number of scores in the regression")
+    confidence: float = Field(0.99, gt=0.5, lt=1, description="Confidence level of each test (slope, new best)")
 
     @model_validator(mode="after")
     def _window_can_grow(self) -> Self:
@@ -86,11 +87,11 @@ class PlateauConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a series has stopped rising, and on what that rests.
+class PlateauVerdict:
+    """Whether a series has reached a plateau, and the evidence.
 
-    `slope`, per iteration, and the ends of its interval are None below `window` scores. `used` is the number of
-    scores in the regression, `since_best` the iterations since the last significant new best.
+    `slope`, per iteration, and the bounds of its CI are None with fewer than `window` scores. `used` is the number of
+    scores in the regression, `since_best` the number of iterations since the last significant new best.
     """
 
     plateau: bool
@@ -104,17 +105,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A fitted slope, and the half width of its interval."""
+    """A fitted slope, and the half width of its CI."""
 
     slope: float
     half: float
 
 
-def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | None = None) -> Verdict:
-    """The verdict on `scores`, oldest first.
+def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | None = None) -> PlateauVerdict:
+    """Return the verdict on `scores`, oldest first.
 
-    at: the iteration of each score, rising; one after the other where it is not given. Iterations that brought no new
-    model have no new score: leave them out, a score given twice would count as two measurements.
+    at: the iteration of each score, increasing; consecutive if not given. Omit iterations that produced no new model,
+    because a repeated score would count as two independent measurements.
 
     Raises:
         ValueError: when there is no score, or `at` does not rise or has another length.
@@ -126,17 +127,19 @@ def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | No
         raise ValueError(f"`at` must rise and name the iteration of each of {len(scores)} scores, got {x}")
     if len(scores) < config.window:
         since = since_new_best(scores, x, config.confidence)
-        return Verdict(False, None, None, None, since, 0, f"{len(scores)} of the {config.window} scores it takes")
+        return PlateauVerdict(
+            False, None, None, None, since, 0, f"{len(scores)} of the {config.window} scores it takes"
+        )
     used = config.window
     line = fit(scores[-used:], x[-used:], config.confidence)
     longest = min(len(scores), config.max_window) if config.adaptive else used
     while used < longest and 2 * line.half > config.threshold:
         used += 1
         line = fit(scores[-used:], x[-used:], config.confidence)
-    told = any(score.standard_error > 0 for score in scores)
-    since = since_new_best(scores, x, config.confidence, 0.0 if told else scatter(scores[-used:]))
+    has_errors = any(score.standard_error > 0 for score in scores)
+    since = since_new_best(scores, x, config.confidence, 0.0 if has_errors else scatter(scores[-used:]))
     flat, waited = line.slope + line.half < config.threshold, since >= config.patience
-    return Verdict(
+    return PlateauVerdict(
         flat and waited,
         line.slope,
         line.slope - line.half,
@@ -148,10 +151,10 @@ def judge(scores: Sequence[Score], config: PlateauConfig, at: Sequence[int] | No
 
 
 def fit(scores: Sequence[Score], x: Sequence[int], confidence: float) -> Line:
-    """Eqs. (1) to (4). Scores without any error have equal weights, and only their scatter counts.
+    """Fit the slope by eqs. (1) to (4). If no score has an error, weights are equal and only the scatter counts.
 
-    Where some errors are 0 (a share of 0 of 64 has an estimated error of 0), they are raised to `LEAST_WEIGHED` of the
-    mean squared error.
+    If only some errors are 0 (as for a proportion of 0 of 64), they are raised to `LEAST_WEIGHED` of the mean squared
+    error.
     """
     n = len(scores)
     squared = [score.standard_error**2 for score in scores]
@@ -170,9 +173,9 @@ def fit(scores: Sequence[Score], x: Sequence[int], confidence: float) -> Line:
 
 
 def scatter(scores: Sequence[Score]) -> float:
-    """The standard deviation of single scores, from the median absolute deviation of successive differences.
+    """Return the standard deviation of single scores, from the median absolute deviation of successive differences.
 
-    Neither a steady rise nor a single step counts as scatter. Two scores have none.
+    It is robust to a steady rise and to a single step. It is 0 for two scores.
     """
     steps = [b.value - a.value for a, b in itertools.pairwise(scores)]
     middle = median(steps)
@@ -180,9 +183,9 @@ def scatter(scores: Sequence[Score]) -> float:
 
 
 def since_new_best(scores: Sequence[Score], x: Sequence[int], confidence: float, least: float = 0.0) -> int:
-    """Iterations from the last significant new best to the last score.
+    """Return the number of iterations from the last significant new best to the last score.
 
-    `least` is the least standard error that a score is given.
+    `least` is a lower bound on the standard error of each score.
     """
     best = 0
     for i in range(1, len(scores)):
@@ -192,13 +195,13 @@ def since_new_best(scores: Sequence[Score], x: Sequence[int], confidence: float,
 
 
 def above(score: Score, other: Score, confidence: float, least: float = 0.0) -> bool:
-    """Whether `score` is higher by more than z standard errors of the difference, each error at least `least`."""
+    """Return whether `score` exceeds `other` by over z standard errors of the difference, each error >= `least`."""
     errors = (max(score.standard_error, least), max(other.standard_error, least))
     return score.value - other.value > _z(confidence) * math.hypot(*errors)
 
 
 def scores_needed(standard_error: float, config: PlateauConfig) -> int:
-    """How many scores of `standard_error` tell a flat part from `threshold`: twice the half width is within it."""
+    """Return how many scores of this error distinguish a flat series from `threshold` (2 half <= threshold)."""
     n = 3
     while 2 * _z(config.confidence) * standard_error * math.sqrt(12 / (n * (n**2 - 1))) > config.threshold:
         n += 1
@@ -207,14 +210,14 @@ def scores_needed(standard_error: float, config: PlateauConfig) -> int:
 
 @functools.cache
 def student_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t above its median.
+    """Return a quantile of Student's t at or above its median.
 
     Raises:
-        ValueError: when the probability is not in [.5, 1) or there is no degree of freedom.
+        ValueError: when the probability is not in [.5, 1) or there are no degrees of freedom.
     """
     if not 0.5 <= probability < 1 or degrees < 1:
         raise ValueError(f"need .5 <= probability < 1 and a degree of freedom, got {probability} and {degrees}")
-    from scipy.special import stdtrit  # what scipy.stats.t.ppf calls, without the second that scipy.stats takes to load
+    from scipy.special import stdtrit  # as scipy.stats.t.ppf does, without the second to import scipy.stats
 
     return float(stdtrit(degrees, probability))
 

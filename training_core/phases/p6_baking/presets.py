@@ -1,4 +1,4 @@
-"""Presets of phase 6: what the profiles set."""
+"""Presets of phase 6: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training_core.training.loop import TrainingConfig
 
 
 def nano() -> CyclesConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return CyclesConfig(
         lessons=LessonConfig(
             tool_prompt="Use <fix>.",
@@ -53,7 +53,10 @@ def nano() -> CyclesConfig:
 
 
 def mini() -> CyclesConfig:
-    """About 5 M parameters: hours on 2 CPU cores. Scaled from `nano` by width and context; not yet run end to end."""
+    """Return the configuration for about 5 M parameters, which runs in hours on 2 CPU cores.
+
+    It is scaled from `nano` by width and context, and has not been run end to end yet.
+    """
     return CyclesConfig(
         lessons=LessonConfig(steps=80, batch_size=16, text_tokens=256, shown_repairs=1500),
         strength=StrengthConfig(num_trajectories=96, held_out_trajectories=64, text_weight=8.0, staying_rows=24),
@@ -72,7 +75,10 @@ def mini() -> CyclesConfig:
 
 
 def forge_25m() -> CyclesConfig:
-    """25.0 M parameters: one GPU. Scaled from `mini` by width and context; not yet run."""
+    """Return the configuration for 25.0 M parameters, which runs on one GPU.
+
+    It is scaled from `mini` by width and context, and has not been run yet.
+    """
     return CyclesConfig(
         lessons=LessonConfig(steps=300, batch_size=32, text_tokens=512, shown_repairs=6000, repairs=256),
         persona=PersonaConfig(proposals=24, scored_questions=256, given_tokens=24, persona_tokens=32),

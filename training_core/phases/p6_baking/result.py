@@ -1,4 +1,4 @@
-"""What phase 6 measures beside the evaluation suite."""
+"""The metrics that phase 6 reports besides those of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training_core.record import Estimate, Record, keyed, maybe
 
 @dataclass(frozen=True, slots=True)
 class RepairsResult(Record):
-    """Resolve rate on test micro-repositories."""
+    """Resolve rates on test micro-repositories."""
 
     repairs_chance: float
     repairs_base: Estimate
@@ -23,7 +23,7 @@ class RepairsResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class DriftResult(Record):
-    """How long a persona lasts over the turns of a conversation, prompted and baked."""
+    """Persistence of a persona over the turns of a conversation, prompted and baked."""
 
     drift_turns: float
     drift_prompted: Estimate
@@ -51,7 +51,7 @@ class PersonaResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class BakedResult(Record):
-    """The cycles, the strength of each retained prompt, repairs, persona and task families."""
+    """Results of the cycles: the strength of each kept prompt, repairs, persona and task families."""
 
     iterations: float
     iterations_kept: float

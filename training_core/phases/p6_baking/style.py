@@ -1,30 +1,30 @@
-"""How a set of texts is written, as numbers: a persona is a measured behaviour.
+"""Style statistics of texts, by which the effect of a persona is measured.
 
-Eight statistics are counted in each text, and a set of texts has the mean of each over its texts. Sets a and b are
-compared in units of the spread s_k of statistic k over all texts of both:
+Eight statistics are computed for each text, and averaged over the texts of a set. Sets a and b are compared in units of
+the standard deviation s_k of statistic k over all texts of both:
 
     d_k = (mean_bk - mean_ak) / s_k                    standardised mean difference, at most 2 for sets of equal size
     distance^2 = mean over k of d_k^2
 
-Two samples of one style are never at distance 0: `chance` says what is exceeded once in 20 times when the texts of both
-sets are shuffled. How far baking went along the way of its prompt is the projection
+Two samples of one style never have distance 0, so `chance` is the 95th percentile of the distance under permutation of
+the texts of both sets. How far baking moved in the direction of its prompt is the projection
 
     direction = sum_k (baked_k - base_k)(prompted_k - base_k) / s_k^2  /  sum_k (prompted_k - base_k)^2 / s_k^2
 
-with the s_k of base and prompted: 0 is the base, 1 all the way. As they stand, both sums count the error of a mean as a
-move where it is squared: they are freed of it by subtracting the estimated variances, that of the base's means above,
-of the base's and the prompted below.
+with the s_k of base and prompted: 0 is the base, 1 the prompted style. The sampling error of a mean biases both sums
+upwards where it enters squared. This is corrected by subtracting the estimated variances: that of the base's means from
+the numerator, those of the base's and the prompted means from the denominator.
 
 A word is a run of letters or digits, with apostrophes or hyphens inside; a sentence ends at ". ! ?" before a space, at
-a line's end, or at the text's. Shares of punctuation and digits are of the characters that are no space, that of
-upper case of the letters. The type-token ratio is its mean over all windows of `WINDOW` words (Covington and McFall,
-2010), which the length of a text does not move. What a text has none of (words per sentence in a text without words,
-the ratio in one that is shorter than the window) leaves it out of that mean; a set in which no text has it is at 0
-there and is not compared.
+the end of a line, or at the end of the text. Punctuation and digits are shares of the non-space characters, upper case
+of the letters. The type-token ratio is a mean over all windows of `WINDOW` words (Covington and McFall, 2010), which
+makes it independent of the length of the text. A text for which a statistic is undefined (words per sentence without
+words, the ratio of a text shorter than the window) is left out of the mean; if it is undefined for all texts of a set,
+the mean is 0 and the statistic is not compared.
 
 **Does not cover** what a text says, and languages without spaces.
 
-Shapes: T texts, K statistics, R resamples; a text has NaN for what it does not have.
+Shapes: T texts, K statistics, R resamples; undefined statistics of a text are NaN.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n+")
 
 @dataclass(frozen=True, slots=True)
 class StyleDifference:
-    """How two sets of texts differ.
+    """The difference in style between two sets of texts.
 
-    `statistics` are the d_k, `distance` their root mean square, each with the 95 % interval of a bootstrap over texts;
-    `chance` is the distance that shuffled texts exceed once in 20 times.
+    `statistics` are the d_k, `distance` their root mean square, each with a 95 % CI by bootstrap over texts; `chance`
+    is the distance that permuted texts exceed with a probability of 5 %.
     """
 
     statistics: dict[str, Estimate]
@@ -70,48 +70,48 @@ class StyleDifference:
 
     @property
     def differs(self) -> bool:
-        """Whether the sets are further apart than chance."""
+        """Whether the sets differ significantly (permutation test at the 5 % level)."""
         return self.distance.value > self.chance
 
 
 def style(texts: Sequence[str]) -> dict[str, float]:
-    """The mean of each of `STATISTICS` over the texts that have it; 0 where none has."""
+    """Return the mean of each of `STATISTICS` over the texts for which it is defined, or 0 if there are none."""
     values_TK = _table(texts)
     means_K = _means(torch.ones(1, len(texts), dtype=torch.float64), values_TK)[0]
     return {name: float(mean) for name, mean in zip(STATISTICS, means_K.nan_to_num(0.0), strict=True)}
 
 
 def style_of_text(text: str) -> dict[str, float]:
-    """The statistics that `text` has."""
+    """Return the statistics that are defined for `text`."""
     words = [word.lower() for word in _WORD.findall(text)]
     inked = [c for c in text if not c.isspace()]
     letters = [c for c in inked if c.isalpha()]
-    found = {"words_per_text": float(len(words))}
+    statistics = {"words_per_text": float(len(words))}
     if words:
         sentences = sum(bool(_WORD.search(part)) for part in _SENTENCE_END.split(text))
-        found["characters_per_word"] = sum(map(len, words)) / len(words)
-        found["words_per_sentence"] = len(words) / sentences
+        statistics["characters_per_word"] = sum(map(len, words)) / len(words)
+        statistics["words_per_sentence"] = len(words) / sentences
     if inked:
-        found["punctuation_share"] = sum(unicodedata.category(c)[0] in "PS" for c in inked) / len(inked)
-        found["digit_share"] = sum(c.isdigit() for c in inked) / len(inked)
+        statistics["punctuation_share"] = sum(unicodedata.category(c)[0] in "PS" for c in inked) / len(inked)
+        statistics["digit_share"] = sum(c.isdigit() for c in inked) / len(inked)
     if letters:
-        found["upper_case_share"] = sum(c.isupper() for c in letters) / len(letters)
+        statistics["upper_case_share"] = sum(c.isupper() for c in letters) / len(letters)
     if len(words) >= 2:
         bigrams = list(itertools.pairwise(words))
-        found["repeated_bigram_share"] = 1 - len(set(bigrams)) / len(bigrams)
+        statistics["repeated_bigram_share"] = 1 - len(set(bigrams)) / len(bigrams)
     if len(words) >= WINDOW:
         types = [len(set(words[i : i + WINDOW])) for i in range(len(words) - WINDOW + 1)]
-        found["type_token_ratio"] = sum(types) / len(types) / WINDOW
-    return found
+        statistics["type_token_ratio"] = sum(types) / len(types) / WINDOW
+    return statistics
 
 
 def style_difference(texts: Sequence[str], others: Sequence[str], seed: int = 0) -> StyleDifference:
-    """How far the style of `others` is from that of `texts`: a bootstrap over texts, and a permutation of them.
+    """Return how far the style of `others` is from that of `texts`, with bootstrap CIs and a permutation test.
 
-    Statistics that do not vary over all these texts, or that fewer than two texts on a side have, are not compared.
+    Statistics that are constant over all texts, or defined for fewer than two texts of a set, are not compared.
 
     Raises:
-        ValueError: with fewer than two texts on a side.
+        ValueError: with fewer than two texts in a set.
     """
     (a_TK, b_TK), spread_K, names = _comparable([texts, others])
     if not names:
@@ -136,10 +136,10 @@ def style_difference(texts: Sequence[str], others: Sequence[str], seed: int = 0)
 def style_direction(
     base: Sequence[str], prompted: Sequence[str], baked: Sequence[str], seed: int = 0
 ) -> Estimate | None:
-    """How far `baked` went from `base` towards `prompted`: 0 not at all, 1 all the way; 95 % bootstrap over texts.
+    """Return how far `baked` moved from `base` (0) towards `prompted` (1), with a 95 % CI by bootstrap over texts.
 
-    None where the prompted texts are no further from the base's than chance, or only in what baked texts do not have:
-    then there is no way to go.
+    The result is None if the prompted style does not differ significantly from the base, or differs only in statistics
+    that are undefined for the baked texts: then there is no direction to measure.
 
     Raises:
         ValueError: with fewer than two texts in a set.
@@ -160,19 +160,21 @@ def style_direction(
     if below <= 0:
         return None
     means = [_resampled_means(x_TK, 3 * seed + i) for i, x_TK in enumerate((base_TK, prompted_TK, baked_TK))]
-    samples_R2 = sums(means[0], means[1], means[2]) - 2 * too_much  # a resample adds the errors a second time
+    samples_R2 = sums(means[0], means[1], means[2]) - 2 * too_much  # resampling adds the same variances once more
     return percentile_interval(above / below, samples_R2[:, 0] / samples_R2[:, 1])
 
 
 def _table(texts: Sequence[str]) -> Tensor:
-    """(T, K): the statistics of each text."""
-    found = [style_of_text(text) for text in texts]
-    rows = [[of_text.get(name, float("nan")) for name in STATISTICS] for of_text in found]
+    """Return the statistics of each text, (T, K)."""
+    rows = [[values.get(name, float("nan")) for name in STATISTICS] for values in map(style_of_text, texts)]
     return torch.tensor(rows, dtype=torch.float64).reshape(len(texts), len(STATISTICS))
 
 
 def _comparable(sets: Sequence[Sequence[str]], spread_of: int | None = None) -> tuple[list[Tensor], Tensor, list[str]]:
-    """The tables of `sets`, the spread over the first `spread_of` of them, and names: of what can be compared."""
+    """Return the tables of `sets`, the spread over the first `spread_of` of them, and the names of the statistics.
+
+    All are restricted to the statistics that can be compared.
+    """
     if any(len(texts) < 2 for texts in sets):
         raise ValueError(
             f"styles are compared over at least two texts a set, got {[len(texts) for texts in sets]}: sample more"
@@ -188,24 +190,24 @@ def _comparable(sets: Sequence[Sequence[str]], spread_of: int | None = None) -> 
 
 
 def _means(weights_RT: Tensor, values_TK: Tensor) -> Tensor:
-    """(R, K): weighted means over the texts that have a statistic; NaN where none has."""
+    """Return weighted means over the texts for which a statistic is defined, (R, K); NaN if there are none."""
     had_TK = (~values_TK.isnan()).double()
     return (weights_RT @ values_TK.nan_to_num(0.0)) / (weights_RT @ had_TK)
 
 
 def _mean(values_TK: Tensor) -> Tensor:
-    """(K,): plain means."""
+    """Return unweighted means over the texts for which a statistic is defined, (K,)."""
     return _means(torch.ones(1, len(values_TK), dtype=torch.float64), values_TK)[0]
 
 
 def _resampled_means(values_TK: Tensor, seed: int) -> Tensor:
-    """(R, K): means of bootstrap samples; where no text drawn has a statistic, its plain mean."""
+    """Return means of bootstrap samples, (R, K); the plain mean replaces one that is undefined in a sample."""
     means_RK = _means(resample_weights(len(values_TK), seed), values_TK)
     return torch.where(means_RK.isnan(), _mean(values_TK), means_RK)
 
 
 def _variance_of_mean(values_TK: Tensor) -> Tensor:
-    """(K,): s^2 / n over the texts that have a statistic."""
+    """Return s^2 / n over the texts for which a statistic is defined, (K,)."""
     had_K = (~values_TK.isnan()).sum(0)
     centred_TK = (values_TK - _mean(values_TK)).nan_to_num(0.0)
     return centred_TK.square().sum(0) / (had_K - 1) / had_K

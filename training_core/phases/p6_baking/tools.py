@@ -1,12 +1,12 @@
-"""The A-cycle: repair broken code with a tool, and do it without being told how.
+"""The A-cycle: the model learns to repair code with a tool when prompted, then the prompt is baked in.
 
-    attempt    fresh micro-repositories, the tool prompt in front; edits are applied and tested in the sandbox
-    learn      what resolved its issue, and the gold fix where the attempt did not, the prompt still in front; without
-               the prompt the model stays as it was
-    bake       the prompted model's own trajectories, by half, into the weights
-    score      share of validation micro-repositories resolved without the prompt
+    attempt    fresh micro-repositories, with the tool prompt; edits are applied and tested in the sandbox
+    learn      successful attempts, and the gold fix of failed ones, still with the prompt; rehearsal without the prompt
+               keeps the unprompted model unchanged
+    bake       the prompted model's own trajectories, to half strength, into the weights
+    score      resolve rate on validation micro-repositories without the prompt
 
-Replies of the tool are the sandbox's, in lessons and in trajectories, and are never learned.
+Tool replies come from the sandbox, in lessons and in trajectories, and are masked out of the loss.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REHEARSED_QUESTIONS = 512
 
 
 class ToolCycle:
-    """Iterations of the A-cycle. `prompt` is the tool prompt with its line break, `prompt_ids` its tokens."""
+    """Iterations of the A-cycle. `prompt` is the tool prompt with a line break, `prompt_ids` its tokens."""
 
     name: Literal["tools"] = "tools"
 
@@ -56,7 +56,7 @@ class ToolCycle:
         self.prompt_ids = tuple(material.context.tokenizer.encode(self.prompt).ids)
         self.examples: list[Example] = []
         self._last: Baked | None = None
-        self._untaught = material.parent  # what stood before the last lesson
+        self._untaught = material.parent  # the model before the last lesson
         if not material.config.lessons.tool_prompt.strip():
             raise ValueError("tool_prompt is empty, so that there is nothing to bake: say how the tool is called")
         self.validation = self.instances(
@@ -66,7 +66,7 @@ class ToolCycle:
 
     @cached_property
     def test(self) -> list[Instance]:
-        """Test micro-repositories.
+        """The test micro-repositories.
 
         Raises:
             SealedDataError: before the product is fixed.
@@ -76,8 +76,7 @@ class ToolCycle:
         return self.instances("test", config.measurement.measured_repairs, config.training.seed)
 
     def _check_length(self) -> None:
-        """There must be as many programs as are asked for, and the tool prompt must leave room for a repair: refused
-        before anything is trained."""
+        """Check, before any training, that there are enough programs and that prompt and repair fit max_seq_len."""
         config, longest = self.material.config, self.material.parent.config.max_seq_len
         drawn = [
             *self.instances(
@@ -101,21 +100,21 @@ class ToolCycle:
             )
 
     def instances(self, split: str, number: int, seed: int) -> list[Instance]:
-        """Micro-repositories of a split, as hard as is configured."""
+        """Return `number` micro-repositories of a split, of the configured difficulty."""
         config = self.material.config
         return make_instances(
             split, number, seed, most_lines=config.lessons.repair_lines, num_names=config.lessons.repair_names
         )
 
     def score(self, model: Cognate) -> Estimate:
-        """Share of validation micro-repositories that `model` resolves without the prompt, greedily."""
+        """Return the resolve rate of `model` on validation micro-repositories, decoding greedily without the prompt."""
         resolved = [attempt.resolved for attempt in self.repair(model, self.validation)]
         return wilson(sum(resolved), len(resolved))
 
     def repair(
         self, model: Cognate, instances: Sequence[Instance], *, prompted: bool = False, temperature: float = 0.0
     ) -> list[RepairAttempt]:
-        """One attempt at each instance; greedy ones do not depend on the seed."""
+        """Make one attempt at each instance; greedy attempts do not depend on the seed."""
         material = self.material
         return attempt_repairs(
             inference_copy(model),
@@ -129,8 +128,10 @@ class ToolCycle:
         )
 
     def iterate(self, number: int, model: Cognate, target: float) -> Baked:
-        """One iteration, from the current model: where that is the last iteration's, baking goes on towards the same
-        teacher, else it begins with a lesson.
+        """Run one iteration, starting from the current model.
+
+        If that is the model of this cycle's last iteration, baking continues towards the same teacher. Otherwise the
+        iteration begins with a lesson.
 
         Raises:
             NothingToBakeError: when the prompt has no effect on the model.
@@ -158,12 +159,12 @@ class ToolCycle:
         return self._last
 
     def taught(self) -> list[str]:
-        """Repairs as text, without the prompt: what other bakes must leave as it is."""
+        """Return repairs as text without the prompt, as rehearsal data for other bakes."""
         instances = self.instances("train", STAYING_REPAIRS, self.material.config.training.seed + 1)
         return [instance_text(instance) + gold_text(instance) for instance in instances]
 
     def _begin(self, number: int, model: Cognate) -> tuple[Cognate, Cognate, Trajectories]:
-        """A lesson: who answers with the prompt, with what baking it in begins, and what that teacher writes."""
+        """Give a lesson; return the prompted teacher, the model to bake into, and the teacher's trajectories."""
         cache = self.material.cache
         lesson = cache.cached(f"lesson {number}", lambda: self._lesson(number, model))
         self.examples += [Example(*(tuple(part) for part in example)) for example in lesson["examples"]]
@@ -173,7 +174,7 @@ class ToolCycle:
         return teacher, taught, from_json(drawn)
 
     def _lesson(self, number: int, model: Cognate) -> Mapping[str, Any]:
-        """Attempts at fresh instances, and true repairs of those that failed and of more, with what the tool says."""
+        """Return the examples of a lesson: successful attempts at fresh instances, and demonstrated gold repairs."""
         config, tokenizer, sandbox = (
             self.material.config,
             self.material.context.tokenizer,
@@ -184,18 +185,21 @@ class ToolCycle:
         )
         attempts = self.repair(model, instances[: config.lessons.repairs], prompted=True)
         shown = [a.instance for a in attempts if not a.resolved] + instances[config.lessons.repairs :]
-        found = [(a.prompt_ids, a.completion_ids, a.own) for a in attempts if a.resolved]
-        found += [demonstration(tokenizer, instance, sandbox, preamble=self.prompt) for instance in shown]
+        examples = [(a.prompt_ids, a.completion_ids, a.own) for a in attempts if a.resolved]
+        examples += [demonstration(tokenizer, instance, sandbox, preamble=self.prompt) for instance in shown]
         asked = [q for q in self.material.context.train_questions if any(put_in for _, put_in in segments(q.solution))]
         start = number * config.lessons.tool_questions
         for question in asked[start : start + config.lessons.tool_questions]:
             example = example_of(question, tokenizer)
-            found.append((example.prompt, example.completion, example.learned))
-        return {"examples": [[list(part) for part in trajectory] for trajectory in found]}
+            examples.append((example.prompt, example.completion, example.learned))
+        return {"examples": [[list(part) for part in trajectory] for trajectory in examples]}
 
     def _learn(self, number: int, model: Cognate) -> Cognate:
-        """A copy of `model` that learned from all lessons so far. Without the prompt it stays as it was at repairs as
-        well, so that the prompt is what makes the difference that is baked in."""
+        """Return a copy of `model` trained on all lessons so far.
+
+        Rehearsal keeps it unchanged at repairs without the prompt, so that the effect of the prompt is what baking
+        transfers.
+        """
         material, config = self.material, self.material.config
         taught = copy.deepcopy(model)
         rehearsed = spread(material.context.train_questions, REHEARSED_QUESTIONS, material.levels_in_reach)
@@ -238,7 +242,7 @@ class ToolCycle:
         return taught
 
     def _trajectories(self, number: int, teacher: Cognate) -> Trajectories:
-        """What the prompted teacher writes, with the sandbox's replies: training instances, then validation ones."""
+        """Sample the prompted teacher on training and then validation instances, with replies from the sandbox."""
         config = self.material.config
         held_out = 2 * config.strength.held_out_trajectories
         instances = [

@@ -1,1 +1,1 @@
-"""Phase 7, Self-guided experts: experts on singular values that the profile asks for, routed, composed by a search."""
+"""Phase 7, Self-guided experts: SVF experts found from the gradient profile, routed, and composed by a search."""

@@ -1,10 +1,10 @@
-"""Experts in a bundle: beside the model's own weights, under `experts.` in its tensors and configuration.
+"""Storage of experts in a bundle, beside the model's own weights, under `experts` in its configuration and tensors.
 
 config     "experts": {"names", "families", "composition", "routed_tokens"}
-tensors    experts.<k>.codes.<matrix>, experts.<k>.spreads.<matrix>     multipliers of singular values (`singular`)
-           experts.head.*                                               the router (`routing.Head`)
-           experts.svd.<matrix>.u, .s, .v                               the decompositions, worked out once
-           experts.probe.tokens, experts.probe.logits                   what each expert answered when it was measured
+tensors    experts.<k>.codes.<matrix>, experts.<k>.spreads.<matrix>     multipliers of singular values (`nn.svf`)
+           experts.head.*                                               the router (`nn.linear_head.Head`)
+           experts.svd.<matrix>.u, .s, .v                               the SVDs, computed once
+           experts.probe.tokens, experts.probe.logits                   each expert's logits at the time of measurement
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PROBED_ROWS, PROBED_TOKENS = 4, 16
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A model with experts, ready to answer: the first pass routes, the second is the composition's."""
+    """A model with its experts, router and composition: the first pass routes, the second answers as composed."""
 
-    scalable: SVFModel
+    svf: SVFModel
     experts: tuple[Expert, ...]
     names: tuple[str, ...]
     head: Head
@@ -42,55 +42,55 @@ class Experts:
     routed_tokens: int
 
     def router(self, tokenizer: Tokenizer) -> ClassifierRouter:
-        """The first pass, by the model as it is."""
-        return ClassifierRouter(self.scalable.model, tokenizer, self.head)
+        """Return the router of the first pass, which reads hidden states of the model without experts."""
+        return ClassifierRouter(self.svf.model, tokenizer, self.head)
 
     @contextmanager
     def answering(self, prompt: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[Cognate, dict[str, float]]]:
-        """The model composed for a prompt (token ids), and the weight of every expert by name; behind it, as it was."""
-        with self.scalable.using(None):
+        """Yield the model composed for a prompt (token ids), and each expert's weight by name; restore it on exit."""
+        with self.svf.using(None):
             probabilities = self.router(tokenizer).of_prompts([prompt])
         weights_K = self.composition.weights(probabilities)[0]
-        with composed(self.scalable, self.experts, self.composition, probabilities) as model:
+        with composed(self.svf, self.experts, self.composition, probabilities) as model:
             yield model, dict(zip(self.names, weights_K.tolist(), strict=True))
 
     @torch.no_grad()
     def probe(self, tokens_BS: Tensor) -> Tensor:
-        """Logits behind the last token of rows, of each expert alone at full weight: (experts, rows, vocab)."""
-        found = []
+        """Return logits at the last token of each row, with each expert alone at full weight, (experts, rows, V)."""
+        logits = []
         for expert in self.experts:
-            with self.scalable.using(expert.multipliers()) as model:
-                found.append(model(tokens_BS).logits[:, -1].float().cpu())
-        return torch.stack(found)
+            with self.svf.using(expert.multipliers()) as model:
+                logits.append(model(tokens_BS).logits[:, -1].float().cpu())
+        return torch.stack(logits)
 
     def tensors(self, probed_BS: Tensor) -> dict[str, Tensor]:
-        """Everything but the composition, as tensors of a bundle."""
+        """Return everything but the composition as the tensors of a bundle."""
         tensors = {f"{EXPERTS}probe.tokens": probed_BS, f"{EXPERTS}probe.logits": self.probe(probed_BS)}
         tensors |= self.head.tensors(f"{EXPERTS}head.")
         for number, expert in enumerate(self.experts):
             tensors |= expert.tensors(f"{EXPERTS}{number}.")
-        for name, its in self.scalable.singular.items():
-            parts = {"u": its.u_OR, "s": its.s_R, "v": its.v_IR}
+        for name, svd in self.svf.singular.items():
+            parts = {"u": svd.u_OR, "s": svd.s_R, "v": svd.v_IR}
             tensors |= {f"{EXPERTS}svd.{name}.{part}": tensor for part, tensor in parts.items()}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     def document(self, families: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """What stands in the bundle's configuration; `families` are those of each expert."""
+        """Return the `experts` entry of the bundle's configuration; `families` are those of each expert."""
         return {
             "names": list(self.names),
-            "families": [list(its) for its in families],
+            "families": [list(own) for own in families],
             "composition": self.composition.document(),
             "routed_tokens": self.routed_tokens,
         }
 
 
 def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
-    """The experts of a bundle, on its model as it decodes from the packed file.
+    """Load the experts of a bundle on its model, as decoded from the packed file.
 
-    `decompose_again` works the decompositions out anew instead of reading them.
+    `decompose_again` recomputes the SVDs instead of reading them.
 
     Raises:
-        BundleError: when there are none, or they are damaged.
+        BundleError: when the bundle has no experts, or they are damaged.
     """
     if "experts" not in bundle.model_config:
         raise BundleError(f"{bundle.folder} has no experts: an expert_model has, forge run makes it")
@@ -99,49 +99,53 @@ def load_experts(bundle: Bundle, *, decompose_again: bool = False) -> Experts:
     try:
         names = tuple(document["names"])
         experts = tuple(Expert.from_tensors(tensors, f"{EXPERTS}{number}.") for number in range(len(names)))
-        scalable = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
-        found = Experts(
-            scalable,
+        svf = SVFModel(load_model(bundle), None if decompose_again else _decompositions(tensors))
+        loaded = Experts(
+            svf,
             experts,
             names,
             Head.from_tensors(tensors, f"{EXPERTS}head."),
             Composition.from_document(document["composition"]),
             int(document["routed_tokens"]),
         )
-        _check(found)
-        return found
+        _check(loaded)
+        return loaded
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"the experts of {bundle.folder} are damaged ({error}): materialize the asset again"
         ) from error
 
 
-def _check(found: Experts) -> None:
-    """Raises ValueError when names, experts, router and composition are not of as many, or not of these matrices, or
-    when the composition's recursion is not one that a model can have."""
-    CognateConfig.model_validate(found.scalable.model.config.model_dump() | found.composition.recursion())
-    counts = {len(found.names), len(found.head.scales_C) - 1, len(found.composition.experts)}
-    widths = {name: its.s_R.shape for name, its in found.scalable.singular.items()}
-    if len(counts) != 1 or any({n: c.shape for n, c in its.codes.items()} != widths for its in found.experts):
-        raise ValueError(f"names, router and composition are of {sorted(counts)} experts, or of other matrices")
+def _check(experts: Experts) -> None:
+    """Raise ValueError when the parts disagree in the number of experts or in the matrices they scale.
+
+    An invalid recursion of the composition raises it too.
+    """
+    CognateConfig.model_validate(experts.svf.model.config.model_dump() | experts.composition.recursion())
+    counts = {len(experts.names), len(experts.head.scales_C) - 1, len(experts.composition.experts)}
+    widths = {name: svd.s_R.shape for name, svd in experts.svf.singular.items()}
+    if len(counts) != 1 or any({n: c.shape for n, c in one.codes.items()} != widths for one in experts.experts):
+        raise ValueError(
+            f"names, router and composition disagree: {sorted(counts)} experts, or other matrices than the model's"
+        )
 
 
 def at_point(experts: Experts, exhibit: Mapping[str, Any], number: int) -> Experts:
-    """The same experts in another composition of the front that the exhibit `experts` shows.
+    """Return the same experts with the composition of another point on the front that the exhibit shows.
 
     Raises:
-        ValueError: when there is no such point.
+        ValueError: when the front has no point of this number.
     """
     points = {point["number"]: point for point in exhibit["search"]["front"]}
     if number not in points:
         raise ValueError(f"the front has the points {', '.join(map(str, sorted(points)))}, not {number}: choose one")
-    found = replace(experts, composition=Composition.from_document(points[number]["composition"]))
-    _check(found)
-    return found
+    recomposed = replace(experts, composition=Composition.from_document(points[number]["composition"]))
+    _check(recomposed)
+    return recomposed
 
 
 def probed_tokens(bundle: Bundle) -> tuple[Tensor, Tensor]:
-    """What was asked when the experts were measured, and the logits then."""
+    """Return the stored probe: the tokens, and each expert's logits when the experts were measured."""
     tensors = bundle.tensors()
     return tensors[f"{EXPERTS}probe.tokens"], tensors[f"{EXPERTS}probe.logits"]
 

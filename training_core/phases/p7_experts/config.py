@@ -1,4 +1,4 @@
-"""Configuration of phase 7."""
+"""Configuration of phase 7: finding, training, routing and composing experts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from training_core.svf.supervised import ExpertLearningConfig
 
 
 class QuestionsConfig(BaseModel):
-    """Questions and text that experts are found on, chosen on and measured on."""
+    """Amounts of questions and text for finding, training, choosing and evaluating experts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hardest_level: int = Field(10, ge=1, le=10, description="Hardest level whose questions count, of every family")
-    most_experts: int = Field(10, ge=1, le=10, description="Most experts, where the profile asks for more")
-    profile_questions: int = Field(24, ge=4, description="Training questions of a family in the model's profile")
-    profile_resamples: int = Field(100, ge=1, description="Resampled profiles that tell whether the number is stable")
-    expert_questions: int = Field(400, ge=1, description="Training questions of a family that an expert learns from")
-    chosen_questions: int = Field(24, ge=2, description="Validation questions of a family that choices are made on")
-    measured_questions: int = Field(40, ge=2, description="Test questions of a family")
-    routed_tokens: int = Field(16, ge=1, description="Tokens at the beginning of a text by which it is routed")
-    router_texts: int = Field(200, ge=1, description="Pieces of training text that teach the router to choose none")
-    router_questions: int = Field(60, ge=1, description="Training questions of a family that teach the router")
-    few_shot_shots: int = Field(10, ge=1, description="Solved examples of a task in few-shot search")
+    hardest_level: int = Field(10, ge=1, le=10, description="Hardest level of questions that are used")
+    most_experts: int = Field(10, ge=1, le=10, description="Maximum number of experts, if the profile asks for more")
+    profile_questions: int = Field(24, ge=4, description="Training questions per family for the gradient profile")
+    profile_resamples: int = Field(
+        100, ge=1, description="Bootstrap resamples for the stability of the number of experts"
+    )
+    expert_questions: int = Field(400, ge=1, description="Training questions per family for an expert")
+    chosen_questions: int = Field(24, ge=2, description="Validation questions per family for choices")
+    measured_questions: int = Field(40, ge=2, description="Test questions per family for the final evaluation")
+    routed_tokens: int = Field(16, ge=1, description="Tokens at the start of a text that the router reads")
+    router_texts: int = Field(
+        200, ge=1, description="Pieces of training text from which the router learns to choose no expert"
+    )
+    router_questions: int = Field(60, ge=1, description="Training questions per family for the router")
+    few_shot_shots: int = Field(10, ge=1, description="Solved examples per task in the few-shot search")
 
 
 class ExpertsConfig(Config):
     """Finding, training, routing and composing experts."""
 
-    questions: QuestionsConfig = Field(QuestionsConfig(), description="Questions and text for each purpose")
-    learning: ExpertLearningConfig = Field(ExpertLearningConfig(), description="How experts learn")
-    few_shot: FewShotConfig = Field(FewShotConfig(), description="Few-shot search of mixtures")
-    search: SearchConfig = Field(SearchConfig(), description="The search over compositions")
+    questions: QuestionsConfig = Field(QuestionsConfig(), description="Numbers of questions and texts per purpose")
+    learning: ExpertLearningConfig = Field(ExpertLearningConfig(), description="Training of the experts")
+    few_shot: FewShotConfig = Field(FewShotConfig(), description="Few-shot search for mixing coefficients")
+    search: SearchConfig = Field(SearchConfig(), description="Multi-objective search over compositions")

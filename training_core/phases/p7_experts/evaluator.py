@@ -1,25 +1,26 @@
-"""What a composition of experts costs and gives, measured on batches that all compositions share.
+"""Evaluation of compositions of experts, on batches that all compositions share.
 
-Four objectives, all minimised, of a composition that is feasible:
+A feasible composition has four objectives, all minimised:
 
     loss      1 - mean over families of the mean expected accuracy of their questions (`questions.likelihood`)
-    latency   seconds for a question in two passes / seconds of the unadapted model's one pass   (`latency`)
-    bytes     what its experts take in the layers that they adapt, and the router
-    text      bits per byte on windows of text, which are routed as questions are
+    latency   seconds per question in two passes / seconds of the unadapted model's single pass   (`latency`)
+    bytes     size of its experts in the layers that they adapt, and of the router
+    text      bits per byte on windows of text, which are routed like questions
 
-and two constraints, each fulfilled where it is not above 0:
+and two constraints, which are satisfied if they are at most 0:
 
-    latency / bound - 1                      one that breaks it is not measured further: "too slow"
-    -(mean difference + z standard errors)   to the unadapted model's accuracy on a first part of the questions,
-                                             paired by question within families, z of a 99 % interval: "raced out"
+    latency / bound - 1                      if violated, evaluation stops: "too slow"
+    -(mean difference + z standard errors)   the difference is in accuracy, from the unadapted model's, on a first part
+                                             of the questions, paired within families; z of a 99 % CI: "raced out"
 
-Numbers of a composition that is not feasible are not reported and stand in no front.
+Infeasible compositions have no objectives and cannot be on the front.
 
-Cheap because: what lies below the first adapted layer is the unadapted model's and is computed once for all batches;
-every question has its own mixture in one batch; a composition is measured once; a bad one on few questions.
+Evaluation is cheap because activations below the first adapted layer equal the unadapted model's and are cached for all
+batches, each question of a batch has its own mixture, every composition is evaluated only once, and a bad one only on
+few questions.
 
-**Does not cover** writing token by token: latency is that of reading questions and their completions in parallel form,
-and a threshold of halting saves nothing there, as a step is run while any position of a batch wants it.
+**Does not cover** token-by-token decoding: latency is that of reading questions with their completions in parallel. A
+halting threshold saves no time there, because a step runs as long as any position of the batch needs it.
 
 Shape legend: Q questions, W windows, S positions, V vocabulary, K experts, N = K + 1 answers of a router.
 """
@@ -47,42 +48,45 @@ from training_core.tasks.questions.likelihood import AskedQuestions
 from training_core.tasks.questions.question import Question
 
 Z99 = 2.5758293035489004
-NEGLIGIBLE = 1e-5  # of accuracy: a fall below that is rounding, however steady
-FEWEST_RACED = 2  # questions of a family in a race, so that there is a variance
+NEGLIGIBLE = 1e-5  # a smaller drop in accuracy is rounding error, however consistent
+FEWEST_RACED = 2  # fewest questions per family in a race, for a variance
 OBJECTIVES = ("loss", "latency", "bytes", "bits_per_byte")
 Status = Literal["measured", "too slow", "raced out"]
 
 
 class Latency(NamedTuple):
-    """Median seconds for a question: in two passes, and of the unadapted model in one, taken in turn."""
+    """Median seconds per question of two passes, and of the unadapted model's single pass, timed alternately."""
 
     seconds: float
     unadapted_seconds: float
 
     @property
     def ratio(self) -> float:
-        """How much longer it takes."""
+        """Two passes over a single one."""
         return self.seconds / self.unadapted_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found out about a composition: objectives as `OBJECTIVES`, None where it is not feasible."""
+    """The evaluation of a composition; `objectives` are in the order of `OBJECTIVES`, or None if it is infeasible."""
 
     status: Status
     objectives: tuple[float, ...] | None
     constraints: tuple[float, float]
 
     def document(self) -> dict[str, Any]:
-        """As part of an exhibit."""
+        """Return the status and the objectives by name, for the exhibit."""
         values = {} if self.objectives is None else dict(zip(OBJECTIVES, self.objectives, strict=True))
         return {"status": self.status, **values}
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all compositions are measured on. The questions are raced on `parts[0]`; a router is asked about
-    `questions` and `inputs_WS`, in this order. `tokens_per_byte` is that of all the text."""
+    """The batches on which all compositions are evaluated.
+
+    `parts[0]` is used for racing. A router has to be asked about `questions` and `inputs_WS`, in this order.
+    `tokens_per_byte` is the mean over all of the text.
+    """
 
     parts: tuple[AskedQuestions, ...]
     inputs_WS: Tensor
@@ -91,7 +95,7 @@ class Shared:
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """Those of all parts."""
+        """The questions of all parts, in order."""
         return tuple(question for part in self.parts for question in part.questions)
 
 
@@ -106,10 +110,10 @@ def shared(
     racing_share: float,
     window_tokens: int = 0,
 ) -> Shared:
-    """Choose questions, alike for all families and spread over their order, and windows spread over the text.
+    """Choose equally many questions of each family, spread evenly over their order, and windows spread over the text.
 
-    A family that has fewer gives all it has. With a racing share of 1 there is one part and no race. `window_tokens`
-    cuts the windows short; 0 leaves them as they are.
+    A family with too few questions contributes all of them. With a racing share of 1 there is one part and no race.
+    `window_tokens` truncates the windows; 0 leaves them whole.
 
     Raises:
         ValueError: when a family has too few questions for two parts, or as `AskedQuestions`.
@@ -117,8 +121,8 @@ def shared(
     families = sorted({question.family for question in questions})
     parts: tuple[list[Question], list[Question]] = ([], [])
     for family in families:
-        its = [question for question in questions if question.family == family]
-        chosen = _spread(its, max(1, num_questions // len(families)))
+        own = [question for question in questions if question.family == family]
+        chosen = _spread(own, max(1, num_questions // len(families)))
         first = round(racing_share * len(chosen))
         if racing_share < 1 and not FEWEST_RACED <= first < len(chosen):
             raise ValueError(
@@ -140,7 +144,7 @@ def shared(
 
 @contextmanager
 def recursing(model: Cognate, recursion: Mapping[str, float]) -> Iterator[Cognate]:
-    """The model with another `Composition.recursion`; behind it, with its own."""
+    """Yield the model with the recursion of a `Composition`; restore its own on exit."""
     before = model.config
     model.config = before.model_copy(update=dict(recursion))
     try:
@@ -150,7 +154,7 @@ def recursing(model: Cognate, recursion: Mapping[str, float]) -> Iterator[Cognat
 
 
 def from_layer(experts: Sequence[Expert], first_layer: int, num_prelude: int) -> list[Expert]:
-    """The experts without what they say about layers below `first_layer`."""
+    """Return the experts restricted to layers from `first_layer` on."""
     return [
         Expert(
             {name: code for name, code in expert.codes.items() if _layer(name, num_prelude) >= first_layer},
@@ -162,22 +166,21 @@ def from_layer(experts: Sequence[Expert], first_layer: int, num_prelude: int) ->
 
 @contextmanager
 def composed(
-    scalable: SVFModel, experts: Sequence[Expert], composition: Composition, probabilities_QN: Tensor
+    svf: SVFModel, experts: Sequence[Expert], composition: Composition, probabilities_QN: Tensor
 ) -> Iterator[Cognate]:
-    """The model as a composition has it for a batch whose rows a router has judged; behind it, as it was."""
-    adapting = from_layer(experts, composition.first_layer, len(scalable.model.prelude))
+    """Yield the model as composed for a batch, given the router's probabilities per row; restore it on exit."""
+    adapting = from_layer(experts, composition.first_layer, len(svf.model.prelude))
     multipliers = mixture(adapting, composition.weights(probabilities_QN)) if composition.adapts else None
-    with recursing(scalable.model, composition.recursion()), scalable.using(multipliers) as model:
+    with recursing(svf.model, composition.recursion()), svf.using(multipliers) as model:
         yield model
 
 
 class Evaluator:
-    """Measures compositions. `latencies` and `known` hold what was measured before: who fills them goes on with the
-    same numbers."""
+    """Evaluates compositions. `latencies` and `known` cache measurements; a resumed search restores them."""
 
     def __init__(
         self,
-        scalable: SVFModel,
+        svf: SVFModel,
         experts: Sequence[Expert],
         given: Shared,
         probabilities_QN: Tensor,
@@ -189,10 +192,10 @@ class Evaluator:
         latency_repeats: int,
         keep_activations: bool = True,
     ) -> None:
-        """`keep_activations`: False computes every layer every time; the numbers are the same.
+        """Prepare the evaluation. `keep_activations=False` recomputes every layer each time, with the same results.
 
         Raises:
-            ValueError: when the router's answers are not those of the shared batches.
+            ValueError: when the router's probabilities do not match the shared batches.
         """
         asked = (len(given.questions), len(given.inputs_WS))
         if (len(probabilities_QN), len(text_probabilities_WN)) != asked:
@@ -200,7 +203,7 @@ class Evaluator:
                 f"the router must have judged the {asked[0]} shared questions and {asked[1]} windows, got "
                 f"{len(probabilities_QN)} and {len(text_probabilities_WN)}: ask it about Shared.questions and inputs_WS"
             )
-        self.scalable, self.model, self.given = scalable, scalable.model, given
+        self.svf, self.model, self.given = svf, svf.model, given
         self.experts, self.probabilities_QN = tuple(experts), probabilities_QN
         self.text_probabilities_WN = text_probabilities_WN
         self.router_bytes, self.latency_bound = router_bytes, latency_bound
@@ -216,14 +219,14 @@ class Evaluator:
         self._own = [self._expected(self.space.unadapted, part) for part in range(len(given.parts))]
 
     def evaluate(self, composition: Composition) -> Measured:
-        """What is known about a composition, measured now where it is not."""
+        """Return the evaluation of a composition, from the cache if it has been measured before."""
         if composition not in self.known:
             self.known[composition] = self.measure(composition)
         return self.known[composition]
 
     @torch.no_grad()
     def measure(self, composition: Composition) -> Measured:
-        """Measure a composition, in the order of the module's text."""
+        """Measure a composition, stopping early if it violates a constraint."""
         ratio = self.latency(composition.structure).ratio
         slow = ratio / self.latency_bound - 1
         if slow > 0:
@@ -238,20 +241,22 @@ class Evaluator:
         return Measured("measured", (loss, ratio, float(self.num_bytes(composition)), text), (slow, lag))
 
     def num_bytes(self, composition: Composition) -> int:
-        """What a composition takes beyond the model: nothing where no expert is in it."""
+        """Return the bytes that a composition adds to the model; 0 if it includes no expert."""
         if not composition.adapts:
             return 0
         adapting = zip(self._experts[composition.first_layer], composition.experts, strict=True)
-        return self.router_bytes + sum(expert.num_bytes for expert, there in adapting if there)
+        return self.router_bytes + sum(expert.num_bytes for expert, included in adapting if included)
 
     @torch.no_grad()
     def latency(self, structure: Structure) -> Latency:
-        """Median seconds for a question, measured once for a structure. The unadapted model is timed in turn with
-        it, so that a machine that is busy slows both. Recursion is run to its end."""
+        """Return the median seconds per question of a structure, which is timed only once.
+
+        The unadapted model is timed alternately with it, so that a busy machine slows both. Recursion runs to its end.
+        """
         if structure not in self.latencies:
             own = self.space.unadapted.structure
             times: list[tuple[float, float]] = []
-            for repeat in range(-1, self.latency_repeats):  # the first is not counted
+            for repeat in range(-1, self.latency_repeats):  # repeat -1 is a warm-up
                 one = self._seconds(own)
                 two = one if structure == own else self._seconds(structure)
                 if repeat >= 0:
@@ -260,13 +265,13 @@ class Evaluator:
         return self.latencies[structure]
 
     def families(self, composition: Composition) -> Mapping[str, float]:
-        """Mean expected accuracy by family, of all shared questions."""
+        """Return the mean expected accuracy by family over all shared questions."""
         expected_Q = torch.cat([self._expected(composition, part) for part in range(len(self.given.parts))])
         return {family: float(expected_Q[self._of(family, self.given.questions)].mean()) for family in self._families}
 
     @torch.no_grad()
     def _expected(self, composition: Composition, part: int) -> Tensor:
-        """Probability that an attempt writes the completion, of each question of a part; (Q,) float64."""
+        """Return the expected accuracy on each question of a part, the probability of its completion; (Q,) float64."""
         asked = self.given.parts[part]
         first = sum(len(earlier.questions) for earlier in self.given.parts[:part])
         multipliers = self._multipliers(composition, self.probabilities_QN[first : first + len(asked.questions)])
@@ -279,7 +284,7 @@ class Evaluator:
         return asked.likelihoods(predict).expected_Q()
 
     def _bits_per_byte(self, composition: Composition) -> float:
-        """Nats of a token / ln 2 * tokens of a byte: over all windows it is that of `measure_windows`."""
+        """Return nats per token / ln 2 * tokens per byte, which over all windows equals that of `measure_windows`."""
         multipliers = self._multipliers(composition, self.text_probabilities_WN)
         logits_WSV = self._logits(composition, multipliers, self.given.inputs_WS, (-1, 0))
         valid_WS = self.given.targets_WS >= 0
@@ -294,9 +299,9 @@ class Evaluator:
     def _logits(
         self, composition: Composition, multipliers: Multipliers | None, inputs_BS: Tensor, key: tuple[int, int]
     ) -> Tensor:
-        """Logits (rows, positions, vocab) of a shared batch, from its first adapted layer on."""
+        """Return the logits (rows, positions, vocab) of a shared batch, computed from the first adapted layer on."""
         layer = min(composition.first_layer, len(self.model.prelude))
-        with recursing(self.model, composition.recursion()), self.scalable.using(multipliers) as model:
+        with recursing(self.model, composition.recursion()), self.svf.using(multipliers) as model:
             if not self.keep_activations:
                 return cast(Tensor, model(inputs_BS).logits)
             x_BSD = self._kept(inputs_BS, key)[layer]
@@ -307,9 +312,9 @@ class Evaluator:
             return model.predict(x_BSD).logits
 
     def _kept(self, inputs_BS: Tensor, key: tuple[int, int]) -> list[Tensor]:
-        """What the unadapted model gives every prelude block, and the first core block, for a shared batch."""
+        """Return the unadapted inputs of every prelude block and of the first core block, cached per shared batch."""
         if key not in self._below:
-            with self.scalable.using(None) as model:
+            with self.svf.using(None) as model:
                 xs = [model.embed(inputs_BS)]
                 for block in model.prelude:
                     xs.append(block(xs[-1])[0])
@@ -325,8 +330,11 @@ class Evaluator:
         return float(torch.stack(means).mean())
 
     def _lag(self, expected_Q: Tensor) -> float:
-        """How far even the high end of the paired 99 % interval lies below the unadapted model; not above 0 where
-        the composition stays in. Families are strata: the variance of their mean is theirs / F^2."""
+        """Return how far the upper bound of the paired 99 % CI lies below the unadapted model's accuracy.
+
+        A composition with a value of at most 0 stays in the race. Families are strata: the variance of the mean over
+        families is the sum of theirs / F^2.
+        """
         means, variances = [], []
         for family in self._families:
             places = self._of(family, self.given.parts[0].questions)
@@ -337,24 +345,24 @@ class Evaluator:
         return float(-(torch.stack(means).mean() + Z99 * error + NEGLIGIBLE))
 
     def _seconds(self, structure: Structure) -> float:
-        """Of one question: the unadapted model reads it, the router weighs, the adapted one reads it to its end."""
+        """Time the two passes, per question: the unadapted model reads the prompt, the adapted one reads everything."""
         inputs_BS, prompt = self._timed
         own = self.space.unadapted.recursion() | {"halt_threshold": NEVER_STOPS}
         multipliers = None
         started = time.perf_counter()
         if structure.first_layer < self.space.num_layers:
-            with recursing(self.model, own), self.scalable.using(None) as model:
+            with recursing(self.model, own), self.svf.using(None) as model:
                 model(inputs_BS[:, :prompt])
             even_BK = torch.full((len(inputs_BS), self.space.num_experts), 1 / self.space.num_experts)
             multipliers = mixture(self._experts[structure.first_layer], even_BK)
         asked = own | dict(zip(structure._fields[1:], structure[1:], strict=True))
-        with recursing(self.model, asked), self.scalable.using(multipliers) as model:
+        with recursing(self.model, asked), self.svf.using(multipliers) as model:
             model(inputs_BS)
         return (time.perf_counter() - started) / len(inputs_BS)
 
 
 def _spread(items: Sequence[Any], number: int) -> list[Any]:
-    """`number` items, evenly over their order; all where there are fewer."""
+    """Return `number` items, spread evenly over their order, or all if there are fewer."""
     number = min(number, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
 
@@ -365,7 +373,7 @@ def _layer(name: str, num_prelude: int) -> int:
 
 
 def _first_rows(asked: AskedQuestions, number: int) -> tuple[Tensor, int]:
-    """Rows of some questions with their completions, and the most positions that a question alone has there."""
+    """Return the rows of some questions with their completions, and the length of the longest prompt among them."""
     rows = asked.batches[0][1]
     places = _spread(range(len(rows.inputs_BS)), number)
     prompts = rows.mask_BS[places].int().argmax(1) + 1

@@ -1,8 +1,8 @@
-"""The exhibit `experts`: experts that the model's own profile asked for, how questions reach them, and the front of
-compositions that the search found.
+"""The schema of the exhibit `experts`: the experts found from the model's profile, their routing, and the front of
+compositions.
 
-Accuracies are expected ones: the probability that a drawn attempt writes the worked answer. An expert is one multiplier
-for each singular value of the matrices of the MLPs.
+Accuracies are expected accuracies: the probability that a sampled attempt is the worked answer. An expert has one
+multiplier for each singular value of the MLP matrices.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +15,7 @@ AnswerKind = Literal["none", "single", "router", "oracle", "searched", "rival"]
 
 
 class ShownFamily(Document):
-    """What the model can do in one family before it has experts."""
+    """The model's baseline in one family, without experts."""
 
     family: str
     expert: str
@@ -26,7 +26,7 @@ class ShownFamily(Document):
 
 
 class NumExpertsCandidate(Document):
-    """A number of experts, and what the criterion gives it, with its standard error."""
+    """A candidate number of experts, and its value of the criterion with the standard error."""
 
     experts: Annotated[int, Field(ge=1)]
     gain: float
@@ -34,7 +34,7 @@ class NumExpertsCandidate(Document):
 
 
 class ShownDiscovery(Document):
-    """How the number of experts was decided. `stability` is the share of resamples with the same number."""
+    """The decision on the number of experts. `stability` is the share of resamples with the same number."""
 
     criterion: str
     chosen: Annotated[int, Field(ge=1)]
@@ -54,7 +54,7 @@ class ShownDiscovery(Document):
 
 
 class LearnedGain(Document):
-    """What one way of learning gained over the model as it is, on validation questions of the expert's families."""
+    """The gain of one training method over the model without experts, on validation questions of the families."""
 
     method: str
     gain: MeasuredValue
@@ -63,14 +63,14 @@ class LearnedGain(Document):
 
 
 class ShownSpectrum(Document):
-    """Multipliers of the singular values of one matrix, the largest singular value first."""
+    """The multipliers of the singular values of one matrix, in descending order of singular values."""
 
     matrix: str
     multipliers: list[float]
 
 
 class ShownExpert(Document):
-    """One expert."""
+    """One expert: its families, size, gains by training method, reward curve and multipliers."""
 
     name: str
     families: list[str]
@@ -91,7 +91,7 @@ class ExpertHeatMap(Document):
 
 
 class ShownRouter(Document):
-    """One way to choose: how often it names the expert of a question's family; `entropy` of its choices in bits."""
+    """One router: the accuracy with which it picks the expert of a question's family, and the entropy in bits."""
 
     name: str
     accuracy: MeasuredShare
@@ -101,7 +101,7 @@ class ShownRouter(Document):
 
 
 class ShownRouting(Document):
-    """The routers, and what the one in use chose (columns) for questions of each expert (rows)."""
+    """The routers, and the confusion matrix of the one in use: true experts (rows) by choices (columns)."""
 
     routers: list[ShownRouter]
     labels: list[str]
@@ -109,8 +109,7 @@ class ShownRouting(Document):
 
 
 class AnsweringWay(Document):
-    """One way to answer test questions: expected accuracy, families weighted alike, and what it has over the model
-    without experts."""
+    """One way to answer test questions: macro-averaged expected accuracy, and gain over the model without experts."""
 
     name: str
     kind: AnswerKind
@@ -119,7 +118,7 @@ class AnsweringWay(Document):
 
 
 class PassCost(Document):
-    """Seconds a question of one pass or both, and the ratio to one pass of the model without experts."""
+    """Milliseconds per question of one pass or both, and the ratio to one pass of the model without experts."""
 
     name: str
     milliseconds: NonNegative
@@ -127,7 +126,7 @@ class PassCost(Document):
 
 
 class FrontPoint(Document):
-    """A composition that no other one beats in everything, measured on validation questions and text."""
+    """A non-dominated composition, evaluated on validation questions and text."""
 
     number: Count
     chosen: bool
@@ -141,7 +140,7 @@ class FrontPoint(Document):
 
 
 class HypervolumeCourse(Document):
-    """Hypervolume after each generation of one seed, of the search and of as many random compositions."""
+    """Hypervolume after each generation for one seed: the search, and as many random compositions."""
 
     seed: int
     evaluations: list[Count]
@@ -151,12 +150,12 @@ class HypervolumeCourse(Document):
     @model_validator(mode="after")
     def _alike(self) -> Self:
         if not len(self.evaluations) == len(self.search) == len(self.random):
-            raise ValueError("evaluations, search and random must be as many: one for each generation")
+            raise ValueError("evaluations, search and random must have equal lengths: one value for each generation")
         return self
 
 
 class ShownSearch(Document):
-    """The search: its rule for the knee, its front, and how it climbed."""
+    """The search: its rule for the knee, its front, and its hypervolume by generation."""
 
     rule: str
     evaluations: Count
@@ -168,7 +167,7 @@ class ShownSearch(Document):
 
 
 class ExpertsExhibit(Document):
-    """The whole exhibit. `not_kept` says why the model answers without experts, empty where it answers with them."""
+    """The complete exhibit. `not_kept` says why the model answers without experts, and is empty if it uses them."""
 
     discovery: ShownDiscovery
     experts: list[ShownExpert]

@@ -1,12 +1,13 @@
-"""Low-rank adapters that take as many bytes as an expert: what the bytes could buy otherwise.
+"""The LoRA baseline: low-rank adapters with the same number of bytes as an expert.
 
-    W' = W + B A,      A (rank, in) and B (out, rank), a byte for each entry and a float16 spread for each of the two
+    W' = W + B A,      A (rank, in) and B (out, rank), one byte per entry and one float16 spread for each of the two
 
-The same completions, steps and batches as `learn_supervised`. An expert has r + 2 bytes for a matrix, an adapter of
-rank 1 in + out + 4: about three and a half times as many where d_ff = 2.5 d_model, so that not every matrix has one.
+Training uses the same completions, steps and batches as `learn_supervised`. Per matrix, an expert takes r + 2 bytes and
+an adapter of rank 1 takes in + out + 4: about 3.5 times as many for d_ff = 2.5 d_model, so only some of the matrices
+get an adapter.
 
-**Differs from** LoRA as phases bake with it (`baking.low_rank`): the sum is not ternarised again. Like an expert, the
-adapter is beside the ternary weights and not in them.
+**Differs from** the LoRA that baking uses (`distill.lora`): the sum is not ternarised again. Like an expert, the
+adapter is stored beside the ternary weights and not merged into them.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ FIRST = (
     "down",
     "gate",
     "up",
-)  # which matrices have adapters where there are not bytes for all; the best of five choices
-ADAPTER_SEED_STEP = -1  # the step of `step_generator` from which adapters are drawn; training has 0 and above
+)  # order in which matrices get adapters if the bytes do not suffice for all; the best of five orders tried
+ADAPTER_SEED_STEP = -1  # step of `step_generator` for initialising adapters; training uses 0 and above
 
 
 @dataclass(frozen=True, slots=True)
 class LowRankRival:
-    """A model with adapters merged into its matrices, the names of these, and the bytes that the adapters take."""
+    """A model with adapters merged into some of its matrices, their names, and the size of the adapters in bytes."""
 
     model: Cognate
     layers: tuple[str, ...]
@@ -55,15 +56,15 @@ class LowRankRival:
 
 
 def adapter_bytes(weight_OI: Tensor, rank: int = RANK) -> int:
-    """What an adapter of a weight (out, in) takes."""
+    """Return the size in bytes of an adapter of a weight (out, in)."""
     return rank * sum(weight_OI.shape) + 2 * SPREAD_BYTES
 
 
 def affordable(layers: Mapping[str, ScaledLinear], num_bytes: int) -> list[str]:
-    """The matrices whose adapters fit into `num_bytes` together: by kind as in `FIRST`, those of the last block first.
+    """Return the matrices whose adapters fit into `num_bytes` together, ordered by `FIRST` and from the last block.
 
     Raises:
-        ValueError: when there is not room for one.
+        ValueError: when not even one adapter fits.
     """
     chosen: list[str] = []
     left = num_bytes
@@ -80,7 +81,7 @@ def affordable(layers: Mapping[str, ScaledLinear], num_bytes: int) -> list[str]:
 
 
 def learn_low_rank(
-    scalable: SVFModel,
+    svf: SVFModel,
     examples: Sequence[Example],
     num_bytes: int,
     config: ExpertLearningConfig,
@@ -89,19 +90,19 @@ def learn_low_rank(
     checkpoint: Path | None = None,
     label: str = "low rank",
 ) -> LowRankRival:
-    """Adapters in `num_bytes` bytes for worked completions. A run that was killed goes on from `checkpoint`.
+    """Train adapters of at most `num_bytes` bytes on worked completions; an interrupted run resumes from `checkpoint`.
 
     Raises:
         ValueError: when there are no examples, or no adapter fits.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    chosen = affordable(scalable.layers, num_bytes)
-    trained = scalable.plain()
+    svf.model.to(best_device())
+    chosen = affordable(svf.layers, num_bytes)
+    trained = svf.plain()
     layers = {name: trained.get_submodule(name) for name in chosen}
     generator = step_generator(config.seed, ADAPTER_SEED_STEP)
     with (
-        scalable.using(None) as reference,
+        svf.using(None) as reference,
         low_rank(trained, RANK, float(RANK), generator, layers) as adapters,
     ):
         result = train(
@@ -112,7 +113,7 @@ def learn_low_rank(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(examples), str(config.supervised_kl_weight), *chosen]),
+            identity=identity_of(svf, [str(examples), str(config.supervised_kl_weight), *chosen]),
         )
         takes = sum(store_in_bytes_(adapter) for adapter in adapters)
     return LowRankRival(trained, tuple(chosen), takes, result)
@@ -120,7 +121,7 @@ def learn_low_rank(
 
 @torch.no_grad()
 def store_in_bytes_(adapter: LowRank) -> int:
-    """Round A and B, in place, to what a byte for each entry and a float16 spread hold; how many bytes that is."""
+    """Round A and B in place to int8 codes with a float16 spread; return the number of bytes."""
     takes = 0
     for parameter in (adapter.A, adapter.B):
         codes, spread = encode_rows(parameter.flatten())  # the whole matrix is one row

@@ -1,13 +1,13 @@
-"""What is said of a model with experts at the end, on questions and text that no choice was made on.
+"""Final evaluation of a model with experts, on questions and text that no choice was based on.
 
-    none        the model as it is
-    single      the expert that was best for all validation questions, for every question
+    none        the model without experts
+    single      for every question, the single expert that was best on all validation questions
     classifier  the likeliest expert of the linear router, or none
     prompt      the likeliest expert when the model is asked in words
-    few shots   coefficients that were found on a few solved examples of the family's group
-    oracle      the expert of the question's family: what routing can reach at most
-    low rank    an adapter of as many bytes, by the question's family
-    composed    the composition that the search chose, behind the linear router: what is stored
+    few shots   coefficients found on a few solved examples of the family's group
+    oracle      the expert of the question's family: the upper limit of routing
+    low rank    the LoRA baseline of equal size, by the question's family
+    composed    the composition chosen by the search, with the linear router: the stored model
 
 Shape legend: Q questions, K experts, N = K + 1 answers of a router, W windows, S positions.
 """
@@ -41,11 +41,11 @@ COST_QUESTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Expected accuracies (questions,) by way of answering, and everything that follows from them.
+class AnswerComparison:
+    """Expected accuracies (questions,) for each way of answering, and the statistics derived from them.
 
-    `single` is the number of the best single expert, from 1. `text` is the ratio of bits per byte on test text,
-    composed over none, and the values of none and composed.
+    `single` is the number of the best single expert, from 1. `text` holds the ratio of bits per byte on test text,
+    composed over none, and the values of none and of composed.
     """
 
     alone: PerExpertAccuracy
@@ -58,15 +58,15 @@ class Answers:
     text: tuple[Estimate, float, float] = field(default=(Estimate(1.0, 1.0, 1.0), math.nan, math.nan))
 
     def of(self, name: str) -> Estimate:
-        """Accuracy of one way, families weighted alike."""
+        """Return the macro-averaged accuracy (over families) of one way of answering."""
         return accuracy(self.expected[name], self.alone.questions)
 
     def over(self, name: str, other: str) -> Estimate:
-        """What one way has over another."""
+        """Return the macro-averaged accuracy gain of one way of answering over another."""
         return gain(self.expected[name], self.expected[other], self.alone.questions)
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics."""
+        """Return accuracies, gains, drops, routing and costs as the flat metrics of a bundle."""
         metrics: dict[str, float] = {}
         for name in self.expected:
             metrics |= self.of(name).metrics(f"accuracy_{name.replace(' ', '_')}")
@@ -92,7 +92,7 @@ class Answers:
 
 
 def measure_answers(
-    scalable: SVFModel,
+    svf: SVFModel,
     taught: Sequence[TrainedExpert],
     discovery: Discovery,
     router: ClassifierRouter,
@@ -102,51 +102,54 @@ def measure_answers(
     chosen_on: PerExpertAccuracy,
     asked: AskedQuestions,
     latencies: Mapping[Structure, Latency],
-) -> Answers:
-    """All ways of answering the test questions `asked`. `coefficients` are those of few shots, (experts,) for each
-    group of families; `chosen_on` are validation questions."""
-    experts = [its.expert for its in taught]
-    alone = PerExpertAccuracy.measure(scalable, experts, asked)
+) -> AnswerComparison:
+    """Evaluate all ways of answering on the test questions `asked`.
+
+    `coefficients` are those of the few-shot search, (experts,) for each group of families. `chosen_on` holds the
+    accuracies on validation questions, by which the best single expert is chosen.
+    """
+    experts = [trained.expert for trained in taught]
+    alone = PerExpertAccuracy.measure(svf, experts, asked)
     single = chosen_on.best_single()
-    with scalable.using(None):
-        probabilities = {its.name: its.probabilities(asked.questions) for its in (router, prompt)}
+    with svf.using(None):
+        probabilities = {each.name: each.probabilities(asked.questions) for each in (router, prompt)}
     right_Q = torch.tensor([discovery.expert_of.get(question.family, 0) for question in asked.questions])
     expected = {
         "none": alone.none_Q,
         "single": alone.expected_KQ[single],
         "low rank": _by_rival(alone, taught, right_Q),
         "oracle": alone.by_oracle(discovery.expert_of),
-        **{name: alone.chosen(its.argmax(1)) for name, its in probabilities.items()},
-        "few shots": _by_few_shots(scalable, experts, alone, coefficients, right_Q, asked),
-        "composed": expected_by(scalable, experts, composition, router, asked),
+        **{name: alone.chosen(p_QN.argmax(1)) for name, p_QN in probabilities.items()},
+        "few shots": _by_few_shots(svf, experts, alone, coefficients, right_Q, asked),
+        "composed": expected_by(svf, experts, composition, router, asked),
     }
-    two_pass = TwoPass(scalable, experts, router)
-    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, scalable.model.config.max_seq_len)
-    return Answers(
+    two_pass = TwoPass(svf, experts, router)
+    timed = AskedQuestions(asked.questions[:COST_QUESTIONS], router.tokenizer, svf.model.config.max_seq_len)
+    return AnswerComparison(
         alone,
         expected,
         single,
         family_drops(alone.none_Q, expected["composed"], asked.questions),
-        tuple(measure_routing(name, its, right_Q) for name, its in probabilities.items()),
+        tuple(measure_routing(name, p_QN, right_Q) for name, p_QN in probabilities.items()),
         two_pass.cost(timed),
         latencies[composition.structure],
     )
 
 
 def expected_by(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
     asked: AskedQuestions,
 ) -> Tensor:
-    """Expected accuracy (questions,) of a composition behind a router."""
-    device = next(scalable.model.parameters()).device
-    with scalable.using(None):
+    """Return the expected accuracy (questions,) of a composition with a router."""
+    device = next(svf.model.parameters()).device
+    with svf.using(None):
         probabilities_QN = router.probabilities(asked.questions)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with composed(scalable, experts, composition, probabilities_QN[list(places)]) as model:
+        with composed(svf, experts, composition, probabilities_QN[list(places)]) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return asked.likelihoods(predict).expected_Q()
@@ -154,7 +157,7 @@ def expected_by(
 
 @torch.no_grad()
 def measure_text(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     composition: Composition,
     router: ClassifierRouter,
@@ -162,29 +165,32 @@ def measure_text(
     routed_tokens: int,
     batch_size: int,
 ) -> tuple[Estimate, float, float]:
-    """Bits per byte of a composition over those of the model as it is, on the same tokens: all behind the first
-    `routed_tokens` of each window, by which it is routed. The ratio, 95 % bootstrap over windows, and both values."""
-    device = next(scalable.model.parameters()).device
+    """Compare bits per byte of a composition with those of the model without experts, on the same tokens.
+
+    Each window is routed by its first `routed_tokens`, and only the tokens after them count. Returns the ratio with a
+    95 % CI by bootstrap over windows, and the values without and with experts.
+    """
+    device = next(svf.model.parameters()).device
     nats: dict[bool, list[Tensor]] = {True: [], False: []}
     for start in range(0, len(windows.inputs), batch_size):
         inputs_WS = windows.inputs[start : start + batch_size]
         targets_WS = windows.targets[start : start + batch_size].clone()
         targets_WS[:, :routed_tokens] = -1
-        with scalable.using(None):
+        with svf.using(None):
             probabilities_WN = router.of_prompts(inputs_WS[:, :routed_tokens].tolist())
-        with scalable.using(None) as model:
+        with svf.using(None) as model:
             nats[False].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
-        with composed(scalable, experts, composition, probabilities_WN) as model:
+        with composed(svf, experts, composition, probabilities_WN) as model:
             nats[True].append(_nats(model(inputs_WS.to(device)).logits.cpu(), targets_WS))
     before_W, after_W = torch.cat(nats[False]), torch.cat(nats[True])
     valid = windows.targets >= 0
-    num_bytes = float(windows.num_bytes.sum()) * float(valid[:, routed_tokens:].sum() / valid.sum())  # on average
+    num_bytes = float(windows.num_bytes.sum()) * float(valid[:, routed_tokens:].sum() / valid.sum())  # estimated
     before, after = (float(nats_W.sum()) / math.log(2) / num_bytes for nats_W in (before_W, after_W))
     return rate(after_W, before_W), before, after
 
 
 def _nats(logits_WSV: Tensor, targets_WS: Tensor) -> Tensor:
-    """Of each window, (windows,) float64."""
+    """Return the total loss in nats of each window, (windows,) float64."""
     loss_WS = F.cross_entropy(logits_WSV.float().transpose(1, 2), targets_WS.clamp_min(0), reduction="none") * (
         targets_WS >= 0
     )
@@ -192,28 +198,28 @@ def _nats(logits_WSV: Tensor, targets_WS: Tensor) -> Tensor:
 
 
 def _by_rival(alone: PerExpertAccuracy, taught: Sequence[TrainedExpert], right_Q: Tensor) -> Tensor:
-    """The low-rank adapter of each question's family; the model as it is where it has none."""
+    """Return the expected accuracy with the LoRA baseline of each question's family, or without one if it has none."""
     expected_Q = alone.none_Q.clone()
-    for number, its in enumerate(taught, 1):
-        expected_Q[right_Q == number] = its.rival_Q
+    for number, trained in enumerate(taught, 1):
+        expected_Q[right_Q == number] = trained.rival_Q
     return expected_Q
 
 
 def _by_few_shots(
-    scalable: SVFModel,
+    svf: SVFModel,
     experts: Sequence[Expert],
     alone: PerExpertAccuracy,
     coefficients: Sequence[Tensor],
     right_Q: Tensor,
     asked: AskedQuestions,
 ) -> Tensor:
-    """Every question with the coefficients of its group of families; those of no group as the model is."""
-    device = next(scalable.model.parameters()).device
+    """Return the expected accuracy with the coefficients of each question's group, without experts if it has none."""
+    device = next(svf.model.parameters()).device
     weights_QK = torch.stack([torch.zeros(len(experts)), *coefficients])[right_Q]
     multipliers = mixture(experts, weights_QK)
 
     def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-        with scalable.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
+        with svf.using({name: m_QR[list(places)] for name, m_QR in multipliers.items()}) as model:
             return cast(Tensor, model(inputs_BS.to(device)).logits)
 
     return torch.where(right_Q > 0, asked.likelihoods(predict).expected_Q(), alone.none_Q)

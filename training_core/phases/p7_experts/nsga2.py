@@ -1,10 +1,10 @@
-"""Searches that are asked for genomes and told what they gave: NSGA-II, and a random one.
+"""Search methods with an ask-and-tell interface: NSGA-II, and random search.
 
-Neither is stored: an interrupted search is replayed from its seed over what was measured before (`replay`).
+Their state is not stored: an interrupted search is replayed from its seed over cached evaluations (`replay`).
 
 Reference
     [1] Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002),
-        as pymoo has it: binary tournaments, simulated binary crossover, polynomial mutation.
+        as implemented in pymoo: binary tournaments, simulated binary crossover, polynomial mutation.
 
 Shape legend: P population, n genes, M objectives, C constraints.
 """
@@ -21,26 +21,26 @@ from training_core.phases.p7_experts.pareto import PYMOO, Floats
 
 
 class Method(Protocol):
-    """A search that is asked for genomes and told what they gave."""
+    """A search method with an ask-and-tell interface."""
 
     def ask(self) -> Floats:
-        """The next genomes (P, n)."""
+        """Return the next genomes to evaluate, (P, n)."""
 
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
-        """Objectives and constraints of the genomes that were asked for last, NaN where they were not measured."""
+        """Pass the objectives and constraints of the last genomes asked for; NaN where they were not measured."""
 
 
 def replay(method: Method, generations: int, answer: Callable[[Floats], tuple[Floats, Floats]]) -> None:
-    """Bring a new search to where it was behind so many generations. `answer` looks up what genomes gave.
+    """Advance a new search by `generations`, with evaluations looked up by `answer`.
 
-    A search draws from its seed alone, so that the same answers lead to the same genomes, bit for bit.
+    All draws of a search come from its seed, so the same evaluations lead to the same genomes, bit for bit.
     """
     for _ in range(generations):
         method.tell(*answer(method.ask()))
 
 
 def pymoo_version() -> str:
-    """The installed version of pymoo: another one may draw other genomes from the same seed.
+    """Return the installed version of pymoo; another version may draw different genomes from the same seed.
 
     Raises:
         ValueError: when pymoo is not installed.
@@ -52,10 +52,10 @@ def pymoo_version() -> str:
 
 
 class Nsga2:
-    """pymoo's NSGA-II one generation at a time. What it does is what `pymoo.optimize.minimize` does, draw for draw.
+    """pymoo's NSGA-II, one generation at a time; it equals `pymoo.optimize.minimize` draw for draw.
 
-    `identity` gives vectors that are equal for genomes that mean the same: of them, one lives. `start` (P, n) is the
-    first population; without it that is drawn.
+    `identity` maps equivalent genomes to equal vectors, and only one genome of each is kept. `start` (P, n) is the
+    first population, which is drawn at random if not given.
     """
 
     def __init__(
@@ -91,21 +91,21 @@ class Nsga2:
         self._population = population
 
     def ask(self) -> Floats:
-        """The next genomes (P, n). Where mating finds too few that mean something new, random ones fill the rest."""
+        """Return the next genomes (P, n). If mating yields too few new ones, random genomes fill the population."""
         from pymoo.core.population import Population  # type: ignore[import-untyped]
 
-        found = self._algorithm.ask()
-        self._algorithm.termination.force_termination = False  # set where it found none
-        found = Population.empty() if found is None else found
-        missing = (self._population - len(found), self._problem.n_var)
+        offspring = self._algorithm.ask()
+        self._algorithm.termination.force_termination = False  # pymoo sets it when mating yields none
+        offspring = Population.empty() if offspring is None else offspring
+        missing = (self._population - len(offspring), self._problem.n_var)
         if missing[0]:
-            found = Population.merge(found, Population.new(X=self._algorithm.random_state.random(missing)))
-        self._asked = found
-        genomes: Floats = found.get("X").astype(np.float64)
+            offspring = Population.merge(offspring, Population.new(X=self._algorithm.random_state.random(missing)))
+        self._asked = offspring
+        genomes: Floats = offspring.get("X").astype(np.float64)
         return genomes
 
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
-        """Let the fittest survive."""
+        """Pass the results of the last genomes asked for, from which the survivors are selected."""
         from pymoo.core.evaluator import Evaluator as Filler  # type: ignore[import-untyped]
         from pymoo.problems.static import StaticProblem  # type: ignore[import-untyped]
 
@@ -114,16 +114,16 @@ class Nsga2:
 
 
 class RandomSearch:
-    """Genomes drawn uniformly, after a first population."""
+    """Random search: the given first population, then genomes drawn uniformly."""
 
     def __init__(self, start: Floats, seed: int) -> None:
         self._start, self._begun = start, False
-        self._random = np.random.default_rng((seed, 1))  # not the numbers of the start
+        self._random = np.random.default_rng((seed, 1))  # a different stream from that of the start
 
     def ask(self) -> Floats:
-        """The next genomes (P, n)."""
+        """Return the first population, and uniformly drawn genomes (P, n) after that."""
         return self._random.random(self._start.shape) if self._begun else self._start
 
     def tell(self, objectives_PM: Floats, constraints_PC: Floats) -> None:
-        """Learn nothing."""
+        """Ignore the results, which do not influence later draws."""
         self._begun = True

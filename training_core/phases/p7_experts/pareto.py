@@ -1,6 +1,6 @@
-"""Compositions that no other is better than in everything, how much of a box they cover, and the one that is used.
+"""The Pareto front of compositions, its hypervolume, and the knee, which is the point that is used.
 
-All objectives are minimised. a dominates b when a is nowhere above b and somewhere below it.
+All objectives are minimised. a dominates b if it is at most b in every objective and below b in at least one.
 
 References
     [1] Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002).
@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-KEPT_GAIN = 0.9  # of the largest gain in accuracy, that the point in use has
+KEPT_GAIN = 0.9  # share of the largest accuracy gain that the knee must have
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Lowest and highest value (M,) of every objective between which the hypervolume is counted.
+    """The box in which hypervolume is measured: the lowest and the highest value (M,) of every objective.
 
     Raises:
-        ValueError: when the highest of an objective does not exceed its lowest.
+        ValueError: when the highest value of an objective does not exceed the lowest.
     """
 
     low: tuple[float, ...]
@@ -38,18 +38,18 @@ class Box:
             raise ValueError(f"a box needs low < high in every objective, got {self.low} and {self.high}: widen it")
 
     def unit(self, objectives_NM: Floats) -> Floats:
-        """The objectives with the box as unit cube. What lies below its low end counts as on it."""
+        """Scale the objectives so that the box becomes the unit cube; values below its low end are clipped to it."""
         low, high = np.array(self.low), np.array(self.high)
         scaled: Floats = np.clip((objectives_NM - low) / (high - low), 0.0, None)
         return scaled
 
     def document(self) -> dict[str, Any]:
-        """As part of an exhibit."""
+        """Return the box as JSON."""
         return {"low": list(self.low), "high": list(self.high)}
 
 
 def non_dominated(objectives_NM: Floats) -> list[int]:
-    """The first front of [1], section III A, in the order given; of points that are equal in everything the first."""
+    """Return the indices of the non-dominated points (first front of [1], section III A), without duplicates."""
     if not len(objectives_NM):
         return []
     above = objectives_NM[:, None] > objectives_NM[None, :]
@@ -59,18 +59,18 @@ def non_dominated(objectives_NM: Floats) -> list[int]:
 
 
 def hypervolume(objectives_NM: Floats, box: Box) -> float:
-    """Share of the box, in [0, 1], that the points dominate [2]. A point outside the box contributes nothing."""
+    """Return the share of the box, in [0, 1], that the points dominate [2]. Points outside it contribute nothing."""
     hv = _hv()
     return float(hv(ref_point=np.ones(len(box.low)))(box.unit(objectives_NM))) if len(objectives_NM) else 0.0
 
 
 def knee(objectives_NM: Floats, allowed: Sequence[bool], reference: int) -> int:
-    """The cheapest allowed point that keeps nine tenths of the largest gain.
+    """Return the index of the cheapest allowed point that has at least nine tenths of the largest gain.
 
-    Gain is how far the first objective lies below that of the point `reference`, the largest that of any allowed point.
-    What a point costs are its other objectives, each brought to [0, 1] over all points, added up; one that is the same
-    everywhere counts for nothing. Of points that cost alike the one with the larger gain, of those the first. Beyond
-    nine tenths of what there is to gain, more of it is bought dearly: where the curve bends.
+    The gain of a point is the decrease of its first objective from that of the point `reference`; the largest is taken
+    over allowed points. Its cost is the sum of its other objectives, each scaled to [0, 1] over all points (constant
+    ones count as 0). Ties in cost go to the larger gain, then to the first point. Beyond nine tenths, further gains are
+    expensive: this is where the curve bends.
 
     Raises:
         ValueError: when no point is allowed.
@@ -81,8 +81,8 @@ def knee(objectives_NM: Floats, allowed: Sequence[bool], reference: int) -> int:
     unit_NM = (objectives_NM - low) / np.where(span > 0, span, 1.0)
     costs = unit_NM[:, 1:].sum(1)
     gains = objectives_NM[reference, 0] - objectives_NM[:, 0]
-    there = np.flatnonzero(allowed)
-    enough = [i for i in there if gains[i] >= KEPT_GAIN * gains[there].max()]
+    candidates = np.flatnonzero(allowed)
+    enough = [i for i in candidates if gains[i] >= KEPT_GAIN * gains[candidates].max()]
     return int(min(enough, key=lambda i: (float(costs[i]), -float(gains[i]), i)))
 
 

@@ -1,4 +1,4 @@
-"""Presets of phase 7: what the profiles set."""
+"""Presets of phase 7: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training_core.svf.supervised import ExpertLearningConfig
 
 
 def nano() -> ExpertsConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return ExpertsConfig(
         questions=QuestionsConfig(
             hardest_level=2, profile_questions=40, chosen_questions=200, measured_questions=120, router_questions=200
@@ -28,7 +28,7 @@ def nano() -> ExpertsConfig:
 
 
 def mini() -> ExpertsConfig:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configuration for about 5 M parameters, which runs in hours on 2 CPU cores."""
     return ExpertsConfig(
         questions=QuestionsConfig(hardest_level=6),
         learning=ExpertLearningConfig(reward_attempts=4, reward_baseline="group"),
@@ -37,7 +37,10 @@ def mini() -> ExpertsConfig:
 
 
 def forge_25m() -> ExpertsConfig:
-    """25.0 M parameters: one GPU. Scaled from `mini`; not yet run."""
+    """Return the configuration for 25.0 M parameters, which runs on one GPU.
+
+    It is scaled from `mini` and has not been run yet.
+    """
     return ExpertsConfig(
         questions=QuestionsConfig(chosen_questions=100, measured_questions=200, router_questions=200),
         learning=ExpertLearningConfig(

@@ -1,18 +1,18 @@
-"""How an expert learns from reward: REINFORCE on its own attempts (Transformer^2, arXiv:2501.06252, eq. 1 and 2).
+"""Training of an expert by reward: REINFORCE on its own attempts (Transformer^2, arXiv:2501.06252, eq. 1 and 2).
 
     y_i ~ P(. | x_i)  at temperature 1,      r_i = +1 where the answer is right, else -1
     loss = 1/B sum_i [ -(r_i - b_i) log P(y_i | x_i)  +  kl_weight * sum_t KL(P_reference || P)(x_i, y_i,<t) ]
 
-B attempts, new ones in every step, from the p of that step. b_i = 0 as in the paper, or with "group" the mean reward
-of the other attempts at the same question (leave one out, Kool et al., 2019), which leaves the expectation of the
-gradient as it is. t runs over the tokens that the model drew itself. As in the authors' code (`Reinforce.
-step_optimization`) the gradient is scaled down to a norm of 1e-3, and the divergence has the reference's mean.
+The B attempts of each step are sampled from the current p. b_i = 0 as in the paper, or with "group" the mean reward of
+the other attempts at the same question (leave-one-out, Kool et al., 2019), which keeps the gradient unbiased. t runs
+over the tokens that the model sampled itself. As in the authors' code (`Reinforce.step_optimization`), the gradient is
+scaled down to a norm of 1e-3, and the divergence is an expectation under the reference.
 
-**Differs from the paper**: AdamW's second moment decays with .95, not .999, and its learning rate rises and falls;
-there are tens of steps, not hundreds, and the rate is the higher for it.
+**Differs from the paper**: AdamW's second moment decays with .95, not .999, and the learning rate has warm-up and
+decay; there are tens of steps, not hundreds, and the learning rate is higher accordingly.
 
-**Does not cover**: the gradient of the divergence through which attempts are drawn; as in the authors' code, the tokens
-at which it is taken are given.
+**Does not cover**: the gradient of the divergence through the sampling of attempts; as in the authors' code, the tokens
+at which it is computed are treated as fixed.
 
 Shape legend: B attempts, N own tokens of all attempts.
 """
@@ -52,15 +52,16 @@ from training_core.training.loop import StepResult, train
 
 
 def advantages(rewards_QK: Tensor, baseline: Baseline) -> Tensor:
-    """r - b of the attempts (questions, attempts) at each question."""
+    """Return the advantages r - b of the attempts at each question, (questions, attempts)."""
     attempts = rewards_QK.shape[1]
     if baseline == "none":
         return rewards_QK
+    # r - (mean of the others) = (r - mean of all) * K / (K - 1)
     return (rewards_QK - rewards_QK.mean(1, keepdim=True)) * attempts / (attempts - 1)
 
 
 class RewardObjective:
-    """The loss on attempts that are drawn at every call, for `training.loop.train`; a batch is question numbers.
+    """The loss on attempts sampled at every call, for `training.loop.train`; a batch is question indices.
 
     Raises:
         ValueError: when there are no questions.
@@ -81,24 +82,24 @@ class RewardObjective:
         self._answerer: Answerer | None = None
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Draw attempts with `generator` and compute the loss; there is no carry from one step to the next."""
+        """Sample attempts with `generator` and return the loss; nothing is carried from one step to the next."""
         policy, config = cast(Cognate, model), self.config
         attempts = self._draw(policy, batch.tolist(), generator)
         rows = moved(rows_of([own_tokens(attempt) for attempt in attempts]), batch.device)
-        found = read(policy, rows)
-        log_probs_B = found.log_probs_N.new_zeros(len(attempts)).index_add(0, found.row_N, found.log_probs_N)
+        scored = read(policy, rows)
+        log_probs_B = scored.log_probs_N.new_zeros(len(attempts)).index_add(0, scored.row_N, scored.log_probs_N)
         rewards_B = torch.tensor([1.0 if attempt.right else -1.0 for attempt in attempts], device=batch.device)
-        against_B = advantages(rewards_B.view(-1, config.reward_attempts), config.reward_baseline).flatten()
-        loss = -(against_B * log_probs_B).mean()
-        metrics = {"reward": rewards_B.mean(), "own_tokens": torch.tensor(len(found.row_N) / len(attempts))}
+        advantages_B = advantages(rewards_B.view(-1, config.reward_attempts), config.reward_baseline).flatten()
+        loss = -(advantages_B * log_probs_B).mean()
+        metrics = {"reward": rewards_B.mean(), "own_tokens": torch.tensor(len(scored.row_N) / len(attempts))}
         if config.reward_kl_weight > 0:
-            kl = found.kl(self.reference, rows).sum() / len(attempts)
+            kl = scored.kl(self.reference, rows).sum() / len(attempts)
             loss = loss + config.reward_kl_weight * kl
             metrics["kl"] = kl.detach()
-        return StepResult(loss, found.all_BSV, None, metrics)
+        return StepResult(loss, scored.all_BSV, None, metrics)
 
     def _draw(self, policy: Cognate, numbers: Sequence[int], generator: torch.Generator) -> list[Attempt]:
-        """`reward_attempts` at each question, one after the other."""
+        """Sample `reward_attempts` attempts at each question, those of one question in a row."""
         if self._answerer is None:
             self._answerer = Answerer(
                 copy.deepcopy(policy).eval(), self.tokenizer, self.tools, self.config.reward_max_tokens
@@ -109,7 +110,7 @@ class RewardObjective:
 
 
 def learn_by_reward(
-    scalable: SVFModel,
+    svf: SVFModel,
     questions: Sequence[Question],
     tokenizer: Tokenizer,
     tools: ToolBox,
@@ -119,16 +120,16 @@ def learn_by_reward(
     checkpoint: Path | None = None,
     label: str = "expert reward",
 ) -> Learned:
-    """An expert for right answers to questions. A run that was killed goes on from `checkpoint`.
+    """Train an expert on correct answers to questions; an interrupted run resumes from `checkpoint`.
 
     Raises:
-        ValueError: when there are no questions, for one that is too long with an answer, or as `Expert.of`.
+        ValueError: when there are no questions, when one is too long with its answer, or as `Expert.of`.
         TrainingDivergedError: as `train`.
     """
-    scalable.model.to(best_device())
-    trained = scalable.trainable()
+    svf.model.to(best_device())
+    trained = svf.trainable()
     decisive = config.model_dump(include={n for n in ExpertLearningConfig.model_fields if n.startswith("reward_")})
-    with scalable.using(None) as reference:
+    with svf.using(None) as reference:
         result = train(
             trained,
             RewardObjective(questions, tokenizer, tools, reference, config),
@@ -137,22 +138,24 @@ def learn_by_reward(
             reporter,
             checkpoint=checkpoint,
             label=label,
-            identity=identity_of(scalable, [str(questions), tokenizer.to_str(), str(decisive), tools.sandbox_name]),
+            identity=identity_of(svf, [str(questions), tokenizer.to_str(), str(decisive), tools.sandbox_name]),
         )
-    expert = scalable.expert_of(trained)
+    expert = svf.expert_of(trained)
     examples = [example_of(question, tokenizer) for question in questions]
-    return Learned(expert, result, divergence_of(scalable, expert, examples))
+    return Learned(expert, result, divergence_of(svf, expert, examples))
 
 
 def own_tokens(attempt: Attempt) -> Example:
-    """An attempt as rows are made of it: what the model drew itself is learned from."""
+    """Return an attempt as an example whose loss covers only the tokens that the model sampled itself."""
     return Example(attempt.prompt_ids, attempt.completion_ids, tuple(role == "own" for role in attempt.roles))
 
 
 @torch.no_grad()
 def merge_multipliers_(policy: Cognate, drawn: Cognate) -> None:
-    """Give the matrices of `drawn`, a copy of `policy`, the W' of its p: attempts are drawn token by token, and W' is
-    worked out once for all."""
-    for layer, its in zip(policy.modules(), drawn.modules(), strict=True):
-        if isinstance(layer, ScaledLinear) and isinstance(its, ScaledLinear) and layer.p is not None:
-            its.weight, its.p = layer.singular.compose(layer.p.sigmoid()), None
+    """Write W' for the current p of `policy` into the matrices of its copy `drawn`.
+
+    Decoding runs token by token, so W' is computed once instead of at every token.
+    """
+    for layer, merged in zip(policy.modules(), drawn.modules(), strict=True):
+        if isinstance(layer, ScaledLinear) and isinstance(merged, ScaledLinear) and layer.p is not None:
+            merged.weight, merged.p = layer.singular.compose(layer.p.sigmoid()), None

@@ -1,4 +1,4 @@
-"""Builds the exhibit `experts`: what was found, taught, routed and composed."""
+"""Building of the exhibit `experts`: discovery, training, routing and composition of experts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training_core.phases.p7_experts.exhibit import (
     ShownSpectrum,
 )
 from training_core.phases.p7_experts.genome import Composition
-from training_core.phases.p7_experts.measurement import Answers
+from training_core.phases.p7_experts.measurement import AnswerComparison
 from training_core.phases.p7_experts.routing_measurement import Routing
 from training_core.phases.p7_experts.search import SearchResult
 from training_core.phases.p7_experts.train_experts import TrainedExpert
@@ -57,18 +57,18 @@ NAMES: dict[str, tuple[str, AnswerKind]] = {
 def exhibit(
     discovery: Discovery,
     taught: Sequence[TrainedExpert],
-    found: SearchResult,
+    searched: SearchResult,
     composition: Composition,
-    answers: Answers,
-    scalable: SVFModel,
+    answers: AnswerComparison,
+    svf: SVFModel,
     why: str,
 ) -> ExpertsExhibit:
-    """The whole exhibit. `why` is empty where experts are used."""
+    """Return the complete exhibit. `why` says why no experts are used, and is empty if they are."""
     names = [profile.name for profile in discovery.experts]
     families, cells = answers.alone.by_family()
     return ExpertsExhibit(
         discovery=shown_discovery(discovery),
-        experts=[_expert(profile, its, scalable) for profile, its in zip(discovery.experts, taught, strict=True)],
+        experts=[_expert(profile, one, svf) for profile, one in zip(discovery.experts, taught, strict=True)],
         heat=ExpertHeatMap(families=families, rows=[NONE, *names], cells=cells),
         routing=_routing(answers, names),
         answering=[
@@ -81,20 +81,20 @@ def exhibit(
             for name, (shown, kind) in NAMES.items()
         ],
         costs=_costs(answers),
-        search=_search(found, composition, names),
+        search=_search(searched, composition, names),
         not_kept=why,
     )
 
 
 def describe(composition: Composition, names: Sequence[str], unadapted: Composition) -> str:
-    """A composition in words."""
-    inside = [
+    """Describe a composition in words."""
+    included = [
         f"{name} x {strength:g}"
-        for name, there, strength in zip(names, composition.experts, composition.strengths, strict=True)
-        if there
+        for name, is_in, strength in zip(names, composition.experts, composition.strengths, strict=True)
+        if is_in
     ]
-    parts = [", ".join(inside) or "no expert"]
-    if inside:
+    parts = [", ".join(included) or "no expert"]
+    if included:
         parts.append(f"from layer {composition.first_layer} on")
         parts.append(f"routed at temperature {composition.temperature:.3g}")
     own = unadapted.recursion()
@@ -103,7 +103,7 @@ def describe(composition: Composition, names: Sequence[str], unadapted: Composit
 
 
 def shown_discovery(discovery: Discovery) -> ShownDiscovery:
-    """How the number of experts was decided, and the profile that it was decided on."""
+    """Return the part of the exhibit on the number of experts and the profile behind it."""
     names = {profile.number: profile.name for profile in discovery.experts}
     return ShownDiscovery(
         criterion=CRITERION,
@@ -115,12 +115,12 @@ def shown_discovery(discovery: Discovery) -> ShownDiscovery:
             ShownFamily(
                 family=family,
                 expert=names[discovery.expert_of[family]],
-                questions=its.questions,
-                expected=MeasuredValue.of(its.expected),
-                exact=its.exact.value,
-                nats=its.nats_per_token,
+                questions=baseline.questions,
+                expected=MeasuredValue.of(baseline.expected),
+                exact=baseline.exact.value,
+                nats=baseline.nats_per_token,
             )
-            for family, its in ((family, discovery.standings[family]) for family in discovery.families)
+            for family, baseline in ((family, discovery.standings[family]) for family in discovery.families)
         ],
         similarity=discovery.similarity.tolist(),
         curve=[
@@ -129,7 +129,7 @@ def shown_discovery(discovery: Discovery) -> ShownDiscovery:
     )
 
 
-def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -> ShownExpert:
+def _expert(profile: ExpertProfile, taught: TrainedExpert, svf: SVFModel) -> ShownExpert:
     strongest = ", ".join(f"{matrix} ({share:.0%})" for matrix, share in profile.strongest)
     says = f"Its direction lies mostly in {strongest}."
     if profile.nearest is not None and profile.farthest is not None:
@@ -155,11 +155,11 @@ def _expert(profile: ExpertProfile, taught: TrainedExpert, scalable: SVFModel) -
             for method, gain in taught.gains.items()
         ],
         rewards=taught.rewards,
-        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in scalable.layers],
+        spectra=[ShownSpectrum(matrix=name, multipliers=multipliers[name].tolist()) for name in svf.layers],
     )
 
 
-def _routing(answers: Answers, names: Sequence[str]) -> ShownRouting:
+def _routing(answers: AnswerComparison, names: Sequence[str]) -> ShownRouting:
     used = answers.routing[0]
     return ShownRouting(
         routers=[_router(routing, names) for routing in answers.routing],
@@ -179,7 +179,7 @@ def _router(routing: Routing, names: Sequence[str]) -> ShownRouter:
     )
 
 
-def _costs(answers: Answers) -> list[PassCost]:
+def _costs(answers: AnswerComparison) -> list[PassCost]:
     cost = answers.cost
     parts = {
         "one pass, no expert": cost.plain_s,
@@ -193,45 +193,47 @@ def _costs(answers: Answers) -> list[PassCost]:
     ]
 
 
-def _search(found: SearchResult, composition: Composition, names: Sequence[str]) -> ShownSearch:
-    unadapted = found.unadapted[0]
-    points = list(found.front)
+def _search(searched: SearchResult, composition: Composition, names: Sequence[str]) -> ShownSearch:
+    unadapted = searched.unadapted[0]
+    points = list(searched.front)
     if composition not in [point for point, _ in points]:
-        points.append(found.unadapted)
-    outcomes = {status: sum(run.outcomes.get(status, 0) for run in found.runs) for status in ("raced out", "too slow")}
+        points.append(searched.unadapted)
+    outcomes = {
+        status: sum(run.outcomes.get(status, 0) for run in searched.runs) for status in ("raced out", "too slow")
+    }
     return ShownSearch(
         rule=RULE,
-        evaluations=sum(run.asked for run in found.runs),
-        measured=found.measured,
+        evaluations=sum(run.asked for run in searched.runs),
+        measured=searched.measured,
         raced_out=outcomes["raced out"],
         too_slow=outcomes["too slow"],
         front=[
-            _point(number, point, measured, found, point == composition, describe(point, names, unadapted))
+            _point(number, point, measured, searched, point == composition, describe(point, names, unadapted))
             for number, (point, measured) in enumerate(points)
         ],
-        climbs=_climbs(found),
+        climbs=_climbs(searched),
     )
 
 
 def _point(
-    number: int, point: Composition, measured: Measured, found: SearchResult, chosen: bool, says: str
+    number: int, point: Composition, measured: Measured, searched: SearchResult, chosen: bool, says: str
 ) -> FrontPoint:
-    its = measured.document()
+    objectives = measured.document()
     return FrontPoint(
         number=number,
         chosen=chosen,
-        accuracy=1 - its["loss"],
-        latency_ms=1000 * found.latencies[point.structure].seconds,
-        latency_ratio=its["latency"],
-        bytes=int(its["bytes"]),
-        bits_per_byte=its["bits_per_byte"],
+        accuracy=1 - objectives["loss"],
+        latency_ms=1000 * searched.latencies[point.structure].seconds,
+        latency_ratio=objectives["latency"],
+        bytes=int(objectives["bytes"]),
+        bits_per_byte=objectives["bits_per_byte"],
         says=says,
         composition=point.document(),
     )
 
 
-def _climbs(found: SearchResult) -> list[HypervolumeCourse]:
-    by_method = {(run.method, run.seed): run for run in found.runs}
+def _climbs(searched: SearchResult) -> list[HypervolumeCourse]:
+    by_method = {(run.method, run.seed): run for run in searched.runs}
     climbs = []
     for (method, seed), run in by_method.items():
         if method == "nsga2":

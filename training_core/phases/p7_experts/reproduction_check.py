@@ -1,4 +1,4 @@
-"""An expert bundle measured as it lies on disk: what every model is measured on, and whether its experts come back."""
+"""Evaluation of an expert bundle as stored on disk: the suite, and whether its experts reproduce their logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training_core.store.bundle import Bundle
 def measure_expert_bundle(
     bundle: Bundle, suite: Path, parents: Mapping[str, Bundle], reporter: Reporter
 ) -> Measurement:
-    """`measure_bundle` of the model without experts, and `expert_reproduction_error`.
+    """Measure the model without experts by `measure_bundle`, and add `expert_reproduction_error`.
 
     Raises:
         BundleError: when the bundle or a parent's record cannot be read.
@@ -28,8 +28,10 @@ def measure_expert_bundle(
 
 
 def reproduction_error(bundle: Bundle) -> float:
-    """Largest absolute difference of any logit between each expert when it was measured and as it comes from the
-    bundle: with the decomposition that is stored, and with one that is worked out again from the packed weights."""
+    """Return the largest absolute logit difference between the experts as measured and as loaded from the bundle.
+
+    They are loaded twice: with the stored SVD, and with one recomputed from the packed weights.
+    """
     tokens_BS, then_KBV = probed_tokens(bundle)
     errors = [
         float((load_experts(bundle, decompose_again=again).probe(tokens_BS) - then_KBV).abs().max())

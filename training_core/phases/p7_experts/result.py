@@ -1,4 +1,4 @@
-"""What phase 7 measures beside the evaluation suite."""
+"""The metrics that phase 7 reports besides those of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training_core.record import Estimate, Record, keyed
 
 @dataclass(frozen=True, slots=True)
 class AnswersResult(Record):
-    """Every way of answering test questions: macro-averaged accuracy, cost, and text."""
+    """All ways of answering test questions: macro-averaged accuracy, latency, and bits per byte on text."""
 
     routed_over_single: Estimate
     single_over_none: Estimate
@@ -32,7 +32,7 @@ class AnswersResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class SearchMetrics(Record):
-    """The search over compositions, on validation data."""
+    """Results of the search over compositions, on validation data."""
 
     hypervolume_over_random: float
     hypervolume_over_random_low: float
@@ -47,7 +47,7 @@ class SearchMetrics(Record):
 
 @dataclass(frozen=True, slots=True)
 class ExpertResult(Record):
-    """Experts: how many, how large, what each gains on validation questions, and what they do together."""
+    """The number and size of experts, their individual gains on validation questions, and their joint results."""
 
     num_experts: float
     experts_wanted: float
@@ -65,7 +65,7 @@ class ExpertResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class ExpertSuiteResult(Record):
-    """The evaluation suite on the model without experts, and whether the experts decode to what was measured."""
+    """The evaluation suite on the model without experts, and the reproduction error of the stored experts."""
 
     expert_reproduction_error: float
     suite: SuiteResult

@@ -1,6 +1,6 @@
-"""How well routers route: against the experts that the questions' families have, and against two that read nothing.
+"""Evaluation of routers against the experts of the questions' families, with oracle and constant routers for reference.
 
-A router that always picks one expert is called that. Its accuracy is the share of questions that need this expert, and
+A router that always picks the same class is reported as such: its accuracy is the share of questions of that class, and
 the entropy of its choices is 0.
 
 Shape legend: Q questions, C = experts + 1 classes (0 none).
@@ -23,26 +23,25 @@ from training_core.tasks.questions.question import Question
 
 @dataclass(frozen=True, slots=True)
 class OracleRouter:
-    """Knows every question's family, and reads nothing: what routing can reach at most. A family without an expert
-    gets none."""
+    """A router that knows every question's family: the upper limit of routing. A family without an expert gets none."""
 
     expert_of: Mapping[str, int]
     num_experts: int
     name: str = "oracle"
 
     def probabilities(self, questions: Sequence[Question]) -> Tensor:
-        """1 for the right one, (questions, experts + 1)."""
+        """Return probability 1 for the right class, (questions, experts + 1)."""
         right_Q = torch.tensor([self.expert_of.get(question.family, 0) for question in questions])
         return torch.nn.functional.one_hot(right_Q, self.num_experts + 1).double()
 
     def tokens_read(self, questions: Sequence[Question]) -> int:
-        """None."""
+        """Return 0, because this router reads no tokens."""
         return 0
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantRouter:
-    """The same choice for every prompt, 0 for none."""
+    """A router that makes the same choice for every prompt; 0 is no expert."""
 
     choice: int
     num_experts: int
@@ -53,27 +52,27 @@ class ConstantRouter:
             raise ValueError(f"the choice must lie in 0 .. {self.num_experts}, got {self.choice}")
 
     def probabilities(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, experts + 1)."""
+        """Return probability 1 for the constant choice, (questions, experts + 1)."""
         return self.of_prompts([()] * len(questions))
 
     def of_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(prompts, experts + 1)."""
+        """Return probability 1 for the constant choice, (prompts, experts + 1)."""
         chosen = torch.nn.functional.one_hot(torch.tensor(self.choice), self.num_experts + 1).double()
         return chosen.repeat(len(prompts), 1)
 
     def tokens_read(self, questions: Sequence[Question]) -> int:
-        """None."""
+        """Return 0, because this router reads no tokens."""
         return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a router chose where something was right.
+    """The evaluation of a router.
 
-    accuracy: share of right choices, Wilson. commonest: share of the class that most questions need, Wilson: a
-    constant reaches it. right_probability: mean probability of the right class. confusion: questions by right class
-    (rows) and choice (columns), (classes, classes). recalls: accuracy on the questions of each class, None for a class
-    that no question needs. entropy_bits: of the choices.
+    accuracy: share of right choices, with Wilson's interval. commonest: share of the most frequent class, also with
+    Wilson's interval, which a constant router reaches. right_probability: mean probability of the right class.
+    confusion: questions by right class (rows) and choice (columns), (classes, classes). recalls: accuracy on the
+    questions of each class, None for a class without questions. entropy_bits: entropy of the choices.
     """
 
     name: str
@@ -86,12 +85,12 @@ class Routing:
 
     @property
     def always_picks(self) -> int | None:
-        """The only class that was ever chosen, None where there were several."""
+        """The only class that was ever chosen, or None if there were several."""
         chosen = (self.confusion.sum(0) > 0).nonzero().flatten().tolist()
         return int(chosen[0]) if len(chosen) == 1 else None
 
     def document(self) -> dict[str, Any]:
-        """As part of an exhibit."""
+        """Return the evaluation as JSON."""
         return {
             "router": self.name,
             "accuracy": self.accuracy.document(),
@@ -105,10 +104,10 @@ class Routing:
 
 
 def measure_routing(name: str, probabilities_QC: Tensor, right_Q: Tensor) -> Routing:
-    """Compare the likeliest class of each row, the first of equals, with the right one (questions,).
+    """Compare the likeliest class of each row (the first of equals) with the right one (questions,).
 
     Raises:
-        ValueError: for no questions, or a right class that has no column.
+        ValueError: for no questions, or a right class without a column.
     """
     classes = probabilities_QC.shape[1]
     if len(right_Q) == 0 or not 0 <= int(right_Q.min()) <= int(right_Q.max()) < classes:

@@ -1,14 +1,14 @@
-"""A search over compositions of experts with NSGA-II, beside a random search of as many evaluations.
+"""Multi-objective search over compositions of experts with NSGA-II, and a random search with as many evaluations.
 
 References
     [1] Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002).
-    [2] Hu, Lu and Clune, "Automated Design of Agentic Systems" (2024, arXiv:2408.08435): a search over designs that
-        keeps an archive of all that it measured.
+    [2] Hu, Lu and Clune, "Automated Design of Agentic Systems" (2024, arXiv:2408.08435): a search over designs with an
+        archive of all evaluations.
 
-Every search asks for population * generations evaluations, exactly; what it has measured before is looked up and counts
-all the same. For each seed the two begin with the same population: the model as it is, every expert alone, all of
-them together, and random genomes. After each generation one file holds all that was measured; a search that was killed
-is replayed from its seed over it, with the same version of pymoo, and goes on.
+Every search asks for exactly population * generations evaluations; evaluations from the cache count as well. For each
+seed, both methods start from the same population: the unadapted model, every expert alone, all experts together, and
+random genomes. After each generation, all evaluations are saved in one file. An interrupted search is replayed from its
+seed over this file, with the same version of pymoo, and continues.
 
 **Differs from the paper** [2]: designs are vectors, not programs, and no language model proposes them.
 
@@ -38,37 +38,41 @@ from training_core.reporting import Figure, Reporter
 from training_core.store.bundle import canonical_json
 from training_core.store.checkpoint import load_checkpoint, save_checkpoint, tensors_digest, weights_digest
 
-TEXT_BOX = (0.95, 1.05)  # bits per byte, as shares of the unadapted model's
+TEXT_BOX = (0.95, 1.05)  # range of bits per byte in the box, relative to the unadapted model
 METHODS = ("nsga2", "random")
 _STATUSES: tuple[Status, ...] = ("measured", "too slow", "raced out")
 _CONSTRAINTS = 2
 
 
 class SearchConfig(BaseModel):
-    """How long is searched, and what a composition is measured on. The defaults are 5,000 evaluations a search."""
+    """Length of the search, and the data of an evaluation. The defaults give 5,000 evaluations per search."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    population: int = Field(50, ge=4, description="Compositions in a generation")
-    generations: int = Field(100, ge=1, description="Generations of a search, the first population included")
-    seeds: int = Field(3, ge=1, le=20, description="Searches by NSGA-II, and as many at random")
-    seed: int = Field(0, ge=0, description="Seed of the first of them")
-    questions: int = Field(64, ge=1, description="Validation questions of all families that all share")
-    windows: int = Field(4, ge=1, description="Windows of validation text that all share")
-    window_tokens: int = Field(128, ge=2, description="Tokens that are read of such a window")
+    population: int = Field(50, ge=4, description="Compositions per generation")
+    generations: int = Field(100, ge=1, description="Generations per search, including the first population")
+    seeds: int = Field(3, ge=1, le=20, description="Number of searches with NSGA-II, and of random searches")
+    seed: int = Field(0, ge=0, description="Seed of the first search; the others follow it")
+    questions: int = Field(64, ge=1, description="Validation questions of all families per evaluation")
+    windows: int = Field(4, ge=1, description="Windows of validation text per evaluation")
+    window_tokens: int = Field(128, ge=2, description="Length to which these windows are truncated, in tokens")
     racing_share: float = Field(
-        0.5, gt=0, le=1, description="Share of the questions on which a composition can be stopped; 1 stops none"
+        0.5, gt=0, le=1, description="Share of the questions after which a bad composition is dropped; 1 drops none"
     )
-    latency_bound: float = Field(4.0, ge=1, description="Most seconds for a question, in those of the unadapted model")
-    latency_questions: int = Field(4, ge=1, description="Questions that are timed, at once")
-    latency_repeats: int = Field(5, ge=1, description="Timings of which the median counts")
+    latency_bound: float = Field(
+        4.0, ge=1, description="Maximum latency per question, relative to one pass of the unadapted model"
+    )
+    latency_questions: int = Field(4, ge=1, description="Questions in a timed batch")
+    latency_repeats: int = Field(5, ge=1, description="Number of timings, of which the median is used")
 
 
 @dataclass(slots=True)
 class Run:
-    """One search so far. `front` are the codes of what no other that it asked for dominates; `hypervolumes` are of
-    all that it asked for, behind every generation; `outcomes` count evaluations, and `measured` those that were not
-    known before."""
+    """The state of one search.
+
+    `front` holds the codes of its non-dominated compositions, `hypervolumes` the hypervolume of all its compositions
+    after every generation. `outcomes` counts evaluations by status, and `measured` those that were not cached.
+    """
 
     method: str
     seed: int
@@ -79,14 +83,17 @@ class Run:
 
     @property
     def asked(self) -> int:
-        """Evaluations that it asked for."""
+        """The number of evaluations that the search has asked for."""
         return sum(self.outcomes.values())
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What the searches found. `front` holds what no composition of any of them dominates, `knee` the one of it, or
-    the unadapted model, that is used."""
+    """The result of all searches.
+
+    `front` holds the compositions that none of any search dominates; `knee` is the one that is used, which may be the
+    unadapted model.
+    """
 
     runs: tuple[Run, ...]
     front: tuple[tuple[Composition, Measured], ...]
@@ -97,12 +104,12 @@ class SearchResult:
     measured: int
 
     def differences(self) -> list[float]:
-        """Final hypervolume of NSGA-II minus that of the random search, of each seed."""
+        """Return the final hypervolume of NSGA-II minus that of the random search, for each seed."""
         last = {(run.method, run.seed): run.hypervolumes[-1] for run in self.runs}
         return [value - last["random", seed] for (method, seed), value in last.items() if method == "nsga2"]
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics."""
+        """Return hypervolumes, counts and the objectives of the knee as the flat metrics of a bundle."""
         differences = self.differences()
         asked = sum(run.asked for run in self.runs)
         values = {f"search_{method}_hypervolume": self._mean(method) for method in METHODS}
@@ -116,7 +123,7 @@ class SearchResult:
         }
 
     def document(self) -> dict[str, Any]:
-        """As an exhibit; every point of the front can be used with `Composition.from_document`."""
+        """Return the result as JSON; `Composition.from_document` loads any point of the front."""
         return {
             "runs": [asdict(run) | {"asked": run.asked} for run in self.runs],
             "front": [_point(*point) for point in self.front],
@@ -129,7 +136,7 @@ class SearchResult:
         }
 
     def figure(self) -> Figure:
-        """Hypervolume by generation, mean over seeds."""
+        """Return a figure of the hypervolume by generation, averaged over seeds."""
         series: dict[str, tuple[list[float], list[float]]] = {}
         for method in METHODS:
             curves = np.array([run.hypervolumes for run in self.runs if run.method == method])
@@ -149,11 +156,11 @@ def search(
 ) -> SearchResult:
     """Search with NSGA-II and at random, for every seed.
 
-    A search that was killed goes on from the file `checkpoint` behind its last generation, with what was measured and
-    timed. `identity` is a digest of whatever else determines the result.
+    An interrupted search resumes from `checkpoint` after its last generation, with all evaluations and timings.
+    `identity` is a digest of everything else that determines the result.
 
     Raises:
-        ValueError: when the population is smaller than what it begins with.
+        ValueError: when the population is too small for its fixed first members.
     """
     space = evaluator.space
     progress = _Progress(evaluator, config, checkpoint, _fingerprint(evaluator, config, identity))
@@ -166,14 +173,14 @@ def search(
         label = f"search {place + 1} of {len(plan)}"
         total = config.population * config.generations
         for generation in range(len(run.hypervolumes), config.generations):
-            found: list[tuple[Composition, Measured]] = []
+            evaluated: list[tuple[Composition, Measured]] = []
             before = len(evaluator.known)
             for genome in method.ask():
                 composition = space.decode(genome.tolist())
-                found.append((composition, evaluator.evaluate(composition)))
-                reporter.progress(run.asked + len(found), total, label)
-            method.tell(*_told([measured for _, measured in found]))
-            _record(run, found, space, evaluator, box)
+                evaluated.append((composition, evaluator.evaluate(composition)))
+                reporter.progress(run.asked + len(evaluated), total, label)
+            method.tell(*_told([measured for _, measured in evaluated]))
+            _record(run, evaluated, space, evaluator, box)
             run.measured += len(evaluator.known) - before
             values = {"hypervolume": run.hypervolumes[-1], "measured": float(run.measured)}
             reporter.metrics(generation, {f"search/{name}_{seed}_{key}": value for key, value in values.items()})
@@ -184,8 +191,11 @@ def search(
 def knee_of(
     front: Sequence[tuple[Composition, Measured]], unadapted: tuple[Composition, Measured]
 ) -> tuple[Composition, Measured]:
-    """The `pareto.knee` of a front and the unadapted model, among those whose accuracy is not below that model's and
-    whose bits per byte are at most 1 % above it. The model is one of them, so that there always is one."""
+    """Return the `pareto.knee` of a front together with the unadapted model.
+
+    Only points are allowed whose accuracy is not below the unadapted model's and whose bits per byte are at most 1 %
+    above it. The unadapted model itself qualifies, so there always is a knee.
+    """
     candidates = [*front, *([] if unadapted in front else [unadapted])]
     objectives = np.array([_objectives(measured) for _, measured in candidates])
     own = _objectives(unadapted[1])
@@ -195,10 +205,10 @@ def knee_of(
 
 
 def starting_population(space: Space, population: int, seed: int) -> Floats:
-    """Genomes (P, n) that all decode to something else: unadapted, every expert alone, all together, then random.
+    """Return genomes (P, n) of distinct compositions: unadapted, every expert alone, all together, then random ones.
 
     Raises:
-        ValueError: when the population is smaller than what it begins with.
+        ValueError: when the population is too small for the fixed compositions.
     """
     known = [space.unadapted, *(space.alone(k) for k in range(space.num_experts)), space.together()]
     genomes = {composition: space.encode(composition) for composition in known}
@@ -225,18 +235,20 @@ def _method(name: str, seed: int, space: Space, config: SearchConfig) -> Method:
     return Nsga2(space.num_genes, len(OBJECTIVES), _CONSTRAINTS, config.population, seed, start, identity)
 
 
-def _told(found: list[Measured]) -> tuple[Floats, Floats]:
-    """Objectives (P, M), NaN where there are none, and constraints (P, C)."""
+def _told(evaluations: list[Measured]) -> tuple[Floats, Floats]:
+    """Return objectives (P, M), NaN for infeasible compositions, and constraints (P, C)."""
     nothing = (float("nan"),) * len(OBJECTIVES)
-    objectives = [nothing if one.objectives is None else one.objectives for one in found]
-    return np.array(objectives), np.array([one.constraints for one in found])
+    objectives = [nothing if one.objectives is None else one.objectives for one in evaluations]
+    return np.array(objectives), np.array([one.constraints for one in evaluations])
 
 
-def _record(run: Run, found: list[tuple[Composition, Measured]], space: Space, evaluator: Evaluator, box: Box) -> None:
-    """What a generation adds to a search."""
-    run.outcomes = dict(Counter(run.outcomes) + Counter(measured.status for _, measured in found))
+def _record(
+    run: Run, evaluated: list[tuple[Composition, Measured]], space: Space, evaluator: Evaluator, box: Box
+) -> None:
+    """Update the outcomes, the front and the hypervolumes of a search by one generation."""
+    run.outcomes = dict(Counter(run.outcomes) + Counter(measured.status for _, measured in evaluated))
     known = [(space.of_codes(codes), codes) for codes in run.front]
-    known += [(c, space.codes(c)) for c, measured in found if measured.objectives is not None]
+    known += [(c, space.codes(c)) for c, measured in evaluated if measured.objectives is not None]
     objectives = np.array([_objectives(evaluator.known[composition]) for composition, _ in known])
     first = non_dominated(objectives)
     run.front = [known[i][1] for i in first]
@@ -245,15 +257,15 @@ def _record(run: Run, found: list[tuple[Composition, Measured]], space: Space, e
 
 def _result(evaluator: Evaluator, runs: tuple[Run, ...], unadapted: Measured, box: Box) -> SearchResult:
     space = evaluator.space
-    found = list(dict.fromkeys(space.of_codes(codes) for run in runs for codes in run.front))
-    first = non_dominated(np.array([_objectives(evaluator.known[c]) for c in found]))
-    front = [(found[i], evaluator.known[found[i]]) for i in first]
+    candidates = list(dict.fromkeys(space.of_codes(codes) for run in runs for codes in run.front))
+    first = non_dominated(np.array([_objectives(evaluator.known[c]) for c in candidates]))
+    front = [(candidates[i], evaluator.known[candidates[i]]) for i in first]
     own = (space.unadapted, unadapted)
     return SearchResult(runs, tuple(front), knee_of(front, own), own, box, evaluator.latencies, len(evaluator.known))
 
 
 def _box(evaluator: Evaluator, unadapted: Measured) -> Box:
-    """No accuracy to all, no time to the bound, no bytes to all there are, 5 % of text to either side."""
+    """Return the box: all accuracies, latency up to the bound, bytes up to all experts, text within 5 %."""
     text = _objectives(unadapted)[OBJECTIVES.index("bits_per_byte")]
     most = float(evaluator.num_bytes(evaluator.space.together()))
     low, high = (share * text for share in TEXT_BOX)
@@ -261,17 +273,17 @@ def _box(evaluator: Evaluator, unadapted: Measured) -> Box:
 
 
 class _Progress:
-    """The searches so far, and the file that they are in."""
+    """The searches so far, and their resume point."""
 
     def __init__(self, evaluator: Evaluator, config: SearchConfig, path: Path | None, fingerprint: str) -> None:
         self.evaluator, self.path, self.fingerprint = evaluator, path, fingerprint
         self.runs: list[Run] = []
-        found = None if path is None else load_checkpoint(path, fingerprint)
-        if found is not None:
-            self._load(*found)
+        checkpoint = None if path is None else load_checkpoint(path, fingerprint)
+        if checkpoint is not None:
+            self._load(*checkpoint)
 
     def begin(self, place: int, method: Method, run: Run) -> Run:
-        """The search at a place, as far as it has come; `method` is brought there."""
+        """Return the search at a place in the plan, as far as it has come, and replay `method` up to that point."""
 
         def known(genomes: Floats) -> tuple[Floats, Floats]:
             space, evaluator = self.evaluator.space, self.evaluator
@@ -279,12 +291,12 @@ class _Progress:
 
         if place == len(self.runs):
             self.runs.append(run)
-        elif place + 1 == len(self.runs):  # those before it are finished
+        elif place + 1 == len(self.runs):  # earlier searches are finished and need no replay
             replay(method, len(self.runs[place].hypervolumes), known)
         return self.runs[place]
 
     def save(self) -> None:
-        """Keep what was measured and recorded, from which `begin` goes on."""
+        """Write the resume point, with all evaluations, timings and searches."""
         if self.path is None:
             return
         space, known = self.evaluator.space, self.evaluator.known
@@ -311,8 +323,8 @@ class _Progress:
         columns = ("codes", "status", "objectives", "constraints")
         rows = zip(*(tensors[f"known.{column}"].tolist() for column in columns), strict=True)
         for codes, status, objectives, constraints in rows:
-            its = tuple(objectives) if _STATUSES[status] == "measured" else None
-            self.evaluator.known[space.of_codes(codes)] = Measured(_STATUSES[status], its, tuple(constraints))
+            values = tuple(objectives) if _STATUSES[status] == "measured" else None
+            self.evaluator.known[space.of_codes(codes)] = Measured(_STATUSES[status], values, tuple(constraints))
 
 
 def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> str:
@@ -320,7 +332,7 @@ def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> s
     hasher.update(weights_digest(evaluator.model))
     given = evaluator.given
     experts = {f"{i}.{name}": t for i, e in enumerate(evaluator.experts) for name, t in e.tensors("").items()}
-    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.scalable.layers.items()} | experts))
+    hasher.update(tensors_digest({name: layer.weight for name, layer in evaluator.svf.layers.items()} | experts))
     asked = [evaluator.probabilities_QN, evaluator.text_probabilities_WN, given.inputs_WS, given.targets_WS]
     asked += [t for part in given.parts for _, rows in part.batches for t in (rows.inputs_BS, rows.mask_BS)]
     hasher.update(tensors_digest({str(place): tensor for place, tensor in enumerate(asked)}))
@@ -330,7 +342,7 @@ def _fingerprint(evaluator: Evaluator, config: SearchConfig, identity: str) -> s
 
 
 def _latencies(latencies: Mapping[Structure, Latency]) -> list[dict[str, Any]]:
-    return [{"structure": list(structure), "seconds": list(its)} for structure, its in latencies.items()]
+    return [{"structure": list(structure), "seconds": list(latency)} for structure, latency in latencies.items()]
 
 
 def _objectives(measured: Measured) -> tuple[float, ...]:

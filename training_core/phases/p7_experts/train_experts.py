@@ -1,5 +1,8 @@
-"""One expert of each group of families: by reward and from worked completions, the better of them kept, and what a
-low-rank adapter of as many bytes learns from the same completions."""
+"""Training of one expert per group of families, by reward and by supervision, and of the LoRA baseline.
+
+The better of the two experts on validation questions is kept. The baseline has as many bytes and learns from the same
+completions.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ METHODS = ("reward", "supervised")
 
 @dataclass(frozen=True, slots=True)
 class TrainedExpert:
-    """An expert that was kept, how it was learned, and gains on validation questions of its families by method.
+    """The expert that was kept, its training method, and gains on validation questions of its families by method.
 
-    `rewards` is the mean reward over the steps; `kl` by method, nats per token from the model without the expert.
-    `rival_weights` are the matrices of the low-rank rival that differ from the model's, by name; `rival_Q` is its
-    expected accuracy on test questions of its families, in their order, empty until `Teacher.measure_rival`.
+    `rewards` is the mean reward at each step; `kl` by method is the divergence from the model without the expert, in
+    nats per token. `rival_weights` are the matrices of the LoRA baseline that differ from the model's, by name.
+    `rival_Q` is its expected accuracy on test questions of the families, empty until `Teacher.measure_rival`.
     """
 
     expert: Expert
@@ -47,34 +50,34 @@ class TrainedExpert:
 
 
 class Teacher:
-    """Trains experts one after the other; each is kept on disk when it is finished."""
+    """Trains experts one after the other; finished experts are cached on disk."""
 
     def __init__(
         self,
-        scalable: SVFModel,
+        svf: SVFModel,
         config: ExpertsConfig,
         context: QuestionContext,
         train: Sequence[Question],
         validation: Sequence[Question],
         cache: ResultCache,
     ) -> None:
-        self.scalable, self.config, self.context, self.cache = scalable, config, context, cache
+        self.svf, self.config, self.context, self.cache = svf, config, context, cache
         self.train_questions, self.validation_questions = train, validation
 
     def teach(self, profile: ExpertProfile) -> TrainedExpert:
-        """The expert of one group of families."""
+        """Train, or load from the cache, the expert of one group of families."""
         name = f"expert {profile.number}"
         tensors = self.cache.cached_tensors(name, lambda: self._learn(profile))
         experts = {method: Expert.from_tensors(tensors, f"{method}.") for method in METHODS}
-        told = self.cache.cached(f"{name} gains", lambda: self._gains(profile, experts, tensors["rival.validation"]))
-        gains = {method: Estimate(**told["gains"][method]) for method in (*METHODS, "low rank")}
-        method = max(METHODS, key=lambda its: gains[its].value)
+        cached = self.cache.cached(f"{name} gains", lambda: self._gains(profile, experts, tensors["rival.validation"]))
+        gains = {method: Estimate(**cached["gains"][method]) for method in (*METHODS, "low rank")}
+        method = max(METHODS, key=lambda each: gains[each].value)
         matrices = self._matrices(tensors["rival.matrices"])
         return TrainedExpert(
             experts[method],
             method,
             gains,
-            {its: float(tensors[f"{its} kl"]) for its in METHODS},
+            {each: float(tensors[f"{each} kl"]) for each in METHODS},
             tensors["rewards"].tolist(),
             int(tensors["rival.bytes"]),
             {matrix: tensors[f"rival.weight.{matrix}"] for matrix in matrices},
@@ -82,26 +85,26 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def measure_rival(self, profile: ExpertProfile, its: TrainedExpert) -> TrainedExpert:
-        """`its` with what its low-rank rival makes of test questions, which nothing is chosen on."""
-        rival = self.scalable.plain()
-        for name, weight in its.rival_weights.items():
+    def measure_rival(self, profile: ExpertProfile, trained: TrainedExpert) -> TrainedExpert:
+        """Return `trained` with `rival_Q`, the LoRA baseline's expected accuracy on test questions."""
+        rival = self.svf.plain()
+        for name, weight in trained.rival_weights.items():
             matrix = rival.get_submodule(name).weight
             cast(Tensor, matrix).copy_(weight)
-        return replace(its, rival_Q=self._expected(rival, self.test(profile)))
+        return replace(trained, rival_Q=self._expected(rival, self.test(profile)))
 
     def _learn(self, profile: ExpertProfile) -> dict[str, Tensor]:
-        """Both experts, and what the low-rank adapter makes of validation and test questions."""
-        config, scalable = self.config, self.scalable
+        """Train both experts and the LoRA baseline; return them and the baseline's accuracy on validation questions."""
+        config, svf = self.config, self.svf
         label = f"expert {profile.number}"
         questions = self._questions(self.train_questions, profile, config.questions.expert_questions)
         examples = [example_of(question, self.context.tokenizer) for question in questions]
         rewarded = learn_by_reward(
-            scalable, questions, self.context.tokenizer, self.context.tools, config.learning, self.context.reporter,
+            svf, questions, self.context.tokenizer, self.context.tools, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} reward",
         )  # fmt: skip
         supervised = learn_supervised(
-            scalable,
+            svf,
             examples,
             config.learning,
             self.context.reporter,
@@ -109,10 +112,10 @@ class Teacher:
             label=f"{label} supervised",
         )
         rival = learn_low_rank(
-            scalable, examples, supervised.expert.num_bytes, config.learning, self.context.reporter,
+            svf, examples, supervised.expert.num_bytes, config.learning, self.context.reporter,
             checkpoint=self.context.checkpoint, label=f"{label} low rank",
         )  # fmt: skip
-        names = list(scalable.layers)
+        names = list(svf.layers)
         return {
             **rewarded.expert.tensors("reward."),
             **supervised.expert.tensors("supervised."),
@@ -127,21 +130,23 @@ class Teacher:
 
     def _gains(self, profile: ExpertProfile, experts: dict[str, Expert], rival_Q: Tensor) -> dict[str, Any]:
         asked = self.validation(profile)
-        with self.scalable.using(None) as model:
+        with self.svf.using(None) as model:
             none_Q = self._expected(model, asked)
-        found: dict[str, Tensor] = {}
+        expected: dict[str, Tensor] = {}
         for method, expert in experts.items():
-            with self.scalable.using(expert.multipliers()) as model:
-                found[method] = self._expected(model, asked)
-        found["low rank"] = rival_Q
-        return {"gains": {method: gain(its_Q, none_Q, asked.questions).document() for method, its_Q in found.items()}}
+            with self.svf.using(expert.multipliers()) as model:
+                expected[method] = self._expected(model, asked)
+        expected["low rank"] = rival_Q
+        return {
+            "gains": {method: gain(with_Q, none_Q, asked.questions).document() for method, with_Q in expected.items()}
+        }
 
     def validation(self, profile: ExpertProfile) -> AskedQuestions:
-        """Questions that the better method is chosen on."""
+        """Return the validation questions on which the better method is chosen."""
         return self._asked(self._questions(self.validation_questions, profile, self.config.questions.chosen_questions))
 
     def test(self, profile: ExpertProfile) -> AskedQuestions:
-        """Questions that nothing is chosen on."""
+        """Return the test questions, on which no choice is based."""
         held_out = [q for q in self.context.report.questions if q.level <= self.config.questions.hardest_level]
         return self._asked(self._questions(held_out, profile, self.config.questions.measured_questions))
 
@@ -149,12 +154,12 @@ class Teacher:
         return of_each_family([question for question in questions if question.family in profile.families], number)
 
     def _asked(self, questions: Sequence[Question]) -> AskedQuestions:
-        return AskedQuestions(questions, self.context.tokenizer, self.scalable.model.config.max_seq_len)
+        return AskedQuestions(questions, self.context.tokenizer, self.svf.model.config.max_seq_len)
 
     def _expected(self, model: Cognate, asked: AskedQuestions) -> Tensor:
         device = next(model.parameters()).device
         return asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits).expected_Q()
 
     def _matrices(self, numbers: Tensor) -> list[str]:
-        names = list(self.scalable.layers)
+        names = list(self.svf.layers)
         return [names[number] for number in numbers.tolist()]

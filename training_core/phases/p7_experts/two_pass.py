@@ -1,15 +1,16 @@
-"""Inference in two passes: the first reads the question and routes, the second answers with the experts composed.
+"""Two-pass inference: the first pass reads the question and routes it, the second answers with the experts composed.
 
-    w   = softmax(log p / temperature) over none and the experts, the `top` largest kept and brought to sum 1
-    m   = 1 + sum_k w_k (m_k - 1)                                       what falls to none is the model as it is
+    w   = softmax(log p / temperature) over none and the experts, restricted to the `top` largest and renormalised
+    m   = 1 + sum_k w_k (m_k - 1)                                       weight on none leaves the model unchanged
 
 References
     [1] Sun, Cetin and Tang, "Transformer^2: Self-adaptive LLMs" (2025, arXiv:2501.06252), section 3.2, figure 2.
 
-With `top` 1 a question gets one expert, or none, whole. In a batch every question has its own mixture; for a text that
-is streamed the matrices are composed once, and where all weight falls to none they are the model's own, bit for bit.
+With `top` 1 a question gets exactly one expert at full weight, or none. In a batch every question has its own mixture.
+For streamed text the matrices are composed once, and if none gets all of the weight they equal the model's own, bit for
+bit.
 
-**Does not cover**: a preamble in front of a question is read in the second pass alone.
+**Does not cover**: a preamble in front of a question, which only the second pass reads.
 
 Shape legend: Q questions, K experts, C = K + 1 classes (0 none), B rows, S positions, R singular values.
 """
@@ -33,8 +34,9 @@ from training_core.tasks.questions.question import Question
 
 
 def sparse_weights(probabilities_QC: Tensor, top: int = 1, temperature: float = 1.0) -> Tensor:
-    """Weights of the experts (questions, experts) float32 from probabilities of none and of each; of equals the first
-    are kept, so that none comes before an expert.
+    """Return expert weights (questions, experts) float32 from probabilities of none and of each expert.
+
+    Ties go to the first, so none takes precedence over an expert.
 
     Raises:
         ValueError: for a top below 1, or a temperature that is not positive.
@@ -48,26 +50,28 @@ def sparse_weights(probabilities_QC: Tensor, top: int = 1, temperature: float = 
 
 
 @contextmanager
-def composed(scalable: SVFModel, multipliers: Multipliers | None) -> Iterator[Cognate]:
-    """The model with W' of multipliers (r,) written into its matrices, once; behind it, as it was. None changes
-    nothing."""
-    before = {name: layer.weight for name, layer in scalable.layers.items()}
+def composed(svf: SVFModel, multipliers: Multipliers | None) -> Iterator[Cognate]:
+    """Yield the model with W' for the given multipliers (r,) written into its matrices; restore it on exit.
+
+    With `multipliers` None it is unchanged.
+    """
+    before = {name: layer.weight for name, layer in svf.layers.items()}
     try:
-        for name, layer in scalable.layers.items():
+        for name, layer in svf.layers.items():
             if multipliers is not None and name in multipliers:
                 layer.weight = layer.singular.compose(multipliers[name])
-        with scalable.using(None) as model:
+        with svf.using(None) as model:
             yield model
     finally:
-        for name, layer in scalable.layers.items():
+        for name, layer in svf.layers.items():
             layer.weight = before[name]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of some questions: tokens that each pass reads, padding not counted, and seconds, medians of repeats.
+    """The cost of some questions: tokens read in each pass (without padding), and median seconds.
 
-    plain_s: the second pass without experts, which is all that the model as it is needs.
+    plain_s: the second pass without experts, which is all that the unadapted model needs.
     """
 
     questions: int
@@ -79,40 +83,40 @@ class Cost:
 
     @property
     def relative(self) -> float:
-        """Time of both passes over that of the model as it is."""
+        """Time of both passes relative to the unadapted model."""
         return (self.first_s + self.second_s) / self.plain_s
 
 
 class TwoPass:
-    """A model, its experts, a router, and how weights are made of its probabilities."""
+    """A model with experts and a router, whose probabilities are turned into weights by `sparse_weights`."""
 
     def __init__(
-        self, scalable: SVFModel, experts: Sequence[Expert], router: Router, top: int = 1, temperature: float = 1.0
+        self, svf: SVFModel, experts: Sequence[Expert], router: Router, top: int = 1, temperature: float = 1.0
     ) -> None:
         """Raises:
         ValueError: when the router knows another number of experts.
         """
         if not experts or router.num_experts != len(experts):
             raise ValueError(
-                f"there are {len(experts)} experts, and the router must know as many, it knows {router.num_experts}: "
+                f"the router must know as many experts as there are, {len(experts)}, but knows {router.num_experts}: "
                 "fit it again"
             )
-        self.scalable, self.experts, self.router = scalable, tuple(experts), router
+        self.svf, self.experts, self.router = svf, tuple(experts), router
         self.top, self.temperature = top, temperature
 
     def weights(self, questions: Sequence[Question]) -> Tensor:
-        """The first pass: weights of the experts, (questions, experts)."""
-        with self.scalable.using(None):
+        """Run the first pass; return the weights of the experts, (questions, experts)."""
+        with self.svf.using(None):
             return sparse_weights(self.router.probabilities(questions), self.top, self.temperature)
 
     def likelihoods(self, asked: AskedQuestions, weights_QK: Tensor | None = None) -> Likelihoods:
-        """Both passes; or the second alone, with weights that are known already."""
+        """Run both passes and return the likelihoods; given weights skip the first pass."""
         weights_QK = self.weights(asked.questions) if weights_QK is None else weights_QK
         device = self._device
-        found = {name: m_QR.to(device) for name, m_QR in mixture(self.experts, weights_QK).items()}
+        multipliers = {name: m_QR.to(device) for name, m_QR in mixture(self.experts, weights_QK).items()}
 
         def predict(places: Sequence[int], inputs_BS: Tensor) -> Tensor:
-            with self.scalable.using({name: m_QR[places] for name, m_QR in found.items()}) as model:
+            with self.svf.using({name: m_QR[places] for name, m_QR in multipliers.items()}) as model:
                 logits_BSV: Tensor = model(inputs_BS.to(device)).logits
             return logits_BSV
 
@@ -120,27 +124,27 @@ class TwoPass:
 
     @contextmanager
     def speaker(self, prompt: Sequence[int]) -> Iterator[Cognate]:
-        """The model that answers one prompt (token ids), for `training_core.text.generation`; behind it, as it was.
+        """Yield the model composed for one prompt (token ids), for `training_core.text.generation`; restore it on exit.
 
         Raises:
-            ValueError: when the router reads questions and no prompts.
+            ValueError: when the router reads questions but not prompts.
         """
         router = self.router
         if not isinstance(router, PromptReader):
-            raise ValueError(f"a text is streamed behind a router that reads prompts, {router.name!r} reads none")
-        with self.scalable.using(None):
+            raise ValueError(f"streaming a text needs a router that reads prompts, {router.name!r} reads none")
+        with self.svf.using(None):
             weights_K = sparse_weights(router.of_prompts([prompt]), self.top, self.temperature)[0]
         multipliers = None
         if bool(weights_K.any()):
             multipliers = {name: m_R.to(self._device) for name, m_R in mixture(self.experts, weights_K).items()}
-        with composed(self.scalable, multipliers) as model:
+        with composed(self.svf, multipliers) as model:
             yield model
 
     def cost(self, asked: AskedQuestions, repeats: int = 5) -> Cost:
-        """Measured on these questions.
+        """Measure the cost of both passes on these questions.
 
         Raises:
-            ValueError: for no repeats.
+            ValueError: for fewer than one repeat.
         """
         if repeats < 1:
             raise ValueError(f"seconds are medians of at least one repeat, got {repeats}")
@@ -152,7 +156,7 @@ class TwoPass:
         device = self._device
 
         def plain() -> None:
-            with self.scalable.using(None) as model:
+            with self.svf.using(None) as model:
                 asked.likelihoods(lambda _, inputs_BS: model(inputs_BS.to(device)).logits)
 
         return Cost(
@@ -166,11 +170,11 @@ class TwoPass:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.scalable.model.parameters()).device
+        return next(self.svf.model.parameters()).device
 
 
 def _median_s(run: Callable[[], object], repeats: int) -> float:
-    run()  # once for what the first time alone takes
+    run()  # warm-up
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Phase 8, Final compression: a restructured ternary student, distilled and entropy coded into one file."""
+"""Phase 8, Final compression: a restructured ternary student, distilled and entropy-coded into a single file."""

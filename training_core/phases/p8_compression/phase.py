@@ -1,4 +1,4 @@
-"""Phase 8: the teacher, as it decodes from its packed file, distilled into a student in its compressed form."""
+"""Phase 8: distil the expert model, as decoded from its packed file, into a student in its compressed form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training_core.tasks.questions.context import QUESTIONED, QuestionContext
 
 
 def make_compressed(context: QuestionContext, config: CompressionConfig) -> Product:
-    """Distil the teacher into a student, teach the student experts of its own, and write both into one file."""
+    """Distil the teacher into a student, train experts on the student, and write both into one file."""
     teacher = context.parents["expert_model"]
     without, student, result = train_compressed(
         load_model(teacher), config, context.training, context.reporter, context.checkpoint
@@ -33,7 +33,7 @@ PHASES = (
     Phase(
         "compressed_model",
         8,
-        "The file that ships: a restructured ternary student, entropy coded with its tokenizer.",
+        "The file that ships: a restructured ternary student, entropy-coded together with its tokenizer.",
         CompressionConfig,
         make_compressed,
         ("expert_model",),

@@ -1,4 +1,4 @@
-"""Presets of phase 8: what the profiles set."""
+"""Presets of phase 8: one configuration for each size profile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training_core.training.loop import TrainingConfig
 
 
 def nano() -> CompressionConfig:
-    """About 1 M parameters: minutes on 2 CPU cores."""
+    """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return CompressionConfig(
         student=StudentConfig(d_model=128, num_heads=4, d_ff=320, num_blocks=2, num_loops=1, embedding_rank=0),
         distillation=DistillationConfig(weight=0.3),
@@ -18,7 +18,7 @@ def nano() -> CompressionConfig:
 
 
 def mini() -> CompressionConfig:
-    """About 5 M parameters: hours on 2 CPU cores."""
+    """Return the configuration for about 5 M parameters, which runs in hours on 2 CPU cores."""
     return CompressionConfig(
         student=StudentConfig(
             d_model=256, num_heads=4, d_ff=640, num_blocks=2, num_loops=1, window=128, embedding_rank=0
@@ -31,7 +31,7 @@ def mini() -> CompressionConfig:
 
 
 def forge_25m() -> CompressionConfig:
-    """25.0 M parameters: one GPU."""
+    """Return the configuration for 25.0 M parameters, which runs on one GPU."""
     return CompressionConfig(
         student=StudentConfig(
             d_model=256, num_heads=8, d_ff=608, num_blocks=2, num_loops=4, window=256, embedding_rank=64

@@ -1,4 +1,4 @@
-"""What phase 8 measures beside the evaluation suite."""
+"""The metrics that phase 8 reports besides those of the evaluation suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training_core.training.result import TrainingMetrics
 
 @dataclass(frozen=True, slots=True)
 class CompressedResult(Record):
-    """The distillation, and the experts that the file carries."""
+    """Training of the student, and the gain from the experts that the file carries."""
 
     training: TrainingMetrics
     file_experts: float

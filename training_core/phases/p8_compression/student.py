@@ -1,9 +1,9 @@
-"""Phase 8, first form: a restructured student, trained in its compressed form to imitate its teacher.
+"""The student of phase 8: a restructured model, distilled from its teacher in its compressed form.
 
-The student is a Cognate model without prelude and memory: a few core blocks, shared by `loops` passes, a factorised
-embedding, and ternary weights everywhere. Sharing across depth and a small rank are in the training graph from the
-first step, the ternary codes harden gradually; afterwards norms are rounded to 8 bits and the
-rest is coded without loss.
+The student is a Cognate model without prelude and memory: a few core blocks that are run `num_loops` times, a
+factorised embedding, and ternary weights everywhere. Weight sharing across depth and the low rank are part of the
+training graph from the first step; the ternary codes harden gradually. After training, norms are rounded to 8 bits and
+everything else is coded losslessly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def carry_experts(
     config: CompressionConfig,
     context: QuestionContext,
 ) -> tuple[bytes, FileExpertsReport]:
-    """The file with experts of its own, one for each of the teacher's that helps, and what they are worth."""
+    """Train an expert for each of the teacher's, add those that help to the file, and measure their gain.
+
+    Returns the file's bytes and the report.
+    """
     decoded = read_artifact(payload).model
     taught = teach_student(decoded, names, families, context, config.experts, config.training.seed)
     if taught.kept is not None:
@@ -48,7 +51,7 @@ def carry_experts(
 
 
 def student_config(config: CompressionConfig, teacher: CognateConfig) -> CognateConfig:
-    """The student's shape: the teacher's vocabulary and sequence length, everything else from the phase."""
+    """Return the student's shape: the teacher's vocabulary and sequence length, everything else from `config`."""
     return CognateConfig(
         vocab_size=teacher.vocab_size,
         max_seq_len=teacher.max_seq_len,
@@ -73,13 +76,13 @@ def train_compressed(
     reporter: Reporter,
     checkpoint: Path | None = None,
 ) -> tuple[bytes, Cognate, TrainingResult]:
-    """Train the student and write its file; returns the file's bytes and the student it was written from."""
+    """Train the student; return its file as bytes, the student that was written, and the training result."""
     torch.manual_seed(config.training.seed)
     student = Cognate(student_config(config, teacher.config))
     initialise_from(student, teacher)
     make_compressible(student, config.student.threshold, config.student.granularity)
     for parameter in (student.latent, *student.halt_head.parameters()):
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(False)  # not stored in the file
 
     def batches(generator: torch.Generator) -> Tensor:
         return data.batch(config.mix, config.training.batch_size, config.training.seq_len + 1, generator)
@@ -104,11 +107,11 @@ def train_compressed(
 
 @torch.no_grad()
 def initialise_from(student: Cognate, teacher: Cognate) -> None:
-    """Start the student from the teacher as far as their shapes allow.
+    """Initialise the student from the teacher as far as their shapes allow.
 
-    The factorised embedding is the best rank-r approximation of the teacher's (Eckart & Young, 1936), E = U S V^T
-    cut to U sqrt(S) and V sqrt(S), rotated at random where the widths differ. Blocks of the teacher's shape are
-    copied, the teacher's last ones to the student's last ones.
+    The factorised embedding is the best rank-r approximation of the teacher's (Eckart & Young, 1936): E = U S V^T
+    truncated to U sqrt(S) and V sqrt(S), with a random rotation if the widths differ. Weights of matching shape are
+    copied block by block, from the teacher's last blocks to the student's last ones.
     """
     table = effective_weight(teacher.embedding).float()
     width, own = student.config.d_model, table.shape[1]
@@ -133,7 +136,7 @@ def initialise_from(student: Cognate, teacher: Cognate) -> None:
 def cross_entropy_objective(
     model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator
 ) -> StepResult:
-    """Next-token cross-entropy of one supervision step, without halting (a compressed file has no halting head)."""
+    """Return the next-token cross-entropy of one supervision step, without halting: the file has no halting head."""
     assert isinstance(model, Cognate)
     h = model.encode(batch[:, :-1])
     logits = model.logits(model.supervise(h, model.start(h)).y).float()

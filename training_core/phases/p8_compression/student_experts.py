@@ -1,12 +1,12 @@
-"""Experts that a compressed file carries: taught anew on the student, because theirs are other matrices.
+"""The experts of a compressed file, trained anew on the student, whose matrices differ from the teacher's.
 
-    experts.codes      int8 (experts, singular values of all matrices)     multipliers, as `experts.singular.Expert`
+    experts.codes      int8 (experts, singular values of all matrices)     multipliers, as `nn.svf.Expert`
     experts.spreads    float16 (experts, matrices)
-    experts.head.*     the router, as `experts.routing.Head`: int8 codes, float16 scales and biases
+    experts.head.*     the router, as `nn.linear_head.Head`: int8 codes, float16 scales and biases
 
-The teacher says how many experts there are and for which families. Each learns from the same completions, on the
-student as it decodes from its file; one that does not help beyond chance on validation questions stays out of the file.
-What is decomposed is the decoded ternary weight, in float64, so that no decomposition is stored.
+The teacher determines the number of experts and their families. Each expert is trained on worked completions of its
+families, on the student as decoded from its file. Experts without a significant gain on validation questions are left
+out of the file. The SVD is that of the decoded ternary weights in float64, so that it need not be stored.
 
 **Does not cover** a search over compositions: the likeliest expert of a text has all the weight.
 """
@@ -38,8 +38,10 @@ ROUTER_STEP = -1_000_001
 
 @dataclass(frozen=True, slots=True)
 class StudentTeaching:
-    """What came of it: experts for the file (None where none helps), their router, how many the teacher had, and the
-    student that they scale."""
+    """Trained experts: the student with its SVD, the experts and router kept for the file, and the number trained.
+
+    `kept` is None if no expert helps.
+    """
 
     model: SVFModel
     kept: FileExperts | None
@@ -48,8 +50,10 @@ class StudentTeaching:
 
 @dataclass(frozen=True, slots=True)
 class FileExpertsReport:
-    """What the experts of a file are worth: the gain of routing between them on test questions, families weighted
-    alike, and the accuracy with them."""
+    """Evaluation of a file's experts on test questions.
+
+    `gain` is the macro-averaged accuracy gain of routing between the experts, `accuracy` the accuracy with routing.
+    """
 
     kept: FileExperts | None
     taught: int
@@ -57,7 +61,7 @@ class FileExpertsReport:
     accuracy: float
 
     def metrics(self) -> dict[str, float]:
-        """As flat metrics."""
+        """Return the report as the flat metrics of a bundle."""
         experts = () if self.kept is None else self.kept.experts
         return {
             "file_experts": float(len(experts)),
@@ -76,10 +80,10 @@ def teach_student(
     config: StudentExpertsConfig,
     seed: int,
 ) -> StudentTeaching:
-    """Experts for a student as it decodes from its file. `families` are those of each of the teacher's experts.
+    """Train experts on a student as decoded from its file. `families` holds those of each of the teacher's experts.
 
     Raises:
-        ValueError: when there is no expert, or as `learn_supervised`.
+        ValueError: when the teacher has no experts, or as `learn_supervised`.
     """
     if not names or len(names) != len(families):
         raise ValueError(f"every expert has a name and families, got {len(names)} and {len(families)}")
@@ -92,8 +96,8 @@ def teach_student(
         seed=seed,
     )
     experts: list[Expert] = []
-    for number, its in enumerate(families, 1):
-        questions = of_each_family([q for q in context.train_questions if q.family in its], config.questions)
+    for number, own_families in enumerate(families, 1):
+        questions = of_each_family([q for q in context.train_questions if q.family in own_families], config.questions)
         examples = [example_of(question, tokenizer) for question in questions]
         learned = learn_supervised(
             model,
@@ -112,14 +116,14 @@ def teach_student(
     text = context.training.batch(TEXT_ONLY, config.texts, config.text_tokens, step_generator(seed, ROUTER_STEP))
     taught_on = of_each_family(context.train_questions, config.measured)
     router = ClassifierRouter.fit(model.model, tokenizer, taught_on, expert_of, text.tolist())
-    found = FileExperts(tuple(names[n] for n in kept), tuple(experts[n] for n in kept), router.head)
-    return StudentTeaching(model, found, len(experts))
+    file_experts = FileExperts(tuple(names[n] for n in kept), tuple(experts[n] for n in kept), router.head)
+    return StudentTeaching(model, file_experts, len(experts))
 
 
 def measure_student(
     teaching: StudentTeaching, context: QuestionContext, config: StudentExpertsConfig
 ) -> FileExpertsReport:
-    """What the file's experts gain on test questions, each routed to its likeliest expert."""
+    """Measure the gain of the file's experts on test questions, with each question routed to its likeliest expert."""
     kept = teaching.kept
     if kept is None:
         on_test = _measured(teaching.model, [], context.report.questions, context, config)
@@ -129,8 +133,8 @@ def measure_student(
         router = ClassifierRouter(teaching.model.model, context.tokenizer, kept.head)
         with teaching.model.using(None):
             routed_Q = on_test.chosen(router.probabilities(on_test.questions).argmax(1))
-    its = gain(routed_Q, on_test.none_Q, on_test.questions)
-    return FileExpertsReport(kept, teaching.taught, its, accuracy(routed_Q, on_test.questions).value)
+    routing_gain = gain(routed_Q, on_test.none_Q, on_test.questions)
+    return FileExpertsReport(kept, teaching.taught, routing_gain, accuracy(routed_Q, on_test.questions).value)
 
 
 def _measured(
@@ -147,21 +151,21 @@ def _measured(
 
 @contextmanager
 def answering(
-    experts: FileExperts, scalable: SVFModel, prompt: Sequence[int], tokenizer: Tokenizer
+    experts: FileExperts, svf: SVFModel, prompt: Sequence[int], tokenizer: Tokenizer
 ) -> Iterator[tuple[Cognate, str]]:
-    """The model as the likeliest expert of a prompt (token ids) has it, and that expert's name, "" for none."""
-    with scalable.using(None) as model:
+    """Yield the model with the likeliest expert for a prompt (token ids) applied, and that expert's name or ""."""
+    with svf.using(None) as model:
         choice = int(ClassifierRouter(model, tokenizer, experts.head).of_prompts([prompt])[0].argmax())
     multipliers = None if choice == 0 else experts.experts[choice - 1].multipliers()
-    with scalable.using(multipliers) as model:
+    with svf.using(multipliers) as model:
         yield model, "" if choice == 0 else experts.names[choice - 1]
 
 
 def _helpful(chosen_on: PerExpertAccuracy, families: Sequence[Sequence[str]]) -> list[int]:
-    """The experts, from 0, with which their families are answered better beyond chance, on validation questions."""
+    """Return the indices of experts with a significant gain on validation questions of their own families."""
     kept = []
-    for number, its in enumerate(families):
-        places = [place for place, question in enumerate(chosen_on.questions) if question.family in its]
+    for number, own_families in enumerate(families):
+        places = [place for place, question in enumerate(chosen_on.questions) if question.family in own_families]
         with_Q, without_Q = chosen_on.expected_KQ[number + 1][places], chosen_on.none_Q[places]
         if places and gain(with_Q, without_Q, [chosen_on.questions[place] for place in places]).low > 0:
             kept.append(number)

@@ -1,1 +1,1 @@
-"""Questions of ten levels, how a model answers them with tools, and how right it is."""
+"""Verifiable questions at ten levels of difficulty: the bank, attempts with tools, and accuracy measurements."""

@@ -1,9 +1,9 @@
-"""Where the edge is: accuracy by level with intervals, and the hardest level that a model still masters.
+"""Adaptive assessment: accuracy by level with intervals, and the edge, the hardest level that a model still masters.
 
-A level is mastered when its accuracy is at least `target`. Accuracy cannot rise with difficulty, so the levels are
-fitted together by isotonic regression (pool adjacent violators; Barlow et al., 1972); questions go where the answer is
-still open: to the levels on both sides of the edge, until their intervals leave the target out or the most questions
-were asked.
+A level is mastered when its accuracy is at least `target`. Accuracy is assumed not to rise with difficulty, so all
+levels are fitted jointly by isotonic regression (pool adjacent violators; Barlow et al., 1972). Questions are spent
+where the decision is still open: on the two levels next to the edge, until their intervals exclude the target or the
+limit of questions is reached.
 
 Shape legend: L levels, from the easiest.
 """
@@ -19,23 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from training_core.evaluation.intervals import wilson
 from training_core.record import Estimate
 
-Ask = Callable[[int, int], int]  # (level, count) -> how many of `count` fresh questions were answered right
+Ask = Callable[[int, int], int]  # (level, count) -> number of right answers to `count` fresh questions
 
 
 class AssessmentConfig(BaseModel):
-    """How many questions are asked, and what counts as mastered."""
+    """Question budget of an assessment, and the accuracy that counts as mastery."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: float = Field(0.75, gt=0, lt=1, description="Accuracy at which a level is mastered")
     first_questions: int = Field(40, ge=1, description="Questions asked at every level")
-    more_questions: int = Field(40, ge=1, description="Questions asked at a time where the edge is undecided")
-    most_questions: int = Field(400, ge=1, description="Most questions at one level")
+    more_questions: int = Field(40, ge=1, description="Questions added at a time where the edge is undecided")
+    most_questions: int = Field(400, ge=1, description="Maximum number of questions at one level")
 
 
 @dataclass(frozen=True, slots=True)
 class LevelAccuracy:
-    """One level: questions asked and answered right, its own Wilson interval, and the isotonic fit over all levels."""
+    """Counts for one level, its own Wilson interval, and its value in the isotonic fit over all levels."""
 
     level: int
     asked: int
@@ -46,18 +46,18 @@ class LevelAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """Every level, and the `edge`: the hardest level whose fitted accuracy reaches the target; 0 when none does."""
+    """All levels, and the `edge`: the hardest level whose fitted accuracy reaches the target, 0 when none does."""
 
     levels: tuple[LevelAccuracy, ...]
     edge: int
 
     def frontier(self, low: float = 0.2, high: float = 0.8) -> tuple[int, ...]:
-        """Levels whose fitted accuracy lies in [low, high]: neither mastered nor out of reach."""
+        """Return the levels whose fitted accuracy lies in [low, high]: neither mastered nor out of reach."""
         return tuple(level.level for level in self.levels if low <= level.fitted <= high)
 
 
 def find_edge(ask: Ask, num_levels: int, config: AssessmentConfig) -> Assessment:
-    """Ask until the edge is decided.
+    """Ask questions until the edge is decided or the budget is spent, and return the assessment.
 
     Raises:
         ValueError: when there are no levels, or `ask` reports more right answers than questions.
@@ -87,12 +87,13 @@ def find_edge(ask: Ask, num_levels: int, config: AssessmentConfig) -> Assessment
 
 
 def isotonic_decreasing(right: Sequence[int], asked: Sequence[int]) -> list[float]:
-    """Maximum-likelihood accuracies that do not rise with the level: pool adjacent violators, weighted by questions."""
+    """Return the maximum-likelihood accuracies that do not rise with the level (pool adjacent violators, weighted by
+    the number of questions)."""
     from scipy.optimize import isotonic_regression  # phase 1 reaches this module and runs without scipy
 
     accuracies = [k / n for k, n in zip(right, asked, strict=True)]
     blocks = isotonic_regression(accuracies, weights=asked, increasing=False).blocks.tolist()
-    # divided once more from the counts: 60 of 80 is .75 exactly, and a level at the target is mastered
+    # Recomputed from the integer counts: 60 of 80 is exactly .75, and a level exactly at the target is mastered.
     return [
         sum(right[first:end]) / sum(asked[first:end])
         for first, end in itertools.pairwise(blocks)
@@ -105,11 +106,11 @@ def _edge(fitted: Sequence[float], target: float) -> int:
 
 
 def _undecided(asked: Sequence[int], right: Sequence[int], config: AssessmentConfig) -> list[int]:
-    """The levels on both sides of the edge whose interval still holds the target and that may be asked more."""
+    """The levels next to the edge whose interval still contains the target and whose budget is not spent."""
     edge = _edge(isotonic_decreasing(right, asked), config.target)
-    beside = [level for level in (edge, edge + 1) if 1 <= level <= len(asked)]
+    neighbours = [level for level in (edge, edge + 1) if 1 <= level <= len(asked)]
     result = []
-    for level in beside:
+    for level in neighbours:
         interval = wilson(right[level - 1], asked[level - 1])
         if interval.low <= config.target <= interval.high and asked[level - 1] < config.most_questions:
             result.append(level)

@@ -1,8 +1,8 @@
-"""Attempts at questions: a model writes, tools answer its calls, the answer is compared with the known one.
+"""Attempts at questions: a model generates, tools answer its calls, and its answer is compared with the known one.
 
-A hint shows the beginning of the worked completion: none of it (0), a third (1), two thirds (2), or all of it (3), in
-which case nothing is left to write and the attempt is a demonstration. What is kept for learning never has the hint in
-the prompt: hinted tokens stand where the model would have written them (the rationalisation of STaR, Zelikman et al.,
+A hint reveals a prefix of the worked completion: none of it (0), a third (1), two thirds (2), or all of it (3), in
+which case nothing is left to generate and the attempt is a demonstration. Training examples never carry the hint in the
+prompt: hinted tokens stand where the model would have generated them (the rationalisation of STaR, Zelikman et al.,
 2022, arXiv:2203.14465, section 3.3, with the hint as a prefix).
 """
 
@@ -26,19 +26,19 @@ from training_core.text.sampling import continue_rows
 
 Role = Literal["own", "hint", "tool"]
 HINTS = range(4)
-SHOWN = 3  # the hint that shows everything
-MOST_CALLS = 4
-ALIKE = 1.5  # prompts up to this many times as long go together
+SHOWN = 3  # the hint that reveals the whole completion
+MOST_CALLS = 4  # tool calls answered in one attempt
+ALIKE = 1.5  # largest ratio of prompt lengths within one batch
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A completion of a question's prompt, token by token.
 
-    prompt_ids: preamble and question, without the END_OF_TEXT in front. completion_ids: its end-of-text included, where
-    one was drawn. roles: who wrote each of them. log_probs: natural, of the model's own tokens at temperature 1; 0.0
-    for the others. given: the text that the hint showed, with which `text`, the whole completion, begins. right:
-    whether `answer`, taken from the completion's text, is the known one.
+    prompt_ids: preamble and question, without the leading END_OF_TEXT. completion_ids: the completion, including its
+    END_OF_TEXT if one was sampled. roles: who wrote each completion token. log_probs: natural log-probabilities of the
+    model's own tokens at temperature 1; 0.0 for the others. given: the text that the hint revealed, a prefix of `text`,
+    the whole completion. right: whether `answer`, extracted from the completion, equals the known one.
     """
 
     question: Question
@@ -55,43 +55,43 @@ class Attempt:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the model read and wrote."""
+        """Number of tokens of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
 def question_text(question: Question) -> str:
-    """What a model is given."""
+    """Return the prompt that a model is given for a question."""
     return f"Question: {question.prompt}\nAnswer:"
 
 
 def completion_text(question: Question) -> str:
-    """What it should write: the worked solution, if there is one, and the answer."""
+    """Return the target completion: the worked solution, if there is one, and the answer."""
     return f" {question.solution}{ANSWER_CUE}{question.answer}" if question.solution else f" {question.answer}"
 
 
 def answer_in(text: str) -> str:
-    """The answer in a completion: what follows the last cue, else what follows the last tool's output, else all."""
+    """Extract the answer from a completion: the text after the last cue, else after the last tool output, else all."""
     if ANSWER_CUE.strip() in text:
         return text.rpartition(ANSWER_CUE.strip())[2].strip()
     pieces = list(segments(text))
-    behind = [place for place, (_, put_in) in enumerate(pieces) if put_in]
-    return "".join(piece for piece, _ in pieces[behind[-1] + 1 if behind else 0 :]).strip()
+    outputs = [place for place, (_, from_tool) in enumerate(pieces) if from_tool]
+    return "".join(piece for piece, _ in pieces[outputs[-1] + 1 if outputs else 0 :]).strip()
 
 
 def encode_completion(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[Role]]:
-    """The worked completion as tokens, end-of-text included: tool output is encoded apart, as it is when it is put
-    in."""
+    """Tokenize the worked completion, END_OF_TEXT included, and return its ids and roles."""
     ids: list[int] = []
     roles: list[Role] = []
-    for piece, put_in in segments(completion_text(question)):
+    # Tool output is encoded separately, exactly as during generation: merges must not cross its boundaries.
+    for piece, from_tool in segments(completion_text(question)):
         encoded = tokenizer.encode(piece).ids
         ids += encoded
-        roles += ["tool" if put_in else "hint"] * len(encoded)
+        roles += ["tool" if from_tool else "hint"] * len(encoded)
     return [*ids, END_OF_TEXT_ID], [*roles, "hint"]
 
 
 class Answerer:
-    """A model with tools that answers questions, many at once."""
+    """A model with tools that answers questions in batches."""
 
     def __init__(self, model: Cognate, tokenizer: Tokenizer, tools: ToolBox, max_tokens: int) -> None:
         self.model, self.tokenizer, self.tools, self.max_tokens = model, tokenizer, tools, max_tokens
@@ -107,11 +107,11 @@ class Answerer:
         preamble: str = "",
         temperature: float = 0.0,
     ) -> list[Attempt]:
-        """One attempt at each question, in the order given. `hints` are those of each question, none by default.
+        """Return one attempt for each question, in the order given. `hints` has one entry per question, 0 by default.
 
         Raises:
             ValueError: for a hint outside 0 .. 3, or a preamble, question and completion longer than max_seq_len.
-            SandboxUnavailableError: when the isolation of a tool fails.
+            SandboxUnavailableError: when a tool's isolation fails.
         """
         starts = [
             self._start(question, hint, preamble)
@@ -152,6 +152,7 @@ class Answerer:
         prompt = self.tokenizer.encode(preamble + question_text(question)).ids
         ids, roles = encode_completion(self.tokenizer, question)
         shown = len(ids) if hint == SHOWN else min(math.ceil(hint * (len(ids) - 1) / SHOWN), len(ids) - 2)
+        # A hint never ends inside a tool's output: the model could not continue it.
         while 0 < shown < len(ids) and roles[shown] == "tool":
             shown += 1
         completion = shown if hint == SHOWN else max(0, shown) + self.max_tokens
@@ -183,7 +184,7 @@ class Answerer:
 
 
 def _alike(starts: Sequence[_Start]) -> list[list[_Start]]:
-    """Groups of like length, in which no short row waits long for another."""
+    """Batches of similar prompt length, so that short prompts do not decode for long beside rows still in prefill."""
     groups: list[list[_Start]] = []
     for start in sorted(starts, key=lambda start: start.length):
         if not groups or start.length > ALIKE * groups[-1][0].length:
@@ -193,7 +194,7 @@ def _alike(starts: Sequence[_Start]) -> list[list[_Start]]:
 
 
 class _Start:
-    """A question on its way to an attempt."""
+    """An attempt in progress: the prompt, the revealed prefix, and what has been generated so far."""
 
     __slots__ = ("calls", "hint", "hinted", "log_probs", "prompt", "question", "roles", "written")
 

@@ -1,11 +1,11 @@
-"""The question bank: verified questions of ten levels, in three splits that share no content.
+"""The question bank: verified questions at ten levels, in three splits that share no content.
 
     bank/train.jsonl, validation.jsonl, test.jsonl     one `Question` a line, levels in order
-    bank/bank.json                                     counts, what was rejected and why, what it cost
-    bank/avoided.json                                  contents that must not be drawn later either (variants)
+    bank/bank.json                                     counts, rejections by reason, cost
+    bank/avoided.json                                  contents that later draws (variants) must avoid as well
 
-Questions of generators are drawn until every level has its number; those of frontier models are for training alone. Of
-near-duplicates one stays, and whatever the task bank holds out goes.
+Generator questions are drawn until every level has its quota; frontier-model questions are used for training only. One
+of each group of near-duplicates is kept, and everything held out by the task bank is removed.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from training_core.tasks.questions.question import (
 
 SUMMARY, AVOIDED = "bank.json", "avoided.json"
 _REASONS = ("repeated", "near", "contradictory", "avoided")
-_SURPLUS = 1.15  # drawn beyond the quota at first, for what is dropped as a near-duplicate
+_SURPLUS = 1.15  # initial oversampling, to make up for near-duplicates that are dropped
 _ROUNDS = 6
-_PATIENCE = 3000  # draws of a level in a row that bring nothing new
+_PATIENCE = 3000  # consecutive draws at a level without a new question before it counts as exhausted
 _SEED_SPAN = 10**6
 _SUM = re.compile(r"[0-9]+(?: ?[-+*] ?[0-9]+)+")
 
 
 class QuestionBankConfig(BaseModel):
-    """How many questions, from where, and for how much money at most."""
+    """Size of the bank, the sources of its questions, and the budget for frontier models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -56,27 +56,31 @@ class QuestionBankConfig(BaseModel):
     seed: int = Field(17, ge=0, le=10**6, description="Seed of the generators")
     source: Literal["generators", "frontier", "both"] = Field(
         "generators",
-        description="Training questions of programs, of frontier models (frontier_per_level of them at each level), or "
-        "of frontier models with programs for what is missing. Held-out ones are of programs",
+        description="Source of training questions: programs, frontier models (frontier_per_level at each level), or "
+        "frontier models with programs filling the gaps. Held-out questions always come from programs",
     )
-    frontier_per_level: int = Field(50, ge=1, le=10_000, description="Verified frontier questions wanted at each level")
+    frontier_per_level: int = Field(
+        50, ge=1, le=10_000, description="Verified frontier questions to collect at each level"
+    )
     frontier_models: list[str] = Field(
         ["openai/gpt-4o-mini", "anthropic/claude-3.5-haiku", "google/gemini-2.0-flash-001"],
-        description="Frontier models to ask, as the server names them; with three or more they judge each other",
+        description="Frontier models to ask, by the server's names; three or more judge each other's answers",
     )
     frontier_prices: list[float] = Field(
         [0.15, 0.60, 0.80, 4.00, 0.10, 0.40],
-        description="Most that each may cost: US dollars a million tokens of prompt and of completion, in turn",
+        description="Maximum prices of each model in US dollars per million tokens: prompt, completion, prompt, ...",
     )
     frontier_base_url: str = Field(
-        "https://openrouter.ai/api/v1", description="A server of the chat-completions protocol"
+        "https://openrouter.ai/api/v1", description="URL of a server that speaks the chat-completions protocol"
     )
     frontier_key_variable: str = Field(
-        "OPENROUTER_API_KEY", description="Name of the environment variable that holds the key"
+        "OPENROUTER_API_KEY", description="Name of the environment variable that holds the API key"
     )
-    frontier_max_cost_usd: float = Field(5.0, gt=0, description="Cap on all that frontier models cost, over all runs")
-    frontier_timeout_s: float = Field(120.0, gt=0, le=3600, description="Most time for one request")
-    frontier_retries: int = Field(6, ge=0, le=20, description="How often a request that was not paid for is sent again")
+    frontier_max_cost_usd: float = Field(
+        5.0, gt=0, description="Cap on the total cost of frontier models, over all runs"
+    )
+    frontier_timeout_s: float = Field(120.0, gt=0, le=3600, description="Timeout of one request")
+    frontier_retries: int = Field(6, ge=0, le=20, description="Maximum retries of a request that was not charged")
 
     @model_validator(mode="after")
     def _is_priced(self) -> Self:
@@ -85,7 +89,7 @@ class QuestionBankConfig(BaseModel):
             raise ValueError("frontier_models must name at least one model, and none twice")
         if len(prices) != 2 * len(models):
             raise ValueError(
-                f"frontier_prices must hold two prices for each of the {len(models)} frontier_models, of a million "
+                f"frontier_prices must hold two prices for each of the {len(models)} frontier_models, per million "
                 f"tokens of prompt and of completion, got {len(prices)} numbers"
             )
         return self
@@ -93,11 +97,11 @@ class QuestionBankConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """How collecting frontier questions went.
+    """Outcome of collecting frontier questions.
 
-    spent_usd: over all runs. account: that in words, with what may have been spent on lost requests.
-    note: why it stopped before there were as many as wanted. rejected: candidates that were not kept, by reason.
-    judged: for each model how many answers of others it was asked about, and how many it agreed with.
+    spent_usd: total over all runs. account: the same in words, with what lost requests may have cost.
+    note: why collection stopped short of the quota. rejected: counts of rejected candidates by reason.
+    judged: for each model, how many answers of others it judged, and with how many it agreed.
     """
 
     spent_usd: float = 0.0
@@ -109,7 +113,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class QuestionBank:
-    """Questions by split, and what collecting them cost. avoided: contents that no later question may have."""
+    """Questions by split, and the cost of collecting them. avoided: contents that no later question may have."""
 
     train: Sequence[Question]
     validation: Sequence[Question]
@@ -127,13 +131,13 @@ def make_question_bank(
     frontier: Sequence[Question] = (),
     collected: Collected | None = None,
 ) -> dict[str, float | str]:
-    """Write the bank into the folder `out`.
+    """Write the bank into the folder `out`, and return its counts and cost.
 
-    avoid: prompts that must not come, in whatever wording: those of the task bank's held-out splits.
-    frontier: verified questions of frontier models. collected: how collecting them went.
+    avoid: prompts to exclude in any wording, namely those of the task bank's held-out splits.
+    frontier: verified questions of frontier models. collected: the outcome of collecting them.
 
     Raises:
-        ValueError: when a level cannot give enough distinct questions.
+        ValueError: when a level cannot supply enough distinct questions.
     """
     collected = collected if collected is not None else Collected()
     prompts = [without_frame(prompt) for prompt in avoid]
@@ -162,10 +166,10 @@ def make_question_bank(
 
 
 def open_bank(folder: Path) -> QuestionBank:
-    """The bank in `folder`.
+    """Read the bank in `folder`.
 
     Raises:
-        ValueError: naming the file and line, when it is not one.
+        ValueError: naming the file and line, when the folder holds no valid bank.
     """
     summary = json.loads((folder / SUMMARY).read_bytes())
     avoided = frozenset(json.loads((folder / AVOIDED).read_bytes()))
@@ -174,7 +178,7 @@ def open_bank(folder: Path) -> QuestionBank:
 
 
 def without_frame(prompt: str) -> str:
-    """The question in a prompt of the task bank, without "Question:" before and "Answer:" after it."""
+    """Return a task-bank prompt without its "Question:" and "Answer:" frame."""
     return prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
 
 
@@ -182,9 +186,9 @@ Kept = dict[tuple[int, str], list[Question]]
 
 
 class _Drawing:
-    """Questions that were drawn so far, by level and split, and how many more there should be.
+    """The questions drawn so far, by level and split, and the number still to draw.
 
-    A held-out content comes in one wording only, a training content in as many as are drawn.
+    A held-out content appears in one wording only, a training content in as many as are drawn.
     """
 
     def __init__(self, config: QuestionBankConfig, avoided: frozenset[str], frontier: Sequence[Question]) -> None:
@@ -192,8 +196,8 @@ class _Drawing:
         wanted = config.frontier_per_level if config.source == "frontier" else config.train_per_level
         self.quota = {"test": config.held_out_per_level, "validation": config.held_out_per_level, "train": wanted}
         self.frontier = [q for level in LEVELS for q in [q for q in frontier if q.level == level][:wanted]]
-        # held-out questions must not ask in other words for a sum that a frontier question asks for
-        self.asked = {canonical(found) for question in frontier for found in _SUM.findall(question.prompt)}
+        # A frontier question has no content of its own; the sums in its prompt must not be held out in other words.
+        self.asked = {canonical(expression) for q in frontier for expression in _SUM.findall(q.prompt)}
         self.targets = {(lv, split): int(n * _SURPLUS) + 5 for lv in LEVELS for split, n in self.quota.items()}
         for level in LEVELS if config.source == "frontier" else ():
             self.targets[level, "train"] = 0
@@ -203,10 +207,10 @@ class _Drawing:
         self._contents: set[str] = set()
 
     def draw(self, reporter: Reporter) -> None:
-        """Draw until every target is met, or a level brings nothing new.
+        """Draw until every target is met or a level is exhausted.
 
         Raises:
-            ValueError: when a level ends with fewer questions than are wanted.
+            ValueError: when a level is exhausted before its quota is met.
         """
         for level in LEVELS:
             idle = 0
@@ -218,7 +222,7 @@ class _Drawing:
             reporter.progress(level, len(LEVELS), "drawing questions")
 
     def keep(self, avoid: Sequence[str]) -> tuple[Kept, Counter[str]]:
-        """What is left without duplicates, at most the quota, and how many were dropped as what."""
+        """Return the questions that survive deduplication, up to the quota, and the number dropped by reason."""
         place_of = {q: place for place, questions in self.drawn.items() for q in questions}
         ordered = [q for s in ("test", "validation", "train") for lv in LEVELS for q in self.drawn[lv, s]]
         unique = deduplicate([*self.frontier, *ordered], avoid)
@@ -230,37 +234,37 @@ class _Drawing:
         return kept, Counter({reason: number for reason in _REASONS if (number := getattr(unique, reason))})
 
     def lacking(self, kept: Kept) -> dict[tuple[int, str], int]:
-        """How many questions are missing where; empty when none are."""
+        """Return the number of missing questions by level and split; empty when the quotas are met."""
         missing = {place: self.quota[place[1]] - len(questions) for place, questions in kept.items()}
         return {place: number for place, number in missing.items() if number > 0}
 
     def raise_targets(self, kept: Kept) -> None:
-        """Aim higher where generators can give more: by what is missing over the share that was kept before."""
+        """Raise the targets where questions are missing, in proportion to the share that survived deduplication."""
         for place, number in self.lacking(kept).items():
             if self.targets[place]:
                 drawn = len(self.drawn[place])
                 self.targets[place] = drawn + 10 + int(1.3 * number * drawn / max(1, len(kept[place])))
 
     def require(self, kept: Kept, collected: Collected) -> None:
-        """Raises ValueError when something is missing."""
+        """Raise ValueError unless every quota is met."""
         for (level, split), number in self.lacking(kept).items():
-            found = self.quota[split] - number
+            available = self.quota[split] - number
             if not self.targets[level, split]:
                 raise ValueError(
-                    f"level {level} has {found} verified frontier questions, not {self.quota[split]}"
+                    f"level {level} has {available} verified frontier questions, not {self.quota[split]}"
                     f"{' (' + collected.note + ')' if collected.note else ''}: ask for fewer (frontier_per_level), or "
                     'set source to "both", which takes the rest from generators'
                 )
-            raise self._exhausted(level, split, found)
+            raise self._exhausted(level, split, available)
 
-    def _exhausted(self, level: int, split: str, found: int) -> ValueError:
+    def _exhausted(self, level: int, split: str, available: int) -> ValueError:
         return ValueError(
-            f"level {level} gives {found} distinct {split} questions, not {self.quota[split]}: ask for fewer "
+            f"level {level} gives {available} distinct {split} questions, not {self.quota[split]}: ask for fewer "
             "(train_per_level, held_out_per_level), or give the level more cells in the ladder"
         )
 
     def _one(self, level: int) -> bool:
-        """Draw the next seed of a level; whether it gave a question that was wanted."""
+        """Draw the next seed of a level, and return whether it gave a question that was still needed."""
         kinds, seed = cells(level), self._next[level]
         self._next[level] += 1
         question, content = make_with_content(kinds[seed % len(kinds)], seed)

@@ -36,7 +36,7 @@ class QuestionReport(ReportData):
 
 
 class QuestionContext(PhaseContext):
-    """`PhaseContext` with questions. bank: given in place of what lies in the folder `question_bank`."""
+    """A `PhaseContext` with questions. bank: used instead of the one in the folder `question_bank`."""
 
     def __init__(self, *, bank: QuestionBank | None = None, **given: Any) -> None:
         super().__init__(**given)
@@ -53,7 +53,7 @@ class QuestionContext(PhaseContext):
 
     @property
     def train_questions(self) -> Sequence[Question]:
-        """Questions to learn from."""
+        """The training questions."""
         return self._bank.train
 
     @property
@@ -63,12 +63,12 @@ class QuestionContext(PhaseContext):
 
     @property
     def spent_usd(self) -> float:
-        """What frontier models cost for the question bank."""
+        """Cost of the frontier models that were asked for the question bank, in US dollars."""
         return self._bank.spent_usd
 
     @property
     def note(self) -> str:
-        """Why collecting questions stopped early, empty where it did not."""
+        """Why collecting questions stopped early; empty if it did not."""
         return self._bank.note
 
     @cached_property
@@ -81,19 +81,19 @@ class QuestionContext(PhaseContext):
         """Test text, tasks and questions.
 
         Raises:
-            SealedDataError: before `fix`, and when what was fixed has changed since.
+            SealedDataError: before `fix`, and when the fixed product has changed since.
         """
         self.require_fixed()
         return self._report
 
     def refuse_unless(self, check: Callable[[Sequence[Question]], None]) -> None:
-        """Let `check` raise a ValueError where the test questions do not suffice, before anything is trained. It gives
-        nothing back, so that nothing can be chosen by it."""
+        """Run `check` on the test questions before training; it raises ValueError when they do not suffice."""
+        # The result is discarded: before `fix`, nothing may be selected by the test questions.
         check(self._report.questions)
 
     def fingerprint(self, parent: nn.Module, config: BaseModel) -> str:
-        """SHA-256 of the parent's weights, the configuration (but how often it is saved), questions, suite, tokenizer
-        and sandbox: a cached result under another one is not used."""
+        """Return the cache key of results: SHA-256 of the parent's weights, the configuration (without its checkpoint
+        interval), questions, suite, tokenizer and sandbox."""
         hasher = hashlib.sha256(canonical_json(_without_interval(config.model_dump(mode="json"))))
         hasher.update(canonical_json([self._suite.digest, self.training.tokenizer_json, self.tools.sandbox_name]))
         for split in (self._bank.train, self._bank.validation, self._bank.test):
@@ -111,7 +111,7 @@ class QuestionContext(PhaseContext):
 
 
 def _without_interval(document: Any) -> Any:
-    """A configuration without the field that changes no result."""
+    """The configuration without the checkpoint interval, which does not affect results."""
     if isinstance(document, dict):
         return {k: _without_interval(v) for k, v in document.items() if k != "checkpoint_interval_s"}
     return document

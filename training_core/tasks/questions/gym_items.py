@@ -1,13 +1,13 @@
-"""The harder tasks of the ladder: items of reasoning-gym (Stojanovski et al., 2025), their instructions stripped.
+"""The harder tasks of the ladder: items of reasoning-gym (Stojanovski et al., 2025), stripped of their instructions.
 
-Every item is made again from its seed alone. A generator of reasoning-gym draws item `i` of a data set of seed `s` from
-`Random(s + i)`, so one data set a cell serves all seeds; a test holds that against data sets made for one seed.
+Every item is reproducible from its seed alone. reasoning-gym draws item `i` of a data set with seed `s` from
+`Random(s + i)`, so one data set per cell serves all seeds; a test checks this against data sets made for one seed.
 
-Only tasks with one right answer are taken, so that comparing answers agrees with the library's own `score_answer`.
-**Left out**, with the reason: yes-or-no tasks (a constant is right half of the time); fractions to simplify (the
+Only tasks with a single right answer are used, so that exact match agrees with the library's own `score_answer`.
+**Left out**, with the reason: yes-or-no tasks (a constant answer is right half of the time); fractions to simplify (the
 unsimplified one is equal); `number_sequence` (several rules fit); `family_relationships` (version 0.1.25 answers the
-inverse relation: of a son's wife to his father it says "father-in-law"); `basic_arithmetic` without parentheses (its
-result is computed from left to right, whatever the signs) and with division (its division rounds down).
+inverse relation: for a son's wife and his father it says "father-in-law"); `basic_arithmetic` without parentheses (it
+evaluates from left to right, ignoring precedence) and with division (its division rounds down).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 
 
 class UnclearItemError(ValueError):
-    """The item that a seed gives has several right answers."""
+    """Raised when the item of a seed has several right answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """A generator of reasoning-gym: its name there, how its items are read, and the wordings that they can have."""
+    """A reasoning-gym generator: its name there, the reader of its entries, and the wordings of its questions."""
 
     name: str
     read: Callable[[Entry], Item]
@@ -41,7 +41,7 @@ class Generator:
 
 @cache
 def gym_dataset(cell: str, generator: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """The data set of a cell, whose name seeds it; item `i` exists for every whole `i`.
+    """Return the data set of a cell, seeded by the cell's name; item `i` exists for every integer `i`.
 
     Raises:
         ValueError: when reasoning-gym is not installed.
@@ -63,7 +63,7 @@ def _call(expression: str, value: str) -> str:
 
 
 def _calculation(entry: Entry) -> Item:
-    """A sum, a product or a bracketed expression of whole numbers or decimals, with one call of the calculator."""
+    """A sum, a product or a parenthesised expression of integers or decimals, solved by one calculator call."""
     expression = str(entry["metadata"]["expression"]).replace("( ", "(").replace(" )", ")")
     answer = str(entry["answer"])
     if "." in answer:
@@ -137,7 +137,7 @@ def _count_primes(entry: Entry) -> Item:
 
 
 def _leg_counting(entry: Entry) -> Item:
-    """Legs an animal stand nowhere in the question; the solution tells them: "3*6+2*10"."""
+    """Legs of a group of animals. The legs per animal appear only in the solution, e.g. "3*6+2*10"."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
     animals: Mapping[str, int] = entry["metadata"]["animals"]
@@ -164,14 +164,14 @@ def _angle(entry: Entry) -> Item:
 
 
 def _needle(entry: Entry) -> Item:
-    """Who does what: the solution repeats the statement that tells it."""
+    """A needle in a haystack of statements: the solution repeats the one that answers the question."""
     statements, asked = str(entry["question"]).split(" Reply only with")[0].split("\n")
     name = str(entry["answer"])
-    told = asked.removeprefix("Who ").removesuffix("?")
-    if sum(statement.endswith(f" {told}") for statement in statements.strip().removesuffix(".").split(". ")) != 1:
+    predicate = asked.removeprefix("Who ").removesuffix("?")
+    if sum(statement.endswith(f" {predicate}") for statement in statements.strip().removesuffix(".").split(". ")) != 1:
         raise UnclearItemError(f"several statements answer {asked!r}: draw another seed")
-    parts = {"x": statements.strip(), "t": told}
-    return Item(parts, name, canonical(f"{statements.strip()}{asked}"), f"{name} {told}.")
+    parts = {"x": statements.strip(), "t": predicate}
+    return Item(parts, name, canonical(f"{statements.strip()}{asked}"), f"{name} {predicate}.")
 
 
 def _weekday(entry: Entry) -> Item:

@@ -1,6 +1,6 @@
-"""Ten levels of verifiable questions, from copying a letter to long calculations, each question made again from a seed.
+"""Ten levels of verifiable questions, from copying a letter to long calculations, each reproducible from a seed.
 
-Why the order is what it is: what a task needs grows from level to level, and no more than one thing at a time.
+The order: each level adds at most one requirement to those of the level before.
 
     1   repeat one or two symbols; pick the first or last of a short list       attention to a place
     2   repeat words, order three letters, count up to five                      the whole of a short list
@@ -8,15 +8,15 @@ Why the order is what it is: what a task needs grows from level to level, and no
     4   longer lists, sums of three digits, of a digit and a larger number       two operations
     5   sums of two-digit numbers, letters in a word, words backward             a tool call, or carrying
     6   three terms, products, words in order, one of three statements           longer arguments of a call
-    7   brackets, common divisors, legs of animals, equations with two steps     a call that must be worked out
-    8   more digits and terms, decimals, weekdays, angles                        facts that the question does not tell
+    7   brackets, common divisors, legs of animals, equations with two steps     a call that must be derived first
+    8   more digits and terms, decimals, weekdays, angles                        facts that the question does not state
     9   long expressions, bases, common multiples, many statements               several of these
     10  the same at the limit of what a line holds                               all of it at length
 
-Whether a model finds them in this order is measured: accuracies are fitted without assuming more than that they fall
-(`assessment`), and are shown for each level as they are.
+Whether models find them in this order is measured, not assumed: the fit assumes only that accuracy does not rise with
+the level (`assessment`), and the raw accuracy of each level is reported as well.
 
-A question's *content* is what is asked without its wording. The split is a hash of the content, so that held-out
+A question's *content* is what it asks, independent of wording. The split is a hash of the content, so held-out
 questions share no content with training, not even a sum of two digits in other words.
 """
 
@@ -37,7 +37,7 @@ from training_core.tasks.questions.question import LEVELS, Provenance, Question,
 _HELD_OUT_IN_20 = {"validation": range(0, 3), "test": range(3, 6)}
 _UNCLEAR_TRIES = 50
 _VARIANT_TRIES = 200
-_STRIDE = 1 << 32  # between seeds that stand in for one whose item is unclear
+_STRIDE = 1 << 32  # distance between the substitutes of a seed whose item is unclear
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Cell:
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """The forms that its questions can have."""
+        """The wordings that the cell's questions can have."""
         return (PRIMITIVES[self.task] if self.task in PRIMITIVES else GENERATORS[self.task]).wordings
 
     def item(self, seed: int) -> Item:
-        """What is asked, before it is worded. Raises UnclearItemError where it has several right answers."""
+        """Return the item of a seed, before it is worded. Raises UnclearItemError if it has several right answers."""
         if self.task in PRIMITIVES:
             draw = random.Random(f"{self.name}/{seed}")
             return PRIMITIVES[self.task].draw(draw, dict(self.settings))
@@ -65,8 +65,8 @@ class Cell:
 
 
 def _cell(level: int, family: str, task: str, **settings: Setting) -> Cell:
-    told = "-".join(str(value) for value in settings.values() if not isinstance(value, tuple))
-    return Cell(level, family, f"{task}-{told}" if told else task, task, tuple(sorted(settings.items())))
+    suffix = "-".join(str(value) for value in settings.values() if not isinstance(value, tuple))
+    return Cell(level, family, f"{task}-{suffix}" if suffix else task, task, tuple(sorted(settings.items())))
 
 
 def _terms(level: int, task: str, terms: tuple[int, int], digits: tuple[int, int], **more: int) -> Cell:
@@ -140,7 +140,7 @@ _BY_NAME: Mapping[tuple[int, str], Cell] = {(cell.level, cell.name): cell for ce
 
 
 def cells(level: int) -> tuple[Cell, ...]:
-    """The kinds of questions of a level.
+    """Return the cells of a level.
 
     Raises:
         ValueError: for a level outside 1 .. 10.
@@ -151,16 +151,16 @@ def cells(level: int) -> tuple[Cell, ...]:
 
 
 def make(cell: Cell, seed: int) -> Question:
-    """The question of a seed. Its wording follows from the seed, too.
+    """Return the question of a seed, which also determines the wording.
 
     Raises:
-        ValueError: when reasoning-gym, from which the harder levels come, is not installed.
+        ValueError: when reasoning-gym, the source of the harder levels, is not installed.
     """
     return make_with_content(cell, seed)[0]
 
 
 def make_with_content(cell: Cell, seed: int) -> tuple[Question, str]:
-    """The question of a seed, and its content (`content_of`)."""
+    """Return the question of a seed, and its content (`content_of`)."""
     item = _clear_item(cell, seed)
     wording = cell.wordings[seed % len(cell.wordings)]
     question = Question(
@@ -176,10 +176,10 @@ def make_with_content(cell: Cell, seed: int) -> tuple[Question, str]:
 
 
 def variant(question: Question, seed: int, avoid: Container[str] = ()) -> Question | None:
-    """Another question of the same cell and split: other content, in another wording, its answer computed anew.
+    """Return another question of the same cell and split, with different content, wording and answer.
 
-    avoid: contents that it must not have (`QuestionBank.avoided`). Different seeds give different variants, but for
-    cells of few contents. None for a question that no generator made, and where no draw is different enough.
+    avoid: contents to exclude (`QuestionBank.avoided`). Different seeds give different variants, except in cells with
+    few contents. None if the question did not come from a generator, or if no draw is different enough.
     """
     cell = cell_of(question)
     if cell is None:
@@ -188,14 +188,15 @@ def variant(question: Question, seed: int, avoid: Container[str] = ()) -> Questi
     split = split_of_content(content)
     wording = (question.provenance.seed + 1 + seed % (count - 1)) % count
     for attempt in range(_VARIANT_TRIES):
-        other, its = make_with_content(cell, (seed + attempt * _STRIDE) * count + wording)
-        if its != content and its not in avoid and split_of_content(its) == split:
+        # seed % count selects the wording, so a multiple of count leaves the new wording in place
+        other, other_content = make_with_content(cell, (seed + attempt * _STRIDE) * count + wording)
+        if other_content != content and other_content not in avoid and split_of_content(other_content) == split:
             return other
     return None
 
 
 def cell_of(question: Question) -> Cell | None:
-    """The cell that a question was made from; None when no generator of this ladder made it."""
+    """Return the cell that a question was made from; None if it did not come from a generator of this ladder."""
     cell = _BY_NAME.get((question.level, question.provenance.name))
     if cell is None or question.check != "exact" or question.provenance.settings != _settings_digest(cell):
         return None
@@ -203,24 +204,24 @@ def cell_of(question: Question) -> Cell | None:
 
 
 def content_of(question: Question) -> str:
-    """What is asked, without its wording."""
+    """Return what a question asks, independent of wording."""
     cell = cell_of(question)
     return canonical(question.prompt) if cell is None else _clear_item(cell, question.provenance.seed).content
 
 
 def split_of(question: Question) -> str:
-    """ "train", "validation" or "test": a hash of the question's content (70, 15 and 15 % of all contents)."""
+    """Return "train", "validation" or "test" by a hash of the question's content (70, 15 and 15 % of contents)."""
     return split_of_content(content_of(question))
 
 
 def split_of_content(content: str) -> str:
-    """The split of everything with this content."""
+    """Return the split of every question with this content."""
     bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 20
     return next((split for split, buckets in _HELD_OUT_IN_20.items() if bucket in buckets), SPLITS[0])
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether an answer is the known one, but for how it is spelt (`questions.normalise_answer`)."""
+    """Return whether an answer equals the known one after normalisation (`questions.normalise_answer`)."""
     return normalise_answer(answer) == normalise_answer(question.answer)
 
 
@@ -230,7 +231,7 @@ def _settings_digest(cell: Cell) -> str:
 
 
 def _clear_item(cell: Cell, seed: int) -> Item:
-    """The item of a seed, or of the first seed a stride further whose item has one right answer alone."""
+    """The item of a seed or, if it has several right answers, of the first later stride whose item has one."""
     for attempt in range(_UNCLEAR_TRIES):
         try:
             return cell.item(seed + attempt * _STRIDE)

@@ -1,12 +1,12 @@
-"""How likely a model finds the worked completions of questions: one forward pass, nothing is drawn.
+"""Likelihood of the worked completions of questions under a model, by teacher forcing: one forward pass, no sampling.
 
     log_prob      sum over the completion's own tokens of log p(token | question, tokens before it), natural
-    exact         every one of those tokens is the likeliest, so that a greedy attempt writes this completion
-    expected      exp(log_prob): the probability that an attempt drawn at temperature 1 writes this completion
+    exact         every one of those tokens is the argmax, so that greedy decoding produces this completion
+    expected      exp(log_prob): the probability that sampling at temperature 1 produces this completion
 
-Tokens that a tool puts in are read and not counted. All are narrower than a right answer: other words for it do not
-count. They cost a fraction of an attempt, and `expected`, the accuracy of drawn attempts without the luck of drawing
-them, tells differences of a few points between two models on a hundred questions.
+Tokens inserted by a tool are conditioned on and not counted. All three are stricter than a right answer, because they
+count one wording only. They cost a fraction of sampling, and `expected` is the accuracy of sampled attempts without
+sampling noise: it resolves differences of a few points between two models on a hundred questions.
 
 Shape legend: Q questions.
 """
@@ -33,7 +33,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """Of each question: natural log-probability of its completion, tokens of it, and whether all are the likeliest.
+    """For each question: natural log-probability of its completion, number of tokens, and 1.0 if all are the argmax.
 
     All (questions,) float64.
     """
@@ -43,44 +43,46 @@ class Likelihoods:
     exact_Q: Tensor
 
     def per_token(self) -> Tensor:
-        """Geometric mean of the tokens' probabilities, of each question, in 0 .. 1."""
+        """Return the geometric mean of the token probabilities of each question, in 0 .. 1."""
         return (self.log_prob_Q / self.tokens_Q).exp()
 
     def mean_probability(self) -> Estimate:
-        """Mean over questions of `per_token`, 95 % bootstrap over questions."""
+        """Return the mean of `per_token` with a 95 % bootstrap interval over questions."""
         return rate(self.per_token(), torch.ones_like(self.tokens_Q))
 
     def expected_Q(self) -> Tensor:
-        """Probability that a drawn attempt writes the completion, of each question, in 0 .. 1."""
+        """Return the probability that a sampled attempt reproduces the completion, for each question, in 0 .. 1."""
         return self.log_prob_Q.exp()
 
     def expected(self) -> Estimate:
-        """Expected accuracy of drawn attempts, 95 % bootstrap over questions."""
+        """Return the expected accuracy of sampled attempts, with a 95 % bootstrap interval over questions."""
         return rate(self.expected_Q(), torch.ones_like(self.tokens_Q))
 
     def exact(self) -> Estimate:
-        """Share of questions whose completion a greedy attempt writes, with Wilson's interval."""
+        """Return the share of questions whose completion greedy decoding reproduces, with a Wilson interval."""
         return wilson(int(self.exact_Q.sum()), len(self.exact_Q))
 
 
 def example_of(question: Question, tokenizer: Tokenizer, preamble: str = "") -> Example:
-    """A question and its worked completion; what a tool puts in is not learned."""
+    """Return a question and its worked completion as a training example; tool output is masked from the loss."""
     ids, roles = encode_completion(tokenizer, question)
     prompt = tokenizer.encode(preamble + question_text(question)).ids
     return Example(tuple(prompt), tuple(ids), tuple(role != "tool" for role in roles))
 
 
 class AskedQuestions:
-    """Questions with their worked completions as rows of tokens, encoded once, for many measurements of them.
+    """Questions with their worked completions, tokenized once for many measurements.
 
-    `batches` are the places of the questions in each batch of rows and the rows, short ones first.
+    `batches` holds, shortest first, the indices of the questions in each batch and their rows.
     """
 
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, max_seq_len: int, preamble: str = ""
     ) -> None:
-        """Raises:
-        ValueError: for no questions, or one that is longer than max_seq_len with its completion.
+        """Tokenize the questions, with `preamble` prepended to each.
+
+        Raises:
+            ValueError: for no questions, or if a question with its completion exceeds max_seq_len.
         """
         if not questions:
             raise ValueError("there are no questions to be measured: give at least one")
@@ -98,17 +100,21 @@ class AskedQuestions:
 
     @torch.no_grad()
     def likelihoods(self, predict: Callable[[Sequence[int], Tensor], Tensor]) -> Likelihoods:
-        """Likelihoods of the completions in the order of the questions, under logits (rows, positions, vocab) that
-        `predict(places, inputs)` gives for token ids (rows, positions) of the questions at those places."""
+        """Return the likelihoods of the completions, in the order of the questions.
+
+        `predict(places, inputs)` returns logits (rows, positions, vocab) for token ids (rows, positions) of the
+        questions at those indices.
+        """
         sums = torch.zeros(3, len(self.questions), dtype=torch.float64)
         for places, rows in self.batches:
             logits_BSV = predict(places, rows.inputs_BS)
             mask_BS, targets_BS = rows.mask_BS.to(logits_BSV.device), rows.targets_BS.to(logits_BSV.device)
-            logits_NV, targets_N = logits_BSV[mask_BS], targets_BS[mask_BS]  # the completions' own tokens alone
+            # Gather the completions' own tokens first: a float64 softmax over prompts, too, is ten times the work.
+            logits_NV, targets_N = logits_BSV[mask_BS], targets_BS[mask_BS]
             log_probs_N = logits_NV.double().log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
-            told_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=logits_BSV.device)
+            zeros_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=logits_BSV.device)
             likeliest_BS = ~mask_BS
-            sums[0, places] = told_BS.masked_scatter(mask_BS, log_probs_N).sum(1).cpu()
+            sums[0, places] = zeros_BS.masked_scatter(mask_BS, log_probs_N).sum(1).cpu()
             sums[1, places] = rows.mask_BS.sum(1).double()
             sums[2, places] = (
                 likeliest_BS.masked_scatter(mask_BS, logits_NV.argmax(-1) == targets_N).all(1).double().cpu()
@@ -119,7 +125,7 @@ class AskedQuestions:
 def measure_likelihoods(
     model: Cognate, tokenizer: Tokenizer, questions: Sequence[Question], preamble: str = ""
 ) -> Likelihoods:
-    """Likelihoods of the questions' worked completions, `preamble` in front of each, in the order given.
+    """Return the likelihoods of the questions' worked completions, with `preamble` prepended, in the order given.
 
     Raises:
         ValueError: as `AskedQuestions`.
@@ -131,12 +137,12 @@ def measure_likelihoods(
 
 
 def family_drops(questions: Sequence[Question], before: Likelihoods, after: Likelihoods) -> Mapping[str, Estimate]:
-    """By family: expected accuracy `before` minus `after`, paired by question, 95 % bootstrap."""
+    """Return the drop of expected accuracy by family (`before` minus `after`), 95 % bootstrap paired by question."""
     drops: dict[str, Estimate] = {}
     for family in sorted({question.family for question in questions}):
-        there = torch.tensor([question.family == family for question in questions])
-        ones = torch.ones(int(there.sum()), dtype=torch.float64)
-        drops[family] = difference_of_rates(before.expected_Q()[there], after.expected_Q()[there], ones)
+        in_family_Q = torch.tensor([question.family == family for question in questions])
+        ones = torch.ones(int(in_family_Q.sum()), dtype=torch.float64)
+        drops[family] = difference_of_rates(before.expected_Q()[in_family_Q], after.expected_Q()[in_family_Q], ones)
     return drops
 
 

@@ -1,4 +1,4 @@
-"""Accuracy by level on questions that were never trained on, and paired comparisons of two models on the same ones."""
+"""Accuracy by level on held-out questions, and paired comparisons of two models on the same questions."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ class Answered:
     attempts: Mapping[int, tuple[Attempt, ...]]
 
     def right(self, level: int) -> Tensor:
-        """1.0 where the answer was right, (questions,) float64."""
+        """Return 1.0 where the answer was right, else 0.0: (questions,) float64."""
         return torch.tensor([float(attempt.right) for attempt in self.attempts[level]], dtype=torch.float64)
 
     def accuracy(self, level: int) -> Estimate:
-        """Share of right answers, with Wilson's interval."""
+        """Return the share of right answers, with a Wilson interval."""
         right = self.right(level)
         return wilson(int(right.sum()), len(right))
 
     def edge(self, target: float) -> int:
-        """The hardest level whose isotonic accuracy reaches `target`; 0 when none does."""
+        """Return the hardest level whose isotonic accuracy reaches `target`; 0 when none does."""
         levels = sorted(self.attempts)
         counts = [int(self.right(level).sum()) for level in levels]
         fitted = isotonic_decreasing(counts, [len(self.attempts[level]) for level in levels])
         return max((level for level, p in zip(levels, fitted, strict=True) if p >= target), default=0)
 
     def mean(self) -> float:
-        """Mean accuracy over levels, each counting the same."""
+        """Return the mean accuracy over levels, equally weighted."""
         return sum(float(self.right(level).mean()) for level in self.attempts) / len(self.attempts)
 
 
 def answer_all(
     model: Cognate, questions: Mapping[int, Sequence[Question]], tokenizer: Tokenizer, tools: ToolBox, max_tokens: int
 ) -> Answered:
-    """Ask every question once, greedily; all levels in one go."""
+    """Answer every question once by greedy decoding, all levels in one batch."""
     answerer = Answerer(inference_copy(model), tokenizer, tools, max_tokens)
     flat = [question for level in questions for question in questions[level]]
     attempts = iter(answerer.attempt(flat, torch.Generator()))
@@ -68,14 +68,15 @@ def answer_both(
     tools: ToolBox,
     max_tokens: int,
 ) -> tuple[Answered, Answered]:
-    """Both models' answers to the first `measured` questions of every level; and to all of a level at which `before`
-    reaches `target` on these, where a fall of a few points has to be told from none.
+    """Return both models' answers to the first `measured` questions of every level, and to all questions of the levels
+    at which `before` reaches `target` on these.
 
     Raises:
         ValueError: when a level has fewer questions.
     """
     asked = dict(first_questions(questions, measured))
     first = answer_all(before, asked, tokenizer, tools, max_tokens)
+    # A drop of a few points at a passed level decides a gate; it takes all questions to resolve it.
     more = {level: questions[level] for level in asked if first.accuracy(level).value >= target}
     known = dict(first.attempts)
     if more:
@@ -86,23 +87,23 @@ def answer_both(
 
 
 def first_questions(questions: Mapping[int, Sequence[Question]], number: int) -> dict[int, Sequence[Question]]:
-    """The first `number` questions of every level.
+    """Return the first `number` questions of every level.
 
     Raises:
         ValueError: when a level has fewer.
     """
-    for level, there in questions.items():
-        if len(there) < number:
+    for level, available in questions.items():
+        if len(available) < number:
             raise ValueError(
-                f"level {level} has {len(there)} held-out questions and {number} are to be measured: lower "
+                f"level {level} has {len(available)} held-out questions and {number} are to be measured: lower "
                 "measured_questions or questions_per_level, or materialize the question bank with a larger "
                 "held_out_per_level"
             )
-    return {level: there[:number] for level, there in questions.items()}
+    return {level: available[:number] for level, available in questions.items()}
 
 
 def require_questions(questions: Sequence[Question], number: int) -> None:
-    """Refuse held-out questions that are too few.
+    """Check that there are enough held-out questions at every level.
 
     Raises:
         ValueError: when a level has fewer than `number`.
@@ -111,13 +112,14 @@ def require_questions(questions: Sequence[Question], number: int) -> None:
 
 
 def difference(before: Answered, after: Answered, level: int) -> Estimate:
-    """Accuracy at a level, `after` minus `before`, paired by question."""
+    """Return the change of accuracy at a level (`after` minus `before`), paired by question."""
     right = after.right(level)
     return difference_of_rates(right, before.right(level), torch.ones_like(right))
 
 
 def mean_difference(before: Answered, after: Answered, levels: Sequence[int]) -> Estimate:
-    """Mean over levels of the accuracy `after` minus `before`: paired by question, each level counting the same."""
+    """Return the change of accuracy (`after` minus `before`) averaged over levels with equal weights, paired by
+    question."""
     pairs = [(after.right(level), before.right(level)) for level in levels]
     weights = torch.cat([torch.full_like(one, 1 / len(one)) for one, _ in pairs])
     return rate(torch.cat([one - other for one, other in pairs]) * weights, weights)
@@ -131,19 +133,19 @@ def assess_levels(
     tools: ToolBox,
     max_tokens: int,
 ) -> Assessment:
-    """Where the model's edge is, from questions of every level in the order given, none asked twice.
+    """Locate the model's edge, with questions of every level taken in the order given and none asked twice.
 
     Raises:
         ValueError: when a level has fewer questions than may be asked.
     """
     for level in LEVELS:
-        if (there := len(questions.get(level, ()))) < config.most_questions:
+        if (available := len(questions.get(level, ()))) < config.most_questions:
             raise ValueError(
-                f"level {level} has {there} questions for assessment, and up to {config.most_questions} may be asked: "
-                "lower most_questions, or materialize the question bank with a larger held_out_per_level"
+                f"level {level} has {available} questions for assessment, and up to {config.most_questions} may be "
+                "asked: lower most_questions, or materialize the question bank with a larger held_out_per_level"
             )
     first = {level: questions[level][: config.first_questions] for level in LEVELS}
-    known = {  # what every level is asked anyway, in one go
+    known = {  # the first questions of all levels, which are always asked, in one batch
         level: [attempt.right for attempt in attempts]
         for level, attempts in answer_all(model, first, tokenizer, tools, max_tokens).attempts.items()
     }
@@ -162,15 +164,15 @@ def assess_levels(
 
 
 def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
-    """The questions of every level, in the order given."""
-    found: dict[int, list[Question]] = {level: [] for level in LEVELS}
+    """Group questions by level, keeping their order; every level has an entry."""
+    groups: dict[int, list[Question]] = {level: [] for level in LEVELS}
     for question in questions:
-        found[question.level].append(question)
-    return found
+        groups[question.level].append(question)
+    return groups
 
 
 def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
-    """Accuracy by level before and after, the edge, the gain over all levels, and the worst fall.
+    """Return accuracy by level before and after, the edge, the mean gain over all levels, and the worst drop.
 
     `worst_passed_level_drop_high` is `worst_fall`.
     """
@@ -192,18 +194,21 @@ def level_metrics(before: Answered, after: Answered, target: float) -> dict[str,
 
 
 def worst_fall(before: Answered, after: Answered, target: float) -> float:
-    """Highest end of the paired intervals of `before` minus `after`, over the levels at which `before` reaches the
-    target. Where it reaches it at none there is no level to lose, and it is that of the mean over all levels: of single
-    ones an answer that was right by luck would decide."""
+    """Return the largest upper bound of the paired 95 % intervals of the accuracy drop (`before` minus `after`), over
+    the levels at which `before` reaches the target.
+
+    If `before` passes no level, the upper bound of the mean drop over all levels is returned instead: on single levels
+    a lucky answer would decide.
+    """
     return max(fall.high for fall in _falls(before, after, target))
 
 
 def foreseen_fall(before: Answered, after: Answered, target: float) -> float:
-    """What `worst_fall` will not exceed on as many other questions, in nineteen of twenty cases or so.
+    """Return a bound that `worst_fall` exceeds on equally many other questions in about one case of twenty.
 
-    Two independent means of d differ by sqrt(2) standard errors, so that the other interval's high end stays below
-    d + 1.96 (1 + sqrt(2)) SE; that SE is itself found from these questions costs another few percent. Whoever chooses
-    on some questions and is judged on others has to ask for this.
+    Use it to select on the validation set when the test set judges. Two independent estimates of a drop d differ with
+    a standard deviation of sqrt(2) SE, so the upper bound on the other set stays below d + 1.96 (1 + sqrt(2)) SE;
+    estimating SE from these questions costs another few percent.
     """
     return max(fall.value + (1 + math.sqrt(2)) * (fall.high - fall.value) for fall in _falls(before, after, target))
 
@@ -217,7 +222,7 @@ def _falls(before: Answered, after: Answered, target: float) -> list[Estimate]:
 
 
 def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
-    """The first `number` questions of some levels, one of each level in turn."""
-    found = by_level(questions)
-    turns = zip_longest(*(found[level] for level in levels))
+    """Return the first `number` questions of the given levels, taken from each level in turn."""
+    groups = by_level(questions)
+    turns = zip_longest(*(groups[level] for level in levels))
     return [question for turn in turns for question in turn if question is not None][:number]

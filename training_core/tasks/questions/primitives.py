@@ -1,10 +1,10 @@
-"""The easiest tasks of the ladder, drawn by programs of our own: copying, lists, counting, sorting, one-digit sums.
+"""The easiest tasks of the ladder, with generators of our own: copying, lists, counting, sorting, one-digit sums.
 
-A generator library begins where a language model of a hundred million parameters is measured. What a model of one
-million can learn has to be shorter: a prompt of a dozen tokens, one operation, an answer of one to three tokens.
+Existing generator libraries start at a difficulty suited to models of a hundred million parameters. A model of one
+million needs shorter tasks: a prompt of a dozen tokens, one operation, an answer of one to three tokens.
 
-A primitive draws an `Item`: the parts that a wording is filled with, the answer, and the content, which is what is
-asked without its wording. Two items with the same content are the same question, however they are worded.
+A primitive draws an `Item`: the slots of a wording, the answer, and the content, which is what is asked independent of
+wording. Two items with the same content are the same question, however they are worded.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ WORDS = tuple(_WORD_LIST.split())
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is asked, before it is worded.
+    """A question before it is worded.
 
-    parts: what the wordings' braces are filled with. answer: the only right one. content: the question without its
-    wording. solution: worked steps that end at the answer, where there are any.
+    parts: values for the placeholders of a wording. answer: the only right one. content: what is asked, independent of
+    wording. solution: worked steps that lead to the answer; may be empty.
     """
 
     parts: Mapping[str, str]
@@ -44,15 +44,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Primitive:
-    """A task: how an item is drawn, and the wordings that it can have."""
+    """A task: the function that draws an item, and the wordings that the item can have."""
 
     draw: Callable[[random.Random, Settings], Item]
     wordings: tuple[str, ...]
 
 
 def canonical(expression: str) -> str:
-    """A calculation or text without case, spaces and what ends it ("=", "?", "."); the two terms of a sum or product
-    in order, so that "4 + 3 = ?" and "3+4" are the same."""
+    """Return the canonical form of a calculation or text: lower case, no spaces, no trailing "=", "?" or ".", and the
+    two terms of a sum or product sorted, so that "4 + 3 = ?" and "3+4" are equal."""
     bare = "".join(expression.casefold().split()).rstrip("=?.")
     for sign in "+*":
         terms = bare.split(sign)
@@ -62,7 +62,7 @@ def canonical(expression: str) -> str:
 
 
 def running_sum(terms: list[int]) -> str:
-    """The partial sums, one step a term: "3+4=7 7+2=9"; empty for two terms, whose only step is the answer."""
+    """Return the partial sums, one step per term: "3+4=7 7+2=9"; empty for two terms, whose only step is the answer."""
     total, steps = terms[0], []
     for term in terms[1:]:
         steps.append(f"{total}+{term}={total + term}")
@@ -93,7 +93,7 @@ def _copy_words(draw: random.Random, settings: Settings) -> Item:
 
 
 def _end_of_list(draw: random.Random, settings: Settings) -> Item:
-    """The first or the last of a list of letters or words."""
+    """The first or last element of a list of letters or words."""
     source = WORDS if settings["of"] == "words" else tuple(string.ascii_lowercase)
     things = draw.sample(source, _count(draw, settings))
     first = settings["end"] == "first"
@@ -107,7 +107,7 @@ def _sort(draw: random.Random, settings: Settings) -> Item:
 
 
 def _tally(draw: random.Random, settings: Settings) -> Item:
-    """How often one letter stands in a row of two or three kinds of letters; at least once."""
+    """The number of times, at least one, that a letter occurs in a row of two or three different letters."""
     kinds = _letters(draw, draw.randint(2, 3))
     row = [kinds[0], *(draw.choice(kinds) for _ in range(_count(draw, settings) - 1))]
     draw.shuffle(row)
@@ -137,7 +137,7 @@ def _larger(draw: random.Random, settings: Settings) -> Item:
 
 
 def _digit_sum(draw: random.Random, settings: Settings) -> Item:
-    """A sum of one-digit numbers; with `first` = "two digits" the first of them has two."""
+    """A sum of one-digit numbers; with `first` = "two digits" the first term has two digits."""
     terms = [draw.randint(0, 9) for _ in range(_whole(settings, "terms"))]
     if settings.get("first") == "two digits":
         terms[0] = draw.randint(10, 99)
@@ -146,13 +146,13 @@ def _digit_sum(draw: random.Random, settings: Settings) -> Item:
 
 
 def _missing(draw: random.Random, settings: Settings) -> Item:
-    """What must be added to a one-digit number."""
+    """The missing summand: what must be added to a one-digit number."""
     a, b = draw.randint(0, 9), draw.randint(0, 9)
     return Item({"a": str(a), "c": str(a + b)}, str(b), f"from {a} to {a + b}")
 
 
 def _count_on(draw: random.Random, settings: Settings) -> Item:
-    """A sequence that goes on by a step that is told."""
+    """The next element of an arithmetic sequence whose step is given."""
     start, step = draw.randint(1, 60), draw.randint(2, 9)
     row = [start + step * k for k in range(4)]
     parts = {"x": " ".join(map(str, row[:3])), "s": str(step)}
@@ -160,7 +160,7 @@ def _count_on(draw: random.Random, settings: Settings) -> Item:
 
 
 def _equation(draw: random.Random, settings: Settings) -> Item:
-    """a x + b = c or a x - b = c for a whole x; with `factor` = 1, x + b = c."""
+    """a x + b = c or a x - b = c with integer x; with `factor` = 1, x + b = c or x - b = c."""
     most = _whole(settings, "most")
     factor = 1 if settings["factor"] == 1 else draw.randint(2, _whole(settings, "factor"))
     x, b, name, sign = draw.randint(1, most), draw.randint(1, most), draw.choice("knptxyz"), draw.choice("+-")

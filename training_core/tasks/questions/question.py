@@ -1,12 +1,12 @@
-"""Questions with a level, a verified answer and a provenance: the unit that a curriculum is made of.
+"""Questions with a level, a verified answer and a provenance: the unit of a curriculum.
 
-Every question says how its answer is known. "exact": its generator computes it again from a seed. "program": a program
-that computes the answer was run in a sandbox. "agreement": other models answered alike.
+Every question records how its answer was verified. "exact": the generator recomputes it from a seed. "program": a
+program that computes the answer was run in a sandbox. "agreement": other models gave the same answer.
 
-Near-duplicates are found exactly, not by sampling: only pairs that share several of their rarest shingles can reach the
+Near-duplicate detection is exact, not sampled: only pairs that share several of their rarest shingles can reach the
 threshold (the prefix filter of Chaudhuri, Ganti and Kaushik, "A primitive operator for similarity joins", 2006, in the
-longer form of Wang, Li and Feng, "Can we beat the prefix filtering?", 2012), and of those the Jaccard similarity is
-computed.
+longer form of Wang, Li and Feng, "Can we beat the prefix filtering?", 2012), and the Jaccard similarity is computed for
+those.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ Source = Literal["generator", "frontier"]
 LEVELS = range(1, 11)
 SHINGLE_CHARS = 5
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of the sets of shingles
-_MEETINGS = 16  # k of the prefix filter: more cost longer prefixes, fewer more comparisons; no pair is missed
+_MEETINGS = 16  # k of the prefix filter: larger k lengthens prefixes, smaller k adds comparisons; no pair is missed
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.([0-9]*))?|([+-]?)\.([0-9]+)")
 _RATIO = re.compile(r"([+-]?[0-9]+) ?/ ?([0-9]+)")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _MARKS = "\"'`*$ \u201c\u201d\u2018\u2019"  # straight and typographic quotes, Markdown's and TeX's marks
-# NFKC would read two cubed as 23, and one and a half as 11/2; of it, only the width of characters is taken.
+# Only the width folding of NFKC: the rest would read two cubed as 23, and one and a half as 11/2.
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _SIGNATURE = re.compile(r"[0-9]+(?:\.[0-9]+)?|[+*/^=<>%\u00d7\u00f7\u2212]|(?<![^\W\d_])-(?![^\W\d_])")
-_LONGEST_NUMBER = 1000  # characters; what is longer is compared as text
+_LONGEST_NUMBER = 1000  # characters; longer ones are compared as text
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a question comes from, so that it can be made or checked again.
+    """The origin of a question, sufficient to regenerate or recheck it.
 
-    source: "generator" (a program of a library) or "frontier" (a model that was asked).
-    name: the generator or the model. seed: of the generator, or sent with the request.
-    settings: SHA-256 of the generator's settings, or of the request that was sent.
-    verified_by: the models that agreed on the answer. cost_usd: what asking and verifying cost, in US dollars.
+    source: "generator" (a program) or "frontier" (a frontier model).
+    name: the generator or the model. seed: the generator's, or the one sent with the request.
+    settings: SHA-256 of the generator's settings, or of the request.
+    verified_by: the models that agreed on the answer. cost_usd: cost of asking and verifying, in US dollars.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -74,14 +74,14 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of a curriculum, with an answer that was verified in the way that `check` says.
+    """One question of a curriculum, whose answer was verified as `check` states.
 
     level: difficulty, 1 (easiest) to 10. family: the kind of task, as in the task bank.
-    program: the source that computes the answer; only, and always, when `check` is "program".
-    solution: worked steps that end at the answer, which may hold tool calls (`questions.tools`); may be empty.
+    program: source that computes the answer; present if and only if `check` is "program".
+    solution: worked steps that lead to the answer, possibly with tool calls (`questions.tools`); may be empty.
 
     Raises:
-        ValueError: when a field is out of range, or the provenance does not bear out the check.
+        ValueError: when a field is out of range, or the provenance does not support the check.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -119,11 +119,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Deduplicated:
-    """`kept` in the order given, and how many were dropped as what.
+    """The questions `kept`, in the order given, and the number dropped by reason.
 
-    repeated: the same prompt and answer came before. near: nearly the same prompt, with the same numbers and the same
-    answer, came before. contradictory: the same prompt came with two answers, so that one of them is wrong; all go.
-    avoided: the prompt, or nearly it, is among those to avoid.
+    repeated: same prompt and answer as an earlier question. near: near-duplicate of an earlier prompt, with the same
+    numbers and the same answer. contradictory: the same prompt has two answers, so at least one is wrong; all are
+    dropped. avoided: duplicate or near-duplicate of a prompt to avoid.
     """
 
     kept: tuple[Question, ...]
@@ -134,10 +134,10 @@ class Deduplicated:
 
 
 def normalise_answer(text: str) -> str:
-    """One spelling for answers that mean the same: case, width, space, quotes and other marks
-    around it, a full stop at its end, `\\boxed{}`.
+    """Return the canonical form of an answer: without differences of case, width, whitespace, surrounding quotes and
+    markup, a final full stop, or `\\boxed{}`.
 
-    Numbers become exact fractions: "+1,234.50", "1234.5" and "2469/2" are the same, "1,23" is no number. Nothing else
+    Numbers become exact fractions: "+1,234.50", "1234.5" and "2469/2" are equal, "1,23" is not a number. Nothing else
     is interpreted: "12 apples" is not "12", and "1e3" and "50%" stay as they are.
     """
     plain = normalise_prompt(text.replace("\u2212", "-"))
@@ -148,18 +148,18 @@ def normalise_answer(text: str) -> str:
 
 
 def normalise_prompt(text: str) -> str:
-    """One spelling for the same prompt: case, width and space."""
+    """Return the canonical form of a prompt: case, width and whitespace folded."""
     return " ".join(unicodedata.normalize("NFC", text).translate(_FULL_WIDTH).casefold().split())
 
 
 def jaccard(first: str, second: str) -> float:
-    """|A & B| / |A | B| of the sets of 5 consecutive characters of two normalised prompts."""
+    """Return |A & B| / |A | B| of the 5-character shingle sets of two prompts after normalisation."""
     a, b = shingles(normalise_prompt(first)), shingles(normalise_prompt(second))
     return len(a & b) / len(a | b)
 
 
 def shingles(normalised: str) -> frozenset[str]:
-    """The substrings of 5 characters; a shorter text is its own shingle."""
+    """Return the set of 5-character substrings; a shorter text is its own shingle."""
     last = max(1, len(normalised) - SHINGLE_CHARS + 1)
     return frozenset(normalised[i : i + SHINGLE_CHARS] for i in range(last))
 
@@ -167,12 +167,12 @@ def shingles(normalised: str) -> frozenset[str]:
 def deduplicate(
     questions: Sequence[Question], avoid: Iterable[str] = (), threshold: float = NEAR_DUPLICATE
 ) -> Deduplicated:
-    """Keep the first of each group of duplicates.
+    """Keep the first of each group of duplicates and near-duplicates.
 
-    avoid: prompts that must not come, nearly or exactly, whatever their answer: those of held-out tasks.
-    threshold: two prompts are near-duplicates when the Jaccard similarity of their shingles reaches it, and when their
-        numbers and signs are the same in the same order ("7 + 5" is no duplicate of "7 - 5" or of "7 + 6"), and when
-        their answers, normalised, are the same.
+    avoid: prompts of held-out tasks, excluded exactly and nearly, whatever their answer.
+    threshold: two prompts are near-duplicates when the Jaccard similarity of their shingles reaches it, their numbers
+        and signs agree in order ("7 + 5" is no duplicate of "7 - 5" or of "7 + 6"), and their normalised answers
+        agree.
 
     Raises:
         ValueError: when the threshold is not in (0, 1].
@@ -210,17 +210,17 @@ def deduplicate(
 
 
 def _similar_before(texts: Sequence[str], threshold: float) -> list[list[int]]:
-    """For each text the earlier ones with the same numbers and signs and a Jaccard similarity of `threshold` or more.
+    """For each text, the earlier ones with the same numbers and signs and a Jaccard similarity of at least `threshold`.
 
-    A set of n shingles that reaches the similarity t with another shares at least ceil(t n) of them with it. With all
-    shingles in one order, rarest first, the k rarest common ones therefore stand among the first n - ceil(t n) + k of
-    each of the two: only pairs that meet there k times are compared, or as often as they can where ceil(t n) < k.
+    A set of n shingles with similarity t to another shares at least ceil(t n) of them with it. If all shingles are
+    ordered, rarest first, the k rarest common ones are therefore among the first n - ceil(t n) + k of both sets: only
+    pairs that collide there k times are compared (ceil(t n) times where that is less than k).
     """
     sets = [shingles(text) for text in texts]
     signatures = [tuple(_SIGNATURE.findall(text)) for text in texts]
     frequency = Counter(shingle for group in sets for shingle in group)
     seen: dict[tuple[tuple[str, ...], str], list[int]] = defaultdict(list)
-    found: list[list[int]] = []
+    similar: list[list[int]] = []
     for place, group in enumerate(sets):
         ordered = sorted(group, key=lambda shingle: (frequency[shingle], shingle))
         common = math.ceil(threshold * len(group) - 1e-9)
@@ -231,12 +231,12 @@ def _similar_before(texts: Sequence[str], threshold: float) -> list[list[int]]:
             seen[signatures[place], shingle].append(place)
         candidates = (other for other, number in meetings.items() if number >= min(_MEETINGS, common))
         near = (o for o in candidates if len(group & sets[o]) >= threshold * len(group | sets[o]) - 1e-9)
-        found.append(sorted(near))
-    return found
+        similar.append(sorted(near))
+    return similar
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
-    """Write one JSON object a line, durably and in one step, and return how many; what `path` held stays on failure."""
+    """Write one JSON object per line, atomically and durably, and return their number; `path` survives a failure."""
     number = 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         for question in questions:
@@ -246,7 +246,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> int:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Read what `write_questions` wrote.
+    """Read a file of `write_questions`.
 
     Raises:
         ValueError: naming the line, when a field is missing, unknown, of another type or out of range.
@@ -264,7 +264,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def _number(text: str) -> str:
-    """The exact fraction that `text` spells, or an empty string."""
+    """The exact fraction that `text` spells, or an empty string if it is not a number."""
     if len(text) > _LONGEST_NUMBER:
         return ""
     if ratio := _RATIO.fullmatch(text):

@@ -1,18 +1,18 @@
-"""What a model learns from: completions of questions, corpus text beside them, and memories of earlier levels.
+"""Supervised fine-tuning loss: completions of questions, rehearsal of corpus text, and memories of earlier levels.
 
     loss = mean over learned tokens of  -log p(token)                                   examples
-         + text_weight   * mean over corpus tokens of -log p(token), or                 what it must not lose
+         + text_weight   * mean over corpus tokens of -log p(token), or                 rehearsal
            text_weight   * mean over corpus tokens of KL(p_earlier || p)
          + memory_weight * mean over memory tokens of -log p(token)                     replay, or
            memory_weight * mean over memory tokens of KL(p_earlier || p)                dreams
          + 0.5 BCE of the halting head on each of them, which reaches nothing but that head
 
-Tokens that a tool put in are read and never learned. A memory with a teacher is a dream: the earlier model's whole
-distribution is the target (self-distillation, as in arXiv:2601.19897), not the one token that it drew. Text with a
-teacher likewise: a few rows of it hold a model in place whose gradient on the tokens themselves would mostly be noise.
+Tool output is conditioned on and masked from the loss. A memory with a teacher is a dream: its target is the earlier
+model's full distribution (self-distillation, as in arXiv:2601.19897), not the one token that it sampled. The same holds
+for text with a teacher: a few rows suffice to hold the model in place, where the gradient of the tokens themselves
+would mostly be noise.
 
-The scores of the vocabulary are worked out where something is learned and nowhere else: a prompt is ten times as long
-as its answer.
+Logits are computed at learned positions only, because a prompt is about ten times as long as its answer.
 
 Shape legend: B rows, S positions, N learned positions of all rows, D model width, V vocabulary.
 """
@@ -38,10 +38,10 @@ TextBatches = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and a completion as token ids (no END_OF_TEXT in front), and which completion tokens are learned.
+    """A prompt and a completion as token ids (no leading END_OF_TEXT), and a flag for each completion token: learned?
 
     Raises:
-        ValueError: when none is, or the flags do not fit.
+        ValueError: when no token is learned, or the number of flags does not match.
     """
 
     prompt: tuple[int, ...]
@@ -58,8 +58,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Examples as rows, padded on the right with END_OF_TEXT: inputs and targets (B, S), `mask_BS` True where the
-    target is learned."""
+    """A batch of examples, right-padded with END_OF_TEXT: inputs and targets (B, S), `mask_BS` True where the target is
+    learned."""
 
     inputs_BS: Tensor
     targets_BS: Tensor
@@ -68,7 +68,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is rehearsed: `tokens` learned tokens of `examples` in every batch, exactly. With a `teacher`, a dream."""
+    """Rehearsal data: every batch has exactly `tokens` learned tokens of `examples`. With a `teacher` it is a dream."""
 
     examples: Sequence[Example]
     tokens: int
@@ -77,7 +77,7 @@ class Memory:
 
 
 def rows_of(examples: Sequence[Example]) -> Rows:
-    """END_OF_TEXT, prompt and completion of every example."""
+    """Return the rows of a batch: END_OF_TEXT, prompt and completion of every example."""
     length = max(len(e.prompt) + len(e.completion) for e in examples)
     tokens = torch.full((len(examples), length + 1), END_OF_TEXT_ID)
     mask_BS = torch.zeros(len(examples), length, dtype=torch.bool)
@@ -89,8 +89,8 @@ def rows_of(examples: Sequence[Example]) -> Rows:
 
 
 def draw_memories(memory: Memory, generator: torch.Generator) -> Rows:
-    """Rows with exactly `memory.tokens` learned tokens: examples in random order, from the beginning again where they
-    run out, the last one cut."""
+    """Draw rows with exactly `memory.tokens` learned tokens: examples in random order, reshuffled when they run out,
+    the last one truncated."""
     chosen: list[Example] = []
     left = memory.tokens
     while left > 0:
@@ -108,14 +108,14 @@ def draw_memories(memory: Memory, generator: torch.Generator) -> Rows:
 
 @dataclass(slots=True)
 class _Lesson:
-    """Rows, their targets (tokens, or a teacher's logits at the mask), and the carry between supervision steps."""
+    """Rows with their targets (tokens, or a teacher's logits at the mask) and the carry between supervision steps."""
 
     rows: Rows
     teacher_NV: Tensor | None = None
     carry: Carry | None = None
 
     def attend(self, model: Cognate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One supervision step: logits at the mask (tokens, vocab), mean loss and halting loss there, accuracy."""
+        """Run one supervision step; return logits at the mask (tokens, vocab), mean loss, halting loss and accuracy."""
         rows = self.rows
         h = model.encode(rows.inputs_BS)
         after = model.supervise(h, self.carry if self.carry is not None else model.start(h))
@@ -132,11 +132,12 @@ class _Lesson:
 
 
 class LessonObjective:
-    """The loss on examples and memories of one supervision step; a batch is example numbers (batch,). Every memory
-    makes rows of its own, best of examples about as long.
+    """The loss of one supervision step on examples and memories; a batch holds indices of examples (batch,).
+
+    Every memory is padded as a batch of its own, so its examples had best be of similar length.
 
     Raises:
-        ValueError: when there are no examples, or no memories to be rehearsed.
+        ValueError: when there are no examples, or a memory is empty.
     """
 
     def __init__(self, examples: Sequence[Example], *memories: Memory) -> None:
@@ -146,7 +147,7 @@ class LessonObjective:
         self._lessons: list[tuple[str, float, _Lesson]] = []
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Compute the loss; a carry of None announces a new batch."""
+        """Compute the loss; a carry of None marks the first supervision step of a batch."""
         cognate = cast(Cognate, model)
         if carry is None:
             self._lessons = self._prepare(batch, generator)
@@ -174,10 +175,10 @@ class LessonObjective:
 
 
 class BesideText:
-    """Another objective, and `weight` times the loss on corpus rows: of the next token, or with a `teacher` the
-    divergence from its distribution, which has no gradient where the model still agrees with it.
+    """Another objective plus `weight` times the rehearsal loss on corpus rows: cross-entropy of the next token or, with
+    a `teacher`, the KL divergence from its distribution, whose gradient vanishes where the two models agree.
 
-    `text_batches(generator)` gives rows (rows, tokens + 1); it is not called when the weight is 0.
+    `text_batches(generator)` returns rows (rows, tokens + 1); it is not called when the weight is 0.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class BesideText:
         self._text: _Lesson | None = None
 
     def __call__(self, model: nn.Module, batch: Tensor, carry: Carry | None, generator: torch.Generator) -> StepResult:
-        """Compute the loss; a carry of None announces a new batch."""
+        """Compute the loss; a carry of None marks the first supervision step of a batch."""
         result = self.objective(model, batch, carry, generator)
         if self.weight == 0:
             return result

@@ -1,10 +1,10 @@
-"""Tools that a model calls in its own text, and what comes back.
+"""Tools that a model calls within its completion, and their replies.
 
     calculator   <<17+25=          -> 42>>           the notation of GSM8K (Cobbe et al., 2021, arXiv:2110.14168)
     python       <py>print(1)</py> -> <out>1</out>   standard output, stripped
 
-The model writes what stands on the left; what stands on the right is put in behind it and is no part of what it learns.
-The calculator computes with exact fractions. Python runs in a sandbox and nowhere else.
+The model generates the left side; the reply on the right is inserted after it and masked from the loss. The calculator
+computes with exact fractions. Python runs in a sandbox and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRIGGERS = "=>"  # a call ends with one of these
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call: `tool` is "calculator" or "python"; `output` is what the model read, `status` "ok" or why not."""
+    """One call: `tool` is "calculator" or "python"; `output` is what the model reads; `status` is "ok" or the error."""
 
     tool: str
     input: str
@@ -38,11 +38,11 @@ class ToolCall:
 
 
 class CalculationError(ValueError):
-    """Not an expression of the calculator."""
+    """Raised when a text is not an expression of the calculator."""
 
 
 class ToolBox:
-    """The calculator, and Python in `sandbox`."""
+    """The calculator, and Python in `sandbox`, behind one interface."""
 
     def __init__(self, sandbox: Sandbox, limits: Limits | None = None) -> None:
         self.sandbox = sandbox
@@ -50,14 +50,14 @@ class ToolBox:
 
     @property
     def sandbox_name(self) -> str:
-        """Which sandbox answers Python calls."""
+        """Name of the sandbox that answers Python calls."""
         return self.sandbox.name
 
     def answer(self, written: str) -> tuple[ToolCall, str] | None:
-        """The call with which `written` ends, and the text to be put in behind it; None where it ends with none.
+        """Return the call that `written` ends with and the text to insert after it; None if it ends with no call.
 
         Raises:
-            SandboxUnavailableError: when the isolation fails. What the model wrote never raises.
+            SandboxUnavailableError: when the isolation fails. The model's own text never raises.
         """
         if calculation := _OPEN_CALCULATION.search(written):
             expression = calculation[1]
@@ -69,17 +69,17 @@ class ToolBox:
         if program := _OPEN_PROGRAM.search(written):
             outcome = self.sandbox.run(Program(program[1]), self._limits)
             output = outcome.stdout.strip() if outcome.status == "ok" else outcome.status
-            output = output.replace("<", "").replace(">", "")[:MAX_OUTPUT_CHARS]  # it cannot close or open a call
+            output = output.replace("<", "").replace(">", "")[:MAX_OUTPUT_CHARS]  # output must not open or close a call
             status = "ok" if outcome.status == "ok" else f"{outcome.status}: {outcome.error}"
             return ToolCall("python", program[1], output, status), f"<out>{output}</out>"
         return None
 
 
 def segments(text: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a text in order, and whether a tool put them in."""
+    """Yield the pieces of a text in order, each with whether it is tool output."""
     end = 0
     for match in _TOOL_OUTPUT.finditer(text):
-        # only behind a call that is open there; "3 = 4>>" without "<<" is plain text
+        # Only after an open call: "3 = 4>>" without "<<" is plain text.
         if not (_OPEN_CALCULATION.search(text[: match.start()]) or _OPEN_PROGRAM.search(text[: match.start()])):
             continue
         if match.start() > end:
@@ -91,7 +91,7 @@ def segments(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def calculate(expression: str) -> str:
-    """The value of an expression of numbers, + - * /, signs and parentheses: an integer, or at most 6 decimal places
+    """Evaluate an expression of numbers, + - * /, signs and parentheses; return an integer or at most 6 decimal places
     (rounded half to even).
 
     Raises:
@@ -103,14 +103,16 @@ def calculate(expression: str) -> str:
         raise CalculationError("only numbers, + - * / and parentheses are known")
     try:
         tree = ast.parse(expression.strip(), mode="eval")
-    except (SyntaxError, MemoryError, RecursionError) as error:  # 80 parentheses are no problem, but it costs nothing
+    except (SyntaxError, MemoryError, RecursionError) as error:  # 80 characters nest too little for the last two
         raise CalculationError("not an expression") from error
     return _written(_value(tree.body, expression.strip()))
 
 
 def _value(node: ast.expr, source: str) -> Fraction:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        result = Fraction(ast.get_source_segment(source, node) or "")  # the digits as written, not their float
+        result = Fraction(
+            ast.get_source_segment(source, node) or ""
+        )  # exact: from the digits, not from the parsed float
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         value = _value(node.operand, source)
         result = -value if isinstance(node.op, ast.USub) else value

@@ -1,1 +1,1 @@
-"""Repairing programs: instances in the manner of SWE-bench, line edits as a tool, and how a repair is graded."""
+"""Program repair: instances in the form of SWE-bench, line edits as a tool, and the grading of repairs."""

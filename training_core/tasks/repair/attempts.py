@@ -1,13 +1,13 @@
-"""Attempts at repairs: a model writes line edits, a tool applies them and runs the visible test, hidden tests judge.
+"""Attempts at repairs: a model writes line edits, a tool applies them and runs the visible test, hidden tests grade.
 
     Issue: the sum
     1 def f(a, b):
     2  return a - b
     Fix:<fix>2 return a + b</fix><out>ok</out>
 
-The model writes `<fix>LINE CODE</fix>`; what stands behind it is put in by the tool, and is read, never learned. Every
-fix is applied to the program as it was given. At most two are answered, and the last of them counts. A reply comes from
-the sandbox alone: where the model itself writes "<out>ok</out>", nothing was run and nothing counts.
+The model generates `<fix>LINE CODE</fix>`; the tool inserts its reply after it, which is masked from the loss. Every
+fix is applied to the original program. At most two fixes are answered, and the last one counts. Only the sandbox
+produces replies: if the model itself writes "<out>ok</out>", nothing was run and nothing counts.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from training_core.text.sampling import continue_rows
 
 TOOL = "fix"
 MOST_FIXES = 2
-MAX_TOKENS = 56  # at nano two fixes and their replies
+MAX_TOKENS = 56  # enough for two fixes and their replies with the nano tokenizer
 DOES_NOT_APPLY = "does not apply"
 _REPLIES = {"passed": "ok", "wrong": "fail", "error": "fail"}
 
 
 @dataclass(frozen=True, slots=True)
 class RepairAttempt:
-    """What a model wrote for an instance, what the tool answered, and how hidden tests grade it.
+    """A model's completion for an instance, the tool's replies, and the grade by hidden tests.
 
-    prompt_ids: preamble and instance, without the END_OF_TEXT in front. completion_ids: its END_OF_TEXT included, where
-    one was drawn. own: which of them the model wrote. text: the completion. calls: the fixes that were answered, in
-    order; `status` says why one did not pass.
+    prompt_ids: preamble and instance, without the leading END_OF_TEXT. completion_ids: the completion, including its
+    END_OF_TEXT if one was sampled. own: which completion tokens the model generated. text: the completion. calls: the
+    fixes that were answered, in order; `status` says why one did not pass.
     """
 
     instance: Instance
@@ -54,15 +54,15 @@ class RepairAttempt:
 
     @property
     def resolved(self) -> bool:
-        """Whether the hidden tests say that the fault is gone and nothing else broke."""
+        """Whether all FAIL_TO_PASS and PASS_TO_PASS tests pass."""
         return self.grade.resolved
 
 
 def answer_fix(instance: Instance, written: str, sandbox: Sandbox, limits: Limits = LIMITS) -> tuple[ToolCall, str]:
-    """Apply a fix ("LINE CODE") and run the visible test: the call, and the text to be put in behind it.
+    """Apply a fix ("LINE CODE") and run the visible test; return the call and the reply to insert after it.
 
     Raises:
-        SandboxUnavailableError: when the isolation fails. What was written never raises.
+        SandboxUnavailableError: when the isolation fails. The written text itself never raises.
     """
     try:
         source = apply_edit(instance.source, parse_fix(written))
@@ -77,7 +77,7 @@ def answer_fix(instance: Instance, written: str, sandbox: Sandbox, limits: Limit
 
 
 def repaired_files(instance: Instance, calls: Sequence[ToolCall]) -> dict[str, str] | None:
-    """The files after the last fix: as they were where there is none, None where it does not apply."""
+    """Return the files after the last fix: unchanged if there is no fix, None if it does not apply."""
     if not calls:
         return dict(instance.files)
     try:
@@ -97,9 +97,9 @@ def attempt_repairs(
     temperature: float = 0.0,
     max_tokens: int = MAX_TOKENS,
 ) -> list[RepairAttempt]:
-    """One attempt at each instance, in the order given; many at once.
+    """Return one attempt at each instance, in the order given, decoded as one batch.
 
-    preamble: text in front of every instance. max_tokens: of each completion, the tool's replies included.
+    preamble: text prepended to every instance. max_tokens: length of each completion, tool replies included.
 
     Raises:
         ValueError: for no instances, or a preamble, instance and completion longer than max_seq_len.
@@ -128,25 +128,25 @@ def attempt_repairs(
             row.ids,
             row.own,
             tokenizer.decode([token for token in row.ids if token != END_OF_TEXT_ID]),
-            tuple(made),
-            grade(instance, repaired_files(instance, made), runner),
+            tuple(row_calls),
+            grade(instance, repaired_files(instance, row_calls), runner),
         )
-        for instance, prompt, row, made in zip(instances, prompts, drawn, calls, strict=True)
+        for instance, prompt, row, row_calls in zip(instances, prompts, drawn, calls, strict=True)
     ]
 
 
 def demonstration(
     tokenizer: Tokenizer, instance: Instance, sandbox: Sandbox, *, preamble: str = ""
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
-    """The true repair as a trajectory: prompt ids, completion ids with the tool's real reply and END_OF_TEXT, and which
-    of them a model would have written.
+    """Return the gold patch as a trajectory: prompt ids, completion ids with the tool's actual reply and END_OF_TEXT,
+    and which completion tokens a model would have generated.
 
     Raises:
         SandboxUnavailableError: when the isolation fails.
     """
     text = gold_text(instance)
     written = last_fix(text)
-    assert written is not None  # a gold text is a fix
+    assert written is not None  # a gold text always ends with a fix
     _, reply = answer_fix(instance, written, sandbox)
     fix_ids, reply_ids = tokenizer.encode(text).ids, tokenizer.encode(reply).ids
     own = (True,) * len(fix_ids) + (False,) * len(reply_ids) + (True,)

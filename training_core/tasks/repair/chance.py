@@ -1,11 +1,11 @@
-"""The chance level of repairs: what a patcher resolves that knows nothing and changes one thing in one line.
+"""The chance level of repairs: the resolution rate of a patcher that makes one uniformly random edit to one line.
 
-Its space is the inverse of the faults': one operator, constant or name of one line is exchanged for another of its
-kind, or two names of the line change places. Every such edit is run against all hidden tests, so the level is exact and
-not sampled: the share of edits that resolve an instance, where each edit is as likely as any other. A score has to be
-read against it (an instance that half of all edits repair is no task).
+The space of edits is the inverse of the faults': one operator, constant or name of a line is replaced by another of its
+kind, or two names of the line are swapped. Every edit is run against all hidden tests, so the level is exact, not
+sampled: the share of edits that resolve an instance. Scores must be read against it (an instance that half of all edits
+repair is no task).
 
-Names on `def` lines stay: no fault is there, and with them in the space the level would be lower.
+Names on `def` lines are left alone: no fault is there, and including them would lower the chance level.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNTOUCHED = ("range", "True", "False", "None")
 
 
 def single_changes(source: str) -> list[Edit]:
-    """All edits of the space, none twice, by line."""
+    """Return all edits of the space without repetition, ordered by line."""
     lines = source.rstrip("\n").split("\n")
     words = {name for line in lines for _, name in _names(line)}
     called = {line.split()[1].split("(")[0] for line in lines if line.startswith("def ")}
@@ -46,7 +46,7 @@ def single_changes(source: str) -> list[Edit]:
 
 
 def chance_level(instances: Sequence[Instance], sandbox: Sandbox) -> float:
-    """The expected share of instances that one random edit each resolves.
+    """Return the expected share of instances resolved by one random edit each.
 
     Raises:
         ValueError: for no instances.
@@ -58,7 +58,7 @@ def chance_level(instances: Sequence[Instance], sandbox: Sandbox) -> float:
 
 
 def chance_shares(instances: Sequence[Instance], sandbox: Sandbox) -> tuple[float, ...]:
-    """Of each instance the share of single changes that resolve it, in [0, 1], computed by running every one.
+    """Return, for each instance, the share of single edits that resolve it, in [0, 1], by running every one.
 
     Raises:
         SandboxUnavailableError: when the isolation fails.
@@ -73,17 +73,17 @@ def chance_shares(instances: Sequence[Instance], sandbox: Sandbox) -> tuple[floa
 
 
 def _changed(line: str, variables: Sequence[str], functions: Sequence[str]) -> list[str]:
-    """The texts that a line can become."""
-    made = []
+    """All variants of a line that differ from it by one edit."""
+    variants = []
     tokens = _tokens(line)
     for place, (kind, text) in tokens:
         for other in _others(kind, text, variables, functions):
-            made.append(line[:place] + other + line[place + len(text) :])
+            variants.append(line[:place] + other + line[place + len(text) :])
     fixed = line.startswith("def ")
     names = [] if fixed else [(place, name) for place, name in _names(line) if name in variables]
     for (first, one), (second, other) in combinations(names, 2):
-        made.append(line[:first] + other + line[first + len(one) : second] + one + line[second + len(other) :])
-    return [text.strip(" ") for text in made]
+        variants.append(line[:first] + other + line[first + len(one) : second] + one + line[second + len(other) :])
+    return [text.strip(" ") for text in variants]
 
 
 def _others(kind: int, text: str, variables: Sequence[str], functions: Sequence[str]) -> list[str]:
@@ -95,15 +95,15 @@ def _others(kind: int, text: str, variables: Sequence[str], functions: Sequence[
 
 
 def _tokens(line: str) -> list[tuple[int, tuple[int, str]]]:
-    """Place, and kind and text, of what can be changed; on a `def` line that is numbers alone."""
-    found = []
+    """The editable tokens of a line as (column, (kind, text)); on a `def` line only numbers are editable."""
+    editable = []
     for token in tokenize.generate_tokens(io.StringIO(line.strip(" ")).readline):
         place = len(line) - len(line.lstrip(" ")) + token.start[1]
         if token.type == tokenize.NUMBER or (
             token.type in (tokenize.NAME, tokenize.OP) and not line.startswith("def ")
         ):
-            found.append((place, (token.type, token.string)))
-    return found
+            editable.append((place, (token.type, token.string)))
+    return editable
 
 
 def _names(line: str) -> list[tuple[int, str]]:

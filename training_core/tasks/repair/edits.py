@@ -1,8 +1,8 @@
-"""The line edit: one line of a file is written anew. It is what a small model can write, and what it learns to write.
+"""The line edit: replaces one line of a file. It is short enough for a small model to learn.
 
-    <fix>2 return a + b</fix>      line 2 becomes "return a + b", indented as it was
+    <fix>2 return a + b</fix>      line 2 becomes "return a + b", with its indentation kept
 
-An edit that changes nothing, or that names no line of the file, does not apply: it is refused and never mended.
+An edit that changes nothing, or whose line number is not in the file, does not apply: it is rejected, never corrected.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _LINE_AND_TEXT = re.compile(r" *([0-9]{1,6})(?: (.*))?", re.DOTALL)
 
 
 class PatchError(ValueError):
-    """A patch or an edit that does not apply; says why."""
+    """Raised when a patch or an edit does not apply; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """`line` (1-based) shall read `text`; the line's indentation stays and is no part of the text."""
+    """Replaces `line` (1-based) by `text`; the line's indentation is kept and is not part of the text."""
 
     line: int
     text: str
@@ -31,7 +31,7 @@ class Edit:
 
 
 def apply_edit(source: str, edit: Edit) -> str:
-    """The source with that line written anew.
+    """Return the source with the edited line replaced.
 
     Raises:
         PatchError: when there is no such line, the text is empty or of several lines, or nothing changes.
@@ -52,7 +52,7 @@ def apply_edit(source: str, edit: Edit) -> str:
 
 
 def edit_between(source: str, other: str) -> Edit:
-    """The edit that makes `other` of `source`.
+    """Return the edit that turns `source` into `other`.
 
     Raises:
         PatchError: when they differ in more than one line, or in its indentation.
@@ -67,18 +67,18 @@ def edit_between(source: str, other: str) -> Edit:
 
 
 def last_fix(text: str) -> str | None:
-    """What stands in the fix with which a text ends; None where it ends with none."""
-    found = _LAST_FIX.search(text)
-    return None if found is None else found[1]
+    """Return the body of the fix that a text ends with; None if it does not end with a fix."""
+    match = _LAST_FIX.search(text)
+    return None if match is None else match[1]
 
 
 def parse_fix(written: str) -> Edit:
-    """The edit of "LINE CODE".
+    """Parse the body of a fix, "LINE CODE".
 
     Raises:
         PatchError: when it is not of that form.
     """
-    found = _LINE_AND_TEXT.fullmatch(written)
-    if found is None:
+    match = _LINE_AND_TEXT.fullmatch(written)
+    if match is None:
         raise PatchError(f"a fix is written as LINE CODE, got {written!r:.80}")
-    return Edit(int(found[1]), found[2] or "")
+    return Edit(int(match[1]), match[2] or "")

@@ -1,8 +1,8 @@
-"""A model's attempt at a program larger than its context: it is shown an excerpt of the file that the true repair
-changes first, around that place, and may write one line edit.
+"""Attempts at programs larger than the model's context: the model sees an excerpt of a file around the line that the
+gold patch changes first, and may write one line edit.
 
-This is SWE-bench's "oracle" retrieval (arXiv:2310.06770, section 4.1) narrowed to what fits: the model is told where to
-look, which no user could tell it. A score of 0 here is therefore a score of 0.
+This is SWE-bench's "oracle" retrieval (arXiv:2310.06770, section 4.1) narrowed to the context length: the model is told
+where to look, which no user could tell it. It can only flatter the model, so a score of 0 here is truly 0.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from training_core.tasks.repair.edits import PatchError, apply_edit, parse_fix
 from training_core.tasks.repair.instances import Instance
 from training_core.text.sampling import continue_rows
 
-ISSUE_SHARE = 4  # of the room one part in so many is for the issue
+ISSUE_SHARE = 4  # the issue gets at most 1 / ISSUE_SHARE of the context
 _FIRST_FIX = re.compile(r"<fix>((?:(?!<fix>|</fix>).)*)</fix>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class ExcerptAttempt:
-    """prompt: what the model was given. text: what it wrote. files: the files after its fix, as they were where it
-    wrote none, None where it does not apply. why: why it does not apply, else empty."""
+    """One attempt at an excerpt.
+
+    prompt: the model's input. text: its completion. files: the files after its fix; unchanged if it wrote none, None if
+    the fix does not apply. why: the reason why it does not apply, else empty.
+    """
 
     prompt: str
     text: str
@@ -38,10 +41,10 @@ class ExcerptAttempt:
 def attempt_excerpt(
     model: Cognate, tokenizer: Tokenizer, instance: Instance, generator: torch.Generator, *, max_tokens: int = 48
 ) -> ExcerptAttempt:
-    """One greedy attempt; the first fix that it holds is applied.
+    """Make one greedy attempt and apply the first fix in it.
 
     Raises:
-        ValueError: when not even one line fits beside `max_tokens`.
+        ValueError: when `max_tokens` leaves no room for a single line.
     """
     path, line = first_change(instance)
     room = model.config.max_seq_len - max_tokens
@@ -59,10 +62,10 @@ def attempt_excerpt(
 
 
 def first_change(instance: Instance) -> tuple[str, int]:
-    """The file, and its line (1-based), that the true repair changes: of the changed files the one that changes most.
+    """Return the path of the file that the gold patch changes most, and its first changed line (1-based).
 
     Raises:
-        ValueError: when the true repair changes no file that is there.
+        ValueError: when the gold patch changes no existing file.
     """
     changes = []
     for path, source in sorted(instance.files.items()):
@@ -77,7 +80,8 @@ def first_change(instance: Instance) -> tuple[str, int]:
 
 
 def excerpt(tokenizer: Tokenizer, instance: Instance, path: str, line: int, room: int) -> str:
-    """The issue, cut to a quarter of the room, and as many numbered lines around `line` as fit in it.
+    """Return a prompt of at most `room` tokens: the issue, cut to a quarter of them, and as many numbered lines around
+    `line` as fit.
 
     Raises:
         ValueError: when not even that line fits.
@@ -103,4 +107,4 @@ def excerpt(tokenizer: Tokenizer, instance: Instance, path: str, line: int, room
             sides.append((last - line, first, last + 1))
         if not sides:
             return written(first, last)
-        _, first, last = min(sides)  # the side of which less is shown
+        _, first, last = min(sides)  # grow the shorter side

@@ -1,7 +1,7 @@
-"""Short functions, and the faults that each can have: the table from which micro-repositories are made.
+"""Short functions and their possible faults: the table that micro-repositories are generated from.
 
-Every form stands here twice, as text for the model and as a function of ours that gives the same values; so a test's
-expected value is known without running generated text. That the two agree is tested in the sandbox, for every form.
+Every form is given twice, as text for the model and as a function of ours with the same values, so a test's expected
+value is known without running generated code. A test runs every form in the sandbox to check that the two agree.
 
     {f}, {g}: names of functions   {a}, {b}: names of arguments   {k}: a constant   {j}: k + 1   {i}: k - 1
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 Value = int | bool | list[int]
 Arguments = tuple[Value, ...]
-Gives = Callable[..., Value]  # of k, then of the arguments
+Gives = Callable[..., Value]  # (k, *arguments) -> value
 Draw = Callable[[random.Random], Arguments]
 
 KINDS = ("operator", "comparison", "off by one", "constant", "default", "swapped", "name", "logic")
@@ -22,7 +22,7 @@ KINDS = ("operator", "comparison", "off by one", "constant", "default", "swapped
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A wrong form of one line: its kind, its text, and what the function then gives."""
+    """A faulty version of one line: its kind, its text, and the values of the resulting function."""
 
     kind: str
     line: str
@@ -31,10 +31,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A right program of one or two functions.
+    """A correct program of one or two functions.
 
-    name: unique. issue: what is wanted. lines: the source. line: which of them a fault changes, 1-based. gives: what
-    {f} gives. faults: what may stand there instead. draw: arguments of a test. constants: values of {k}.
+    name: unique. issue: the specification in words. lines: the source. line: the line that faults change, 1-based.
+    gives: the values of {f}. faults: faulty versions of that line. draw: draws the arguments of a test. constants:
+    values of {k}.
     """
 
     name: str
@@ -82,9 +83,9 @@ def _any_list(draw: random.Random) -> Arguments:
 def _binary(
     name: str, issue: str, expression: str, gives: Gives, *faults: tuple[str, str, Gives], draw: Draw = _two
 ) -> Form:
-    """def f(a, b): return EXPRESSION."""
-    found = tuple(Fault(kind, f" return {text}", wrong) for kind, text, wrong in faults)
-    return Form(name, issue, ("def {f}({a}, {b}):", f" return {expression}"), 2, gives, found, draw)
+    """The form "def f(a, b): return EXPRESSION"."""
+    faulty = tuple(Fault(kind, f" return {text}", wrong) for kind, text, wrong in faults)
+    return Form(name, issue, ("def {f}({a}, {b}):", f" return {expression}"), 2, gives, faulty, draw)
 
 
 def _unary(
@@ -96,10 +97,10 @@ def _unary(
     draw: Draw,
     constants: tuple[int, ...] = (0,),
 ) -> Form:
-    """def f(a): return EXPRESSION."""
-    found = tuple(Fault(kind, f" return {text}", wrong) for kind, text, wrong in faults)
+    """The form "def f(a): return EXPRESSION"."""
+    faulty = tuple(Fault(kind, f" return {text}", wrong) for kind, text, wrong in faults)
     lines = ("def {f}({a}):", f" return {expression}")
-    return Form(name, issue, lines, 2, gives, found, draw, constants)
+    return Form(name, issue, lines, 2, gives, faulty, draw, constants)
 
 
 _PAIRS = (

@@ -1,9 +1,9 @@
-"""How a repair is graded (SWE-bench, arXiv:2310.06770, section 2 and its evaluation harness).
+"""Grading of repairs (SWE-bench, arXiv:2310.06770, section 2 and its evaluation harness).
 
     resolved  iff  every test of FAIL_TO_PASS passes and every test of PASS_TO_PASS still passes
 
-What runs the tests is a `Runner`: a sandbox for programs of one module, a container for a released package. The rule
-is the same for both, and a test counts as passed only where the runner says "passed".
+A `Runner` runs the tests: a sandbox for single-module programs, a container for a released package. The rule is the
+same for both, and a test counts as passed only if the runner reports "passed".
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ LIMITS = Limits(seconds=1.0, memory_bytes=64 << 20, output_bytes=2000)
 
 
 class Runner(Protocol):
-    """Runs tests against files, somewhere where they can do no harm."""
+    """Runs tests against files in isolation."""
 
     def run(self, files: Mapping[str, str], tests: Mapping[str, str]) -> Mapping[str, str]:
-        """The status of each test: "passed", or what happened instead.
+        """Return the status of each test: "passed", or what happened instead.
 
         Raises:
-            SandboxUnavailableError: when the isolation is lost. What the programs do never raises.
+            SandboxUnavailableError: when the isolation is lost. The programs' own failures never raise.
         """
 
 
 class SandboxRunner:
-    """Tests of a program of one file, each judged apart by `Sandbox.check`, where the program cannot see it.
+    """Runs the tests of a single-file program one by one with `Sandbox.check`, hidden from the program.
 
-    After a test that ran out of time the others are not run: a program that hangs would hang in each of them.
+    After a timeout the remaining tests are skipped: a program that hangs would hang in each of them.
     """
 
     def __init__(self, sandbox: Sandbox, limits: Limits = LIMITS) -> None:
         self.sandbox, self.limits = sandbox, limits
 
     def run(self, files: Mapping[str, str], tests: Mapping[str, str]) -> dict[str, str]:
-        """See `Runner`.
+        """Return the status of each test (see `Runner`).
 
         Raises:
             InstanceError: when there is not exactly one file.
@@ -59,11 +59,10 @@ class SandboxRunner:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What hidden tests say about a repair.
+    """The grade of a repair by hidden tests.
 
-    status: "empty": the files are as they were; "does_not_apply": there are no repaired files. still_failing: tests of
-    FAIL_TO_PASS that do not pass; broken: tests of PASS_TO_PASS that no longer pass; both with what happened, as
-    (name, status).
+    status: "empty" if the files are unchanged; "does_not_apply" if there are no repaired files. still_failing: tests of
+    FAIL_TO_PASS that do not pass; broken: tests of PASS_TO_PASS that no longer pass; both as (name, status).
     """
 
     status: GradeStatus
@@ -72,14 +71,15 @@ class Grade:
 
     @property
     def resolved(self) -> bool:
-        """Whether the fault is gone and nothing else broke."""
+        """Whether all FAIL_TO_PASS and PASS_TO_PASS tests pass."""
         return self.status == "resolved"
 
 
 def grade(instance: Instance, files: Mapping[str, str] | None, runner: Runner) -> Grade:
-    """Grade the repaired `files` of an instance; None where the patch did not apply.
+    """Grade the repaired `files` of an instance; pass None if the patch did not apply.
 
-    An empty repair is run as well: its tests say whether the instance is one. It is never resolved.
+    An empty repair is run as well, because its test statuses show whether the instance is valid (see `validate`). It is
+    never resolved.
 
     Raises:
         SandboxUnavailableError: from the runner.
@@ -96,8 +96,8 @@ def grade(instance: Instance, files: Mapping[str, str] | None, runner: Runner) -
 
 
 def validate(instance: Instance, runner: Runner) -> None:
-    """Check by running that an instance is one: the true repair resolves it; without a repair every test of
-    FAIL_TO_PASS fails and every test of PASS_TO_PASS passes.
+    """Validate an instance by running it: the gold patch resolves it; without a patch every FAIL_TO_PASS test fails and
+    every PASS_TO_PASS test passes.
 
     Raises:
         InstanceError: naming the test and what happened.
@@ -116,5 +116,5 @@ def validate(instance: Instance, runner: Runner) -> None:
 
 
 def _not_passed(tests: Mapping[str, str], statuses: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    found = ((name, statuses.get(name, NOT_RUN)) for name in tests)
-    return tuple((name, status) for name, status in found if status != PASSED)
+    results = ((name, statuses.get(name, NOT_RUN)) for name in tests)
+    return tuple((name, status) for name, status in results if status != PASSED)

@@ -1,11 +1,11 @@
-"""Micro-repositories: programs of a few lines with one fault, made by a seed, none of them twice.
+"""Micro-repositories: programs of a few lines with one fault, drawn by a seed without repetition.
 
-What is told apart is the *content*: the issue and the line that repairs the program, with its names and constants but
-for those of functions. All programs of a content, whatever their fault, are in one split, a hash of the content. So no
-line that repairs a held-out program repairs a program with the same issue in training, and no program is in two splits.
-An instance is a function of its program and its fault alone: the seed only chooses which ones are given.
+The *content* of a program is its issue and the line that repairs it, including argument names and constants but not
+function names. The split is a hash of the content, so all programs of one content, whatever their fault, are in the
+same split. Hence no line that repairs a held-out program repairs a training program with the same issue, and no program
+is in two splits. An instance depends on its program and fault only; the seed merely selects instances.
 
-Every expected value is computed by functions of ours (`faults`), so that nothing generated is run here.
+Expected values are computed by functions of ours (`faults`), so no generated code is run here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from training_core.tasks.repair.instances import Instance, InstanceError
 PATH = "repair.py"
 FUNCTIONS = ("f", "g", "h", "r")
 ARGUMENTS = "abcdkmnpqtuvwxyz"
-_OFFSETS = (1, 3, 5)  # between the two argument names of a program, in ARGUMENTS
-_DRAWS = 600  # so that the rare arguments at which a fault does not show are among them
-_FAIL, _PASS = 4, 3  # at most so many hidden tests of either kind, before those that tell other faults apart
+_OFFSETS = (1, 3, 5)  # distances in ARGUMENTS between the two argument names of a program
+_DRAWS = 600  # enough to include the rare arguments at which a fault does not show
+_FAIL, _PASS = 4, 3  # most hidden tests of each set, before those added to distinguish other faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Program:
 
     @property
     def names(self) -> str:
-        """The names of its arguments."""
+        """The argument names, concatenated."""
         return self.a + self.b if _has_two(self.form) else self.a
 
     def write(self, text: str) -> str:
@@ -70,13 +70,13 @@ class _Program:
 def make_instances(
     split: str, number: int, seed: int, *, most_lines: int = 6, num_names: int = len(ARGUMENTS)
 ) -> list[Instance]:
-    """`number` different instances of a split, all faults alike often as far as there are as many.
+    """Draw `number` distinct instances of a split, balanced over faults as far as enough programs exist.
 
-    most_lines: of a program. num_names: how many names its arguments are taken from. Both make it easier: a small model
-    has to learn to copy every single name.
+    most_lines: longest program. num_names: size of the pool of argument names. Lowering either makes the task easier: a
+    small model has to learn to copy every single name.
 
     Raises:
-        ValueError: for another split than train, validation and test, or more than there are.
+        ValueError: for a split other than train, validation and test, or more instances than exist.
     """
     if split not in SPLITS:
         raise ValueError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
@@ -86,11 +86,11 @@ def make_instances(
         for group in _programs()[split]
     ]
     groups = [group for group in allowed if group]
-    there = sum(map(len, groups))
-    if not 0 < number <= there:
+    available = sum(map(len, groups))
+    if not 0 < number <= available:
         raise ValueError(
-            f"{split} has {there} instances of at most {most_lines} lines with {len(names)} names, and at least 1 is "
-            f"made, got number = {number}: ask for fewer, or raise most_lines or num_names"
+            f"{split} has {available} instances of at most {most_lines} lines with {len(names)} names, and at least 1 "
+            f"is made, got number = {number}: ask for fewer, or raise most_lines or num_names"
         )
     draw = random.Random(f"{split}/{seed}")
     shuffled = [draw.sample(group, len(group)) for group in groups]
@@ -103,7 +103,7 @@ def make_instances(
 
 
 def instance_text(instance: Instance) -> str:
-    """What a model is given: the issue, and the program with its lines numbered.
+    """Return the prompt that a model is given: the issue, and the program with its lines numbered.
 
     Raises:
         InstanceError: when the instance has several files.
@@ -114,21 +114,21 @@ def instance_text(instance: Instance) -> str:
 
 
 def gold_edit(instance: Instance) -> Edit:
-    """The edit that is the true repair.
+    """Return the gold patch as an edit.
 
     Raises:
-        PatchError: when it takes more than one line.
+        PatchError: when it changes more than one line.
     """
     return edit_between(instance.source, instance.gold_files[instance.path])
 
 
 def gold_text(instance: Instance) -> str:
-    """What a model should write. Raises PatchError as `gold_edit`."""
+    """Return the target completion. Raises PatchError as `gold_edit` does."""
     return str(gold_edit(instance))
 
 
 def _instance(program: _Program) -> Instance:
-    """The instance of a program; its tests are drawn from what identifies it, whatever the seed."""
+    """The instance of a program. Its tests are seeded by its identity, independently of the seed of the draw."""
     identity = hashlib.sha256(f"{program.source(True)}{program.source(False)}{program.issue}".encode()).hexdigest()[:12]
     visible, failing, passing = _tests(program, random.Random(identity))
     form, fault = program.form, program.fault
@@ -145,12 +145,14 @@ def _instance(program: _Program) -> Instance:
 
 
 def _tests(program: _Program, draw: random.Random) -> tuple[Arguments, list[Arguments], list[Arguments]]:
-    """Arguments where the fault shows: one to be seen, the rest hidden; and such where it does not. They are of as many
-    sorts as there are, and some tell every other fault of the form from the right program. Where the fault shows at two
-    arguments alone, the visible one is among the hidden ones too."""
+    """Arguments of the visible test, of the failing and of the passing hidden tests.
+
+    They cover as many sorts as there are, and every other fault of the form fails at least one of the hidden ones.
+    """
     form, k = program.form, program.k
     show, hide = _pools(form, program.fault, k)
     shows, hides = (_sorts_in_turn(form, k, draw.sample(each, len(each))) for each in (show, hide))
+    # With only two arguments that show the fault, the visible one has to be among the hidden ones as well.
     visible, hidden = shows[0], shows[1:] if len(shows) > 2 else shows
     failing, passing = hidden[:_FAIL], hides[:_PASS]
     for other in form.faults:
@@ -161,7 +163,7 @@ def _tests(program: _Program, draw: random.Random) -> tuple[Arguments, list[Argu
 
 
 def _sorts_in_turn(form: Form, k: int, drawn: list[Arguments]) -> list[Arguments]:
-    """The same arguments, one of each sort after the other: by the truth that is expected, and by which is larger."""
+    """The same arguments in round-robin order over sorts: the expected truth value, and which argument is larger."""
     sorts: dict[str, list[Arguments]] = {}
     for each in drawn:
         expected, numbers = form.gives(k, *each), [int(value) for value in each if not isinstance(value, list)]
@@ -173,7 +175,7 @@ def _sorts_in_turn(form: Form, k: int, drawn: list[Arguments]) -> list[Arguments
 
 @cache
 def _pools(form: Form, fault: Fault, k: int) -> tuple[tuple[Arguments, ...], tuple[Arguments, ...]]:
-    """Different arguments at which a fault shows, and at which it does not.
+    """Distinct arguments at which a fault shows, and at which it does not.
 
     Raises:
         InstanceError: when there are fewer than two, or none.
@@ -201,12 +203,12 @@ def _test(program: _Program, arguments: Arguments) -> str:
 
 @cache
 def _programs() -> dict[str, tuple[tuple[_Program, ...], ...]]:
-    """By split, the programs of each fault of each form."""
-    found: dict[str, dict[tuple[str, str], list[_Program]]] = {split: {} for split in SPLITS}
+    """The programs by split, grouped by form and fault."""
+    by_split: dict[str, dict[tuple[str, str], list[_Program]]] = {split: {} for split in SPLITS}
     for program in _all_programs():
-        groups = found[split_of_content(program.content)]
+        groups = by_split[split_of_content(program.content)]
         groups.setdefault((program.form.name, program.fault.line), []).append(program)
-    return {split: tuple(tuple(group) for group in groups.values()) for split, groups in found.items()}
+    return {split: tuple(tuple(group) for group in groups.values()) for split, groups in by_split.items()}
 
 
 def _all_programs() -> Iterator[_Program]:
