@@ -79,7 +79,7 @@ def test_the_slope_is_per_iteration_also_over_those_that_were_rolled_back() -> N
     alternation = begun()
     for value, kept in ((0.6, True), (0.6, False), (0.7, True)):
         decision = alternation.observe(score(value), kept)
-    assert decision.why == judge([score(0.5), score(0.6), score(0.7)], CONFIG.plateau(), [0, 1, 3]).why
+    assert decision.why == judge([score(0.5), score(0.6), score(0.7)], CONFIG.plateau, [0, 1, 3]).why
     assert decision.why.startswith("+0.0643 an iteration")  # .9 / 14, not .1
 
 
@@ -161,7 +161,7 @@ def test_a_turn_begins_anew_with_its_own_baseline() -> None:
     alternation.begin("persona", score(0.1))
     assert alternation.observe(score(0.12), kept=True).why == "2 of the 3 scores it takes"
     decision = alternation.observe(score(0.14), kept=True)
-    expected = judge([score(0.1), score(0.12), score(0.14)], CONFIG.plateau())
+    expected = judge([score(0.1), score(0.12), score(0.14)], CONFIG.plateau)
     assert (decision.action, decision.why) == ("continue", expected.why)
 
 
@@ -237,12 +237,13 @@ def test_calls_out_of_order_are_refused() -> None:
 
 
 def test_configuration_has_bounds() -> None:
-    for wrong in ({"max_iterations": 0}, {"max_turn": 0}, {"first": "memory"}, {"turns": 3}, {"plateau_window": 17}):
+    wrongs = ({"max_iterations": 0}, {"max_turn": 0}, {"first": "memory"}, {"turns": 3}, {"plateau": {"window": 17}})
+    for wrong in wrongs:
         with pytest.raises(ValidationError):
-            nested(AlternationConfig, **wrong)
+            AlternationConfig.model_validate(wrong)
     default = AlternationConfig()
-    assert default.plateau() == PlateauConfig(), "both state the same defaults"
-    assert CONFIG.plateau() == PlateauConfig(window=3, patience=2, threshold=0.01, adaptive=False)
+    assert default.plateau == PlateauConfig(), "both state the same defaults"
+    assert CONFIG.plateau == PlateauConfig(window=3, patience=2, threshold=0.01, adaptive=False)
     persona = nested(AlternationConfig, first="persona")
     assert Alternation(persona).cycle == "persona"
 

@@ -396,7 +396,7 @@ def test_shared_batches_are_alike_for_all_families_and_spread(
     number = len(windows.inputs)
     assert torch.equal(given.inputs_WS[1], windows.inputs[3 * number // 4][:16])
     few: list[Question] = [*QUESTIONS[:3], *QUESTIONS[6:8]]
-    with pytest.raises(ValueError, match="got 1 of 2 of 'gaps': raise search_questions"):
+    with pytest.raises(ValueError, match=r"got 1 of 2 of 'gaps': raise search\.questions"):
         shared(few, windows, tokenizer, 128, num_questions=6, num_windows=1, racing_share=0.5)
     whole = shared(few, windows, tokenizer, 128, num_questions=99, num_windows=1, racing_share=1)
     assert [len(part.questions) for part in whole.parts] == [5]
