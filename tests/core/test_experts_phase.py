@@ -167,6 +167,7 @@ def test_one_family_has_one_expert_and_two_have_two(small_data: dict[str, Path])
         assert shown["routing"]["labels"] == [NONE, *families]
 
 
+@pytest.mark.slow
 def test_killed_in_every_part_and_resumed_ends_the_same(
     product: Product, small_data: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -294,6 +294,7 @@ def test_what_is_impossible_is_refused_at_once(tokenizer: Tokenizer) -> None:
             generate(thinks.thinker.cognate, tokenizer, "x", **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_its_ways_to_think_agree(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--rows 2 --length 8 --repeats 1 --stride 4 --threads 1 --modes everywhere"
     phase3_thoughts.main(arguments.split())

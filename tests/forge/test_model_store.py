@@ -140,6 +140,7 @@ with ModelStore(root=sys.argv[1]).stage("model") as staged:
 """
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_earlier_versions_and_its_rest_is_cleaned(store: ModelStore) -> None:
     digest, folder = put(store, 1.0)
     with subprocess.Popen([sys.executable, "-c", KILLED, str(store.path)], stdout=subprocess.PIPE) as writer:
