@@ -173,6 +173,7 @@ def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
         rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
+        # A verdict holds only for the thresholds it was given with: after an edit of the table, judge again.
         if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
             return PlannedStep(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:

@@ -76,7 +76,7 @@ def _flips(entries: Sequence[GateEntry], profiles: dict[int, str]) -> list[tuple
     flips = []
     for entry in entries:
         profile = profiles.get(entry.version, "")
-        if entry.threshold is None:  # not judged: the whole check fails
+        if entry.threshold is None:  # the model could not be read, so that the whole check failed
             passed = [other for (_, of), other in last.items() if of == profile and other.passed]
             flips += [(passed[-1], entry)] if passed else []
             last |= {key: entry for key in last if key[1] == profile}

@@ -85,6 +85,7 @@ class AssetGates:
 
     def latest(self) -> tuple[GateEntry, ...]:
         """Return the newest verdict on each gate of the latest version."""
+        # A gate that the newest evaluation did not judge has left the table since: its verdicts are dropped.
         newest = {(entry.gate, entry.blocking): entry for entry in self.entries if entry.version == self.version}
         judged_at = {blocking: max(e.at for (_, b), e in newest.items() if b == blocking) for _, blocking in newest}
         return tuple(entry for (_, blocking), entry in newest.items() if entry.at == judged_at[blocking])

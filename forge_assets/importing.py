@@ -76,6 +76,7 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
         folder = forge.store.commit(phase.name, staged, here.digest)
     inputs = inputs_digest(here.code_version, config, {**here.parents, **data})
     metadata = model_metadata(folder, here, inputs) | {"imported_from": dg.MetadataValue.path(str(bundle.folder))}
+    # Dagster sets these tags for a step; for an event reported without a run, they must be given.
     tags = {DATA_VERSION_TAG: here.digest, CODE_VERSION_TAG: here.code_version}
     forge.instance.report_runless_asset_event(dg.AssetMaterialization(phase.name, metadata=metadata, tags=tags))
     return folder

@@ -73,7 +73,7 @@ def changed_phases(
     for key in TopologicalSorter(parents).static_order():
         record = latest_materialization(instance, key)
         above = [parent for parent in parents.get(key, ()) if parent in changing]
-        if above or key in busy:
+        if above or key in busy:  # whatever is downstream of a changing asset will have other inputs soon
             changing.add(key)
         if key in busy:
             wanted.waiting.append(f"{key.to_user_string()} is being made by run {busy[key][:8]}")

@@ -154,7 +154,7 @@ def _create_run(
         "forge/process_started": f"{process.create_time():.2f}",
     }
     root = None
-    if earlier is not None:
+    if earlier is not None:  # checkpoints are keyed by the root run: the new run must join that group to find them
         root = earlier.root_run_id or earlier.run_id
         tags |= {"dagster/root_run_id": root, "dagster/parent_run_id": earlier.run_id}
     return forge.instance.create_run(
@@ -188,6 +188,7 @@ def _end_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 def _alive(run: dg.DagsterRun) -> bool:
     try:
         process = psutil.Process(int(run.tags["forge/pid"]))
+        # The start time tells the run's process from a later one that was given the same id.
         same = abs(process.create_time() - float(run.tags["forge/process_started"])) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

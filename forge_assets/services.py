@@ -90,7 +90,7 @@ def require_free_port(service: Service) -> None:
         ServiceError: when the port is in use.
     """
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to listen on
         try:
             probe.bind((HOST, service.port))
         except OSError as error:

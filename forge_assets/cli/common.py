@@ -127,7 +127,7 @@ def make_and_judge(
     kept = [step.asset for step in steps if step.action == "keep"]
     if kept:
         console.print(f"[dim]fresh: {', '.join(kept)}[/]")
-    if any(step.action == "closed" and step.inputs is not None for step in steps):
+    if any(step.action == "closed" and step.inputs is not None for step in steps):  # fresh, but its gate failed
         problems.append(
             "Running again would change nothing: change the configuration or the code, or make an asset "
             "again with --force ASSET."

@@ -37,7 +37,7 @@ _PHASES = {
     5: ("Curriculum", "practice at the edge of its abilities"),
     6: ("Baking", "prompts and tools in the weights"),
     7: ("Experts", "small experts, routed and composed"),
-    8: ("Compression", "one entropy coded file"),
+    8: ("Compression", "one entropy-coded file"),
 }
 _SAMPLES = 2
 
