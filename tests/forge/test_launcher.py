@@ -70,6 +70,7 @@ def test_two_processes_make_the_model_of_one(small: dg.DagsterInstance, mode: st
     assert not list(ModelStore().path.glob(".checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_split_is_refused_and_not_tried_again(small: dg.DagsterInstance, mode: str) -> None:
     result = materialize(small, "trunk", training={"batch_size": 1})
     assert not result.success

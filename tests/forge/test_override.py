@@ -140,6 +140,7 @@ def test_forge_run_builds_upon_an_overridden_model(make: Make, instance: dg.Dags
     assert alone.action == "make"
 
 
+@pytest.mark.slow
 def test_override_opens_launch_and_schedule(
     make: Make, instance: dg.DagsterInstance, workspace: WorkspaceProcessContext
 ) -> None:
