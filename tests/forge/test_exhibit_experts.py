@@ -161,7 +161,7 @@ def test_text_of_a_stranger_stays_text() -> None:
     ("path", "value", "message"),
     [
         (("discovery", "similarity"), [[1.0]], "similarity must be 2 x 2"),
-        (("search", "climbs", 0, "random"), [0.5], "must be as many"),
+        (("search", "climbs", 0, "random"), [0.5], "must have equal lengths"),
         (("heat", "cells", 0, 0), 1.5, "less than or equal to 1"),
         (("experts", 0, "rewards"), ["a"], "valid number"),
     ],

@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_recorded(forge: Forge, fore
     )
     with pytest.raises(UserError, match="judges sandbox_breaches, which only its own run can measure"):
         take(own, foreign)
-    assert materialize(forge.instance, "trunk", seed=3).success
+    assert materialize(forge.instance, "trunk", training={"seed": 3}).success
     with pytest.raises(UserError, match="the latest here is"):
         take(forge, foreign)
     assert newest(forge.instance, "cognate_speed")[0].folder == before
