@@ -40,6 +40,7 @@ def facts(container: Sandbox) -> dict[str, dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_it_has_no_privilege(facts: dict[str, dict[str, object]]) -> None:
     status = facts["status"]
     assert [status[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
@@ -48,6 +49,7 @@ def test_it_has_no_privilege(facts: dict[str, dict[str, object]]) -> None:
     assert status["Uid"] == status["Gid"] == "65534\t65534\t65534\t65534"
 
 
+@pytest.mark.slow
 def test_nothing_is_writable_but_a_small_tmp(facts: dict[str, dict[str, object]]) -> None:
     mounts = facts["mounts"]
     assert "ro" in mounts["/"][0]  # type: ignore[index]
@@ -60,6 +62,7 @@ def test_nothing_is_writable_but_a_small_tmp(facts: dict[str, dict[str, object]]
     assert facts["shm"] is False
 
 
+@pytest.mark.slow
 def test_the_limits_of_its_processes(facts: dict[str, dict[str, object]]) -> None:
     assert facts["limits"] == {"NOFILE": [64, 64], "FSIZE": [16 << 20] * 2, "CORE": [0, 0], "CPU": [7, 7]}
     assert facts["init"] != "python3"
