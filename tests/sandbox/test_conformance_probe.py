@@ -107,6 +107,7 @@ def test_the_embedded_sandbox_holds(embedded: Sandbox) -> None:
     assert result.describe().startswith(f"{embedded.name}: 22 of 22 probes held, in ")
 
 
+@pytest.mark.slow
 def test_the_container_sandbox_holds(container: Sandbox) -> None:
     result = probe(container)
     assert result.breaches == ()

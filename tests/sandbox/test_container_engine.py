@@ -40,6 +40,7 @@ def facts(container: Sandbox) -> dict[str, dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_it_has_no_privilege(facts: dict[str, dict[str, object]]) -> None:
     status = facts["status"]
     assert [status[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
@@ -48,6 +49,7 @@ def test_it_has_no_privilege(facts: dict[str, dict[str, object]]) -> None:
     assert status["Uid"] == status["Gid"] == "65534\t65534\t65534\t65534"
 
 
+@pytest.mark.slow
 def test_nothing_is_writable_but_a_small_tmp(facts: dict[str, dict[str, object]]) -> None:
     mounts = facts["mounts"]
     assert "ro" in mounts["/"][0]  # type: ignore[index]
@@ -60,6 +62,7 @@ def test_nothing_is_writable_but_a_small_tmp(facts: dict[str, dict[str, object]]
     assert facts["shm"] is False
 
 
+@pytest.mark.slow
 def test_the_limits_of_its_processes(facts: dict[str, dict[str, object]]) -> None:
     assert facts["limits"] == {"NOFILE": [64, 64], "FSIZE": [16 << 20] * 2, "CORE": [0, 0], "CPU": [7, 7]}
     assert facts["init"] != "python3"
@@ -68,6 +71,7 @@ def test_the_limits_of_its_processes(facts: dict[str, dict[str, object]]) -> Non
     assert facts["descriptors"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_privileged_calls_fail(container: Sandbox) -> None:
     code = """
 import ctypes, os
@@ -114,6 +118,7 @@ except PermissionError:
     assert (outcome.status, outcome.stdout) == ("ok", "none\n"), outcome
 
 
+@pytest.mark.slow
 def test_disk_files_and_processor_are_limited(container: Sandbox) -> None:
     code = """
 import os, time
@@ -143,12 +148,14 @@ print((used.children_user + used.children_system) / (time.monotonic() - start) <
     assert (outcome.status, outcome.stdout) == ("ok", "No space left on device\nTrue\nTrue\n"), outcome
 
 
+@pytest.mark.slow
 def test_a_million_files_are_not_made(container: Sandbox) -> None:
     code = "for n in range(1_000_000):\n    open('/tmp/%d' % n, 'w').close()\nprint('made')"
     outcome = container.run(Program(code), Limits(seconds=3, memory_bytes=64 << 20))
     assert outcome.status in ("timeout", "memory", "error")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_every_kind_of_end(container: Sandbox, left: Callable[[], list[str]]) -> None:
     brief = Limits(seconds=1.0, memory_bytes=64 << 20, output_bytes=100)
     for code, status in (("1", "ok"), ("while 1: pass", "timeout"), ("print('x' * 999)", "output_limit")):
@@ -158,6 +165,7 @@ def test_nothing_is_left_after_every_kind_of_end(container: Sandbox, left: Calla
     assert left() == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_reaped_when_it_has_expired(
     engine: docker.DockerClient, left: Callable[[], list[str]]
 ) -> None:
@@ -176,6 +184,7 @@ def test_what_a_killed_process_left_is_reaped_when_it_has_expired(
     remove(made["old"])  # once more is no error
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_there_is_named(engine: docker.DockerClient) -> None:
     with pytest.raises(SandboxUnavailableError, match="localhost/absent:latest: run forge sandbox build-image"):
         ContainerSandbox(engine, image="localhost/absent:latest")

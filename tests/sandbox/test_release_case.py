@@ -423,6 +423,7 @@ def test_releases_that_make_no_case_are_refused(
         release_instance("tiny", old, new, container, LIMITS)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(container: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the first of its trials, for time; all of them are above."""
     first_one = partial(_first_one, release_trials.trials)
