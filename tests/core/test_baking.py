@@ -342,6 +342,7 @@ def bake_and_keep(reporter: Reporter, folder: Path) -> None:
     save_file(student.state_dict(), folder / "tensors")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     whole = run_apart(bake_and_keep, tmp_path / "whole")
     killed, resumed = killed_at_each(bake_and_keep, tmp_path / "broken", ["baking 3"])

@@ -34,6 +34,7 @@ def product(small_data: dict[str, Path]) -> Product:
     return made(small_data, SilentReporter(), None)
 
 
+@pytest.mark.slow
 def test_killed_in_every_part_and_resumed_ends_bit_for_bit_the_same(
     product: Product, small_data: dict[str, Path], tmp_path: Path
 ) -> None:

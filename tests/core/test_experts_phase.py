@@ -157,6 +157,7 @@ def test_what_makes_a_family_worse_is_not_used(small_data: dict[str, Path], monk
     ExpertsExhibit.model_validate(shown)
 
 
+@pytest.mark.slow
 def test_one_family_has_one_expert_and_two_have_two(small_data: dict[str, Path]) -> None:
     for families in (("copying",), ("copying", "lists")):
         found = made(small_data, SilentReporter(), None, bank(families))

@@ -60,6 +60,7 @@ def test_our_steps_are_those_of_pymoo_to_the_bit(broken_at: int | None) -> None:
     assert np.array_equal(living(found, "F"), expected.get("F"))
 
 
+@pytest.mark.slow
 def test_zdt1_is_solved_as_well_as_pymoo_is_known_to() -> None:
     """50 x 100 evaluations reach .7866 on average over three seeds (reference point 1.1, 1.1); the front has .8762."""
     from pymoo.indicators.hv import HV
@@ -241,6 +242,7 @@ def search_apart(reporter: Reporter, folder: Path, data: dict[str, Path]) -> Non
     search(timed(data), SMALL, reporter, folder / "state")
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_an_undisturbed_one(
     small_data: dict[str, Path], whole: tuple[SearchResult, Evaluator, _Heard], tmp_path: Path
 ) -> None:

@@ -228,6 +228,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_memory_is_taken(opened: tuple[Path, dict[str, list[str]]], name: str) -> None:
     kind, message = opened[1][name]
     assert kind in ("BundleError", "PackedModelError", "ContainerError", "ValueError"), message

@@ -262,6 +262,7 @@ def test_a_plateau_after_a_rise_is_called_within_two_windows_and_not_before(rati
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.slow
 def test_a_step_after_a_flat_part_resets(ratio: float) -> None:
     """A flat part that was called a plateau, then a step of 12 errors: no plateau while it is new, then one again."""
     error = ratio * THRESHOLD
@@ -276,6 +277,7 @@ def test_a_step_after_a_flat_part_resets(ratio: float) -> None:
         assert any(after[CONFIG.patience :])
 
 
+@pytest.mark.slow
 def test_scores_without_errors_are_judged_by_their_scatter() -> None:
     """Their own errors unknown: a rise of 1.5 times the threshold is safe, and a flat series is called."""
     for ratio in (0.5, 1.0, 2.0):
@@ -287,6 +289,7 @@ def test_scores_without_errors_are_judged_by_their_scatter() -> None:
         assert called / SEEDS <= MOST_WRONG
 
 
+@pytest.mark.slow
 def test_noise_alone_ends_no_series_that_is_too_noisy_to_tell() -> None:
     """Beyond the range (error 6 times the threshold, 16 scores at most) nothing is called on 40 scores that rise."""
     wrong = sum(

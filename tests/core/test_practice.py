@@ -137,6 +137,7 @@ def test_level_metrics_by_hand() -> None:
     assert lucky["worst_passed_level_drop_high"] < 0, "one lucky answer is not a level that was lost"
 
 
+@pytest.mark.slow
 def test_a_fall_that_is_foreseen_is_not_exceeded_on_other_questions() -> None:
     """Four of a hundred answers change, as often to the better: what 200 questions say of 200 others, 400 times."""
     draw = np.random.default_rng(0)
@@ -169,6 +170,7 @@ def test_bad_input_says_what_to_change(small_data: dict[str, Path], bank: Questi
         practise(small_data, without, CONFIG)
 
 
+@pytest.mark.slow
 def test_group_relative_rounds_follow(small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path) -> None:
     """A model that is never right has no group to learn from: the round is made, and teaches nothing."""
     config = nested(CONFIG, **{"rounds": 1, "policy_rounds": 1, "group_size": 2, "questions_per_round": 4})
@@ -233,6 +235,7 @@ def test_what_another_parent_learned_is_not_taken_over(
     assert float((trained(0.5) - first).mean()) > 0.4
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_with_the_same_weights(
     product: Product, small_data: dict[str, Path], bank: QuestionBank, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def train_and_keep(reporter: Reporter, folder: Path, data: dict[str, Path]) -> N
     save_file(weights, folder / "tensors")
 
 
+@pytest.mark.slow
 def test_killed_in_every_step_and_resumed_ends_bit_for_bit_the_same(
     small_data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -267,6 +268,7 @@ class Interrupting(SilentReporter):
             raise Interrupted
 
 
+@pytest.mark.slow
 def test_curves_are_whole_after_a_resume(tmp_path: Path) -> None:
     config = TrainingConfig(steps=6, batch_size=2, seq_len=13, checkpoint_interval_s=0.0)
     policy = PolicyConfig(**{name: TINY[name] for name in PolicyConfig.model_fields if name in TINY})  # type: ignore[arg-type]

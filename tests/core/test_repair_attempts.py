@@ -188,6 +188,7 @@ def test_a_demonstration_is_the_true_repair_with_the_real_reply(tokenizer: Token
     assert "<out>fail</out>" in tokenizer.decode(list(demonstration(tokenizer, other, sandbox)[1][:-1]))
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_demonstrations_what_it_then_does_alone(tokenizer: Tokenizer, sandbox: Sandbox) -> None:
     torch.manual_seed(0)
     shape = SHAPE | {"max_seq_len": 160, "window": 96}

@@ -133,6 +133,7 @@ def test_two_samples_of_one_style_seldom_differ_and_two_styles_do() -> None:
     assert apart.statistics["words_per_sentence"].high < -1
 
 
+@pytest.mark.slow
 def test_the_direction_of_a_mixture_is_its_share() -> None:
     """Means are linear in the share of texts that are written the prompt's way. Over 60 draws each: bias and cover."""
     for share in (0.0, 0.5, 1.0):
