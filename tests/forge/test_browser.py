@@ -75,6 +75,9 @@ def answers(url: str) -> bool:
 
 def test_graph_launchpad_gates_and_a_refused_run(instance: dg.DagsterInstance, page: Page) -> None:
     page.goto("/asset-groups")
+    for group in ("data", "phase_1_cognate"):
+        expect(page.get_by_text(group, exact=True).first).to_be_visible(timeout=SLOW_MS)
+    page.get_by_text("phase_1_cognate", exact=True).first.dblclick()
     for asset in ("trunk", "left", "right", "left_child"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible(timeout=SLOW_MS)
     assert page.get_by_text("Join the Dagster community").count() == 0
