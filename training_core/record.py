@@ -95,22 +95,22 @@ def record(cls: type[RecordT], metrics: Mapping[str, float]) -> RecordT:
 
 def of(cls: type[RecordT]) -> RecordT:
     """Return a stand-in for a record, whose fields give the names of their metrics (see the module's docstring)."""
-    return cast(RecordT, Path(cls, ""))
+    return cast(RecordT, FieldPath(cls, ""))
 
 
-class Path:
+class FieldPath:
     """The path to a field of a record. Converted to a string, it is the name of the field's metric."""
 
     def __init__(self, kind: Any, key: str) -> None:
         self._kind, self._key = kind, key
 
-    def __getattr__(self, name: str) -> Path:
+    def __getattr__(self, name: str) -> FieldPath:
         if self._kind is Estimate and name in ENDS:
-            return Path(float, self._key + ENDS[name])
+            return FieldPath(float, self._key + ENDS[name])
         if isinstance(self._kind, type) and issubclass(self._kind, Record):
             layout = _layout(self._kind)
             if name in layout:
-                return Path(*layout[name])
+                return FieldPath(*layout[name])
             raise AttributeError(f"{self._kind.__name__} has no field {name!r}: choose one of {', '.join(layout)}")
         raise AttributeError(f"the metric {self._key!r} has no part {name!r}")
 

@@ -44,7 +44,7 @@ def make_reasoner(parent: Cognate, context: PhaseContext, config: ReasoningConfi
     enabled = helps(thinker, parent, injector, chosen_on, batch_size, seed)
     controls = {name: control.to(device).eval() for name, control in result.controls.items()}
     reasoner = Reasoner(thinker, injector, enabled)
-    context.fix(reasoner_document(reasoner), thinker)
+    context.fix(reasoner_document(reasoner), thinker, injector)
     test = first_windows(context.report.text, config.measured_windows)
     assessed = assess(
         parent, thinker, controls, injector, test, context.report.tasks, tokenizer, batch_size, seed, context.reporter

@@ -84,7 +84,7 @@ def make_experts(
         config.questions.routed_tokens,
     )
     document = experts.document([profile.families for profile in discovery.experts])
-    context.fix(parent, document, *(trained.expert.codes for trained in taught), router.head.tensors(""))
+    context.fix(parent, document, *(trained.expert.tensors("") for trained in taught), router.head.tensors(""))
     answers = specialists.measure(discovery, taught, router, searched, composition, chosen_on, coefficients)
     metrics = _metrics(discovery, taught, router, searched, answers)
     metrics |= {"handed_on": float(not composition.adapts), "experts_in_use": float(sum(composition.experts))}
