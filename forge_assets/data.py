@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from forge_assets.factory import DataRun, data_asset
 from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
-from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
+from training_core.data.corpus import build_corpus
+from training_core.data.documents import CorpusConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -24,7 +25,8 @@ def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
 @data_asset(inputs=["corpus"], kinds={"bpe"})
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     """Byte-level BPE tokenizer, trained on the training documents."""
-    learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
+    texts = read_jsonl(run.inputs["corpus"] / "train.jsonl", run.reporter, "reading text for the tokenizer (kB)")
+    learned = train_tokenizer(config, texts, run.reporter)
     learned.save(str(run.out / "tokenizer.json"))
     return {"vocab_size": learned.get_vocab_size()}
 

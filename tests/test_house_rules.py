@@ -14,8 +14,8 @@ PACKAGES = ("training_core", "forge_resources", "forge_assets")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CORE_MAY_IMPORT = {
-    "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "reasoning_gym",
-    "pycosat", "pymoo", "scipy", "training_core",
+    "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "datasketch",
+    "huggingface_hub", "pyarrow", "reasoning_gym", "pycosat", "pymoo", "scipy", "training_core",
 }  # fmt: skip
 
 

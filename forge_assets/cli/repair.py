@@ -104,14 +104,14 @@ def _bundle(model: str) -> "Bundle":
 def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bundle: "Bundle", label: str) -> "Trial":
     """Let a stored model attempt the repair, print its prompt and completion, and return the graded attempt."""
     import torch
-    from tokenizers import Tokenizer
 
     from forge_resources.swebench.trials import Trial
+    from training_core.data.tokenizer import load_tokenizer
     from training_core.formats.loading import load_model
     from training_core.tasks.repair.excerpts import attempt_excerpt
     from training_core.tasks.repair.grading import grade
 
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    tokenizer = load_tokenizer(bundle.tokenizer_json())
     attempt = attempt_excerpt(load_model(bundle), tokenizer, instance, torch.Generator().manual_seed(0))
     console.print("The model was shown", f"[dim]{escape(attempt.prompt)}[/]", sep="\n", soft_wrap=True)
     console.print(f"and wrote {escape(repr(attempt.text))}", soft_wrap=True)
