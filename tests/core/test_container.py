@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from training_core.data.tokenizer import load_tokenizer
+from training_core.data.tokenizer import MAX_WORD_BYTES, TokenizerConfig, load_tokenizer, train_tokenizer
 from training_core.formats import container as container_module
 from training_core.formats.codec import CodecError, decode_ternary, encode_ternary, squeeze, unsqueeze
 from training_core.formats.container import (
@@ -260,6 +260,19 @@ def test_tokenizer_comes_back_equal(vocab_size: int, special: tuple[str, ...]) -
     for sentence in (" ".join(WORDS), "a<|endoftext|>b <think> é⟂", "\n\t  \0 🙂"):
         assert rebuilt.encode(sentence).ids == original.encode(sentence).ids
         assert rebuilt.decode(rebuilt.encode(sentence).ids) == original.decode(original.encode(sentence).ids)
+
+
+def test_a_trained_tokenizer_comes_back_with_its_cut_of_long_words() -> None:
+    text = train_tokenizer(TokenizerConfig(vocab_size=300), [tokenizer_json(), "acgt" * 500]).to_str()
+    data = compact(text)
+    assert json.loads(expand(data)) == json.loads(text)
+    assert compact(expand(data)) == data
+    word = "acgt" * 1000
+    assert load_tokenizer(expand(data)).encode(word).ids == load_tokenizer(text).encode(word).ids
+    other = text.replace(f"{{1,{MAX_WORD_BYTES}}}", "{1,255}")
+    assert other != text
+    with pytest.raises(ValueError, match="has settings, tokens or ids that its merges do not imply; .*ByteLevel"):
+        compact(other)
 
 
 def test_compact_tokenizer_costs_about_two_bytes_a_merge() -> None:

@@ -335,7 +335,7 @@ def test_tasks_that_do_not_fit_are_an_error(tasks: list[Task], tokenizer: Tokeni
         assessed(thinker, {}, tasks, tokenizer)
 
 
-@pytest.mark.parametrize("text", ["The river 12", "żółw 漢字 🦀 naïve", "🦀🦀", "a\ufffdb", ""])
+@pytest.mark.parametrize("text", ["The river 12", "żółw 漢字 🦀 naïve", "🦀🦀", "a\ufffdb", "a<|endoftext|>b", ""])
 def test_pieces_together_are_the_text(text: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text).ids
     shown = pieces(ids, tokenizer)

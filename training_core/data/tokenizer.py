@@ -8,7 +8,10 @@ library's files cannot say so; every tokenizer is therefore loaded by `load_toke
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,6 +38,13 @@ def words_of_bytes() -> pre_tokenizers.PreTokenizer:
     """Return the pre-tokenizer: GPT-2's words as byte symbols, cut after every `MAX_WORD_BYTES` bytes."""
     cut = pre_tokenizers.Split(Regex(f".{{1,{MAX_WORD_BYTES}}}"), "isolated")
     return pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
+
+
+@cache
+def parts_of_words() -> dict[str, Any]:
+    """Return what a tokenizer.json holds as its `pre_tokenizer` for `words_of_bytes`."""
+    written: dict[str, Any] = json.loads(words_of_bytes().__getstate__())
+    return written
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], reporter: Reporter | None = None) -> Tokenizer:

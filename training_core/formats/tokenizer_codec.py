@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from training_core.data.tokenizer import words_of_bytes
+from training_core.data.tokenizer import parts_of_words, words_of_bytes
 from training_core.formats.codec import CodecError, open_coder, squeeze, unsqueeze, words_to_bytes
 
 MAX_VOCABULARY = 65535
@@ -49,7 +49,7 @@ def compact(tokenizer_json: str) -> bytes:
         vocabulary: dict[str, int] = document["model"]["vocab"]
         special = [token["content"] for token in document["added_tokens"]]
         pairs = [(vocabulary[left], vocabulary[right]) for left, right in document["model"]["merges"]]
-        cut_words = document["pre_tokenizer"]["type"] == "Sequence"
+        cut_words = document["pre_tokenizer"] == parts_of_words()
         data = _encode(special, np.array(pairs, dtype=np.int64).reshape(-1, 2), cut_words=cut_words)
         faithful = json.loads(expand(data)) == document
     except (KeyError, TypeError, AttributeError, OverflowError, struct.error, ValueError) as error:
