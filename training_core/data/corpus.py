@@ -214,7 +214,7 @@ def _near_duplicates(threshold: float) -> Callable[[str], bool]:
 def _hub_records(config: CorpusConfig) -> Iterator[Any]:
     try:
         import datasets
-        from huggingface_hub import errors
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP library
     except ModuleNotFoundError as error:
         raise CorpusError("source = hub needs the optional extra: pip install 'agent-forge[hub]'") from error
     folder = dataset_folder(config)
@@ -229,7 +229,7 @@ def _hub_records(config: CorpusConfig) -> Iterator[Any]:
                 revision=None if folder else config.hub_revision,
                 streaming=True,
             )
-    except (errors.HTTPError, OSError, KeyError, ValueError) as error:
+    except (HTTPError, OSError, KeyError, ValueError) as error:
         raise CorpusError(
             f"the dataset {config.hub_dataset!r}, split {config.hub_split!r}, cannot be read ({error}); "
             "check the name, the split and the network, or name a local dataset folder"

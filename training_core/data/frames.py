@@ -28,9 +28,7 @@ def decompressed(file: BinaryIO, name: str | Path, suffix: str) -> BinaryIO:
         import zstandard
 
         decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        return io.BufferedReader(
-            _Frames(file, str(name), "zstd", decompressor.decompressobj, zstandard.ZstdError)  # type: ignore[arg-type]
-        )
+        return io.BufferedReader(_Frames(file, str(name), "zstd", decompressor.decompressobj, zstandard.ZstdError))
     return file
 
 

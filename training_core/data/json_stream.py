@@ -6,8 +6,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
 from training_core.data.documents import CorpusError
 
@@ -35,7 +34,7 @@ def not_utf8(name: str, line: int, offset: int, content: bytes) -> Unreadable:
     )
 
 
-def json_lines(file: BufferedReader, name: str) -> Iterator[tuple[str, Any]]:
+def json_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     """Yield (place, record) of every line that is not blank; a record that cannot be parsed is an `Unreadable`.
 
     The last line may lack its line end.
@@ -61,7 +60,7 @@ def json_lines(file: BufferedReader, name: str) -> Iterator[tuple[str, Any]]:
         offset += len(line)
 
 
-def json_values(file: BufferedReader, name: str) -> Iterator[tuple[str, Any]]:
+def json_values(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     """Yield (place, record) of every element of one JSON array, or of every value of one JSON object.
 
     Raises:
@@ -103,7 +102,7 @@ def json_values(file: BufferedReader, name: str) -> Iterator[tuple[str, Any]]:
 class _Scanner:
     """Reads JSON values one by one from a file, holding no more than the value at hand."""
 
-    def __init__(self, file: BufferedReader, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._parse = json.JSONDecoder().raw_decode

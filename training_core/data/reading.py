@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from training_core.data.documents import CorpusError
 from training_core.data.frames import COMPRESSED, decompressed
@@ -84,7 +84,7 @@ def read_stream(stream: BinaryIO, name: str, kind: str, fields: Fields) -> Itera
     if kind == ".txt":
         yield _text(stream, name)
         return
-    reader = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
+    reader = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
     first = reader.peek(4096).removeprefix(BOM).lstrip()[:1]
     records = json_values(reader, name) if kind == ".json" or first == b"[" else json_lines(reader, name)
     for place, record in records:

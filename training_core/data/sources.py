@@ -97,14 +97,14 @@ def hub_commit(config: CorpusConfig) -> str:
         return config.hub_revision
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP library
     except ModuleNotFoundError as error:
         raise CorpusError("source = hub needs the optional extra: pip install 'agent-forge[hub]'") from error
     try:
         info = huggingface_hub.HfApi().dataset_info(
             config.hub_dataset, revision=config.hub_revision or None, timeout=HUB_TIMEOUT_S
         )
-    except (errors.HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorpusError(
             f"the revision {config.hub_revision or 'main'!r} of the dataset {config.hub_dataset!r} cannot be found "
