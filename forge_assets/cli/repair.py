@@ -75,7 +75,7 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
     from forge_resources.swebench.trials import grade_patch, trials
 
     old, new = (read_archive(path) for path in archives)
-    diff = None if patch is None else patch.read_text(encoding="utf-8")
+    diff = None if patch is None else _diff(patch)
     bundle = None if model is None else _bundle(model)
     with open_sandbox("container") as sandbox:
         instance, runner = release_instance(name, old, new, sandbox)
@@ -92,6 +92,18 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
     for label in wrong:
         console.print(f"[red]The harness is wrong: {escape(label)} must have another outcome.[/]")
     return not wrong
+
+
+def _diff(patch: Path) -> str:
+    try:
+        return patch.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{patch} cannot be read: {error.strerror}; name the file of the patch") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{patch}, line {line} is not UTF-8 at byte {error.start}: write it again with git diff > FILE"
+        ) from error
 
 
 def _bundle(model: str) -> "Bundle":

@@ -20,10 +20,12 @@ from training_core.data.documents import read_jsonl
 from training_core.data.packing import PackingConfig, TokenStream, encode, pack_corpus, write_stream
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
 from training_core.data.tokenizer import (
+    _MAX_RUN_CHARACTERS,
     END_OF_TEXT,
     END_OF_TEXT_ID,
     MAX_WORD_BYTES,
     TokenizerConfig,
+    _bounded_runs,
     load_tokenizer,
     train_tokenizer,
 )
@@ -104,6 +106,14 @@ def test_training_on_one_long_word_takes_linear_time() -> None:
         return time.process_time() - start
 
     assert seconds(400_000) < 2.2 * 4 * seconds(100_000)
+
+
+def test_long_runs_are_bounded_in_training_and_nothing_else_is() -> None:
+    usual = "a word, " + "w" * 256 + " " + "-" * 256 + " " + "字" * 256 + "。" + "字" * 200
+    assert list(_bounded_runs([usual, "x" * 300])) == [usual, "x" * 300]
+    half = _MAX_RUN_CHARACTERS // 2
+    first, second, third = _bounded_runs(["x" * half + " end", "." * (half + 5) + " end", "y" * 300 + " " + usual])
+    assert (first, second, third) == ("x" * half + " end", "." * half + " end", " " + usual)
 
 
 def test_encoding_bounds_what_it_holds_by_characters() -> None:

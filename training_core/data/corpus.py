@@ -26,6 +26,7 @@ from training_core.reporting import Reporter
 _NUM_PERMUTATIONS = 128
 _SHINGLE_WORDS = 5
 _WORD = re.compile(r"\w+")
+_BLANK = re.compile(r"\s")
 
 
 def normalised(text: str) -> str:
@@ -184,8 +185,20 @@ def read_documents(
             yield document_of(record, f"{config.hub_dataset}, record {number + 1}", fields)
 
 
-def _key(text: str) -> bytes:
-    return hashlib.sha256(normalised(text).encode()).digest()
+def _key(text: str, piece_characters: int = 1 << 20) -> bytes:
+    """The SHA-256 of the normalised text, a piece at a time: the list of a long text's words would take gigabytes.
+
+    Pieces end with white space, across which NFC changes nothing.
+    """
+    hasher, at, joint = hashlib.sha256(), 0, b""
+    while at < len(text):
+        blank = _BLANK.search(text, at + piece_characters)
+        end = blank.end() if blank else len(text)
+        if words := normalised(text[at:end]):
+            hasher.update(joint + words.encode())
+            joint = b" "
+        at = end
+    return hasher.digest()
 
 
 def _near_duplicates(threshold: float) -> Callable[[str], bool]:

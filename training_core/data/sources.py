@@ -49,13 +49,6 @@ def sources(config: CorpusConfig, cache: Path) -> dict[str, str]:
     return {config.hub_dataset: hub_commit(config)}
 
 
-def pinned(config: CorpusConfig, found: dict[str, str]) -> CorpusConfig:
-    """Return the configuration that reads exactly what `sources` found: a hub's dataset at that commit."""
-    if config.source != "hub" or dataset_folder(config) is not None:
-        return config
-    return config.model_copy(update={"hub_revision": found[config.hub_dataset]})
-
-
 def expand_paths(patterns: Iterable[str]) -> list[Path]:
     """Return the sorted distinct files that the paths and globs name. A file of exactly that name comes before a glob.
 

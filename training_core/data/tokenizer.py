@@ -9,7 +9,8 @@ library's files cannot say so; every tokenizer is therefore loaded by `load_toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,8 @@ from training_core.reporting import Reporter
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 MAX_WORD_BYTES = 256  # longer runs of letters, digits or spaces are cut: BPE takes time quadratic in their length
+_MAX_RUN_CHARACTERS = 1 << 22
+_LONG_RUN = re.compile(rf"(?<!\w)\w{{{MAX_WORD_BYTES + 1},}}|(?<![^\w\s])[^\w\s]{{{MAX_WORD_BYTES + 1},}}")
 
 
 class TokenizerConfig(BaseModel):
@@ -50,6 +53,9 @@ def parts_of_words() -> dict[str, Any]:
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], reporter: Reporter | None = None) -> Tokenizer:
     """Train a tokenizer on the training documents.
 
+    Of runs of more than `MAX_WORD_BYTES` letters, or as many signs, the first 2^22 characters are used and the rest is
+    left out: each such run is different, and the trainer needs about 80 bytes for each of their letters.
+
     Raises:
         ValueError: when the texts support fewer merges than `vocab_size` asks for.
     """
@@ -63,7 +69,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], reporter: Rep
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_bounded_runs(texts), trainer)
     size = tokenizer.get_vocab_size()
     if reporter is not None:
         reporter.progress(size, config.vocab_size, "tokens of the vocabulary")
@@ -73,6 +79,19 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], reporter: Rep
             f"tokens; set vocab_size to {size} or less, or add text"
         )
     return _reading_text_as_text(tokenizer)
+
+
+def _bounded_runs(texts: Iterable[str]) -> Iterator[str]:
+    left = _MAX_RUN_CHARACTERS
+
+    def kept(run: re.Match[str]) -> str:
+        nonlocal left
+        part = run[0][:left]
+        left -= len(part)
+        return part
+
+    for text in texts:
+        yield _LONG_RUN.sub(kept, text)
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
