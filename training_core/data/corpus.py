@@ -100,7 +100,7 @@ def build_corpus(config: CorpusConfig, cache: Path, out: Path, reporter: Reporte
             f"({chosen.described()}), which leaves nothing for {', '.join(empty)}: give more text, lower "
             "min_characters, or split long files into documents"
         )
-    reporter.progress(chosen.kept, chosen.kept, "documents kept")
+    reporter.progress(chosen.kept, chosen.kept, f"documents kept ({chosen.described()})")
     result: dict[str, float | str] = {**chosen.dropped, "split_long": split_long}
     if chosen.first_unreadable:
         result["first_unreadable"] = chosen.first_unreadable
