@@ -253,6 +253,8 @@ def test_a_bad_record_stops_with_its_place_or_is_skipped_and_counted(
         ("x.json", b'{"text": "a"}', r"'text' is no record; one record a line is \.jsonl"),
         ("x.json", GOOD + GOOD, r"one record a line is \.jsonl"),
         ("x.json", b'[{"text": "a"},\n{"text": "\xff"}]', r"x\.json, line 2 is not UTF-8 at byte 26 of the file"),
+        ("x.json", codecs.BOM_UTF8 + b'[{"text": "\xff"}]', r"x\.json, line 1 is not UTF-8 at byte 14 of the file"),
+        ("x.json", b'[{"text": "\xc3', r"x\.json, line 1 is not UTF-8 at byte 11 of the file"),
         ("x.json", b"", r"must hold one JSON array"),
     ],
 )

@@ -104,7 +104,7 @@ class _Scanner:
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._parse = json.JSONDecoder().raw_decode
         self._text, self._at = "", 0
         self._read = 0  # bytes of the file that were decoded
@@ -162,6 +162,8 @@ class _Scanner:
             raise self.error(f"a record has more than {MAX_RECORD_BYTES} bytes")
         content = self._file.read(size)
         self._ended = not content
+        if not self._read and content.startswith(BOM):
+            content, self._read = content[len(BOM) :], len(BOM)
         try:
             decoded = self._decode(content, self._ended)
         except UnicodeDecodeError as error:
