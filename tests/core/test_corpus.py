@@ -269,7 +269,7 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         read(files(tmp_path / "nothing*"))
     with pytest.raises(CorpusError, match=r"is a folder: name the files in it, for instance '.*/\*\*/\*\.jsonl'"):
         read(files(tmp_path))
-    with pytest.raises(CorpusError, match="home that does not exist"):
+    with pytest.raises(ValidationError, match="home that does not exist"):
         read(files("~nobody-of-that-name/x.jsonl"))
     with pytest.raises(ValidationError, match="needs paths"):
         CorpusConfig(source="files")
