@@ -43,6 +43,8 @@ DEPTHS = [
     {"memory_layers": []},
     {"num_persistent": 0, "window": 1},
     {"embedding_rank": 8},
+    {"conv_kernel": 8},
+    {"conv_kernel": 3, "latent_steps": 1, "num_supervision": 4, "halt_threshold": 0.5},
 ]
 
 
@@ -186,6 +188,24 @@ def test_attention_equals_naive_rows(seq: int, window: int, prefix: int) -> None
     for b, h in itertools.product(range(2), range(2)):
         expected = attention_rows(query[b, h], key[b, h], value[b, h], prefix_key[b, h], prefix_value[b, h], window)
         assert (split_heads(out, 2)[b, h] - expected).abs().max() < 1e-14
+
+
+def test_convolution_stands_before_the_projections() -> None:
+    torch.manual_seed(1)
+    plain = SlidingWindowAttention(16, 2, window=5, num_persistent=1).double()
+    mixed = SlidingWindowAttention(16, 2, window=5, num_persistent=1, conv_kernel=4).double()
+    mixed.load_state_dict(plain.state_dict(), strict=False)
+    assert mixed.conv is not None
+    x, kernel = torch.randn(2, 9, 16, dtype=torch.float64), mixed.conv.weight[:, 0].detach()
+    assert 0.1 < float(kernel.std()) < 0.3
+    expected = x.clone()
+    for t, back in itertools.product(range(9), range(4)):
+        if t >= back:
+            expected[:, t] += kernel[:, 3 - back] * x[:, t - back]
+    out, (_, _, inputs) = mixed(x)
+    assert (out - plain(expected)[0]).abs().max() < 1e-14
+    assert torch.equal(inputs[:, 0], x)
+    assert count_parameters(mixed) - count_parameters(plain) == 16 * 4
 
 
 def test_rotary_depends_on_distance_only() -> None:

@@ -140,19 +140,21 @@ def test_both_gated_rules_think_somewhere_and_keep_their_interval() -> None:
         assert dense == wanted.nonzero().squeeze(-1).tolist()
 
 
-@pytest.mark.parametrize(("window", "prefix"), [(4, 2), (8, 0), (1, 1), (1, 0)])
+@pytest.mark.parametrize(("window", "prefix", "kernel"), [(4, 2, 0), (8, 0, 0), (1, 1, 0), (1, 0, 0), (4, 1, 3)])
 @torch.no_grad()
-def test_dispersion_is_the_mean_relative_entropy_of_the_heads(window: int, prefix: int) -> None:
+def test_dispersion_is_the_mean_relative_entropy_of_the_heads(window: int, prefix: int, kernel: int) -> None:
     torch.manual_seed(1)
-    attention = SlidingWindowAttention(16, num_heads=2, window=window, num_persistent=prefix).double()
+    attention = SlidingWindowAttention(16, 2, window=window, num_persistent=prefix, conv_kernel=kernel).double()
     torch.nn.init.normal_(attention.query_norm.weight, mean=1.0, std=0.5)
     x = torch.randn(2, 9, 16, dtype=torch.float64)
-    query, key, value = attention._project(x, torch.arange(9))
+    query, key, value = attention._project(attention._convolved(x), torch.arange(9))
     prefix_key, _ = attention._persistent(2, x.dtype)
     parallel = attention.dispersion(x)
+    padded = torch.nn.functional.pad(x, (0, 0, max(0, kernel - 1), 0))[:, None]
     for t in range(9):
         before = slice(max(0, t - window + 1), t)
-        streamed = attention.dispersion_at(x[:, t : t + 1], (key[:, :, before], value[:, :, before]), t)
+        seen_before = (key[:, :, before], value[:, :, before], padded[:, :, t : t + kernel - 1])
+        streamed = attention.dispersion_at(x[:, t : t + 1], seen_before, t)
         for b in range(2):
             expected = 0.0
             for h in range(2):

@@ -19,6 +19,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "halting": {"memory_layers": [], "num_supervision": 3, "halt_threshold": 0.5, "cycles": 2, "latent_steps": 1},
     "never halting": {"memory_layers": [], "num_supervision": 2},
     "window of 1": {"memory_layers": [], "window": 1},
+    "convolution": {"memory_layers": [1], "num_layers": 4, "conv_kernel": 6},
+    "convolution, halting": {"memory_layers": [], "num_supervision": 3, "halt_threshold": 0.5, "conv_kernel": 3},
     "factorised": {"memory_layers": [1], "num_layers": 4, "embedding_rank": 8},
 }
 

@@ -17,7 +17,7 @@ from training_core.nn.cognate import Cognate
 from training_core.nn.layers import rotary_table, rotate
 from training_core.nn.memory import NeuralMemory
 
-Pair = tuple[Tensor, Tensor]  # key and value of one position, (heads, width)
+Pair = tuple[Tensor, Tensor, Tensor]  # key and value of one position, (heads, width), and the input of its convolution
 
 
 def continue_alone(model: Cognate, tokens_S: Tensor, fed_LD: Tensor) -> Tensor:
@@ -81,24 +81,28 @@ def _block(
 def _attention(
     attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int
 ) -> tuple[Tensor, Pair]:
-    shape = (attention.num_heads, attention.head_width)
+    shape, given = (attention.num_heads, attention.head_width), x
+    if attention.conv is not None:
+        kernel = attention.conv.weight[:, 0]
+        inputs = [*(pair[2] for pair in earlier), x]
+        x = x + sum(kernel[:, -1 - back] * inputs[-1 - back] for back in range(min(kernel.shape[1], len(inputs))))
     table = rotary_table(torch.tensor(t), attention.head_width)[0]
     query = rotate(attention.query_norm(attention.query(x).view(shape)), table)
     key = rotate(attention.key_norm(attention.key(x).view(shape)), table)
     value = attention.value(x).view(shape)
     if t < seq:
-        seen = [*earlier, (key, value)][-attention.window :]
+        seen = [*earlier, (key, value, given)][-attention.window :]
     else:  # the true tokens that the next true token would attend to, then the thought so far
         true, own = earlier[:seq], earlier[seq:]
-        seen = [*true[max(0, seq - attention.window + 1) :], *own, (key, value)]
+        seen = [*true[max(0, seq - attention.window + 1) :], *own, (key, value, given)]
     heads = []
     for head in range(attention.num_heads):
         persistent_key = attention.key_norm(attention.key(attention.persistent).view(-1, *shape))[:, head]
         persistent_value = attention.value(attention.persistent).view(-1, *shape)[:, head]
-        keys = torch.cat([persistent_key, torch.stack([k[head] for k, _ in seen])])
-        values = torch.cat([persistent_value, torch.stack([v[head] for _, v in seen])])
+        keys = torch.cat([persistent_key, torch.stack([pair[0][head] for pair in seen])])
+        values = torch.cat([persistent_value, torch.stack([pair[1][head] for pair in seen])])
         heads.append(torch.softmax(keys @ query[head] / shape[1] ** 0.5, dim=0) @ values)
-    return torch.cat(heads), (key, value)
+    return torch.cat(heads), (key, value, given)
 
 
 def _memory(memory: NeuralMemory, inputs: Tensor, seq: int) -> Tensor:

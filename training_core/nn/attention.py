@@ -1,7 +1,7 @@
 """Causal sliding-window attention with persistent tokens that every position sees: SW-Attn* of Titans, eq. 27.
 
 Shape legend: B batch, S sequence, D model width, H heads, K head width, P persistent tokens, W window, N windows,
-R branches.
+R branches, T tail of the convolution (kernel - 1 positions).
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.nn.layers import RMSNorm, join_heads, rotary_table, rotate, split_heads
+from training_core.nn.layers import CausalConv, RMSNorm, join_heads, rotary_table, rotate, split_heads
 
-KeyValue = tuple[Tensor, Tensor]
+# Keys and values (batch, heads, positions, width); with a convolution also its inputs (batch, 1, positions, d_model).
+KeyValue = tuple[Tensor, ...]
+_CONV_STD = 0.2  # of the initial convolution's weights; the input passes beside it
 
 
 @dataclass(slots=True)
 class WindowCache:
     """The KV cache of a stream: keys and values (batch, heads, persistent + window, width), written in place.
 
-    The first `num_persistent` slots hold the persistent tokens; position p is in slot p % window after them.
+    The first `num_persistent` slots hold the persistent tokens; position p is in slot p % window after them. `inputs`
+    (batch, kernel, d_model) holds the convolution's inputs, that of position p in slot p % kernel; zeros at the start.
     """
 
     keys: Tensor
     values: Tensor
     num_persistent: int
+    inputs: Tensor | None = None
 
     @property
     def window(self) -> int:
@@ -36,23 +40,35 @@ class WindowCache:
     def write(self, pair: KeyValue, first: int) -> None:
         """Write the positions `first`, `first` + 1, ..., of which the last `window` are kept."""
         count = pair[0].shape[2]
+        if self.inputs is not None:
+            kept = min(count, self.inputs.shape[1])
+            ring = [position % self.inputs.shape[1] for position in range(first + count - kept, first + count)]
+            self.inputs[:, ring] = pair[2][:, 0, count - kept :]
         if count == 1:  # the decoding path avoids an index tensor
             slot = self.num_persistent + first % self.window
             self.keys[:, :, slot], self.values[:, :, slot] = pair[0][:, :, 0], pair[1][:, :, 0]
             return
         slots = self._slots(max(first, first + count - self.window), first + count)
-        for stored, new in zip((self.keys, self.values), pair, strict=True):
+        for stored, new in zip((self.keys, self.values), pair[:2], strict=True):
             stored[:, :, slots] = new[:, :, count - len(slots) :]
 
-    def visible(self, position: int) -> KeyValue:
+    def tail(self, position: int) -> Tensor | None:
+        """Return the convolution's inputs of the kernel - 1 positions before `position`, in order; None without one."""
+        if self.inputs is None:
+            return None
+        kernel = self.inputs.shape[1]
+        return self.inputs[:, [before % kernel for before in range(position - kernel + 1, position)]]
+
+    def visible(self, position: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values that `position` sees once it is written, as views in slot order."""
         filled = self.num_persistent + min(position + 1, self.window)
         return self.keys[:, :, :filled], self.values[:, :, :filled]
 
     def before(self, position: int) -> KeyValue:
-        """Return a copy of the last `window` - 1 positions before `position`, in order."""
+        """Return a copy of the last `window` - 1 positions before `position`, in order, and the convolution's tail."""
         slots = self._slots(max(0, position - self.window + 1), position)
-        return self.keys[:, :, slots], self.values[:, :, slots]
+        tail = self.tail(position)
+        return self.keys[:, :, slots], self.values[:, :, slots], *(() if tail is None else (tail[:, None],))
 
     def _slots(self, first: int, end: int) -> list[int]:
         return [self.num_persistent + position % self.window for position in range(first, end)]
@@ -62,9 +78,11 @@ class WindowCache:
 class BranchKeys:
     """The branches' own earlier positions: keys and values, each (batch, heads, branches, width), and their validity.
 
-    `valid` entries are (batch, branches, 1): positions that a branch feeds after it has stopped are invisible.
+    `valid` entries are (batch, branches, 1): positions that a branch feeds after it has stopped are invisible. `tail`
+    (batch, branches, kernel - 1, d_model) holds the convolution's inputs before each branch's next position.
     """
 
+    tail: Tensor | None = None
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
@@ -74,6 +92,9 @@ class BranchKeys:
         self.keys.append(pair[0])
         self.values.append(pair[1])
         self.valid.append(valid_BR[..., None])
+        if self.tail is not None:
+            following = torch.cat([self.tail[:, :, 1:], pair[2][:, 0, :, None]], dim=2)
+            self.tail = torch.where(valid_BR[..., None, None], following, self.tail)
 
 
 class SlidingWindowAttention(nn.Module):
@@ -83,12 +104,17 @@ class SlidingWindowAttention(nn.Module):
     the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
     MAG gate sits between the heads and that projection.
 
-    **Differs from the paper**: persistent tokens pass through the key and value projections of each layer, as a
-    prefix would, but carry no rotary position.
+    With `conv_kernel` > 0, queries, keys and values are projections of x + conv(x), a causal depthwise convolution over
+    the last `conv_kernel` positions. It lets a key hold the words just before it, which binds a name to what was said
+    of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics of Language Models 4.1).
+
+    **Differs from the paper**: Titans convolves after the projections; persistent tokens pass through the key and value
+    projections of each layer, as a prefix would, but carry no rotary position.
     """
 
-    def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int, conv_kernel: int = 0) -> None:
         super().__init__()
+        self.conv = CausalConv(d_model, conv_kernel, std=_CONV_STD) if conv_kernel else None
         self.num_heads, self.window = num_heads, window
         self.head_width = d_model // num_heads
         self.query = nn.Linear(d_model, d_model, bias=False)
@@ -109,7 +135,9 @@ class SlidingWindowAttention(nn.Module):
         Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
         """
         seq = x_BSD.shape[1]
-        query, key, value = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
+        if previous is not None and active_BS is not None and self.conv is not None:
+            x_BSD = torch.where(active_BS[..., None], x_BSD, previous[2][:, 0])
+        query, key, value = self._project(self._convolved(x_BSD), torch.arange(seq, device=x_BSD.device))
         if previous is not None and active_BS is not None:
             keep = active_BS[:, None, :, None]
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
@@ -117,19 +145,23 @@ class SlidingWindowAttention(nn.Module):
             mixed = self._attend(query, key, value, _causal_mask(seq, x_BSD.device))
         else:
             mixed = self._attend_banded(query, key, value)
-        return join_heads(mixed), (key, value)
+        return join_heads(mixed), self._pair(key, value, x_BSD)
 
     @torch.no_grad()
     def cache(self, batch: int) -> WindowCache:
         """Return the cache before position 0."""
         keys, values = (F.pad(t, (0, 0, 0, self.window)) for t in self._persistent(batch, self.persistent.dtype))
-        return WindowCache(keys, values, self.persistent.shape[0])
+        inputs = None if self.conv is None else keys.new_zeros(batch, self.conv.kernel, self.persistent.shape[1])
+        return WindowCache(keys, values, self.persistent.shape[0], inputs)
 
     def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue]:
         """Attend from one new position; its key and value are written to `cache` and returned."""
-        query, key, value = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
-        cache.write((key, value), position)
-        return join_heads(F.scaled_dot_product_attention(query, *cache.visible(position))), (key, value)
+        mixed = self._convolved(x_B1D, cache.tail(position))
+        query, key, value = self._project(mixed, torch.tensor([position], device=x_B1D.device))
+        pair = self._pair(key, value, x_B1D)
+        cache.write(pair, position)
+        keys, values = cache.visible(position)
+        return join_heads(F.scaled_dot_product_attention(query, keys, values)), pair
 
     def branch(
         self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
@@ -140,7 +172,11 @@ class SlidingWindowAttention(nn.Module):
         branch sees, `own` the branches' earlier positions. Returns the joined heads and this position's own key and
         value (batch, heads, branches, width).
         """
-        query, key, value = self._project(x_BRD, positions_BR)
+        convolved = x_BRD
+        if self.conv is not None:
+            assert own.tail is not None
+            convolved = x_BRD + self.conv.last(x_BRD, own.tail)[0]
+        query, key, value = self._project(convolved, positions_BR)
         key_P, value_P = self._persistent(query.shape[0], query.dtype)
         keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
         own_keys = torch.stack([*own.keys, key], dim=3)
@@ -153,7 +189,7 @@ class SlidingWindowAttention(nn.Module):
         weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
         on_prefix, on_own = weights.split([keys.shape[2], own_keys.shape[3]], dim=-1)
         mixed = on_prefix @ values + (on_own[..., None, :] @ own_values).squeeze(-2)
-        return join_heads(mixed), (key, value)
+        return join_heads(mixed), self._pair(key, value, x_BRD)
 
     def dispersion(self, x_BSD: Tensor) -> Tensor:
         """Return the normalised entropy of each position's attention (1: uniform), averaged over heads, in [0, 1].
@@ -161,12 +197,13 @@ class SlidingWindowAttention(nn.Module):
         Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
         """
         i = torch.arange(x_BSD.shape[1], device=x_BSD.device)
-        query, key, _ = self._project(x_BSD, i)
+        query, key, _ = self._project(self._convolved(x_BSD), i)
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
     def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
         """Return the `dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
-        query, key, _ = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+        mixed = self._convolved(x_B1D, before[2][:, 0] if self.conv is not None else None)
+        query, key, _ = self._project(mixed, torch.tensor([position], device=x_B1D.device))
         keys = torch.cat([before[0], key], dim=2)
         return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
 
@@ -178,6 +215,12 @@ class SlidingWindowAttention(nn.Module):
         entropy = torch.special.entr(weights).sum(-1).mean(1)
         dispersion: Tensor = entropy / seen.sum(-1, dtype=entropy.dtype).clamp_min(2).log()
         return dispersion
+
+    def _convolved(self, x_BSD: Tensor, tail_BTD: Tensor | None = None) -> Tensor:
+        return x_BSD if self.conv is None else x_BSD + self.conv(x_BSD, tail_BTD)[0]
+
+    def _pair(self, key: Tensor, value: Tensor, inputs_BSD: Tensor) -> KeyValue:
+        return (key, value) if self.conv is None else (key, value, inputs_BSD[:, None])
 
     def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table = rotary_table(positions, self.head_width)

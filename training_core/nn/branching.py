@@ -70,6 +70,8 @@ class Branches:
         def layer(block: TitansBlock, record: LayerRecord) -> BranchLayer:
             prefix = (record.pair[0][:, :, first:last], record.pair[1][:, :, first:last])
             branch = BranchLayer(prefix, BranchKeys())
+            if block.attention.conv is not None:
+                branch.own.tail = _tails(record.pair[2][:, 0], positions_BR, block.attention.conv.kernel - 1)
             if block.memory is not None and record.memory is not None:
                 branch.tail = _tails(record.memory.queries, positions_BR, block.memory.query_conv.kernel - 1)
                 branch.read = _reader(block.memory, record.memory, positions_BR)
@@ -98,11 +100,13 @@ class Branches:
             raise ValueError("branches continue from a token: feed at least END_OF_TEXT to the stream first")
 
         def layer(cache: WindowCache, memory: MemoryState | None) -> BranchLayer:
-            branch = BranchLayer(cache.before(state.position), BranchKeys())
+            branch = BranchLayer(cache.before(state.position)[:2], BranchKeys())
+            if (tail := cache.tail(state.position)) is not None:
+                branch.own.tail = tail[:, None].expand(-1, count, -1, -1)
             if memory is not None:
-                weight1, weight2, tail = memory.weight1, memory.weight2, memory.tails[0]
-                assert tail is not None
-                branch.tail = tail[:, None].expand(-1, count, -1, -1)
+                weight1, weight2, queries = memory.weight1, memory.weight2, memory.tails[0]
+                assert queries is not None
+                branch.tail = queries[:, None].expand(-1, count, -1, -1)
                 branch.read = lambda query: read_state(query, weight1, weight2)
             return branch
 

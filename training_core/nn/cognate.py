@@ -48,6 +48,12 @@ class ShapeConfig(BaseModel):
     window: int = Field(64, ge=1, le=1 << 20, description="Attention window in tokens, including the current one")
     max_seq_len: int = Field(256, ge=2, le=1 << 20, description="Longest training sequence in tokens")
     num_persistent: int = Field(4, ge=0, le=1 << 16, description="Learned tokens that every position attends to")
+    conv_kernel: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Positions that the causal depthwise convolution before each attention sees; 0: none",
+    )
     memory_layers: list[int] = Field(
         [1], max_length=256, description="Indices of the prelude blocks with a neural memory"
     )
@@ -180,7 +186,9 @@ class Cognate(nn.Module):
                 config.memory_chunk,
                 config.memory_max_lr,
             )
-        attention = SlidingWindowAttention(config.d_model, config.num_heads, config.window, config.num_persistent)
+        attention = SlidingWindowAttention(
+            config.d_model, config.num_heads, config.window, config.num_persistent, config.conv_kernel
+        )
         return TitansBlock(config.d_model, config.d_ff, attention, memory)
 
     def _scale_residuals(self) -> None:
@@ -394,7 +402,7 @@ class Cognate(nn.Module):
                 if previous is not None:
                     keep = active[:, None, :, None]
                     old = previous[index][layer]
-                    pair = (torch.where(keep, pair[0], old[0]), torch.where(keep, pair[1], old[1]))
+                    pair = tuple(torch.where(keep, new, kept) for new, kept in zip(pair, old, strict=True))
                 layer_pairs.append(pair)
             pairs.append(layer_pairs)
             out: Tensor = self.core_norm(x)

@@ -93,14 +93,17 @@ class FactorizedLinear(nn.Module):
 class CausalConv(nn.Module):
     """Depthwise convolution over time that sees the current and the `kernel - 1` previous positions.
 
-    Initialised to the identity, so that a new layer starts by passing its input through.
+    Initialised to the identity, so that a new layer starts by passing its input through, or with `std` at random.
     """
 
-    def __init__(self, width: int, kernel: int = 4) -> None:
+    def __init__(self, width: int, kernel: int = 4, std: float | None = None) -> None:
         super().__init__()
         self.kernel = kernel
         weight = torch.zeros(width, 1, kernel)
-        weight[:, :, -1] = 1.0
+        if std is None:
+            weight[:, :, -1] = 1.0
+        else:
+            weight.normal_(std=std)
         self.weight = nn.Parameter(weight)
 
     def forward(self, x_BSD: Tensor, tail_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
