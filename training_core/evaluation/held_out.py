@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training_core.data.packing import TokenStream
 from training_core.data.task_bank import FAMILIES, Task, read_tasks
-from training_core.evaluation.baselines import counting_baselines
+from training_core.evaluation.counting import fit_stream
 from training_core.evaluation.windows import Windows, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
@@ -57,8 +57,8 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     for split, cut in windows.items():
         arrays |= {f"{split}.{field}": value for field, value in _fields(cut).items()}
     reporter.progress(1, 2, "evaluation suite")
-    baselines = counting_baselines(streams["train"], windows["validation"], windows["test"])
-    arrays |= {f"baseline.{name}": nats for name, nats in baselines.items()}
+    counted = fit_stream(streams["train"], vocab_size(tokens)).measure(windows["test"])
+    arrays |= {f"counting.{name}": sums for name, sums in counted.items()}
     save_file(arrays, out / "suite.safetensors")
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training_core.evaluation.baselines import per_document
-from training_core.evaluation.windows import Windows
+from training_core.evaluation.windows import Windows, per_document
 from training_core.nn.cognate import Cognate
 
 

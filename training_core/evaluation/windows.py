@@ -53,3 +53,11 @@ def cut_windows(stream: TokenStream, max_tokens: int, length: int) -> Windows:
     shape = (num, length)
     num_bytes = torch.from_numpy(stream.num_bytes[:count].copy())
     return Windows(inputs.view(shape), targets.view(shape), documents.view(shape), num_bytes)
+
+
+def per_document(values: Tensor, windows: Windows) -> Tensor:
+    """Sum values (windows, length) by document into (documents,) float64; padding is ignored."""
+    owner = windows.documents.flatten()
+    keep = owner >= 0
+    sums = torch.zeros(windows.num_documents, dtype=torch.float64)
+    return sums.index_add_(0, owner[keep], values.flatten()[keep].double())
