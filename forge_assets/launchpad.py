@@ -43,8 +43,12 @@ def _view(config: type[BaseModel], values: BaseModel | None) -> type[dg.Config]:
             fields[name] = (section, Field(section(), description=info.description))
             continue
         default = list(default) if isinstance(default, tuple) else default
-        described = _describe(info.description, info.metadata)
-        fields[name] = (_plain(info.annotation), Field(default, description=described))
+        annotation, described = _plain(info.annotation), _describe(info.description, info.metadata)
+        (entry,) = get_args(info.annotation) if get_origin(info.annotation) is list else (None,)
+        if isinstance(entry, type) and issubclass(entry, BaseModel):
+            annotation = list[_view(entry, None)]  # type: ignore[misc]
+            default = [one.model_dump(mode="json") for one in default]
+        fields[name] = (annotation, Field(default, description=described))
     return create_model(f"{config.__name__}View", __base__=dg.Config, **fields)
 
 

@@ -69,7 +69,7 @@ class Made:
             ("next token right", with_interval(row.metric("next_token_accuracy"), row.interval("next_token_accuracy"))),
             ("bits per byte", formatted(row.metric("bits_per_byte"), "{:.4f}")),
         ]
-        if (baseline := row.metric("baseline_bits_per_byte")) is not None:
+        if (baseline := row.metric("counting_bits_per_byte")) is not None:
             facts[-1] = (facts[-1][0], f"{facts[-1][1]}, best n-gram {baseline:.4f}")
         if self.file is not None and self.file.retention is not None:
             facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))

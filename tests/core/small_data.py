@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from training_core.data.corpus import build_corpus
-from training_core.data.documents import CorpusConfig, read_jsonl
+from training_core.data.documents import CorpusConfig, SourceConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.task_bank import TaskBankConfig, make_task_bank
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -64,7 +64,7 @@ def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
         folder.mkdir()
     reporter = SilentReporter()
     config = CorpusConfig(
-        source="files", paths=[str(source)], min_characters=20, validation_fraction=0.1, test_fraction=0.2
+        sources=[SourceConfig(paths=[str(source)], min_characters=20)], validation_fraction=0.1, test_fraction=0.2
     )
     build_corpus(config, root, folders["corpus"], reporter)
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=320), read_jsonl(folders["corpus"] / "train.jsonl"))

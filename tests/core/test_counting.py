@@ -1,4 +1,4 @@
-"""The counting model against Chen and Goodman's equations; probabilities sum to one; a model can be compared with it."""
+"""The counting model against the equations of Chen and Goodman; its sums by document."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tests.core.small_data import sentences
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.documents import read_jsonl
-from training_core.data.packing import PackingConfig, TokenStream, encode, pack_corpus, write_stream
+from training_core.data.packing import PackingConfig, Source, TokenStream, encode, pack_corpus, write_stream
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
 from training_core.data.tokenizer import (
     _MAX_RUN_CHARACTERS,
@@ -29,6 +29,7 @@ from training_core.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from training_core.evaluation.windows import choose_documents, cut_windows
 from training_core.reporting import SilentReporter
 
 
@@ -137,8 +138,10 @@ def test_reading_training_and_packing_show_progress(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         with (tmp_path / f"{split}.jsonl").open("w") as file:
             file.writelines(
-                json.dumps({"text": text}) + "\n" for text in sentences(12_000 if split == "train" else 50, seed=1)
+                json.dumps({"text": text, "source": "mine"}) + "\n"
+                for text in sentences(12_000 if split == "train" else 50, seed=1)
             )
+    (tmp_path / "weights.json").write_text('{"mine": 1.0}')
     size = (tmp_path / "train.jsonl").stat().st_size // 1000
     assert size > 3000
     progress = Progress()
@@ -236,3 +239,32 @@ def test_more_distinct_tasks_than_exist(tmp_path: Path) -> None:
     config = TaskBankConfig(arithmetic_max_digits=1, train_per_family=1, held_out_per_family=400)
     with pytest.raises(ValueError, match="arithmetic family gives only .* distinct questions"):
         make_task_bank(config, tmp_path, SilentReporter())
+
+
+def test_windows_of_a_mixture_are_drawn_by_weight(tmp_path: Path) -> None:
+    documents = [(np.full(99, 1 + (number >= 30), np.uint16), 9) for number in range(40)]
+    mixture = [Source("a", 1.0, 0, 30), Source("b", 3.0, 30, 40), Source("off", 0.0, 40, 40)]
+    write_stream(tmp_path, "train", documents, 1024, mixture)
+    stream = TokenStream.open(tmp_path, "train")
+    assert stream.sources == tuple(mixture)
+    assert [stream.span(source) for source in stream.sources] == [(0, 3000), (3000, 4000), (4000, 4000)]
+    drawn = stream.sample(4000, 3, torch.Generator().manual_seed(0))
+    kinds = drawn.amax(1)
+    assert not ((drawn == 1).any(1) & (drawn == 2).any(1)).any(), "no window reaches into another source"
+    assert abs(float((kinds == 2).double().mean()) - 0.75) < 3 * (0.75 * 0.25 / 4000) ** 0.5
+    short = TokenStream(stream.shards, stream.starts, stream.num_bytes, (*mixture[:2], Source("off", 1.0, 40, 40)))
+    with pytest.raises(ValueError, match="a window of 3 tokens does not fit a split of 0"):
+        short.sample(1, 3, torch.Generator())
+
+
+def test_held_out_documents_come_from_every_source(tmp_path: Path) -> None:
+    documents = [(np.full(9, 1 + (number >= 30), np.uint16), 9) for number in range(40)]
+    write_stream(tmp_path, "test", documents, 1024, [Source("a", 1.0, 0, 30), Source("b", 3.0, 30, 40)])
+    stream = TokenStream.open(tmp_path, "test")
+    assert choose_documents(stream, 100) == [0, 1, 2, 3, 4, 30, 31, 32, 33, 34]
+    windows = cut_windows(stream, 100, 7)
+    assert windows.num_documents == 10
+    assert [int((windows.documents == d).sum()) for d in range(10)] == [9] + [10] * 9
+    assert windows.inputs.flatten()[:99].tolist() == [*([0] + [1] * 9) * 5, *([0] + [2] * 9) * 5][:-1]
+    with pytest.raises(ValueError, match="no held-out document of b fits 9 tokens"):
+        choose_documents(TokenStream(stream.shards, stream.starts, stream.num_bytes, (Source("b", 1.0, 0, 1),)), 9)

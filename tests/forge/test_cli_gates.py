@@ -17,7 +17,7 @@ from forge_assets.gates import gates_for
 from forge_resources.gatekeeping import latest_materialization
 from training_core.gates import judge
 
-MEASURED = {"non_finite_weights": 0.0, "causality_violations": 0.0, "margin_below_baseline_low": -0.125}
+MEASURED = {"non_finite_weights": 0.0, "causality_violations": 0.0, "margin_below_counting_low": -0.125}
 REASON = "the baseline saw the test text"
 
 
@@ -60,7 +60,7 @@ def forge(*arguments: str) -> tuple[int, str, str]:
 def test_override_on_the_command_line(home: Path, tmp_path: Path) -> None:
     listed = {row["asset"]: row for row in json.loads(forge("gate", "list", "--json")[1])}
     assert listed["trunk"]["state"] == "CLOSED"
-    assert "margin_below_baseline_low = -0.125, required >= 0" in listed["trunk"]["closed"][0]
+    assert "margin_below_counting_low = -0.125, required >= 0" in listed["trunk"]["closed"][0]
     assert listed["merged_model"]["state"] == "not made"
     for asset, reason, words in (
         ("trunk", "so", "forge: the reason of an override must have at least 12 characters, got 'so'"),

@@ -30,7 +30,8 @@ def write(path: Path, *texts: str | None) -> None:
 def test_the_corpus_follows_its_files_and_the_report_counts(forge: Forge, tmp_path: Path) -> None:
     texts = sentences(300)
     write(tmp_path / "a.jsonl", *texts, *texts[:20], "short", None)
-    settings = {"source": "files", "paths": [str(tmp_path / "*.jsonl")], "min_characters": 50, "on_error": "skip"}
+    source = {"paths": [str(tmp_path / "*.jsonl")], "min_characters": 50}
+    settings = {"sources": [source], "on_error": "skip"}
     given = {"corpus": settings, "tokenizer": {"vocab_size": 320}}
     outcome, _ = run(forge, given | {"corpus": settings | {"on_error": "stop"}})
     assert outcome.made == []

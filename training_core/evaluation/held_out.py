@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
 from training_core.data.task_bank import FAMILIES, Task, read_tasks
+from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.counting import fit_stream
-from training_core.evaluation.windows import Windows, cut_windows
+from training_core.evaluation.windows import Windows, choose_documents, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
 
@@ -36,13 +38,18 @@ class SuiteConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The suite read from disk. `baselines` maps a count-based model to its nats for each test document."""
+    """The suite read from disk.
+
+    `counting` holds the `nats` and the `correct` predictions of the n-gram model for each test document; `sources` maps
+    the name of a source to its test documents.
+    """
 
     config: SuiteConfig
     test: Windows
     validation: Windows
     tasks: tuple[Task, ...]
-    baselines: dict[str, Tensor]
+    counting: dict[str, Tensor]
+    sources: dict[str, Tensor]
     digest: str
 
 
@@ -57,8 +64,12 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     for split, cut in windows.items():
         arrays |= {f"{split}.{field}": value for field, value in _fields(cut).items()}
     reporter.progress(1, 2, "evaluation suite")
-    counted = fit_stream(streams["train"], vocab_size(tokens)).measure(windows["test"])
+    vocab_size = load_tokenizer((tokens / "tokenizer.json").read_text(encoding="utf-8")).get_vocab_size()
+    counted = fit_stream(streams["train"], vocab_size).measure(windows["test"])
     arrays |= {f"counting.{name}": sums for name, sums in counted.items()}
+    places = torch.tensor(choose_documents(streams["test"], config.test_tokens))
+    sources = {s.name: ((places >= s.first) & (places < s.end)).nonzero()[:, 0] for s in streams["test"].sources}
+    arrays |= {f"source.{name}": documents for name, documents in sources.items()}
     save_file(arrays, out / "suite.safetensors")
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))
@@ -67,11 +78,15 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
             for task in [t for t in chosen if t.family == family][: config.tasks_per_family]:
                 file.write(json.dumps(asdict(task), ensure_ascii=False) + "\n")
     reporter.progress(2, 2, "evaluation suite")
-    num_bytes = float(windows["test"].num_bytes.sum())
-    result = {f"{name}_bits_per_byte": float(nats.sum()) / num_bytes / np.log(2) for name, nats in baselines.items()}
+    num_bytes = windows["test"].num_bytes.double()
+    everything = {"": torch.arange(len(num_bytes))} | {f"_{name}": where for name, where in sources.items()}
+    result = {
+        f"counting_bits_per_byte{name}": float(counted["nats"][where].sum() / num_bytes[where].sum()) / math.log(2)
+        for name, where in everything.items()
+    }
     return result | {
         "test_documents": windows["test"].num_documents,
-        "test_bytes": num_bytes,
+        "test_bytes": float(num_bytes.sum()),
         "validation_documents": windows["validation"].num_documents,
     }
 
@@ -87,12 +102,15 @@ def open_suite(folder: Path) -> Suite:
     hasher = hashlib.sha256()
     for name in ("suite.safetensors", "config.json", "tasks.jsonl"):
         hasher.update((folder / name).read_bytes())
-    baselines = {k.removeprefix("baseline."): v for k, v in arrays.items() if k.startswith("baseline.")}
+    counting, sources = (
+        {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+        for prefix in ("counting.", "source.")
+    )
     test, validation = (
         Windows(*(arrays[f"{split}.{f}"] for f in ("inputs", "targets", "documents", "num_bytes")))
         for split in ("test", "validation")
     )
-    return Suite(config, test, validation, tasks, baselines, hasher.hexdigest())
+    return Suite(config, test, validation, tasks, counting, sources, hasher.hexdigest())
 
 
 def _fields(windows: Windows) -> dict[str, Tensor]:

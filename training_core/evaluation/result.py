@@ -14,8 +14,9 @@ class SuiteResult(Record):
 
     bits_per_byte: Estimate
     next_token_accuracy: Estimate
-    margin_below_baseline: Estimate
-    baseline_bits_per_byte: float
+    margin_below_counting: Estimate
+    counting_bits_per_byte: float
+    counting_accuracy: float
     params: float
     bytes_on_disk: float
     non_finite_weights: float
@@ -28,6 +29,9 @@ class SuiteResult(Record):
     next_token_accuracy_drop_to_best_parent: Estimate = maybe()
     bytes_ratio: float = maybe()
     bits_per_parameter: float = maybe()
+    bits_per_byte_on: Mapping[str, Estimate] = keyed("bits_per_byte_on_{}")
+    next_token_accuracy_on: Mapping[str, Estimate] = keyed("next_token_accuracy_on_{}")
+    margin_below_counting_on: Mapping[str, Estimate] = keyed("margin_below_counting_on_{}")
     task_accuracy_low: Mapping[str, float] = keyed("task_{}_corrected_low")
     bits_per_byte_ratio: Mapping[str, Estimate] = keyed("bits_per_byte_ratio_to_{}")
     retention: Mapping[str, Estimate] = keyed("retention_to_{}")

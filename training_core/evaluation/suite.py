@@ -109,16 +109,23 @@ def compare_counts(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> di
 
 
 def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
-    bits = rate(counts.nats / LN2, counts.num_bytes)
-    accuracy = rate(counts.correct, counts.tokens)
-    baseline = min(suite.baselines, key=lambda name: float(suite.baselines[name].sum()))
-    margin = difference_of_rates(suite.baselines[baseline] / LN2, counts.nats / LN2, counts.num_bytes)
-    return {
-        **bits.metrics("bits_per_byte"),
-        **accuracy.metrics("next_token_accuracy"),
-        **margin.metrics("margin_below_baseline"),
-        "baseline_bits_per_byte": float(suite.baselines[baseline].sum() / counts.num_bytes.sum()) / LN2,
+    """Bits per byte and next-token accuracy on all test documents and on each source, beside the n-gram model's."""
+    nats = suite.counting["nats"]
+    margin = difference_of_rates(nats / LN2, counts.nats / LN2, counts.num_bytes)
+    result = {
+        **rate(counts.nats / LN2, counts.num_bytes).metrics("bits_per_byte"),
+        **rate(counts.correct, counts.tokens).metrics("next_token_accuracy"),
+        **margin.metrics("margin_below_counting"),
+        "counting_bits_per_byte": float(nats.sum() / counts.num_bytes.sum()) / LN2,
+        "counting_accuracy": float(suite.counting["correct"].sum() / counts.tokens.sum()),
     }
+    for name, where in suite.sources.items():
+        size = counts.num_bytes[where]
+        below = difference_of_rates(nats[where] / LN2, counts.nats[where] / LN2, size)
+        result |= rate(counts.nats[where] / LN2, size).metrics(f"bits_per_byte_on_{name}")
+        result |= rate(counts.correct[where], counts.tokens[where]).metrics(f"next_token_accuracy_on_{name}")
+        result |= below.metrics(f"margin_below_counting_on_{name}")
+    return result
 
 
 def _record(counts: DocumentCounts, suite: Suite) -> dict[str, Tensor]:

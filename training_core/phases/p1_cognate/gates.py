@@ -14,7 +14,7 @@ GATES = {
         gate(
             asset,
             "learned",
-            SUITE.margin_below_baseline.low,
+            SUITE.margin_below_counting.low,
             at_least=0.0,
             evidence="Bits per byte below the baseline on test documents, lower bound of the 95 % CI",
             against="the best n-gram baseline",
