@@ -577,7 +577,7 @@ def test_hub_source_reads_a_local_dataset_folder(tmp_path: Path) -> None:
     nested = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["three", None]})})
     nested.save_to_disk(str(tmp_path / "nested"))
     config = of_hub(tmp_path / "nested")
-    three, none = read_documents(config, tmp_path)
+    three, none = read_documents(config.sources[0], tmp_path)
     assert not isinstance(three, Unreadable)
     assert three.text == "three"
     assert isinstance(none, Unreadable)

@@ -243,18 +243,18 @@ def test_more_distinct_tasks_than_exist(tmp_path: Path) -> None:
 
 def test_windows_of_a_mixture_are_drawn_by_weight(tmp_path: Path) -> None:
     documents = [(np.full(99, 1 + (number >= 30), np.uint16), 9) for number in range(40)]
-    mixture = [Source("a", 1.0, 0, 30), Source("b", 3.0, 30, 40), Source("off", 0.0, 40, 40)]
+    mixture = [Source("a", 1.0, 0, 30), Source("b", 3.0, 30, 38), Source("off", 0.0, 38, 40)]
     write_stream(tmp_path, "train", documents, 1024, mixture)
     stream = TokenStream.open(tmp_path, "train")
     assert stream.sources == tuple(mixture)
-    assert [stream.span(source) for source in stream.sources] == [(0, 3000), (3000, 4000), (4000, 4000)]
+    assert [stream.span(source) for source in stream.sources] == [(0, 3000), (3000, 3800), (3800, 4000)]
     drawn = stream.sample(4000, 3, torch.Generator().manual_seed(0))
     kinds = drawn.amax(1)
     assert not ((drawn == 1).any(1) & (drawn == 2).any(1)).any(), "no window reaches into another source"
     assert abs(float((kinds == 2).double().mean()) - 0.75) < 3 * (0.75 * 0.25 / 4000) ** 0.5
-    short = TokenStream(stream.shards, stream.starts, stream.num_bytes, (*mixture[:2], Source("off", 1.0, 40, 40)))
-    with pytest.raises(ValueError, match="a window of 3 tokens does not fit a split of 0"):
-        short.sample(1, 3, torch.Generator())
+    short = TokenStream(stream.shards, stream.starts, stream.num_bytes, (*mixture[:2], Source("off", 1.0, 38, 40)))
+    with pytest.raises(ValueError, match="a window of 201 tokens does not fit a split of 200"):
+        short.sample(1, 201, torch.Generator())
 
 
 def test_held_out_documents_come_from_every_source(tmp_path: Path) -> None:
