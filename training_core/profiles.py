@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel
 
-from training_core.data.documents import CorpusConfig
+from training_core.data.documents import WIKIPEDIA, CorpusConfig, SourceConfig
 from training_core.data.packing import PackingConfig
 from training_core.data.task_bank import TaskBankConfig
 from training_core.data.tokenizer import TokenizerConfig
@@ -34,6 +34,7 @@ from training_core.phases.p7_experts.config import ExpertsConfig
 from training_core.phases.p8_compression import presets as p8
 from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.tasks.questions.bank import QuestionBankConfig
+from training_core.world.config import WorldConfig
 
 ProfileName = Literal["nano", "mini", "forge_25m"]
 PROFILES: tuple[str, ...] = get_args(ProfileName)
@@ -70,7 +71,12 @@ def nano() -> Profile:
     """Return the profile for about 1 M parameters."""
     cognate, curriculum = p1.nano(), p5.nano()
     return Profile(
-        corpus=CorpusConfig(),
+        corpus=CorpusConfig(
+            sources=[
+                SourceConfig(kind="world", max_documents=20_000, weight=0.75, world=WorldConfig(variety=0.3)),
+                WIKIPEDIA.model_copy(update={"weight": 0.25}),
+            ]
+        ),
         tokenizer=TokenizerConfig(),
         tokens=PackingConfig(),
         task_bank=TaskBankConfig(),

@@ -23,9 +23,15 @@ def nano() -> CognateConfigs:
     """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
     return CognateConfigs(
         trunk=TrunkConfig(
-            shape=ShapeConfig(max_seq_len=512, memory_chunk=128),
+            shape=ShapeConfig(max_seq_len=512, window=128, conv_kernel=8, memory_layers=[]),
             training=TrainingConfig(
-                muon_lr=0.015, adamw_lr=0.02, grokfast_lambda=0.0, steps=440, seq_len=128, decay_fraction=0.8
+                muon_lr=0.015,
+                adamw_lr=0.02,
+                grokfast_lambda=0.0,
+                steps=1000,
+                batch_size=16,
+                seq_len=128,
+                decay_fraction=0.8,
             ),
         ),
         cognate_reasoning=VariantConfig(
