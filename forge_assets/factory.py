@@ -33,7 +33,7 @@ from forge_resources.reporters import (
     figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
-from training_core.config import ConfigT
+from training_core.config import ConfigError, ConfigT, validated
 from training_core.phase import Phase
 from training_core.reporting import Reporter
 from training_core.store.bundle import Lineage, open_bundle
@@ -303,7 +303,7 @@ def config_in_effect(context: dg.AssetExecutionContext, asset: str, defaults: Co
     given = (ops.get(asset) or {}).get("config") or {}
     kept = kept_values.recorded(latest_materialization(context.instance, dg.AssetKey(asset)))
     back = run.tags.get(kept_values.DEFAULTS) == "true"
-    config = type(defaults)(**context.op_execution_context.op_config)
+    config = validated(type(defaults), context.op_execution_context.op_config, asset)
     in_effect = kept_values.in_effect(asset, config, given, kept, selected_profile(), defaults=back)
     if in_effect != config:
         context.log.info(f"{asset} keeps the values that it was made with: {kept.describe()}")
@@ -360,6 +360,8 @@ def not_retried() -> Iterator[None]:
         if not disk_full(error):
             raise
         raise dg.Failure(no_room(error), allow_retries=False) from error
+    except ConfigError as error:
+        raise dg.Failure(f"refused: {error}", allow_retries=False) from error
     except ValueError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 

@@ -90,7 +90,7 @@ def test_a_child_is_made_from_the_parents_that_are_given(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
+        ({"steps": 0}, "training.steps: must be at least 1, got 0"),
         ({"training.stepz": 3}, "there is no value 'training.stepz': did you mean training.steps"),
         ({"seq_len": 4096}, "seq_len = 4096 exceeds max_seq_len = 64"),
     ],

@@ -99,9 +99,16 @@ class SlidingWindowAttention(nn.Module):
         self.persistent = nn.Parameter(torch.randn(num_persistent, d_model) * 0.02)
 
     def forward(
-        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        previous: KeyValue | None = None,
+        active_BS: Tensor | None = None,
+        *,
+        before: KeyValue | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, KeyValue]:
-        """Attend over the whole sequence in parallel.
+        """Attend over the whole sequence in parallel. It starts at position `first`, after the keys and values `before`
+        (batch, heads, at most window - 1, width).
 
         Where `active_BS` is False, the keys and values of `previous` replace the position's own: a halted position
         keeps those of its last active step.
@@ -109,15 +116,15 @@ class SlidingWindowAttention(nn.Module):
         Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
         """
         seq = x_BSD.shape[1]
-        query, key, value = self._project(x_BSD, torch.arange(seq, device=x_BSD.device))
+        query, key, value = self._project(x_BSD, torch.arange(first, first + seq, device=x_BSD.device))
         if previous is not None and active_BS is not None:
             keep = active_BS[:, None, :, None]
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
-        if seq <= self.window:
-            mixed = self._attend(query, key, value, _causal_mask(seq, x_BSD.device))
-        else:
-            mixed = self._attend_banded(query, key, value)
-        return join_heads(mixed), (key, value)
+        if before is None:
+            return join_heads(self._mix(query, key, value)), (key, value)
+        keys, values = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+        query = F.pad(query, (0, 0, keys.shape[2] - seq, 0))  # the positions before need no answers
+        return join_heads(self._mix(query, keys, values)[:, :, keys.shape[2] - seq :]), (key, value)
 
     @torch.no_grad()
     def cache(self, batch: int) -> WindowCache:
@@ -164,11 +171,15 @@ class SlidingWindowAttention(nn.Module):
         query, key, _ = self._project(x_BSD, i)
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
-    def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
-        """Return the `dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
-        query, key, _ = self._project(x_B1D, torch.tensor([position], device=x_B1D.device))
+    def dispersion_at(self, x_BSD: Tensor, before: KeyValue, first: int) -> Tensor:
+        """Return the `dispersion` of new positions from `first`, given at most `window` - 1 keys and values before
+        them: (batch, seq)."""
+        i = torch.arange(first, first + x_BSD.shape[1], device=x_BSD.device)
+        query, key, _ = self._project(x_BSD, i)
         keys = torch.cat([before[0], key], dim=2)
-        return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
+        j = torch.arange(first - before[0].shape[2], first + x_BSD.shape[1], device=x_BSD.device)
+        distance = i[:, None] - j
+        return self._evenness(query, keys, (distance >= 0) & (distance < self.window))
 
     def _evenness(self, query: Tensor, key: Tensor, visible_SK: Tensor) -> Tensor:
         key_P, _ = self._persistent(query.shape[0], query.dtype)
@@ -191,6 +202,12 @@ class SlidingWindowAttention(nn.Module):
         key = self.key_norm(split_heads(self.key(tokens), self.num_heads))
         value = split_heads(self.value(tokens), self.num_heads)
         return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seq = query.shape[2]
+        if seq <= self.window:
+            return self._attend(query, key, value, _causal_mask(seq, query.device))
+        return self._attend_banded(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_ST: Tensor) -> Tensor:
         key_P, value_P = self._persistent(query.shape[0], query.dtype)
