@@ -44,6 +44,7 @@ def config_problem(error: EvaluationError) -> str:
     data = error.error_data
     snap = getattr(data, "config_type_snap", None)
     value = getattr(data, "value_rep", None)
+    value = "null" if value == "None" else value
     if snap is None:
         return f"{path}: {error.message.partition('. Expected')[0]}"
     return f"{path}: must be {_wanted(snap)}, got {value}"

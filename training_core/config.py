@@ -124,7 +124,8 @@ def _problem(kind: str, message: str, context: Mapping[str, Any], value: Any) ->
         return message.removeprefix("Value error, ")
     if kind == "missing":
         return "must be given"
-    wanted = _MUST_BE.get(kind, "").format_map(context) or _KINDS.get(kind.partition("_")[0], "")
+    plain = {name: f"{bound:.12g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+    wanted = _MUST_BE.get(kind, "").format_map(plain) or _KINDS.get(kind.partition("_")[0], "")
     if not wanted:
         return f"{message[:1].lower()}{message[1:]}, got {shown(value)}"
     return f"must be {wanted}, got {shown(value)}"

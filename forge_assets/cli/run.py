@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from forge_assets.cli.common import INTERRUPTED, Profile, errors, make_and_judge, open_forge
-from forge_assets.cli.config_file import read_overrides
+from forge_assets.config_file import read_overrides
 
 if TYPE_CHECKING:
     from forge_assets.ledger import Ledger

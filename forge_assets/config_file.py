@@ -99,6 +99,8 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigFileError(f"{path}, line {_line(node)}: names with values belong here, for instance {FORM}")
         document: dict[str, Any] = loader.construct_document(node)
+    except ConfigFileError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f", line {mark.line + 1}"
