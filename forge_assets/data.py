@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from forge_assets.factory import DataRun, data_asset
 from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
-from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
+from training_core.data.corpus import build_corpus
+from training_core.data.documents import CorpusConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
+from training_core.data.sources import sources
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
@@ -15,7 +17,12 @@ from training_core.tasks.questions.bank import QuestionBankConfig, make_question
 Metadata = Mapping[str, float | str]
 
 
-@data_asset(kinds={"text"})
+def corpus_sources(config: CorpusConfig) -> Mapping[str, str]:
+    """Return what the corpus is read from: files with size and hash, the pinned package, or the dataset's commit."""
+    return sources(config, forge_home() / "downloads")
+
+
+@data_asset(kinds={"text"}, reads=corpus_sources)
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
     """Deduplicated documents from a pinned package, local files or a dataset hub, split by content hash."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
@@ -24,7 +31,8 @@ def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
 @data_asset(inputs=["corpus"], kinds={"bpe"})
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     """Byte-level BPE tokenizer, trained on the training documents."""
-    learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
+    texts = read_jsonl(run.inputs["corpus"] / "train.jsonl", run.reporter, "reading text for the tokenizer (kB)")
+    learned = train_tokenizer(config, texts, run.reporter)
     learned.save(str(run.out / "tokenizer.json"))
     return {"vocab_size": learned.get_vocab_size()}
 

@@ -232,7 +232,7 @@ def _judged_parents(
         dg.Failure: when the gate of a parent is closed.
     """
     judged = {
-        name: judge_latest(context.instance, key, model.checks.get(key, ()))
+        name: judge_latest(context.instance, key, model.checks.get(key, ()), model.phase.name)
         for name in model.phase.parents
         for key in [dg.AssetKey(name)]
     }

@@ -17,7 +17,15 @@ from forge_assets.factory import CONFIG_CLASS, READS, sources_of
 from forge_assets.forge_report import report_inputs
 from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import config_problem, selected_profile
-from forge_resources.gatekeeping import REPORTS, completed_verdict, judge_latest, latest_materialization
+from forge_resources.gatekeeping import (
+    MEASURED_ON,
+    REPORTS,
+    blocked_by,
+    completed_verdict,
+    judge_latest,
+    latest_materialization,
+    verdict_rows,
+)
 from forge_resources.model_store import recorded_text
 from training_core.config import ConfigError, paths, shown, suggestion, unknown_paths, validated
 from training_core.gates import judge
@@ -34,7 +42,7 @@ class PlannedStep:
     is fresh but its gate failed, it is fresh but made from something outdated, or it cannot be made, for `reason`.
     `inputs` is the digest of what it would be made from, None while an upstream asset has to be made first. `note` says
     what a person should know although nothing is done about it: a source that is gone, an outdated ancestor. `gated`:
-    closed by its own failed gate.
+    closed by its own failed gate. `blocks`: the only models that its failed gate blocks; it is kept for the others.
     """
 
     asset: str
@@ -43,6 +51,7 @@ class PlannedStep:
     inputs: str | None = None
     note: str = ""
     gated: bool = False
+    blocks: tuple[str, ...] = ()
 
 
 def resolve_config(
@@ -202,13 +211,14 @@ def _step(forge: Forge, asset: str, config: BaseModel, steps: Mapping[str, Plann
     node = forge.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
     if _reports(forge, asset):
         return _report_step(forge, asset, config, steps, forced)
-    if closed := [p for p in parents if p in steps and steps[p].action == "closed"]:
+    above = {parent: steps[parent] for parent in parents if parent in steps}
+    if closed := [p for p, step in above.items() if step.action == "closed" or asset in step.blocks]:
         return PlannedStep(asset, "closed", f"{', '.join(closed)} cannot be built upon")
-    if changing := [p for p in parents if p in steps and steps[p].action == "make"]:
+    if changing := [parent for parent, step in above.items() if step.action == "make"]:
         return PlannedStep(asset, "make", f"made from {', '.join(changing)}, which is made first")
     for parent in (p for p in parents if p not in steps):
         gate = [check for check in forge.checks_of(parent) if check.name == "gate"]
-        judged = judge_latest(forge.instance, dg.AssetKey(parent), gate)
+        judged = judge_latest(forge.instance, dg.AssetKey(parent), gate, asset)
         if judged.record is None or (gate and judged.closed):
             return PlannedStep(asset, "closed", f"refused: {'; '.join(judged.closed[:1])}; forge run --select {parent}")
     digests = {p: recorded_text(p, latest_materialization(forge.instance, dg.AssetKey(p)), "digest") for p in parents}
@@ -292,6 +302,7 @@ def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
     if record is None or not checks:
         return PlannedStep(asset, "keep", "fresh", inputs)
     lineage = forge.store.open_materialized(asset, record).lineage()
+    some: tuple[str, ...] = ()
     closed, kept = "", "fresh, gate passed"
     for check in checks:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
@@ -300,13 +311,20 @@ def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
         rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
+        if MEASURED_ON not in verdict.metadata:
+            return PlannedStep(asset, "judge", f"the verdict of {check.name} does not name its data", inputs)
         # A verdict holds only for the thresholds it was given with: after an edit of the table, judge again.
-        if passed != verdict.passed or any(_number(verdict, k) != v for k, v in thresholds.items()):
+        blocks = {str(row["gate"]): str(row.get("blocks") or "") for row in verdict_rows(verdict)}
+        same = all(_number(verdict, k) == v for k, v in thresholds.items()) and passed == verdict.passed
+        if not same or any(blocks.get(row.name) != ", ".join(row.blocks) for row in rows):
             return PlannedStep(asset, "judge", f"the table of {check.name} changed", inputs)
         if check.name == "gate" and not verdict.passed:
             override = judge_latest(forge.instance, dg.AssetKey(asset), [check]).override
             closed = "" if override is not None else verdict.description or "its gate failed"
             kept = kept if override is None else f"fresh, gate {override.describe()}"
+            some = () if override is not None else blocked_by(verdict) or ()
+    if some:
+        return PlannedStep(asset, "keep", f"fresh, gate closed for {', '.join(some)}: {closed}", inputs, blocks=some)
     return (
         PlannedStep(asset, "closed", closed, inputs, gated=True) if closed else PlannedStep(asset, "keep", kept, inputs)
     )

@@ -275,7 +275,7 @@ class _Progress:
 
     def _judged(self, evaluation: Any) -> None:
         name = evaluation.asset_key.to_user_string()
-        what = "gate" if evaluation.severity == dg.AssetCheckSeverity.ERROR else "claims"
+        what = evaluation.check_name
         if evaluation.passed:
             self._console.print(f"    [green]{name}: {what} passed[/]")
             return

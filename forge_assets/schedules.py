@@ -56,7 +56,7 @@ def schedule_sensor(
     """Return the sensor `schedules`, which may make any of `assets`."""
     table = gate_checks() if checks is None else checks
     parents = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in assets}
-    exempt = {key for asset in assets for key in asset.keys if REPORTS in asset.tags_by_key.get(key, {})}
+    reports = {asset.key for asset in assets if REPORTS in asset.tags_by_key[asset.key]}
 
     @dg.sensor(
         name="schedules",
@@ -76,9 +76,19 @@ def schedule_sensor(
         requests, said = [], []
         for name, due in due_times(schedules, since, now).items():
             keys = [dg.AssetKey(asset) for asset in schedules.schedules[name].assets]
-            above = {p for key in keys if key not in exempt for p in parents[key] if p in table} - set(keys)
-            if closed := closed_gates(context.instance, sorted(above), table):
-                said.append(f"{name} is skipped, quality gate closed: {'; '.join(closed)}")
+            closed = [
+                reason
+                for key in keys
+                if key not in reports
+                for reason in closed_gates(
+                    context.instance,
+                    [parent for parent in parents[key] if parent in table and parent not in keys],
+                    table,
+                    key.to_user_string(),
+                )
+            ]
+            if closed:
+                said.append(f"{name} is skipped, quality gate closed: {'; '.join(dict.fromkeys(closed))}")
                 context.log.warning(said[-1])
                 continue
             tags = {"forge/schedule": name, "forge/scheduled_for": due.isoformat()}

@@ -1,14 +1,13 @@
 """The configuration that an asset was made with is kept, sources outside the graph count, and staleness follows it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 import tiny_forge
-from dagster._core.workspace.context import WorkspaceProcessContext
-from forge_instance import Make, failure_text, launch
+from forge_instance import Make, failure_text
 from pydantic import BaseModel, ConfigDict, Field
 from test_run_graph import actions, planned, run
 
@@ -74,7 +73,7 @@ def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
 
 
 @pytest.fixture
-def noted(instance: dg.DagsterInstance, store: ModelStore, tmp_path: Path) -> Iterator[Forge]:
+def noted(instance: dg.DagsterInstance, store: ModelStore, tmp_path: Path) -> Forge:
     """A graph whose first asset reads files: notes -> words -> index, made once from a.txt and b.txt."""
     (tmp_path / "a.txt").write_text("one two")
     (tmp_path / "b.txt").write_text("three")
@@ -83,7 +82,7 @@ def noted(instance: dg.DagsterInstance, store: ModelStore, tmp_path: Path) -> It
     forge = Forge(definitions, instance, store, ())
     outcome, _ = run(forge, {"notes": {"folder": str(tmp_path)}})
     assert outcome.made == ["notes", "words", "index"]
-    yield forge
+    return forge
 
 
 def value_of(forge: Forge, asset: str) -> float:
@@ -149,23 +148,15 @@ def test_run_without_configuration_from_anywhere_keeps_the_values(
     assert "trunk was made at profile nano with value=0.25" in failure_text(make("trunk"), "trunk")
 
 
-def test_launchpad_tag_goes_back_to_the_profile(workspace: WorkspaceProcessContext, make: Make) -> None:
-    assert make("trunk", config={"trunk": {"value": 0.25}}).success
-    run = launch(workspace, "__ASSET_JOB", "trunk", tags={kept_values.DEFAULTS: "true"})
-    stored = workspace.instance.get_run_by_id(run["runId"])
-    assert stored is not None
-    assert stored.tags[kept_values.DEFAULTS] == "true"
-
-
 def test_tag_in_a_run_takes_the_profiles_values(instance: dg.DagsterInstance, make: Make) -> None:
     assert make("trunk", config={"trunk": {"value": 0.25}}).success
     result = dg.materialize(
         [*tiny_forge.ASSETS],
         selection=["trunk"],
         instance=instance,
-        resources={"store": ModelStore(), "tracking": tiny_forge.MlflowTracking(enabled=False), "launcher": tiny_forge.Launcher()},
+        resources=dict(tiny_forge.defs.resources or {}),
         tags={kept_values.DEFAULTS: "true"},
-    )  # fmt: skip
+    )
     assert result.success
     assert kept_values.recorded(latest_materialization(instance, dg.AssetKey("trunk"))).values == {}
 
