@@ -18,7 +18,7 @@ app = typer.Typer(
 app.command("import")(import_model.import_model)
 app.command()(run.run)
 app.command()(report.report)
-app.command()(generate.generate)
+app.command(cls=generate.PromptCommand)(generate.generate)
 app.command()(doctor.doctor)
 app.command()(up.up)
 app.add_typer(sandbox.app)
