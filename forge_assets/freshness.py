@@ -73,7 +73,9 @@ def resolve_config(
     known = forge.assets()
     for asset, values in overrides.items():
         if asset not in known:
-            raise UserError(f"the configuration names {asset!r}, and there is no such asset: {suggestion(asset, known)}")
+            raise UserError(
+                f"the configuration names {asset!r}, and there is no such asset: {suggestion(asset, known)}"
+            )
         if not isinstance(values, Mapping):
             raise UserError(f"{asset}: must be fields with values, got {shown(values)}")
     classes = {asset: _config_class(forge, asset) for asset in known}
@@ -81,7 +83,9 @@ def resolve_config(
         if unknown := unknown_paths(classes[asset], values):
             known_paths = list(paths(classes[asset]))
             raise UserError(
-                "; ".join(f"{asset}.{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown)
+                "; ".join(
+                    f"{asset}.{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown
+                )
             )
     configs = _complete(forge, classes, overrides)
     for asset in known:

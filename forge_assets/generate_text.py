@@ -131,17 +131,17 @@ def _too_long_to_route(model: "Cognate", ids: list[int]) -> bool:
 class Prefill:
     """Says on standard error how far a prompt is read: from the second second on, and on one line of a terminal."""
 
-    def __init__(self) -> None:
-        self._begun, self._drawn = time.monotonic(), False
+    def __init__(self, quiet_s: float = _QUIET_S) -> None:
+        self._quiet_s, self._begun, self._drawn = quiet_s, time.monotonic(), False
 
     def __call__(self, done: int, total: int) -> None:
         """Report that `done` of `total` tokens are read."""
         on_terminal, elapsed = sys.stderr.isatty(), time.monotonic() - self._begun
-        if on_terminal and (self._drawn or (elapsed >= _QUIET_S and done < total)):
+        if on_terminal and (self._drawn or (elapsed >= self._quiet_s and done < total)):
             line = f"forge: read {done:,} of {total:,} tokens of the prompt"
             typer.echo("\r" + " " * len(line) + "\r" if done == total else "\r" + line, nl=False, err=True)
             self._drawn = True
-        elif not on_terminal and elapsed >= _QUIET_S and done < total:
+        elif not on_terminal and elapsed >= self._quiet_s and done < total:
             typer.echo(f"forge: read {done:,} of {total:,} tokens of the prompt", err=True)
             self._begun = time.monotonic()
 

@@ -117,7 +117,9 @@ def read_table(path: Path, assets: Sequence[str]) -> Table:
         raise ConfigFileError(
             f"{path}, line {lines[TIMEZONE]}: timezone must be a time zone such as 'Europe/Berlin', got {timezone!r}"
         )
-    return Table({name: _schedule(path, lines[name], name, given, assets) for name, given in document.items()}, timezone)
+    return Table(
+        {name: _schedule(path, lines[name], name, given, assets) for name, given in document.items()}, timezone
+    )
 
 
 def due_times(table: Table, since: datetime, now: datetime) -> dict[str, datetime]:

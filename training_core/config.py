@@ -103,7 +103,9 @@ def validated(config: type[ConfigT], values: Mapping[str, Any], name: str = "") 
     prefix = f"{name}." if name else ""
     if unknown := unknown_paths(config, values):
         known = list(paths(config))
-        raise ConfigError("; ".join(f"{prefix}{path}: there is no such value, {suggestion(path, known)}" for path in unknown))
+        raise ConfigError(
+            "; ".join(f"{prefix}{path}: there is no such value, {suggestion(path, known)}" for path in unknown)
+        )
     try:
         return config.model_validate(values)
     except ValidationError as error:
@@ -115,7 +117,9 @@ def problems(error: ValidationError, name: str = "") -> list[str]:
     lines = []
     for one in error.errors(include_url=False):
         path = ".".join([*([name] if name else []), *map(str, one["loc"])])
-        lines.append(f"{path}: {_problem(one['type'], one['msg'], one.get('ctx', {}), one['input'])}".removeprefix(": "))
+        lines.append(
+            f"{path}: {_problem(one['type'], one['msg'], one.get('ctx', {}), one['input'])}".removeprefix(": ")
+        )
     return lines
 
 

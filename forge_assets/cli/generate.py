@@ -81,7 +81,8 @@ def _check(prompt: str, options: dict[str, Any]) -> None:
     try:
         sampling_settings(**options)
     except ConfigError as error:
-        raise ValueError(f"refused, --{str(error).replace('max_tokens', 'max-tokens').replace('top_p', 'top-p')}") from error
+        option, _, problem = str(error).partition(":")
+        raise ValueError(f"refused, --{option.replace('_', '-')}:{problem}") from error
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -89,7 +90,8 @@ def _check(prompt: str, options: dict[str, Any]) -> None:
         wrong = ord(prompt[error.start])
         what = f"0x{wrong - 0xDC00:02x}" if 0xDC80 <= wrong <= 0xDCFF else f"a lone surrogate, U+{wrong:04X},"
         raise ValueError(
-            f"the prompt is not UTF-8: {what} at byte {before + 1} (after {prompt[: error.start][-20:]!r}): encode it as UTF-8"
+            f"the prompt is not UTF-8: {what} at byte {before + 1} (after {prompt[: error.start][-20:]!r}): encode it as "
+            "UTF-8"
         ) from error
 
 
@@ -101,7 +103,7 @@ class PromptCommand(typer.core.TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except NoSuchOption as error:
-            error.message += ". A prompt that begins with a dash stands last, behind --: forge generate ... -- '-5 degrees'"
+            error.message += ". A prompt that begins with a dash stands last, behind --: forge generate ... -- '-5 is'"
             raise
 
 

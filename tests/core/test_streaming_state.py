@@ -42,7 +42,9 @@ def read(model: Cognate, tokens_BS: Tensor, parts: Sequence[int]) -> tuple[Tenso
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("parts", [(1,), (4,), (5,), (13,), (31,), (3, 4, 1, 23), (1, 30), (10, 10, 11), (1, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "parts", [(1,), (4,), (5,), (13,), (31,), (3, 4, 1, 23), (1, 30), (10, 10, 11), (1, 1, 2)], ids=str
+)
 def test_reading_in_parts_equals_streaming(shape: dict[str, Any], parts: tuple[int, ...]) -> None:
     """The logits at every position of the prefix, and behind six more tokens that are streamed from either state, over
     the borders of parts, chunks and windows; answers, inputs of the last block, surprises and the number of supervision

@@ -146,7 +146,9 @@ def test_override_opens_launch_and_schedule(
 ) -> None:
     make("trunk", "left", config={"left": BAD})
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "FAILURE"
-    assert tick(workspace, instance, "left_child").skip_message.startswith("nightly is skipped, quality gate closed: left:gate")
+    assert tick(workspace, instance, "left_child").skip_message.startswith(
+        "nightly is skipped, quality gate closed: left:gate"
+    )
     override(instance, "left")
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "QUEUED"
     asked = tick(workspace, instance, "left_child")
