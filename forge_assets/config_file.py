@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -29,15 +29,15 @@ class ConfigFileError(ValueError):
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2, unique keys, and no aliases to what encloses them."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._open: list[str] = []
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         self._open.append(anchor or "")
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         self._open.pop()
         seen: dict[str, int] = {}
         for key, _ in node.value:
@@ -49,17 +49,17 @@ class _Loader(yaml.SafeLoader):
             seen[key.value] = line
         return node
 
-    def compose_sequence_node(self, anchor: str | None) -> yaml.SequenceNode:
+    def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
         self._open.append(anchor or "")
-        node: yaml.SequenceNode = super().compose_sequence_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.SequenceNode = super().compose_sequence_node(anchor)
         self._open.pop()
         return node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
-            raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands within itself", problem_mark=event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            raise _at(event, f"*{event.anchor} stands within itself")
+        node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -110,7 +110,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except ValueError as error:  # a tagged value, such as !!int x
         raise ConfigFileError(f"{path} holds a value that its tag does not allow: {error}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     return document, {key.value: _line(key) for key, _ in node.value}
 
 
@@ -178,5 +178,6 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+def _at(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    """Return an error at a node or an event."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)

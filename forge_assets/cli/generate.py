@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from typer._click.core import Context
 from typer._click.exceptions import NoSuchOption
 
 from forge_assets.cli.common import errors, latest_bundle
@@ -90,15 +91,15 @@ def _check(prompt: str, options: dict[str, Any]) -> None:
         wrong = ord(prompt[error.start])
         what = f"0x{wrong - 0xDC00:02x}" if 0xDC80 <= wrong <= 0xDCFF else f"a lone surrogate, U+{wrong:04X},"
         raise ValueError(
-            f"the prompt is not UTF-8: {what} at byte {before + 1} (after {prompt[: error.start][-20:]!r}): encode it as "
-            "UTF-8"
+            f"the prompt is not UTF-8: {what} at byte {before + 1} (after {prompt[: error.start][-20:]!r}): encode it "
+            "as UTF-8"
         ) from error
 
 
 class PromptCommand(typer.core.TyperCommand):
     """A command whose only argument is a text: where it begins with a dash, the error says how to give it."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the command line."""
         try:
             return super().parse_args(ctx, args)

@@ -125,3 +125,35 @@ def test_every_model_of_the_graph_can_be_asked_for() -> None:
     assert [name for name, phase in PHASES.items() if phase.parallel] == [
         "trunk", "cognate_reasoning", "cognate_memory", "cognate_speed", "merged_model",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            ["--set=training.steps=3", "--set=training.steps=4"],
+            "--set training.steps=... is given 2 times: give it once",
+        ),
+        (
+            ['--set=training={"steps": 3}'],
+            "training is a section: name one of its values, for instance training.muon_lr",
+        ),
+        (['--set=training.steps="many"'], "--set is refused: training.steps: must be a whole number, got 'many'"),
+        (["--set=training.muon_lr=NaN"], "training.muon_lr: must be"),
+    ],
+)
+def test_a_value_that_would_not_be_used_is_refused(
+    small_data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], words: str
+) -> None:
+    assert main([*arguments(small_data, tmp_path / "trunk"), *given]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["training.steps", "=3", 'training={"steps": 1, "steps": 2}'])
+def test_a_setting_that_cannot_be_parsed_is_refused(
+    small_data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments(small_data, tmp_path / "trunk"), f"--set={text}"])
+    error = capsys.readouterr().err
+    assert "expected PATH=VALUE" in error or "a key stands twice among steps, steps: leave one out" in error

@@ -1,4 +1,4 @@
-"""The asset graph, its gates, its launchpad and its schedules are as designed."""
+"""The asset graph, its gates, and its launchpad are as designed."""
 
 import subprocess
 import sys

@@ -343,7 +343,7 @@ class Cognate(nn.Module):
         h: Tensor = self.prelude_norm(x)
         given: list[Tensor] = []
 
-        def attend(block: TitansBlock, x: Tensor, place: Place, _: Halted | None) -> tuple[Tensor, KeyValue]:
+        def attend(block: TitansBlock, x: Tensor, place: Place, halted: Halted | None) -> tuple[Tensor, KeyValue]:
             supervision, index, layer = place
             out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
             given[supervision:] = [x]  # overwritten until the last block of the last pass of this supervision step
@@ -399,8 +399,9 @@ class Cognate(nn.Module):
 
         `attend(block, x, (supervision, pass, layer), halted)` runs one core block against the cached context; where
         positions attend to each other, those that `halted` tells show the keys and values of the step before. Returns
-        y, the keys and values of every [supervision][pass][layer], and the number of supervision steps (batch, positions) that
-        each position used. Steps after all positions have halted repeat the keys and values of the last computed step.
+        y, the keys and values of every [supervision][pass][layer], and the number of supervision steps (batch,
+        positions) that each position used. Steps after all positions have halted repeat the keys and values of the last
+        computed step.
         """
         config = self.config
         carry = self.start(h)

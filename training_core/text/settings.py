@@ -1,4 +1,4 @@
-"""The numbers that generation takes, and their bounds. Loads no torch, so that they can be checked before a model is."""
+"""The numbers that generation takes, and their bounds. Loads no torch: they are checked before a model is loaded."""
 
 from __future__ import annotations
 
