@@ -30,7 +30,7 @@ from training_core.data.frames import decompressed
 from training_core.data.json_stream import Unreadable, json_values
 from training_core.data.packages import PackageSourceError, read_member
 from training_core.data.reading import kind_of
-from training_core.data.sources import absolute, expand_paths, sources
+from training_core.data.sources import expand_paths, sources
 from training_core.reporting import SilentReporter
 
 
@@ -269,7 +269,7 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         read(files(tmp_path / "nothing*"))
     with pytest.raises(CorpusError, match=r"is a folder: name the files in it, for instance '.*/\*\*/\*\.jsonl'"):
         read(files(tmp_path))
-    with pytest.raises(CorpusError, match="home that does not exist"):
+    with pytest.raises(ValidationError, match="home that does not exist"):
         read(files("~nobody-of-that-name/x.jsonl"))
     with pytest.raises(ValidationError, match="needs paths"):
         CorpusConfig(source="files")
@@ -445,33 +445,32 @@ def test_absolute_paths_mean_the_same_everywhere(tmp_path: Path, monkeypatch: py
         (home / name).write_bytes(jsonl(name))
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
-    given = files("a.jsonl", "b[2].jsonl", "sub/*.jsonl", "~/a.jsonl", "~/su?/c.jsonl", text_field="text")
-    fixed = absolute(given)
+    fixed = files("a.jsonl", "b[2].jsonl", "sub/*.jsonl", "~/a.jsonl", "~/su?/c.jsonl", text_field="text")
     monkeypatch.chdir(tmp_path)
     assert all(Path(path).is_absolute() for path in fixed.paths)
     assert read(fixed) == ["a.jsonl", "b[2].jsonl", "sub/c.jsonl"]
-    assert absolute(fixed) == fixed
+    assert CorpusConfig(**fixed.model_dump()) == fixed
     monkeypatch.chdir(home)
-    assert absolute(CorpusConfig(source="hub", hub_dataset="sub")).hub_dataset == str(home / "sub")
-    assert absolute(CorpusConfig(source="hub", hub_dataset="org/name")).hub_dataset == "org/name"
+    assert CorpusConfig(source="hub", hub_dataset="sub").hub_dataset == str(home / "sub")
+    assert CorpusConfig(source="hub", hub_dataset="org/name").hub_dataset == "org/name"
 
 
 def test_sources_change_with_content_names_and_matches(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"one")
     config = files(tmp_path / "*.jsonl")
-    first = sources(config, tmp_path)
+    first = sources(config)
     assert first == {str(tmp_path / "a.jsonl"): f"3:{hashlib.sha256(b'one').hexdigest()}"}
-    assert sources(config, tmp_path) == first
+    assert sources(config) == first
     (tmp_path / "a.jsonl").write_bytes(b"One")
-    assert sources(config, tmp_path) != first
+    assert sources(config) != first
     (tmp_path / "a.jsonl").write_bytes(b"one")
     (tmp_path / "b.jsonl").write_bytes(b"two")
-    assert sources(config, tmp_path).keys() == {str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")}
+    assert sources(config).keys() == {str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")}
     for path in tmp_path.glob("*.jsonl"):
         path.unlink()
     with pytest.raises(CorpusError, match="no file matches"):
-        sources(config, tmp_path)
-    assert sources(CorpusConfig(), tmp_path) == {CorpusConfig().package: CorpusConfig().package_sha256}
+        sources(config)
+    assert sources(CorpusConfig()) == {CorpusConfig().package: CorpusConfig().package_sha256}
 
 
 def test_sources_of_a_dataset_folder(tmp_path: Path) -> None:
@@ -479,12 +478,12 @@ def test_sources_of_a_dataset_folder(tmp_path: Path) -> None:
     folder.mkdir()
     config = CorpusConfig(source="hub", hub_dataset=str(folder))
     with pytest.raises(CorpusError, match="holds no file"):
-        sources(config, tmp_path)
+        sources(config)
     (folder / "a").write_text("1")
-    first = sources(config, tmp_path)
+    first = sources(config)
     assert list(first) == [str(folder)]
     (folder / "a").rename(folder / "b")
-    assert sources(config, tmp_path) != first
+    assert sources(config) != first
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -527,14 +526,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 def test_a_hub_dataset_is_the_commit_that_its_revision_names(hub: type[Hub], tmp_path: Path) -> None:
     for revision in ("", "v1"):
         config = CorpusConfig(source="hub", hub_dataset="org/name", hub_revision=revision)
-        assert sources(config, tmp_path) == {"org/name": Hub.commit}
+        assert sources(config) == {"org/name": Hub.commit}
     asked = len(hub.asked)
     full = CorpusConfig(source="hub", hub_dataset="org/name", hub_revision="a" * 40)
-    assert sources(full, tmp_path) == {"org/name": "a" * 40}
+    assert sources(full) == {"org/name": "a" * 40}
     assert len(hub.asked) == asked, "a full commit needs no question"
     for dataset, revision in (("org/name", "v2"), ("org/other", "")):
         with pytest.raises(CorpusError, match=f"the dataset '{dataset}' cannot be found"):
-            sources(CorpusConfig(source="hub", hub_dataset=dataset, hub_revision=revision), tmp_path)
+            sources(CorpusConfig(source="hub", hub_dataset=dataset, hub_revision=revision))
 
 
 def test_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -542,7 +541,7 @@ def test_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CorpusError, match="revision 'main' of the dataset 'org/name' cannot be found .*network"):
-        sources(CorpusConfig(source="hub", hub_dataset="org/name"), tmp_path)
+        sources(CorpusConfig(source="hub", hub_dataset="org/name"))
 
 
 def test_hub_source_reads_a_local_dataset_folder(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from training_core.data.paths import absolute, absolute_if_folder
 from training_core.data.watched import watched
 from training_core.reporting import Reporter
 
@@ -73,6 +74,16 @@ class CorpusConfig(BaseModel):
     )
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of documents kept for validation")
     test_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of documents kept for the final test")
+
+    @field_validator("paths")
+    @classmethod
+    def _absolute_paths(cls, paths: list[str]) -> list[str]:
+        return [absolute(path) for path in paths]
+
+    @field_validator("hub_dataset")
+    @classmethod
+    def _absolute_folder(cls, name: str) -> str:
+        return absolute_if_folder(name)
 
     @model_validator(mode="after")
     def _check(self) -> CorpusConfig:

