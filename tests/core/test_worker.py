@@ -131,14 +131,14 @@ def test_every_model_of_the_graph_can_be_asked_for() -> None:
     ("given", "words"),
     [
         (
-            ["--set=training.steps=3", "--set=training.steps=4"],
-            "--set training.steps=... is given 2 times: give it once",
+            ["--set=training.seed=3", "--set=training.seed=4"],
+            "--set training.seed=... is given 2 times: give it once",
         ),
         (
             ['--set=training={"steps": 3}'],
             "training is a section: name one of its values, for instance training.muon_lr",
         ),
-        (['--set=training.steps="many"'], "--set is refused: training.steps: must be a whole number, got 'many'"),
+        (['--set=training.seed="many"'], "--set is refused: training.seed: must be a whole number, got 'many'"),
         (["--set=training.muon_lr=NaN"], "training.muon_lr: must be"),
     ],
 )

@@ -16,7 +16,7 @@ import tiny_automation
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.sensor import execute_sensor_iteration
-from forge_instance import launch, made, verdict
+from forge_instance import failure_text, launch, made, verdict
 
 from forge_assets import schedules
 from forge_assets.gate_flips import FILE, flip_sensor, new_flips
@@ -280,6 +280,15 @@ def test_daemon_queues_the_run_of_one_phase_with_its_checks_once(
     assert launch(served, "__ASSET_JOB", "left", "forge_report")["status"] == "FAILURE"
     make(instance, *CHAIN, left_child=BAD)
     assert launch(served, "__ASSET_JOB", "forge_report")["status"] == "QUEUED"
+
+
+def test_a_value_out_of_bounds_is_one_line_of_the_failure(instance: dg.DagsterInstance) -> None:
+    """Dagster's configuration has no bounds: they are checked in the asset, which is not retried."""
+    failed = make(instance, "trunk", trunk={"steps": 0, "value": -1.0})
+    assert (
+        failure_text(failed, "trunk")
+        == "refused: trunk.value: must be more than 0, got -1.0; trunk.steps: must be at least 1, got 0"
+    )
 
 
 def test_one_failing_sibling_of_three_blocks_only_its_own_child(instance: dg.DagsterInstance) -> None:
