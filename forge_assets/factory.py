@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_assets.report import exhibits
+from forge_resources.drawing import figure_markdown
 from forge_resources.full_disk import disk_full, no_room
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.launcher import Launcher
@@ -29,7 +30,6 @@ from forge_resources.reporters import (
     LogReporter,
     ProgressReporter,
     TrackingReporter,
-    figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
 from training_core.phase import Phase
@@ -161,7 +161,11 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
     curves = CurveReporter()
     with (
         tracking.run(
-            asset=phase.name, run_id=context.run.run_id, root_run_id=root_run_id, parameters=parameters
+            asset=phase.name,
+            run_id=context.run.run_id,
+            root_run_id=root_run_id,
+            parameters=parameters,
+            warn=context.log.warning,
         ) as tracked,
         _reporter(context, phase.name, curves, tracked) as reporter,
     ):
@@ -183,7 +187,7 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
             lineage = bundle.lineage()
             folder = store.commit(phase.name, staged, lineage.digest)
         reporter.metrics(0, {f"final/{name}": value for name, value in lineage.metrics.items()})
-        tracking.register(tracked, asset=phase.name, digest=lineage.digest, folder=folder)
+        tracking.register(tracked, digest=lineage.digest, folder=folder)
         store.finish(checkpoint)
     metadata = {**made, **model_metadata(folder, lineage, inputs), **overridden}
     metadata |= {f"plot/{name}": dg.MetadataValue.md(figure_markdown(f)) for name, f in curves.all_figures().items()}

@@ -3,9 +3,6 @@
 Each class here implements `training_core.reporting.Reporter`.
 """
 
-import base64
-import io
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +11,7 @@ from typing import Any, Self, TextIO
 
 from forge_resources.tracking import TrackedRun
 from training_core.reporting import Figure, Reporter
+from training_core.terminal import progress_stream
 
 _LOG_INTERVAL_S = 5.0
 _LINE_INTERVAL_S = 15.0
@@ -90,8 +88,8 @@ class TrackingReporter:
         """Ignore progress, which MLflow does not show."""
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Store the figure as an image."""
-        self._tracked.client.log_figure(self._tracked.run_id, draw(figure), f"figures/{name}.png")
+        """Store the figure, as an image."""
+        self._tracked.log_figure(name, figure)
 
 
 class CurveReporter:
@@ -156,8 +154,8 @@ class ProgressReporter:
         `FORGE_PROGRESS` is the number of the file descriptor to draw on, because Dagster captures the standard
         streams while a run executes.
         """
-        descriptor = os.environ.get("FORGE_PROGRESS", "")
-        return cls(asset, os.fdopen(os.dup(int(descriptor)), "w")) if descriptor.isdecimal() else None
+        stream = progress_stream()
+        return None if stream is None else cls(asset, stream)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Ignore metrics; the bar shows progress only."""
@@ -204,27 +202,3 @@ class ProgressReporter:
         if label not in self._tasks:
             self._tasks[label] = self._bar.add_task(label, total=total, asset=self._asset)
         self._bar.update(self._tasks[label], completed=done, total=total)
-
-
-def draw(figure: Figure) -> Any:
-    """Return `figure` as a matplotlib line plot, drawn without a display and without global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(6.0, 3.2))  # no layout engine: it would draw everything twice
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_axes((0.12, 0.17, 0.84, 0.72))
-    for label, (x, y) in figure.series.items():
-        axes.plot(x, y, label=label, linewidth=1.2)
-    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
-    axes.grid(visible=True, alpha=0.3)
-    if len(figure.series) > 1:
-        axes.legend(loc="upper right")  # the default, "best", searches for a location and is slow
-    return canvas
-
-
-def figure_markdown(figure: Figure) -> str:
-    """Return `figure` as Markdown with an inline image, which Dagster's asset page shows."""
-    buffer = io.BytesIO()
-    draw(figure).savefig(buffer, format="png", dpi=80)
-    return f"![{figure.title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

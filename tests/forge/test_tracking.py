@@ -13,13 +13,13 @@ import dagster as dg
 import pytest
 from forge_instance import Make, materialize
 
+from forge_resources.drawing import figure_markdown
 from forge_resources.model_store import ModelStore
 from forge_resources.reporters import (
     CompositeReporter,
     CurveReporter,
     LogReporter,
     ProgressReporter,
-    figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking
 from training_core.reporting import Figure
