@@ -131,7 +131,7 @@ def _launched(
     environment: Mapping[str, str],
     reporter: Reporter,
 ) -> tuple[Bundle, Mapping[str, Any]]:
-    (folder / "job.json").write_text(job.model_dump_json())
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
     with dg.open_pipes_session(
         context=context.op_execution_context,
         context_injector=dg.PipesFileContextInjector(str(folder / "context.json")),

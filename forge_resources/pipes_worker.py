@@ -51,7 +51,7 @@ class PipesReporter:
 
 def work(job_file: Path) -> None:
     """Run the job in `job_file` together with the other ranks."""
-    job = Job.model_validate_json(job_file.read_text())
+    job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
     phase = find_phase(job)
     with distributed.joined(job_file.parent):
         if not distributed.is_first():
@@ -91,7 +91,9 @@ def _host() -> str:
 
 
 if __name__ == "__main__":
-    # A rank blocked in a collective operation never returns to Python, where KeyboardInterrupt would be raised.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A rank blocked in a collective operation never returns to Python, where KeyboardInterrupt would be raised. And
+    # what a run is started by may ignore both signals, which its processes would inherit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     end_with_the_launcher()
     work(Path(sys.argv[1]))

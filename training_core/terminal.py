@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def progress_stream() -> TextIO | None:
 def prepare_process() -> None:
     """Make standard output and standard error last (see above), and let the process hear interrupts.
 
-    Streams that were replaced, for instance by a test, stay as they are.
+    A terminal that hangs up interrupts like Ctrl-C, unless nohup said otherwise. Streams that were replaced, for
+    instance by a test, stay as they are.
     """
     for descriptor in range(3):  # one that is closed would be given to the next file: a database, for instance
         try:
@@ -92,6 +94,8 @@ def prepare_process() -> None:
     if sys.stderr is not None and sys.stderr is sys.__stderr__:
         sys.stderr = _stream(LastingFile(2, closefd=False, always=False), sys.stderr.encoding)
     hear_interrupts()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def hear_interrupts() -> None:
@@ -103,6 +107,10 @@ def hear_interrupts() -> None:
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # through whatever handler an interrupt has now
 
 
 def _stream(raw: LastingFile, encoding: str) -> TextIO:

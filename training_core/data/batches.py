@@ -65,7 +65,7 @@ class TrainingData:
             num_bytes = np.array([len(t.encode()) for t in texts], np.int64)
             flat = np.concatenate(pieces).astype(np.uint16)
             streams[family] = TokenStream((flat,), starts.astype(np.int64), num_bytes)
-        return cls(streams, (tokens / "tokenizer.json").read_text())
+        return cls(streams, (tokens / "tokenizer.json").read_text(encoding="utf-8"))
 
     def batch(self, mix: MixConfig, rows: int, length: int, generator: torch.Generator) -> Tensor:
         """Draw `rows` windows of `length` tokens, (rows, length) int64, each from a source chosen by its share."""

@@ -1,0 +1,37 @@
+"""A run whose terminal lacks characters, is closed or is a full disk goes on, and shows what it can."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from forge_resources.model_store import ModelStore
+
+DRIVER = Path(__file__).with_name("drive_tiny_run.py")
+ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize("terminal", ["ascii", "closed", "full"])
+def test_terminal_does_not_end_a_run(instance: dg.DagsterInstance, store: ModelStore, terminal: str) -> None:
+    command = [sys.executable, str(DRIVER), "{}", "tiny_forge", "trunk", "left"]
+    reading, writing = os.pipe()
+    if terminal != "ascii":
+        os.close(reading)
+    if terminal == "full":
+        os.close(writing)
+        writing = os.open("/dev/full", os.O_WRONLY)
+    environment = {**os.environ, **(ASCII if terminal == "ascii" else {})}
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=writing, check=True)
+    os.close(writing)
+    outcome = json.loads(process.stdout)
+    assert (outcome["made"], outcome["problems"]) == (["trunk", "left"], [])
+    assert [len(store.versions(name)) for name in ("trunk", "left")] == [1, 1]
+    if terminal == "ascii":
+        with os.fdopen(reading, "rb") as stream:
+            shown = stream.read()
+        assert b"  + trunk " in shown
+        assert b"trunk: gate passed" in shown
