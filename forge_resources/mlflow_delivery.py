@@ -82,13 +82,6 @@ def require_valid_uri(uri: str, source: str) -> None:
             raise ValueError(f"{source} must name a host, and a port from 1 to 65535 if any, got {shown!r}: {example}")
 
 
-def sqlite_uri(database: Path) -> str:
-    """Return the SQLAlchemy URI of an SQLite file; SQLAlchemy takes everything but `?` literally."""
-    if "?" in str(database):
-        raise ValueError(f"SQLite cannot be addressed in {str(database)!r}: name the forge home without '?'")
-    return f"sqlite:///{database}"
-
-
 class Delivery:
     """Writes journals to an experiment at `uri`, which it creates if there is none.
 

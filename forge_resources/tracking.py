@@ -29,7 +29,6 @@ from forge_resources.mlflow_delivery import (
     reason_of,
     refused,
     require_valid_uri,
-    sqlite_uri,
     without_password,
 )
 from forge_resources.tracking_journal import LIMIT_BYTES, Entry, Journal, now_ms
@@ -203,15 +202,14 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
 
     def replay(self, root_run_id: str = "", warn: Warn = _log_warning) -> int:
         """Deliver every journal that has no writer any more, and return how many are left."""
-        folder = _folder()
-        for journal in Journal.abandoned(folder):
+        for journal in Journal.abandoned(_folder()):
             if self._model_is_coming(journal):
                 continue
             if self.deliver(journal, root_run_id, warn, writer_died=True):
                 journal.remove()
             elif time.monotonic() < _again_at.get(self.uri(), 0.0):
                 break
-        return len(list(folder.glob("*.jsonl")))
+        return len(list(_folder().glob("*.jsonl")))
 
     def deliver(self, journal: Journal, root_run_id: str, warn: Warn, *, writer_died: bool = False) -> bool:
         """Deliver a journal, unless MLflow failed a moment ago, and return whether all of it was delivered."""
@@ -230,8 +228,8 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
                 root_run_id,
                 uri,
                 warn,
-                f"MLflow at {without_password(uri)} takes nothing ({reason_of(error)}): the run goes on; what it "
-                f"tracks is kept in {journal.path.parent} and delivered by the next run or forge up",
+                f"MLflow at {without_password(uri)} takes nothing ({reason_of(error)}): runs go on; what they "
+                f"track is kept in {journal.path.parent} and delivered by the next run or forge up",
             )
             return False
         return True
@@ -261,7 +259,7 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             if given:
                 require_valid_uri(given, source)
                 return given
-        return sqlite_uri(forge_home() / "mlflow.db")
+        return f"sqlite:///{forge_home() / 'mlflow.db'}"
 
     def _delivery(self) -> Delivery:
         key = (self.uri(), self._experiment())

@@ -82,7 +82,7 @@ def test_a_server_that_dies_gets_everything_when_it_is_back(
         tracking.register(tracked, digest="d1", folder=bundle)
     tracking.promote("trunk", "d1", root_run_id="root", warn=said.append)
     assert len(said) == 1  # not one for each of the nine deliveries that failed
-    assert said[0].startswith(f"MLflow at {server.uri} takes nothing ([Errno 111] Connection refused): the run goes on")
+    assert said[0].startswith(f"MLflow at {server.uri} takes nothing ([Errno 111] Connection refused): runs go on")
     _, run = journals(home)
     kept = run.read_bytes()
     assert len(kept.splitlines()) == 10  # the run, steps 4 to 9, figure, model and end: steps 0 to 3 were delivered
@@ -157,7 +157,7 @@ def test_locked_database(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other.execute("BEGIN EXCLUSIVE")
     track("b", said)
     assert len(said) == 1
-    assert "(sqlite3.OperationalError) database is locked): the run goes on" in said[0]
+    assert "(sqlite3.OperationalError) database is locked): runs go on" in said[0]
     other.close()
     client = delivered(home)
     runs = runs_of(client)
