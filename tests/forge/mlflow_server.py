@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from live_services import wait_for
@@ -59,3 +61,14 @@ class MlflowServer:
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
+    """Run an MLflow server; after the block, none of its processes is left."""
+    server = MlflowServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
