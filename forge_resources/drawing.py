@@ -16,6 +16,7 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
     Raises:
         UndrawableError: when matplotlib does not accept the data.
     """
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -38,7 +39,8 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
             legend = axes.legend(loc="upper right")  # the default, "best", searches for a location and is slow
             for text in legend.get_texts():
                 text.set_parse_math(False)
-        canvas.savefig(buffer, format="png", dpi=dpi)
+        with np.errstate(all="ignore"):  # limits of 1e308 overflow
+            canvas.savefig(buffer, format="png", dpi=dpi)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
         raise UndrawableError(f"the figure {figure.title!r} cannot be drawn: {error}") from error
     return buffer.getvalue()

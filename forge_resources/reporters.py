@@ -3,11 +3,14 @@
 Each class here implements `training_core.reporting.Reporter`.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from logging import Logger
 from typing import Any, Self, TextIO
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from forge_resources.tracking import TrackedRun
 from training_core.reporting import Figure, Reporter
@@ -55,16 +58,21 @@ class LogReporter:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics if the interval since the last line has passed."""
         if self._due("metrics"):
-            self._log.info(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
+            self._write(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
 
     def progress(self, done: int, total: int, label: str) -> None:
         """Log the progress if the interval since the last line has passed or the work is done."""
         if self._due(f"progress {label}") or done >= total:
-            self._log.info(f"{label}: {done} of {total}")
+            self._write(f"{label}: {done} of {total}")
 
     def figure(self, name: str, figure: Figure) -> None:
         """Log the figure's title."""
-        self._log.info(f"figure {name}: {figure.title}")
+        self._write(f"figure {name}: {figure.title}")
+
+    def _write(self, line: str) -> None:
+        # In Dagster this is a transaction of its database. One that is locked, or a full disk, costs the line.
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._log.info(line)
 
     def _due(self, topic: str) -> bool:
         now = time.monotonic()

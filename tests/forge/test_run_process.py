@@ -97,10 +97,13 @@ def test_forge_run_is_cancelled_from_the_ui(instance: dg.DagsterInstance, store:
     driver = Path(__file__).with_name("drive_tiny_run.py")
     command = [sys.executable, str(driver), '{"trunk": {"steps": 5}}', "live_forge", "trunk"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
-        wait_for(lambda: (store.path / DIARY).exists(), 120)
-        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        assert instance.run_coordinator.cancel_run(run.run_id)
-        out, _ = running.communicate(timeout=60)
+        try:
+            wait_for(lambda: (store.path / DIARY).exists(), 120)
+            (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            assert instance.run_coordinator.cancel_run(run.run_id)
+            out, _ = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert json.loads(out) == {"run_id": run.run_id, "made": [], "problems": [], "interrupted": True}
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
     assert store.versions("trunk") == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,37 @@ def test_terminal_does_not_end_a_run(instance: dg.DagsterInstance, store: ModelS
             shown = stream.read()
         assert b"  + trunk " in shown
         assert b"trunk: gate passed" in shown
+
+
+WAITING = """
+import time
+from forge_assets.cli import app
+from forge_assets.cli.common import errors
+
+@app.command()
+def wait() -> None:
+    with errors():
+        print("waiting \\u2713", flush=True)
+        time.sleep(60)
+
+app(["wait"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_commands_hear_signals_although_sigint_is_ignored(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        env={**os.environ, **ASCII, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"waiting +\n"
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (130, b"Interrupted; run again to continue.\n")
