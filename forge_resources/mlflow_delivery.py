@@ -36,7 +36,7 @@ class UnreadableEntryError(OSError):
 
 def failures() -> tuple[type[Exception], ...]:
     """Return the exceptions by which a delivery fails: of MLflow, its database, the network and the disk."""
-    from google.protobuf.json_format import ParseError
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -164,8 +164,8 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         }
         try:
             journal = Journal.begin(_folder(), f"{root_run_id}.{asset}", {"run": run, "at": now_ms()})
-        except OSError as error:
-            _say(warn, f"{asset} is not tracked in MLflow, because its journal cannot be written: {error}")
+        except OSError as failure:
+            _say(warn, f"{asset} is not tracked in MLflow, because its journal cannot be written: {failure}")
             yield None
             return
         tracked = TrackedRun(self, journal, (root_run_id, asset), warn)

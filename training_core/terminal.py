@@ -10,10 +10,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 FALLBACK = "forge.ascii"  # name of the error handler for characters that an encoding lacks
 PROGRESS = "FORGE_PROGRESS"  # file descriptor of the terminal while the standard streams are captured
@@ -56,7 +53,7 @@ class LastingFile(io.FileIO):
         super().__init__(descriptor, "w", closefd=closefd)
         self._always = always
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         """Write `data` and return the number of bytes that are dealt with."""
         try:
             return super().write(data)
@@ -89,10 +86,10 @@ def prepare_process() -> None:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
-        sys.stdout = _stream(LastingFile(1, closefd=False, always=False), sys.stdout.encoding)
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = _stream(LastingFile(2, closefd=False, always=False), sys.stderr.encoding)
+    if (out := sys.__stdout__) is not None and sys.stdout is out:
+        sys.stdout = _stream(LastingFile(1, closefd=False, always=False), out.encoding)
+    if (error := sys.__stderr__) is not None and sys.stderr is error:
+        sys.stderr = _stream(LastingFile(2, closefd=False, always=False), error.encoding)
     hear_interrupts()
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _interrupt)
