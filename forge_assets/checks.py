@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import dagster as dg
 
 from forge_assets.gates import GATES, gates_for
-from forge_resources.gatekeeping import latest_materialization
+from forge_resources.gatekeeping import MEASURED_ON, latest_materialization
 from training_core.gates import Gate, Verdict, judge
+from training_core.store.bundle import Lineage
+
+TRAINING_TEXT = "tokens"  # the data asset on which models are trained; they are measured on the others
 
 
 def asset_checks(gates: Sequence[Gate] = GATES, assets: Sequence[str] | None = None) -> list[dg.AssetChecksDefinition]:
@@ -34,8 +37,6 @@ def asset_checks(gates: Sequence[Gate] = GATES, assets: Sequence[str] | None = N
 
 
 def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChecksDefinition:
-    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
-
     @dg.asset_check(
         asset=dg.AssetKey(asset),
         name="gate" if blocking else "claims",
@@ -55,6 +56,7 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
             lineage = bundle.lineage()
             rows = [g for g in gates_for(asset, lineage.profile, gates) if g.blocking == blocking]
         except ValueError as error:  # the bundle is missing or damaged, or has no thresholds: the check fails closed
+            severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
             return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))
         verdicts = [judge(gate, lineage.metrics) for gate in rows]
         passed = all(verdict.passed for verdict in verdicts)
@@ -62,19 +64,28 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
             run = context.run
             root_run_id = run.root_run_id or run.run_id
             context.resources.tracking.promote(asset, lineage.digest, root_run_id=root_run_id, warn=context.log.warning)
+        # Dagster blocks all children or none. A failure that blocks some of them is a warning to it, for which it
+        # waits, and the guard of each child reads in `verdicts` whom it blocks.
+        some_blocked = not passed and all(verdict.passed or verdict.gate.blocks for verdict in verdicts)
         return dg.AssetCheckResult(
             passed=passed,
-            severity=severity,
+            severity=dg.AssetCheckSeverity.WARN if some_blocked or not blocking else dg.AssetCheckSeverity.ERROR,
             description="; ".join(v.describe() for v in verdicts if passed or not v.passed),
-            metadata=_metadata(verdicts, lineage.digest),
+            metadata=_metadata(verdicts, lineage),
         )
 
     return check
 
 
-def _metadata(verdicts: Sequence[Verdict], digest: str) -> dict[str, dg.MetadataValue]:
-    """Return each value and threshold as a number, which Dagster plots over time, and all of them as one table."""
-    metadata: dict[str, dg.MetadataValue] = {"digest": dg.MetadataValue.text(digest)}
+def _metadata(verdicts: Sequence[Verdict], lineage: Lineage) -> dict[str, dg.MetadataValue]:
+    """Return each value and threshold as a number, which Dagster plots over time, and all of them as one table.
+
+    `MEASURED_ON` holds the digests of the data on which the model was measured.
+    """
+    metadata: dict[str, dg.MetadataValue] = {
+        "digest": dg.MetadataValue.text(lineage.digest),
+        MEASURED_ON: dg.MetadataValue.json({name: d for name, d in lineage.data.items() if name != TRAINING_TEXT}),
+    }
     for verdict in verdicts:
         if verdict.value is not None and math.isfinite(verdict.value):  # GraphQL has no NaN
             metadata[verdict.gate.metric] = dg.MetadataValue.float(float(verdict.value))
@@ -90,6 +101,7 @@ def _metadata(verdicts: Sequence[Verdict], digest: str) -> dict[str, dg.Metadata
                     "against": verdict.gate.against,
                     "evidence": verdict.gate.evidence,
                     "passed": verdict.passed,
+                    "blocks": ", ".join(verdict.gate.blocks),
                 }
             )
             for verdict in verdicts

@@ -16,6 +16,7 @@ import dagster as dg
 from pydantic import BaseModel
 from safetensors import SafetensorError
 
+from forge_assets import kept_values
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_assets.report import exhibits
@@ -32,6 +33,7 @@ from forge_resources.reporters import (
     TrackingReporter,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
+from training_core.config import ConfigT
 from training_core.phase import Phase
 from training_core.reporting import Reporter
 from training_core.store.bundle import Lineage, open_bundle
@@ -40,12 +42,15 @@ from training_core.worker import Input, Job
 
 ACCELERATOR_POOL = "accelerator"
 CONFIG_CLASS = "forge/config"  # definition metadata: the configuration class as "module:class"
+READS = "forge/reads"  # definition metadata: the function that identifies what is read from outside the graph
+SOURCES = "forge/sources"  # materialization metadata: what it identified, name to version or hash
 RESOURCES = frozenset({"store", "tracking"})
 SANDBOX_CODE = ("forge_resources.sandbox",)  # part of the code version of phases that run model-written code
 _HEADLINES = ("params", "bits_per_byte", "next_token_accuracy")
 
 
 Preset = Callable[[str, str], BaseModel | None]
+Reads = Callable[[Any], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,25 @@ def profile_preset(profile: str, asset: str) -> BaseModel | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Data:
+    """A data asset: its inputs, what makes it, and its default configuration."""
+
+    name: str
+    inputs: tuple[str, ...]
+    compute: Callable[[DataRun, Any], Mapping[str, float | str]]
+    config: type[BaseModel]
+    code_version: str
+    defaults: BaseModel
+    reads: Reads | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Model:
     """A phase with its code version and the gate table in use."""
 
     phase: Phase
     code_version: str
+    defaults: BaseModel
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]]
 
 
@@ -83,7 +102,8 @@ def phase_asset(
     """Return the asset of a phase. `checks` maps each asset to its blocking checks (default: the gate table's)."""
     roots = [*phase.roots(), *(SANDBOX_CODE if phase.sandboxed else ())]
     version = code_digest(roots, extra={"config": phase.config.model_json_schema()})
-    model = _Model(phase, version, gate_checks() if checks is None else checks)
+    values = preset(selected_profile(), phase.name)
+    model = _Model(phase, version, values or phase.config(), gate_checks() if checks is None else checks)
 
     @dg.asset(
         name=phase.name,
@@ -93,10 +113,10 @@ def phase_asset(
         owners=["team:agent-forge"],
         kinds={"pytorch", phase.kind},
         code_version=version,
-        metadata={CONFIG_CLASS: f"{phase.config.__module__}:{phase.config.__qualname__}"},
+        metadata={CONFIG_CLASS: name_of(phase.config)},
         pool=ACCELERATOR_POOL,
         retry_policy=dg.RetryPolicy(max_retries=1),
-        config_schema=launchpad_fields(phase.config, preset(selected_profile(), phase.name)),
+        config_schema=launchpad_fields(phase.config, values),
         required_resource_keys={*RESOURCES, "launcher"},
     )
     def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
@@ -112,10 +132,13 @@ def data_asset(
     description: str = "",
     kinds: Set[str] = frozenset(),
     preset: Preset = profile_preset,
+    reads: Reads | None = None,
 ) -> Callable[[Callable[[DataRun, Any], Mapping[str, float | str]]], dg.AssetsDefinition]:
     """Return a decorator that makes a data asset of `(run: DataRun, config: SomeConfig) -> metadata`.
 
-    The decorated function fills `run.out`; its docstring is the asset's description.
+    The decorated function fills `run.out`; its docstring is the asset's description. `reads`, a function of a module,
+    maps the configuration to everything that is read from outside the graph: a name (an absolute path, a package, a
+    data set) to its version or hash. The asset is stale when one of them changes.
     """
 
     def decorate(compute: Callable[[DataRun, Any], Mapping[str, float | str]]) -> dg.AssetsDefinition:
@@ -125,6 +148,10 @@ def data_asset(
             extra={"config": config.model_json_schema(), "source": inspect.getsource(compute)},
         )
 
+        values = preset(selected_profile(), name)
+        data = _Data(name, tuple(inputs), compute, config, version, values or config(), reads)
+        outside = {} if reads is None else {READS: name_of(reads)}
+
         @dg.asset(
             name=name,
             deps=list(inputs),
@@ -133,13 +160,13 @@ def data_asset(
             owners=["team:agent-forge"],
             kinds={"python", *kinds},
             code_version=version,
-            metadata={CONFIG_CLASS: f"{config.__module__}:{config.__qualname__}"},
-            config_schema=launchpad_fields(config, preset(selected_profile(), name)),
+            metadata={CONFIG_CLASS: name_of(config), **outside},
+            config_schema=launchpad_fields(config, values),
             required_resource_keys=set(RESOURCES),
         )
         def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
             with not_retried(), context.resources.store.alone(name, context.run.run_id, context.log.warning):
-                return _run_data(context, name, inputs, compute, config, version)
+                return _run_data(context, data)
 
         return materialize
 
@@ -151,7 +178,7 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
     tracking: MlflowTracking = context.resources.tracking
     launcher: Launcher = context.resources.launcher
     phase = model.phase
-    config = phase.config(**context.op_execution_context.op_config)
+    config = config_in_effect(context, phase.name, model.defaults)
     parents, overridden = _judged_parents(context, store, model)
     data = _data_folders(context, store, phase.data)
     root_run_id = context.run.root_run_id or context.run.run_id
@@ -190,6 +217,7 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
         tracking.register(tracked, digest=lineage.digest, folder=folder)
         store.finish(checkpoint)
     metadata = {**made, **model_metadata(folder, lineage, inputs), **overridden}
+    metadata |= kept_values.described(config, model.defaults, lineage.profile)
     metadata |= {f"plot/{name}": dg.MetadataValue.md(figure_markdown(f)) for name, f in curves.all_figures().items()}
     metadata |= {f"exhibit/{name}": dg.MetadataValue.md(text) for name, text in shown.items()}
     if tracked is not None:
@@ -208,7 +236,7 @@ def _judged_parents(
         dg.Failure: when the gate of a parent is closed.
     """
     judged = {
-        name: judge_latest(context.instance, key, model.checks.get(key, ()))
+        name: judge_latest(context.instance, key, model.checks.get(key, ()), model.phase.name)
         for name in model.phase.parents
         for key in [dg.AssetKey(name)]
     }
@@ -237,21 +265,18 @@ def _data_folders(context: dg.AssetExecutionContext, store: ModelStore, names: S
     return {n: Input(folder=store.folder(n, digest, verify=True), digest=digest) for n, digest in digests.items()}
 
 
-def _run_data(
-    context: dg.AssetExecutionContext,
-    name: str,
-    inputs: Sequence[str],
-    compute: Callable[[DataRun, Any], Mapping[str, float | str]],
-    config_class: type[BaseModel],
-    version: str,
-) -> dg.MaterializeResult[Any]:
+def _run_data(context: dg.AssetExecutionContext, data: _Data) -> dg.MaterializeResult[Any]:
     store: ModelStore = context.resources.store
-    config = config_class(**context.op_execution_context.op_config)
-    given = _data_folders(context, store, inputs)
+    name, profile = data.name, selected_profile()
+    config = config_in_effect(context, name, data.defaults)
+    given = _data_folders(context, store, data.inputs)
     folders, digests = ({n: i.folder for n, i in given.items()}, {n: i.digest for n, i in given.items()})
+    sources = {} if data.reads is None else dict(data.reads(config))
+    if gone := sorted(sources_of(latest_materialization(context.instance, dg.AssetKey(name))).keys() - sources.keys()):
+        context.log.warning(f"the latest {name} was also made from {', '.join(gone)}: that version stays in the store")
     with _reporter(context, name, CurveReporter(), None) as reporter, store.stage(name) as staged:
         staged.mkdir()
-        described = compute(DataRun(folders, staged, reporter, selected_profile()), config)
+        described = data.compute(DataRun(folders, staged, reporter, profile), config)
         digest = digest_folder(staged)
         folder = store.commit(name, staged, digest, "data")
     metadata: dict[str, Any] = {
@@ -261,9 +286,37 @@ def _run_data(
         "digest": digest,
         "path": dg.MetadataValue.path(str(folder)),
         "bytes_on_disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "forge/inputs": inputs_digest(version, config, digests),
+        "forge/inputs": inputs_digest(data.code_version, config, digests | sources),
+        SOURCES: dg.MetadataValue.json(sources),
+        **kept_values.described(config, data.defaults, profile),
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
+
+
+def sources_of(record: dg.EventLogRecord | None) -> dict[str, str]:
+    """Return what the materialization `record` of a data asset was read from: name to version or hash."""
+    materialization = record.asset_materialization if record is not None else None
+    held = materialization.metadata.get(SOURCES) if materialization is not None else None
+    return dict(held.value) if isinstance(held, dg.JsonMetadataValue) and isinstance(held.value, Mapping) else {}
+
+
+def config_in_effect(context: dg.AssetExecutionContext, asset: str, defaults: ConfigT) -> ConfigT:
+    """Return the run's configuration of `asset`; where it gives none, the one that `asset` was last made with."""
+    run = context.run
+    ops: Mapping[str, Any] = run.run_config.get("ops") or {}  # type: ignore[assignment]
+    given = (ops.get(asset) or {}).get("config") or {}
+    kept = kept_values.recorded(latest_materialization(context.instance, dg.AssetKey(asset)))
+    back = run.tags.get(kept_values.DEFAULTS) == "true"
+    config = type(defaults)(**context.op_execution_context.op_config)
+    in_effect = kept_values.in_effect(asset, config, given, kept, selected_profile(), defaults=back)
+    if in_effect != config:
+        context.log.info(f"{asset} keeps the values that it was made with: {kept.describe()}")
+    return in_effect
+
+
+def name_of(definition: type | Callable[..., Any]) -> str:
+    """Return where a class or function is defined, as "module:name"."""
+    return f"{definition.__module__}:{definition.__qualname__}"
 
 
 def model_metadata(folder: Path, lineage: Lineage, inputs: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
-from forge_assets.factory import CONFIG_CLASS, RESOURCES, not_retried
+from forge_assets import kept_values
+from forge_assets.factory import CONFIG_CLASS, RESOURCES, config_in_effect, name_of, not_retried
 from forge_assets.gate_history import AssetGates, collect_gates
 from forge_assets.gates import GATES
 from forge_assets.graph_view import Forge
 from forge_assets.junit import junit_xml
-from forge_assets.launchpad import launchpad_fields
+from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_assets.ledger import collect
 from forge_assets.report.history import history_sections
 from forge_assets.report.page import html_page
@@ -56,14 +57,14 @@ def report_asset(
         owners=["team:agent-forge"],
         kinds={"python", "html"},
         code_version=_code(ReportConfig.model_json_schema()),
-        metadata={CONFIG_CLASS: f"{ReportConfig.__module__}:{ReportConfig.__qualname__}"},
+        metadata={CONFIG_CLASS: name_of(ReportConfig)},
         tags={REPORTS: "true"},
         config_schema=launchpad_fields(ReportConfig),
         required_resource_keys=set(RESOURCES),
     )
     def forge_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with not_retried():
-            config = ReportConfig(**context.op_execution_context.op_config)
+            config = config_in_effect(context, "forge_report", ReportConfig())
             forge = Forge(definitions(), context.instance, context.resources.store, gates)
             inputs = report_inputs(forge, config)
             return _write(forge, config, inputs)
@@ -98,6 +99,7 @@ def _write(forge: Forge, config: ReportConfig, inputs: str) -> dg.MaterializeRes
         "page": dg.MetadataValue.path(str(folder / PAGE)),
         "junit": dg.MetadataValue.path(str(folder / JUNIT)),
         **_counts(models),
+        **kept_values.described(config, ReportConfig(), selected_profile()),
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG
 
+from forge_assets import kept_values
 from forge_assets.factory import model_metadata
+from forge_assets.freshness import resolve_config
 from forge_assets.graph_view import Forge, UserError
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.model_store import recorded_text
@@ -76,6 +78,8 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
         folder = forge.store.commit(phase.name, staged, here.digest)
     inputs = inputs_digest(here.code_version, config, {**here.parents, **data})
     metadata = model_metadata(folder, here, inputs) | {"imported_from": dg.MetadataValue.path(str(bundle.folder))}
+    defaults = resolve_config(forge, {}, select=[phase.name], defaults=True)[phase.name]
+    metadata |= kept_values.described(config, defaults, here.profile)
     # Dagster sets these tags for a step; for an event reported without a run, they must be given.
     tags = {DATA_VERSION_TAG: here.digest, CODE_VERSION_TAG: here.code_version}
     forge.instance.report_runless_asset_event(dg.AssetMaterialization(phase.name, metadata=metadata, tags=tags))
@@ -97,7 +101,7 @@ def _same_parents(forge: Forge, phase: Phase, lineage: Lineage) -> dict[str, Bun
                 f"{name} first, or make {phase.name} again from this one"
             )
         gate = [check for check in forge.checks_of(name) if check.name == "gate"]
-        judged = judge_latest(forge.instance, dg.AssetKey(name), gate)
+        judged = judge_latest(forge.instance, dg.AssetKey(name), gate, phase.name)
         if judged.closed:
             raise UserError(f"refused, quality gate closed: {'; '.join(judged.closed)}")
         parents[name] = forge.store.open_materialized(name, judged.record)

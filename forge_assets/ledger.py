@@ -16,7 +16,8 @@ import dagster as dg
 
 from forge_assets.graph_view import Forge
 from forge_assets.launchpad import selected_profile
-from forge_resources.gatekeeping import completed_verdict, latest_materialization
+from forge_assets.provenance import changed_inputs
+from forge_resources.gatekeeping import completed_verdict, latest_digest, latest_materialization
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
 
@@ -25,7 +26,7 @@ ARTIFACT = "compressed"  # the kind of bundle whose payload is the released file
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One stored model. `outdated` names the parents that have been made again since.
+    """One stored model. `outdated` names the ancestors that have been made again since.
 
     `exhibits` are the documents that its phase shows in addition to metrics (`forge_assets.report.exhibits`).
     """
@@ -125,6 +126,7 @@ def collect(forge: Forge) -> Ledger:
             opened[asset] = (record, bundle, bundle.lineage())
         except ValueError as error:
             missing[asset] = str(error)
+    outdated = _outdated(forge, {asset: lineage for asset, (_, _, lineage) in opened.items()})
     newest = max(opened.values(), key=lambda entry: entry[0].storage_id, default=None)
     profile = selected_profile() if newest is None else newest[2].profile
     models: list[ModelRow] = []
@@ -134,14 +136,31 @@ def collect(forge: Forge) -> Ledger:
         if lineage.profile != profile:
             missing[asset] = f"the latest one is of profile {lineage.profile}"
             continue
-        current = {name: entry[2].digest for name, entry in opened.items()}
-        outdated = tuple(name for name, digest in lineage.parents.items() if current.get(name) != digest)
-        row = ModelRow(lineage, bundle.folder, _figures(record), outdated, exhibits[asset])
+        row = ModelRow(lineage, bundle.folder, _figures(record), outdated.get(asset, ()), exhibits[asset])
         models.append(row)
         gates += _gate_rows(forge, record, lineage)
         if bundle.kind == ARTIFACT:
             artifact = _artifact(row, bundle)
     return Ledger(profile, tuple(models), tuple(gates), artifact, missing)
+
+
+def _outdated(forge: Forge, lineages: Mapping[str, Lineage]) -> dict[str, tuple[str, ...]]:
+    """Map each asset to the ancestors that have been made again since, the nearest last."""
+    outdated: dict[str, tuple[str, ...]] = {}
+    for asset in forge.assets():
+        inputs = forge.inputs_of(asset)
+        if asset in lineages:  # an imported model has no provenance
+            made_from = {**lineages[asset].parents, **lineages[asset].data}
+            now = {name: latest_digest(forge.instance, dg.AssetKey(name)) for name in made_from}
+            changed = [name for name in inputs if name in now and now[name] not in (None, made_from[name])]
+        else:
+            record = latest_materialization(forge.instance, dg.AssetKey(asset))
+            keys = [dg.AssetKey(name) for name in inputs]
+            found = [] if record is None else changed_inputs(forge.instance, record, keys)
+            changed = [key.to_user_string() for key in found]
+        above = [name for parent in inputs for name in outdated.get(parent, ())]
+        outdated[asset] = tuple(dict.fromkeys([*above, *changed]))
+    return outdated
 
 
 def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> list[GateRow]:

@@ -1,10 +1,11 @@
 """A sensor (off by default) that makes a phase again when its inputs have changed and their gates are open.
 
-It only remakes models that were made before, with the configuration of that run. An input counts as changed when its
-content did (Dagster's data version): a parent remade with identical weights triggers nothing. Phases are made one
-level at a time: a phase downstream of a changing asset waits until that asset is made and judged. A phase that failed
-is not tried again on the same inputs. Gates and their overrides apply as usual. The sensor never makes data assets (a
-question bank may cost money); a phase whose data is out of date waits until a person makes the data again.
+It only remakes models that were made before, with the values that they were made with (`kept_values`). An input counts
+as changed when its content did (Dagster's data version): a parent remade with identical weights triggers nothing.
+Phases are made one level at a time: a phase downstream of a changing asset waits until that asset is made and judged. A
+phase that failed is not tried again on the same inputs. Gates and their overrides apply as usual. The sensor never
+makes data assets (a question bank may cost money); a phase whose data is out of date waits until a person makes the
+data again.
 """
 
 import hashlib
@@ -14,11 +15,11 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import extract_data_provenance_from_entry
 
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import selected_profile
-from forge_resources.gatekeeping import closed_gates, latest_materialization
+from forge_assets.provenance import changed_inputs, recorded_value
+from forge_resources.gatekeeping import closed_gates, latest_digest, latest_materialization
 
 Checks = Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]]
 _ACTIVE = [
@@ -80,7 +81,7 @@ def changed_phases(
             continue
         if record is None:
             continue
-        changed = _changed_inputs(instance, record, parents.get(key, ()))
+        changed = changed_inputs(instance, record, parents.get(key, ()))
         if not changed:
             continue
         changing.add(key)
@@ -90,9 +91,9 @@ def changed_phases(
         elif above:
             names = ", ".join(parent.to_user_string() for parent in above)
             wanted.waiting.append(f"{name} waits for {names}, which is about to change")
-        elif (profile := _text(record, "profile")) != selected_profile():
+        elif (profile := recorded_value(record, "profile")) != selected_profile():
             wanted.waiting.append(f"{name} was made at profile {profile}, and here it would be {selected_profile()}")
-        elif closed := closed_gates(instance, [p for p in parents[key] if p in checks], checks):
+        elif closed := closed_gates(instance, [p for p in parents[key] if p in checks], checks, name):
             wanted.waiting.append(f"{name} waits, quality gate closed: {'; '.join(closed)}")
         else:
             wanted.requests.append(_request(instance, key, record, parents[key], what))
@@ -110,39 +111,13 @@ def _request(
 
     Dagster launches a run key only once and the key names the inputs, so a phase that failed is not repeated on them.
     """
-    content = repr([(str(parent), _version(instance, parent)) for parent in parents])
-    made_by = instance.get_run_by_id(record.run_id)
-    ops: Any = {} if made_by is None else made_by.run_config.get("ops", {})
+    content = repr([(str(parent), latest_digest(instance, parent)) for parent in parents])
     name = key.to_python_identifier()
     return dg.RunRequest(
         run_key=f"{name}:{record.storage_id}:{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         asset_selection=[key],
-        run_config={"ops": {name: ops[name]}} if name in ops else {},
         tags={"forge/changed_inputs": what},
     )
-
-
-def _changed_inputs(
-    instance: dg.DagsterInstance, record: dg.EventLogRecord, parents: Sequence[dg.AssetKey]
-) -> list[dg.AssetKey]:
-    """Return the inputs whose content has changed; none if inputs were not recorded, as for an imported model."""
-    provenance = extract_data_provenance_from_entry(record.event_log_entry)
-    if provenance is None or not provenance.input_data_versions:
-        return []
-    recorded = {key: version.value for key, version in provenance.input_data_versions.items()}
-    now = {parent: _version(instance, parent) for parent in parents}
-    return [parent for parent, version in now.items() if version is not None and recorded.get(parent) != version]
-
-
-def _version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
-    record = latest_materialization(instance, key)
-    return None if record is None else _text(record, "digest")
-
-
-def _text(record: dg.EventLogRecord, name: str) -> str | None:
-    materialization = record.asset_materialization
-    value = materialization.metadata.get(name) if materialization is not None else None
-    return None if value is None else str(value.value)
 
 
 def _busy(instance: dg.DagsterInstance, known: Mapping[dg.AssetKey, Any]) -> dict[dg.AssetKey, str]:

@@ -18,10 +18,12 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.execution.api import create_execution_plan, execute_run_iterator
 from dagster._core.snap import snapshot_from_execution_plan
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-from forge_assets.freshness import PlannedStep
+from forge_assets import kept_values
+from forge_assets.freshness import PlannedStep, run_values
 from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import selected_profile
 from forge_resources.run_process import died, forget
@@ -104,10 +106,16 @@ def unfinished_run(forge: Forge, steps: Sequence[PlannedStep]) -> dg.DagsterRun 
 
 
 def execute(
-    forge: Forge, steps: Sequence[PlannedStep], overrides: Mapping[str, Mapping[str, Any]], console: Console
+    forge: Forge,
+    steps: Sequence[PlannedStep],
+    configs: Mapping[str, BaseModel],
+    console: Console,
+    *,
+    defaults: bool = False,
 ) -> RunOutcome:
-    """Make and judge the assets of `steps`, printing a line for each asset and verdict.
+    """Make and judge the assets of `steps`, made with `configs`, printing a line for each asset and verdict.
 
+    `defaults` marks a run that goes back to the profile's values (`kept_values`).
     Dagster's own events are recorded in the instance and not printed.
     """
     making = [step.asset for step in steps if step.action == "make"]
@@ -115,7 +123,8 @@ def execute(
     earlier = unfinished_run(forge, steps)
     if earlier is not None:
         console.print(f"Going on from the checkpoint of run {earlier.run_id[:8]}.")
-    run = _create_run(forge, making, judging, overrides, earlier)
+    values = {asset: given for asset, given in run_values(forge, configs).items() if asset in making and given}
+    run = _create_run(forge, making, judging, values, earlier, defaults=defaults)
     outcome = RunOutcome(run.run_id)
     progress = _Progress(console, outcome)
     events = execute_run_iterator(InMemoryJob(forge.job()), run, forge.instance)
@@ -137,14 +146,15 @@ def _create_run(
     forge: Forge,
     making: Sequence[str],
     judging: Sequence[str],
-    overrides: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Mapping[str, Any]],
     earlier: dg.DagsterRun | None,
+    *,
+    defaults: bool,
 ) -> dg.DagsterRun:
     assets = frozenset(dg.AssetKey(name) for name in making)
     checks = frozenset(check for name in (*making, *judging) for check in forge.checks_of(name))
     job = forge.job().get_subset(asset_selection=assets, asset_check_selection=checks)
-    ops = {name: {"config": dict(overrides[name])} for name in making if name in overrides}
-    run_config = {"ops": ops, **_QUIET}
+    run_config = {"ops": {name: {"config": dict(given)} for name, given in values.items()}, **_QUIET}
     snapshot = job.get_job_snapshot_id()
     execution_plan = create_execution_plan(job, run_config=run_config, instance_ref=forge.instance.get_ref())
     process = psutil.Process()
@@ -154,6 +164,8 @@ def _create_run(
         "forge/pid": str(process.pid),
         "forge/process_started": f"{process.create_time():.2f}",
     }
+    if defaults:
+        tags[kept_values.DEFAULTS] = "true"
     root = None
     if earlier is not None:  # checkpoints are keyed by the root run: the new run must join that group to find them
         root = earlier.root_run_id or earlier.run_id
@@ -264,7 +276,7 @@ class _Progress:
 
     def _judged(self, evaluation: Any) -> None:
         name = evaluation.asset_key.to_user_string()
-        what = "gate" if evaluation.severity == dg.AssetCheckSeverity.ERROR else "claims"
+        what = evaluation.check_name
         if evaluation.passed:
             self._console.print(f"    [green]{name}: {what} passed[/]")
             return

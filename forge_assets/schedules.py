@@ -76,7 +76,7 @@ def _schedule(
         ),
     )
     def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if reasons := closed_gates(context.instance, parents, checks):
+        if reasons := closed_gates(context.instance, parents, checks, name):
             return dg.SkipReason("quality gate closed: " + "; ".join(reasons))
         return dg.RunRequest()
 

@@ -42,16 +42,22 @@ class GatedRunCoordinator(QueuedRunCoordinator):
         """Queue the run, or mark it failed with the closed gates as the reason."""
         run = context.dagster_run
         if run.status == dg.DagsterRunStatus.NOT_STARTED:
-            parents = self._gated_parents(context)
-            if reasons := closed_gates(self._instance, parents, self._checks):
-                self._instance.report_run_failed(run, "refused, quality gate closed: " + "; ".join(reasons))
+            reasons = [
+                reason
+                for child, parents in self._gated_parents(context).items()
+                for reason in closed_gates(self._instance, parents, self._checks, child)
+            ]
+            if reasons:
+                self._instance.report_run_failed(
+                    run, "refused, quality gate closed: " + "; ".join(dict.fromkeys(reasons))
+                )
                 refused = self._instance.get_run_by_id(run.run_id)
                 assert refused is not None, f"run {run.run_id} vanished while it was refused"
                 return refused
         return super().submit_run(context)
 
-    def _gated_parents(self, context: SubmitRunContext) -> list[dg.AssetKey]:
-        """The gated parents of the assets that the run makes, except those that it makes itself.
+    def _gated_parents(self, context: SubmitRunContext) -> dict[str, list[dg.AssetKey]]:
+        """Map the assets that the run makes to their gated parents, except those that it makes itself.
 
         Assets that only report are exempt: they may be made although a gate upstream is closed.
         """
@@ -62,6 +68,9 @@ class GatedRunCoordinator(QueuedRunCoordinator):
             location = context.workspace.get_code_location(origin.code_location_origin.location_name)
             repository = location.get_repository(origin.repository_name)
             selected = set(repository.get_asset_keys_in_job(run.job_name))
-        nodes = [graph.get(key) for key in selected if graph.has(key)]
-        parents = {parent for node in nodes if REPORTS not in node.tags for parent in node.parent_keys}
-        return sorted((parents & self._checks.keys()) - selected)
+        nodes = [graph.get(key) for key in sorted(selected) if graph.has(key)]
+        return {
+            node.key.to_user_string(): sorted((node.parent_keys & self._checks.keys()) - selected)
+            for node in nodes
+            if REPORTS not in node.tags
+        }

@@ -1,9 +1,10 @@
 """The rule of the quality gates: whether the current version of an asset passed the checks that block its children.
 
 The guard inside each phase, the run coordinator, the schedules and the sensors all use this one lookup. It fails
-closed. A gate is open only if there is a *completed* verdict on the asset's *latest* materialization that did not fail
-with severity ERROR, or if a person overrode that failure for exactly this materialization. A verdict on an older
-version, a check that was planned but never ran, and a version without any verdict all leave the gate closed.
+closed. A gate is open only if there is a *completed* verdict on the asset's *latest* materialization that did not fail,
+or if a person overrode that failure for exactly this materialization. A verdict on an older version, a check that was
+planned but never ran, a version without any verdict, and a verdict measured on data that have been made again since
+all leave the gate closed. A gate may block only some of the models that are made from the asset.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from dagster._core.storage.asset_check_execution_record import (
 
 from forge_resources.overrides import Override, overrides_of, record_override
 
+MEASURED_ON = "forge/measured_on"  # metadata of a verdict: data asset to the digest on which the model was measured
 SHORTEST_REASON = 12  # characters
 REPORTS = "forge/reports"  # tag of an asset that only reports: closed gates upstream do not block it
 _COMPLETED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
@@ -43,16 +45,24 @@ def closed_gates(
     instance: dg.DagsterInstance,
     parents: Sequence[dg.AssetKey],
     checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]],
+    child: str | None = None,
 ) -> list[str]:
-    """Return why nothing may be built from `parents` now, one line per closed gate; empty if every gate is open.
+    """Return why `child` may not be made from `parents` now, one line per closed gate; empty if every gate is open.
+
+    Without `child`, also gates that block only some models count.
 
     A parent without an entry in `checks` counts as closed: a model without gates is not passed on.
     """
-    return [reason for key in parents for reason in judge_latest(instance, key, checks.get(key, ())).closed]
+    return [reason for key in parents for reason in judge_latest(instance, key, checks.get(key, ()), child).closed]
 
 
-def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey]) -> Judged:
-    """Look up the verdicts of `checks` on the latest materialization of `key`, and their overrides."""
+def judge_latest(
+    instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequence[dg.AssetCheckKey], child: str | None = None
+) -> Judged:
+    """Look up the verdicts of `checks` on the latest materialization of `key`, and their overrides.
+
+    With `child`, gates that block other models only are left out.
+    """
     name = key.to_user_string()
     record = latest_materialization(instance, key)
     if record is None:
@@ -65,10 +75,17 @@ def judge_latest(instance: dg.DagsterInstance, key: dg.AssetKey, checks: Sequenc
         evaluation = completed_verdict(instance, check, record.storage_id)
         if evaluation is None:
             reasons.append(f"{check.to_user_string()}: the current version has no completed verdict; run the check")
-        elif _blocks(evaluation):
-            override = _override_of(instance, key, record.storage_id, failed_gates(evaluation))
+        elif other := _measured_on_other_data(instance, evaluation):
+            reasons.append(
+                f"{check.to_user_string()}: the verdict is on {other}: make {name} again, which measures it "
+                f"(forge run --select {name})"
+            )
+        elif _blocks(evaluation, child):
+            override = _override_of(instance, key, record.storage_id, failed_gates(evaluation, child))
             if override is None:
-                reasons.append(f"{check.to_user_string()}: FAILED, {evaluation.description or 'no reason given'}")
+                some = blocked_by(evaluation)
+                whom = "" if some is None else f" for {', '.join(some)}"
+                reasons.append(f"{check.to_user_string()}: FAILED{whom}, {evaluation.description or 'no reason given'}")
             used = override or used
     return Judged(record, tuple(reasons), used)
 
@@ -77,6 +94,13 @@ def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg
     """Return the newest materialization of `key`, or None if it was never made."""
     records = instance.fetch_materializations(key, limit=1).records
     return records[0] if records else None
+
+
+def latest_digest(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    """Return the digest of the newest materialization of `key`, or None if it was never made or has none."""
+    record = latest_materialization(instance, key)
+    digest = record.asset_materialization.metadata.get("digest") if record and record.asset_materialization else None
+    return None if digest is None else str(digest.value)
 
 
 def completed_verdict(
@@ -109,9 +133,18 @@ def verdict_rows(evaluation: AssetCheckEvaluation) -> list[Mapping[str, Any]]:
     return [entry.data for entry in table.records] if isinstance(table, dg.TableMetadataValue) else []
 
 
-def failed_gates(evaluation: AssetCheckEvaluation) -> tuple[str, ...]:
-    """Return the names of the gates that failed in `evaluation`."""
-    return tuple(str(row["gate"]) for row in verdict_rows(evaluation) if not row["passed"])
+def failed_gates(evaluation: AssetCheckEvaluation, child: str | None = None) -> tuple[str, ...]:
+    """Return the names of the gates that failed in `evaluation`; with `child`, only those that block this model."""
+    failed = [row for row in verdict_rows(evaluation) if not row["passed"]]
+    return tuple(str(row["gate"]) for row in failed if child is None or not _whom(row) or child in _whom(row))
+
+
+def blocked_by(evaluation: AssetCheckEvaluation) -> tuple[str, ...] | None:
+    """Return the only models that the failure in `evaluation` blocks, or None if it blocks all or did not fail."""
+    rows = [row for row in verdict_rows(evaluation) if not row["passed"]]
+    if not rows or not all(_whom(row) for row in rows):
+        return None
+    return tuple(dict.fromkeys(name for row in rows for name in _whom(row)))
 
 
 def override_gate(
@@ -182,8 +215,24 @@ def _recent(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Sequence[A
     return instance.event_log_storage.get_asset_check_execution_history(check, limit=_HISTORY, status=_COMPLETED)
 
 
-def _blocks(evaluation: AssetCheckEvaluation) -> bool:
-    return not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
+def _blocks(evaluation: AssetCheckEvaluation, child: str | None = None) -> bool:
+    """Whether a gate failed, for `child` or for any model. A gate that could not be judged blocks all of them."""
+    return not evaluation.passed and (not verdict_rows(evaluation) or bool(failed_gates(evaluation, child)))
+
+
+def _whom(row: Mapping[str, Any]) -> list[str]:
+    """The models that a failed gate blocks; empty for all."""
+    return str(row.get("blocks") or "").replace(",", " ").split()
+
+
+def _measured_on_other_data(instance: dg.DagsterInstance, evaluation: AssetCheckEvaluation) -> str:
+    """Name the data on which the judged model was measured and that have been made again since; empty if none were."""
+    recorded = evaluation.metadata.get(MEASURED_ON)
+    if not isinstance(recorded, dg.JsonMetadataValue) or not isinstance(recorded.value, Mapping):
+        return "" if not verdict_rows(evaluation) else "data that were not recorded"
+    latest = {name: latest_digest(instance, dg.AssetKey(name)) for name in recorded.value}
+    other = [name for name, digest in recorded.value.items() if latest[name] not in (None, digest)]
+    return f"an earlier {' and '.join(other)}" if other else ""
 
 
 def _override_of(

@@ -27,7 +27,8 @@ class Gate:
 
     `metric` is a key of the bundle's `metrics`; for an estimate with a CI, it is the conservative bound (for instance
     `retention_low`). `against` names the baseline of the metric. `by_profile` holds thresholds in units that grow with
-    the model; if given, `at` sets `threshold` to that of a profile.
+    the model; if given, `at` sets `threshold` to that of a profile. `blocks` names the models that a failure blocks, of
+    those made from the asset; empty: all of them.
     """
 
     asset: str
@@ -39,6 +40,7 @@ class Gate:
     against: str = ""
     blocking: bool = True
     by_profile: Mapping[str, float] | None = None
+    blocks: tuple[str, ...] = ()
 
     def at(self, profile: str) -> Gate:
         """Return the gate with the threshold of `profile`.
@@ -91,8 +93,11 @@ def gate(
     evidence: str,
     against: str = "",
     blocking: bool = True,
+    blocks: tuple[str, ...] = (),
 ) -> Gate:
     """Return a gate with one bound, `at_least` or `at_most`. `metric` is a field of a record (see `record.of`).
+
+    A failure blocks everything that is made from the asset, or only the models named in `blocks`.
 
     Raises:
         ValueError: when not exactly one bound is given.
@@ -102,7 +107,7 @@ def gate(
         raise ValueError(f"gate {asset}.{name} needs exactly one of at_least and at_most")
     by_profile = threshold if isinstance(threshold, Mapping) else None
     value = threshold if not isinstance(threshold, Mapping) else min(threshold.values())
-    return Gate(asset, name, str(metric), direction, value, evidence, against, blocking, by_profile)  # type: ignore[arg-type]
+    return Gate(asset, name, str(metric), direction, value, evidence, against, blocking, by_profile, blocks)  # type: ignore[arg-type]
 
 
 def claim(

@@ -140,19 +140,25 @@ def make_and_judge(
     select: list[str],
     force: list[str],
     console: Console,
+    *,
+    defaults: bool = False,
 ) -> tuple[list[str], bool]:
     """Make stale assets and judge unjudged ones; return the problems, and whether the user interrupted the run."""
-    from forge_assets.freshness import plan, resolve_config
+    from forge_assets.freshness import kept_lines, plan, resolve_config
     from forge_assets.run_graph import execute, release_dead_runs, terminal
 
-    configs = resolve_config(forge, overrides)
+    configs = resolve_config(forge, overrides, select=select, defaults=defaults)
     release_dead_runs(forge.instance)
     steps = plan(forge, configs, select=select, force=force)
+    for line in kept_lines(forge, overrides, [step.asset for step in steps]) if not defaults else ():
+        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    for note in (step.note for step in steps if step.note):
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     problems = [f"{step.asset}: {step.reason}" for step in steps if step.action == "closed"]
     kept = [step.asset for step in steps if step.action == "keep"]
     if kept:
         console.print(f"[dim]fresh: {', '.join(kept)}[/]")
-    if any(step.action == "closed" and step.inputs is not None for step in steps):  # fresh, but its gate failed
+    if any(step.action == "closed" and step.gated for step in steps):
         problems.append(
             "Running again would change nothing: change the configuration or the code, or make an asset "
             "again with --force ASSET."
@@ -165,5 +171,5 @@ def make_and_judge(
     if below := [step.asset for step in steps if step.action == "make" and step.inputs is None]:
         console.print(f"[dim]and what is made from it: {', '.join(below)}[/]", soft_wrap=True)
     with terminal() as stream:
-        outcome = execute(forge, steps, overrides, Console(file=stream, highlight=False))
+        outcome = execute(forge, steps, configs, Console(file=stream, highlight=False), defaults=defaults)
     return [*problems, *outcome.problems], outcome.interrupted

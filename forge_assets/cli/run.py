@@ -1,5 +1,6 @@
 """`forge run`: make and judge every model that is missing or stale, then print the ledger."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +19,22 @@ def run(
     select: Annotated[list[str] | None, typer.Option(help="Make only this asset; may be repeated.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file: asset, then fields and values.")] = None,
     force: Annotated[list[str] | None, typer.Option(help="Make this asset again even if it is fresh.")] = None,
+    defaults: Annotated[
+        bool,
+        typer.Option("--defaults", help="Go back to the profile's values, also where an asset was made with others."),
+    ] = False,
 ) -> None:
-    """Make every model that is missing or stale, judge it, and print the ledger."""
+    """Make every model that is missing or stale, judge it, and print the ledger.
+
+    An asset keeps the configuration that it was made with, until another one is given or --defaults.
+    """
     console = Console(highlight=False)
     with errors(), open_forge(profile) as forge:
         overrides = read_overrides(config)
-        problems, interrupted = make_and_judge(forge, overrides, select or [], force or [], console)
+        again = _command(profile, config, defaults=defaults)
+        problems, interrupted = make_and_judge(forge, overrides, select or [], force or [], console, defaults=defaults)
         if interrupted:
-            console.print("Interrupted; run again to continue.")
+            console.print(f"Interrupted; {again} continues.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
         from forge_assets.ledger import collect
         from forge_assets.report import print_ledger
@@ -35,7 +44,7 @@ def run(
         print_ledger(ledger, console, verdicts=False)
         for problem in problems:
             console.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
-        _next_steps(ledger, console)
+        _next_steps(ledger, again, console)
     if problems:
         raise typer.Exit(1)
 
@@ -59,10 +68,16 @@ def read_overrides(path: Path | None) -> dict[str, dict[str, Any]]:
     return document
 
 
-def _next_steps(ledger: "Ledger", console: Console) -> None:
+def _command(profile: str, config: Path | None, *, defaults: bool) -> str:
+    """Return the command that goes on with this run."""
+    given = f" --config {shlex.quote(str(config))}" if config is not None else ""
+    return f"forge run --profile {profile}{given}{' --defaults' if defaults else ''}"
+
+
+def _next_steps(ledger: "Ledger", again: str, console: Console) -> None:
     made = ledger.artifact is not None and ledger.artifact.path
     lines = (
-        f'forge generate --artifact {made} "The "' if made else f"forge run --profile {ledger.profile}   # continues",
+        f'forge generate --artifact {made} "The "' if made else f"{again}   # continues",
         "forge report --html report.html",
         "forge up",
     )

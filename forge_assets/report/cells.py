@@ -22,7 +22,7 @@ def missing_lines(ledger: Ledger) -> list[str]:
 
 
 def outdated_lines(ledger: Ledger) -> list[str]:
-    """Return a line for each model whose parents have been made again since."""
+    """Return a line for each model whose ancestors have been made again since."""
     return [
         f"* {row.lineage.asset} was made from an earlier {', '.join(row.outdated)}; forge run makes it again"
         for row in ledger.models

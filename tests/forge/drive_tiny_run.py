@@ -24,7 +24,8 @@ if __name__ == "__main__":
     with dg.DagsterInstance.get() as instance:
         forge = Forge(location.defs, instance, ModelStore(), location.GATES)
         release_dead_runs(instance)
-        steps = plan(forge, resolve_config(forge, overrides), select=sys.argv[3:])
+        configs = resolve_config(forge, overrides, select=sys.argv[3:])
+        steps = plan(forge, configs, select=sys.argv[3:])
         with terminal() as stream:
-            outcome = execute(forge, steps, overrides, Console(file=stream))
+            outcome = execute(forge, steps, configs, Console(file=stream))
     print(json.dumps({name: getattr(outcome, name) for name in ("run_id", "made", "problems", "interrupted")}))

@@ -24,6 +24,7 @@ from forge_resources import forge_home
 from forge_resources.gatekeeping import override_gate
 
 BAD = {"value": 2.0}
+GOOD = {"value": 0.5}
 CHECKS = tiny_automation.gate_checks()
 ALL_CHECKS = [key for check in tiny_automation.CHECKS for key in check.check_keys]
 PARENTS = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in tiny_automation.PHASES}
@@ -86,14 +87,14 @@ def test_changed_input_asks_for_the_next_level_only(instance: dg.DagsterInstance
     assert wanted(instance) == Wanted()
     make(instance, "trunk", trunk={"step_s": 0.001})  # made again, the same weights
     assert wanted(instance) == Wanted()
-    make(instance, "trunk", trunk={"value": 0.25})
+    make(instance, "trunk", trunk={"value": 0.25, "step_s": 0.001})
     (request,) = wanted(instance).requests
     assert [key.to_user_string() for key in request.asset_selection or ()] == ["left"]
-    assert request.run_config == {"ops": {"left": {"config": {"step_s": 0.001}}}}  # as it was made before
+    assert request.run_config == {}  # an asset keeps the values that it was made with
     assert request.tags["forge/changed_inputs"] == "trunk"
-    make(instance, "left", left={"value": 0.75})
+    make(instance, "left", left={"value": 0.75, "step_s": 0.001})
     assert asked(instance) == ["left_child"]
-    make(instance, "trunk", trunk={"value": 0.3})
+    make(instance, "trunk", trunk={"value": 0.3, "step_s": 0.001})
     assert asked(instance) == ["left"]
     assert wanted(instance).waiting == ["left_child waits for left, which is about to change"]
 
@@ -307,7 +308,7 @@ def test_flip_sensor_logs_writes_and_posts(
     assert (received[0]["value"], received[0]["threshold"], received[0]["text"]) == (4.0, 1.0, said)
     assert tick(cursor)[0] == "no gate flipped from pass to fail"
     for unreachable in ("http://127.0.0.1:9/secret", "ftp://127.0.0.1/secret"):
-        make(instance, "trunk")
+        make(instance, "trunk", trunk=GOOD)
         make(instance, "trunk", trunk=BAD)
         monkeypatch.setenv("FORGE_ALERT_WEBHOOK", unreachable)
         said, cursor = tick(cursor)

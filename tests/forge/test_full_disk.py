@@ -26,9 +26,9 @@ ROOM = 2_000_000  # bytes a file may have: more than Dagster's databases need he
 
 
 def run(forge: Forge, config: dict[str, Any]) -> tuple[RunOutcome, str]:
-    overrides, text = {"trunk": config}, io.StringIO()
-    steps = plan(forge, resolve_config(forge, overrides), select=["trunk"])
-    return execute(forge, steps, overrides, Console(file=text, width=200)), text.getvalue()
+    configs, text = resolve_config(forge, {"trunk": config}), io.StringIO()
+    steps = plan(forge, configs, select=["trunk"])
+    return execute(forge, steps, configs, Console(file=text, width=200)), text.getvalue()
 
 
 def run_until_full(config: dict[str, Any], store: ModelStore) -> dict[str, Any]:

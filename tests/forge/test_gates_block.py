@@ -1,6 +1,8 @@
 """A closed quality gate blocks: in the same run, in a later run, at submission, at a schedule's tick."""
 
+import io
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,13 +13,28 @@ from dagster._core.definitions.timestamp import TimestampWithTimezone
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.workspace.context import WorkspaceProcessContext
 from forge_instance import Make, failure_text, launch, made, verdict
+from rich.console import Console
 
-from forge_resources.gatekeeping import closed_gates, judge_latest
-from forge_resources.model_store import ModelStore
+from forge_assets.checks import asset_checks
+from forge_assets.factory import phase_asset
+from forge_assets.freshness import plan, resolve_config
+from forge_assets.gates import gate_checks
+from forge_assets.graph_view import Forge
+from forge_assets.run_graph import execute
+from forge_resources.gatekeeping import (
+    MEASURED_ON,
+    closed_gates,
+    judge_latest,
+    latest_materialization,
+    override_gate,
+)
+from forge_resources.model_store import ModelStore, recorded_text
+from training_core.gates import Gate
 from training_core.store.bundle import open_bundle
 
 DATA = ("tokens", "evaluation_suite")
 BAD = {"value": 2.0}  # mean square 4, above the gate's 1
+GOOD = {"value": 0.5}
 CHECKS = tiny_forge.gate_checks()
 
 
@@ -83,7 +100,7 @@ def test_stale_verdict_closes_until_the_new_version_is_judged(make: Make, instan
 def test_old_failure_does_not_close_the_repaired_version(make: Make, instance: dg.DagsterInstance) -> None:
     make("trunk", config={"trunk": BAD})
     assert closed(instance, "trunk") != []
-    make("trunk")
+    make("trunk", config={"trunk": GOOD})
     assert closed(instance, "trunk") == []
 
 
@@ -193,7 +210,7 @@ def test_ui_launch_and_schedule_tick(
     asked = tick(workspace, instance, "left_child_schedule")
     assert asked.skip_message.startswith("quality gate closed: left:gate: FAILED")
     assert asked.run_requests == []
-    make("left")
+    make("left", config={"left": GOOD})
     asked = tick(workspace, instance, "left_child_schedule")
     assert asked.skip_message is None
     assert len(asked.run_requests) == 1
@@ -206,3 +223,56 @@ def tick(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, sched
     repository = location.get_repository("__repository__")
     now = TimestampWithTimezone(datetime.now(UTC).timestamp(), "UTC")
     return location.get_schedule_execution_data(instance, repository.handle, schedule, now, None)
+
+
+def test_gate_that_blocks_one_child_lets_the_other_through(instance: dg.DagsterInstance, store: ModelStore) -> None:
+    light = Gate("trunk", "light", "mean_square", "at_most", 0.1, "mean of squares", blocks=("left",))
+    table = (*tiny_forge.GATES, light)
+    models = [
+        phase_asset(tiny_forge.PHASES[name], preset=tiny_forge.no_preset, checks=gate_checks(table))
+        for name in ("trunk", "left", "right")
+    ]
+    definitions = dg.Definitions(
+        [tiny_forge.tokens, tiny_forge.evaluation_suite, *models],
+        asset_checks=asset_checks(table, ["trunk", "left", "right"]),
+        resources=tiny_forge.defs.resources,
+        executor=dg.in_process_executor,
+    )
+    forge = Forge(definitions, instance, store, table)
+    configs = resolve_config(forge, {})
+    outcome = execute(forge, plan(forge, configs), configs, Console(file=io.StringIO()))
+    assert sorted(outcome.made) == ["right", "trunk"]
+    reason = "trunk:gate: FAILED for left, light FAILED: mean_square = 0.25, required <= 0.1"
+    assert f"left: refused, quality gate closed: {reason}" in outcome.problems
+    trunk, checks = [dg.AssetKey("trunk")], gate_checks(table)
+    assert closed_gates(instance, trunk, checks, "left") == [reason]
+    assert closed_gates(instance, trunk, checks, "right") == []
+    assert closed_gates(instance, trunk, checks) == [reason]  # not knowing whom: closed
+    again = {step.asset: step for step in plan(forge, configs)}
+    assert (again["trunk"].action, again["trunk"].blocks) == ("keep", ("left",))
+    assert (again["left"].action, again["right"].action) == ("closed", "keep")
+    (alone,) = plan(forge, configs, select=["left"])
+    assert alone.reason.startswith(f"refused: {reason}")
+    elsewhere = Forge(definitions, instance, store, (*tiny_forge.GATES, replace(light, blocks=("right",))))
+    assert plan(elsewhere, configs, select=["trunk"])[0].reason == "the table of gate changed"
+    override_gate(instance, trunk[0], checks[trunk[0]], reason="known and accepted by me", who="ada")
+    assert closed_gates(instance, trunk, checks, "left") == []
+
+
+def test_verdict_on_other_data_opens_no_gate(make: Make, instance: dg.DagsterInstance) -> None:
+    judged = verdict(make("trunk"), "trunk")
+    suite = latest_materialization(instance, dg.AssetKey("evaluation_suite"))
+    assert suite is not None
+    assert judged.metadata[MEASURED_ON].value == {"evaluation_suite": recorded_text("suite", suite, "digest")}
+    make("tokens", config={"tokens": {"count": 9}})  # the training text alone judges nothing
+    assert closed(instance, "trunk") == []
+    make("evaluation_suite")
+    assert closed(instance, "trunk") == [
+        "trunk:gate: the verdict is on an earlier evaluation_suite: make trunk again, which measures it "
+        "(forge run --select trunk)"
+    ]
+    assert failure_text(make("left"), "left").startswith("refused, quality gate closed: trunk:gate: the verdict is on")
+    make("trunk", only_checks=True)  # judging the old measurements again does not help
+    assert "an earlier evaluation_suite" in closed(instance, "trunk")[0]
+    make("trunk")
+    assert closed(instance, "trunk") == []

@@ -5,7 +5,7 @@ import pytest
 import tiny_forge
 from dagster._core.workspace.context import WorkspaceProcessContext
 from forge_instance import Make, failure_text, launch, made, materialize, verdict
-from test_gates_block import BAD, CHECKS, closed, refusal, tick
+from test_gates_block import BAD, CHECKS, GOOD, closed, refusal, tick
 
 from forge_assets.checks import asset_checks
 from forge_assets.freshness import plan, resolve_config
@@ -53,7 +53,7 @@ def test_override_opens_the_gate_for_one_version_and_is_kept_for_ever(make: Make
     make("trunk", config={"trunk": BAD})  # the same weights, judged anew
     assert closed(instance, "trunk") == ["trunk:gate: FAILED, small FAILED: mean_square = 4, required <= 1"]
     assert failure_text(make("left"), "left").startswith("refused, quality gate closed: trunk:gate: FAILED")
-    make("trunk")
+    make("trunk", config={"trunk": GOOD})
     assert "overridden/trunk" not in make("left").get_asset_materialization_events()[0].materialization.metadata
     assert overrides_of(instance, TRUNK) == [record]
 
@@ -101,7 +101,7 @@ def test_only_a_failed_gate_can_be_overridden(make: Make, instance: dg.DagsterIn
     refused("evaluation_suite has no quality gate in the table", "evaluation_suite")
     make("trunk", config={"trunk": BAD}, checks=False)
     refused("trunk:gate gave no verdict on the current version: only a failed gate can be overridden")
-    make("trunk")
+    make("trunk", config={"trunk": GOOD})
     refused("the gate of trunk is open: there is nothing to override")
     make("trunk", config={"trunk": BAD})
     override(instance)

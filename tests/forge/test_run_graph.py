@@ -35,14 +35,19 @@ def forge(instance: dg.DagsterInstance, store: ModelStore) -> Forge:
     return Forge(tiny_forge.defs, instance, store, tiny_forge.GATES)
 
 
-def planned(forge: Forge, overrides: Overrides | None = None, **options: Any) -> dict[str, PlannedStep]:
-    return {step.asset: step for step in plan(forge, resolve_config(forge, overrides or {}), **options)}
+def planned(
+    forge: Forge, overrides: Overrides | None = None, *, defaults: bool = False, **options: Any
+) -> dict[str, PlannedStep]:
+    configs = resolve_config(forge, overrides or {}, select=options.get("select", ()), defaults=defaults)
+    return {step.asset: step for step in plan(forge, configs, **options)}
 
 
 def run(forge: Forge, overrides: Overrides | None = None, **options: Any) -> tuple[RunOutcome, str]:
     steps = list(planned(forge, overrides, **options).values())
     text = io.StringIO()
-    outcome = execute(forge, steps, overrides or {}, Console(file=text, width=200))
+    defaults = bool(options.get("defaults"))
+    configs = resolve_config(forge, overrides or {}, select=options.get("select", ()), defaults=defaults)
+    outcome = execute(forge, steps, configs, Console(file=text, width=200), defaults=defaults)
     return outcome, text.getvalue()
 
 
