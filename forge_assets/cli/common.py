@@ -74,7 +74,7 @@ def set_environment(profile: str) -> None:
     if profile not in PROFILES:
         raise ValueError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
     for variable, folder in (("DAGSTER_HOME", home), ("FORGE_HOME", forge_home_below(home))):
-        if problem := home_problem(variable, folder):
+        if problem := home_problem(variable, folder, make=True):
             raise ValueError(problem)
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(_instance_settings(), encoding="utf-8")
@@ -88,20 +88,24 @@ def dagster_home() -> Path:
     return root / "dagster_home"
 
 
-def home_problem(variable: str, home: Path) -> str | None:
-    """Return why nothing can be kept in `home`, which `variable` names, or None; the folder is made if it is missing.
+def home_problem(variable: str, home: Path, *, make: bool = False) -> str | None:
+    """Return why nothing can be kept in `home`, which `variable` names, and what to change; None if something can.
 
-    The text says what to change.
+    With `make`, the folder is made if it is missing.
     """
     change = f"set {variable} to a folder that you may write to"
     try:
         require_addressable(home)
-        home.mkdir(parents=True, exist_ok=True)
+        if make:
+            home.mkdir(parents=True, exist_ok=True)
+        nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     except OSError as error:
         return f"{home} cannot be made ({error.strerror}): {change}"
     except ValueError as error:
         return str(error)
-    return None if os.access(home, os.W_OK | os.X_OK) else f"{home} cannot be written to: {change}"
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    return f"{home} cannot be {'written to' if nearest == home else f'made in {nearest}'}: {change}"
 
 
 def forge_home_below(dagster_home: Path) -> Path:
