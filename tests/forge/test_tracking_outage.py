@@ -134,6 +134,27 @@ def test_a_model_is_made_and_judged_while_the_server_is_away(
     assert sorted((run.info.run_name, run.info.status) for run in runs) == [("left", "FINISHED"), ("trunk", "FINISHED")]
 
 
+def test_terminal_shows_the_outage_once(
+    instance: dg.DagsterInstance, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("FORGE_MLFLOW_URI", uri)
+    config = json.dumps({name: {"steps": 3} for name in ("trunk", "left")})
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("drive_tiny_run.py")),
+        config,
+        "live_forge",
+        "trunk",
+        "left",
+    ]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(process.stdout)["made"] == ["trunk", "left"]
+    said = [line for line in process.stderr.splitlines() if "MLflow" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"forge: MLflow at {uri} takes nothing ([Errno 111] Connection refused): runs go on")
+
+
 def track(asset: str, said: list[str], steps: int = 3, root: str = "root") -> None:
     with MlflowTracking().run(asset=asset, run_id="r", root_run_id=root, parameters={}, warn=said.append) as tracked:
         assert tracked is not None
