@@ -10,6 +10,7 @@ run starts, or by `forge up`. One line says so, in the run's log and on the term
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -45,6 +46,7 @@ EXPERIMENT = "agent-forge"
 _BATCH = 1000  # metrics that are kept back for one delivery
 _PARAM_CHARS = 6000  # MLflow's limit for one parameter's value
 _SECRET_WORDS = ("api_key", "password", "secret", "token_env", "credential")
+_REPLAY_S = 60.0  # a run does not spend more on what others left
 _PAUSE_S = 5.0  # shortest pause after a failed delivery
 _PAUSE_PER_S = 20.0  # and its length for each second that the delivery took, so that at most 5 % of a run is lost
 
@@ -152,7 +154,7 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
             yield None
             return
         self.uri()
-        self.replay(root_run_id, warn)
+        self.replay(root_run_id, warn, limit_s=_REPLAY_S)
         run = {
             "asset": asset,
             "root_run_id": root_run_id,
@@ -198,16 +200,20 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
         except OSError as error:
             _say(warn, f"{asset} {digest[:8]} does not become the champion in MLflow: {error}")
             return
-        self.replay(root_run_id, warn)
+        self.replay(root_run_id, warn, limit_s=_REPLAY_S)
 
-    def replay(self, root_run_id: str = "", warn: Warn = _log_warning) -> int:
-        """Deliver every journal that has no writer any more, and return how many are left."""
+    def replay(self, root_run_id: str = "", warn: Warn = _log_warning, *, limit_s: float = math.inf) -> int:
+        """Deliver every journal that has no writer any more, and return how many are left.
+
+        No further one is begun after `limit_s` seconds.
+        """
+        end = time.monotonic() + limit_s
         for journal in Journal.abandoned(_folder()):
             if self._model_is_coming(journal):
                 continue
             if self.deliver(journal, root_run_id, warn, writer_died=True):
                 journal.remove()
-            elif time.monotonic() < _again_at.get(self.uri(), 0.0):
+            if time.monotonic() >= end or time.monotonic() < _again_at.get(self.uri(), 0.0):
                 break
         return len(list(_folder().glob("*.jsonl")))
 
