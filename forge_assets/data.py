@@ -1,12 +1,17 @@
 """Data assets: corpus, tokenizer, packed tokens, verifiable tasks and questions, and the frozen evaluation suite."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from pydantic import BaseModel
 
 from forge_assets.factory import DataRun, data_asset
 from forge_assets.question_sources import frontier_questions
 from forge_resources import forge_home
-from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
+from training_core.data.corpus import build_corpus
+from training_core.data.documents import CorpusConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
+from training_core.data.sources import sources
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
@@ -15,16 +20,39 @@ from training_core.tasks.questions.bank import QuestionBankConfig, make_question
 Metadata = Mapping[str, float | str]
 
 
-@data_asset(kinds={"text"})
+def corpus_sources(config: CorpusConfig) -> Mapping[str, str]:
+    """Return what the corpus is read from: files with size and hash, the pinned package, or the dataset's commit."""
+    return sources(config)
+
+
+def generators(config: BaseModel) -> Mapping[str, str]:
+    """Return the version of the package that generates tasks and questions."""
+    return {"package reasoning-gym": _version("reasoning-gym")}
+
+
+def bpe_trainer(config: BaseModel) -> Mapping[str, str]:
+    """Return the version of the package that trains tokenizers."""
+    return {"package tokenizers": _version("tokenizers")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # making the asset says what to install
+
+
+@data_asset(kinds={"text"}, reads=corpus_sources)
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
     """Deduplicated documents from a pinned package, local files or a dataset hub, split by content hash."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
 
 
-@data_asset(inputs=["corpus"], kinds={"bpe"})
+@data_asset(inputs=["corpus"], kinds={"bpe"}, reads=bpe_trainer)
 def tokenizer(run: DataRun, config: TokenizerConfig) -> Metadata:
     """Byte-level BPE tokenizer, trained on the training documents."""
-    learned = train_tokenizer(config, read_jsonl(run.inputs["corpus"] / "train.jsonl"))
+    texts = read_jsonl(run.inputs["corpus"] / "train.jsonl", run.reporter, "reading text for the tokenizer (kB)")
+    learned = train_tokenizer(config, texts, run.reporter)
     learned.save(str(run.out / "tokenizer.json"))
     return {"vocab_size": learned.get_vocab_size()}
 
@@ -35,13 +63,13 @@ def tokens(run: DataRun, config: PackingConfig) -> Metadata:
     return pack_corpus(config, run.inputs["corpus"], run.inputs["tokenizer"], run.out, run.reporter)
 
 
-@data_asset(kinds={"questions"})
+@data_asset(kinds={"questions"}, reads=generators)
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
     """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out tasks are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
 
 
-@data_asset(inputs=["task_bank"], kinds={"questions"})
+@data_asset(inputs=["task_bank"], kinds={"questions"}, reads=generators)
 def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     """Verified training and held-out questions at ten levels, from generators and optionally from frontier models.
 

@@ -28,15 +28,14 @@ def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, A
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; forge report names the file") from error
-    from tokenizers import Tokenizer
-
+    from training_core.data.tokenizer import load_tokenizer
     from training_core.formats.artifact import read_artifact
     from training_core.nn.svf import SVFModel
     from training_core.phases.p8_compression.student_experts import answering
     from training_core.text.generation import generate
 
     read = read_artifact(data)
-    tokenizer = Tokenizer.from_str(read.tokenizer_json)
+    tokenizer = load_tokenizer(read.tokenizer_json)
     if experts == "off" or read.experts is None:
         if experts == "on":
             raise ValueError(f"{path} carries no experts: none of them helped when it was made; leave --experts on out")
@@ -54,12 +53,11 @@ def from_experts(bundle: "Bundle", prompt: str, point: int | None, options: dict
     Raises:
         BundleError: when the model has no experts. ValueError: when the front has no such point.
     """
-    from tokenizers import Tokenizer
-
+    from training_core.data.tokenizer import load_tokenizer
     from training_core.phases.p7_experts.bundles import at_point, load_experts
     from training_core.text.generation import generate
 
-    loaded, tokenizer = load_experts(bundle), Tokenizer.from_str(bundle.tokenizer_json())
+    loaded, tokenizer = load_experts(bundle), load_tokenizer(bundle.tokenizer_json())
     if point is not None:
         loaded = at_point(loaded, bundle.exhibits()["experts"], point)
     stack = ExitStack()
@@ -85,14 +83,13 @@ def from_bundle(
     Raises:
         ValueError: when `rule` is given but the model does not think.
     """
-    from tokenizers import Tokenizer
-
+    from training_core.data.tokenizer import load_tokenizer
     from training_core.formats.loading import load_model
     from training_core.phases.p3_quiet_star.bundles import load_reasoner
     from training_core.phases.p3_quiet_star.generation import think_and_generate
     from training_core.text.generation import generate
 
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    tokenizer = load_tokenizer(bundle.tokenizer_json())
     reason = "you said --thoughts off"
     if thoughts == "auto":
         reason = f"{asset} has no thoughts (a reasoning_model has)"

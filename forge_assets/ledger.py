@@ -78,11 +78,13 @@ class Ledger:
     gates: tuple[GateRow, ...]
     artifact: ArtifactRow | None
     missing: Mapping[str, str]
+    corpus: Mapping[str, float] = field(default_factory=dict)  # documents kept and left out, as `build_corpus` counts
 
     def as_json(self) -> dict[str, Any]:
         """Return the ledger as plain values."""
         return {
             "profile": self.profile,
+            "corpus": dict(self.corpus),
             "models": [_model_json(row) for row in self.models],
             "gates": [
                 {
@@ -141,7 +143,19 @@ def collect(forge: Forge) -> Ledger:
         gates += _gate_rows(forge, record, lineage)
         if bundle.kind == ARTIFACT:
             artifact = _artifact(row, bundle)
-    return Ledger(profile, tuple(models), tuple(gates), artifact, missing)
+    return Ledger(profile, tuple(models), tuple(gates), artifact, missing, _corpus_counts(forge))
+
+
+def _corpus_counts(forge: Forge) -> dict[str, float]:
+    """The counts of documents in the metadata of the latest corpus; empty if there is none."""
+    record = latest_materialization(forge.instance, dg.AssetKey("corpus"))
+    materialization = record.asset_materialization if record is not None else None
+    counts = {name: entry.value for name, entry in (materialization.metadata if materialization else {}).items()}
+    return {
+        name: value
+        for name, value in counts.items()
+        if name.startswith(("documents_", "dropped_", "split_")) and isinstance(value, int | float)
+    }
 
 
 def _outdated(forge: Forge, lineages: Mapping[str, Lineage]) -> dict[str, tuple[str, ...]]:

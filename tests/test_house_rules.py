@@ -14,8 +14,8 @@ PACKAGES = ("training_core", "forge_resources", "forge_assets")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CORE_MAY_IMPORT = {
-    "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "reasoning_gym",
-    "pycosat", "pymoo", "scipy", "training_core",
+    "torch", "numpy", "safetensors", "tokenizers", "pydantic", "constriction", "zstandard", "datasets", "datasketch",
+    "huggingface_hub", "pyarrow", "reasoning_gym", "pycosat", "pymoo", "scipy", "training_core",
 }  # fmt: skip
 
 
@@ -151,6 +151,16 @@ def test_resources_do_not_import_assets() -> None:
     for path in (p for p in SOURCES if "forge_resources" in p.parts):
         assert "import forge_assets" not in path.read_text()
         assert "from forge_assets" not in path.read_text()
+
+
+def test_tokenizers_are_loaded_in_one_place() -> None:
+    """Any other way takes "<|endoftext|>" in a text for the separator (`training_core.data.tokenizer`)."""
+    loader = ROOT / "training_core" / "data" / "tokenizer.py"
+    loading = re.compile(r"Tokenizer\.from_(str|file|buffer|pretrained)|PreTrainedTokenizer|AutoTokenizer")
+    scripts = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = [str(path.relative_to(ROOT)) for path in (*SOURCES, *scripts) if loading.search(path.read_text())]
+    assert found == [str(loader.relative_to(ROOT))]
+    assert len(loading.findall(loader.read_text())) == 1
 
 
 def test_no_mocks() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import Task, read_tasks
+from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.suite import Measurement, measure_bundle
 from training_core.evaluation.windows import Windows
@@ -118,7 +119,7 @@ class PhaseContext:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the training data."""
-        return Tokenizer.from_str(self.training.tokenizer_json)
+        return load_tokenizer(self.training.tokenizer_json)
 
     @property
     def batch_size(self) -> int:

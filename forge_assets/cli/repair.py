@@ -75,7 +75,7 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
     from forge_resources.swebench.trials import grade_patch, trials
 
     old, new = (read_archive(path) for path in archives)
-    diff = None if patch is None else patch.read_text(encoding="utf-8")
+    diff = None if patch is None else _diff(patch)
     bundle = None if model is None else _bundle(model)
     with open_sandbox("container") as sandbox:
         instance, runner = release_instance(name, old, new, sandbox)
@@ -94,6 +94,18 @@ def _run(console: Console, name: str, archives: tuple[Path, Path], patch: Path |
     return not wrong
 
 
+def _diff(patch: Path) -> str:
+    try:
+        return patch.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{patch} cannot be read: {error.strerror}; name the file of the patch") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{patch}, line {line} is not UTF-8 at byte {error.start}: write it again with git diff > FILE"
+        ) from error
+
+
 def _bundle(model: str) -> "Bundle":
     """Return the bundle in the folder `model`, or the latest bundle of the asset `model`."""
     from training_core.store.bundle import open_bundle
@@ -104,14 +116,14 @@ def _bundle(model: str) -> "Bundle":
 def _attempt(console: Console, instance: "Instance", runner: "ReleaseRunner", bundle: "Bundle", label: str) -> "Trial":
     """Let a stored model attempt the repair, print its prompt and completion, and return the graded attempt."""
     import torch
-    from tokenizers import Tokenizer
 
     from forge_resources.swebench.trials import Trial
+    from training_core.data.tokenizer import load_tokenizer
     from training_core.formats.loading import load_model
     from training_core.tasks.repair.excerpts import attempt_excerpt
     from training_core.tasks.repair.grading import grade
 
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    tokenizer = load_tokenizer(bundle.tokenizer_json())
     attempt = attempt_excerpt(load_model(bundle), tokenizer, instance, torch.Generator().manual_seed(0))
     console.print("The model was shown", f"[dim]{escape(attempt.prompt)}[/]", sep="\n", soft_wrap=True)
     console.print(f"and wrote {escape(repr(attempt.text))}", soft_wrap=True)

@@ -21,6 +21,23 @@ def missing_lines(ledger: Ledger) -> list[str]:
     return [*lines, f"make what is missing: forge run --profile {ledger.profile}"] if lines else []
 
 
+def corpus_lines(ledger: Ledger) -> list[str]:
+    """Return a line with the documents of the latest corpus, and how many were left out and why; none without one."""
+
+    def listed(prefix: str) -> str:
+        counts = ((name.removeprefix(prefix), n) for name, n in ledger.corpus.items() if name.startswith(prefix))
+        return ", ".join(f"{name} {n:,.0f}" for name, n in counts if n)
+
+    if not (kept := listed("documents_")):
+        return []
+    left_out, cut = listed("dropped_"), ledger.corpus.get("split_long", 0)
+    return [
+        f"corpus: documents: {kept}"
+        + (f"; left out: {left_out}" if left_out else "")
+        + (f"; {cut:,.0f} long documents were stored in parts" if cut else "")
+    ]
+
+
 def outdated_lines(ledger: Ledger) -> list[str]:
     """Return a line for each model whose ancestors have been made again since."""
     return [

@@ -15,6 +15,7 @@ from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import exhibits
 from forge_assets.report.cells import (
     artifact_line,
+    corpus_lines,
     evidence_of,
     formatted,
     gate_cells,
@@ -239,8 +240,8 @@ class PageView:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on models that are out of date or missing."""
-        return [*outdated_lines(self.ledger), *missing_lines(self.ledger)]
+        """Notes on models that are out of date or missing, and on the corpus."""
+        return [*outdated_lines(self.ledger), *missing_lines(self.ledger), *corpus_lines(self.ledger)]
 
     @property
     def model_cells(self) -> list[list[str]]:

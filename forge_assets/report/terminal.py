@@ -16,6 +16,7 @@ from forge_assets.report.cells import (
     VERDICT_COLUMNS,
     artifact_line,
     colour_of,
+    corpus_lines,
     gate_cells,
     missing_lines,
     model_cells,
@@ -35,7 +36,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
         parts.append(_gates_table(ledger))
     if ledger.artifact is not None and verdicts:
         parts.append(Text(artifact_line(ledger.artifact)))
-    parts += [Text.from_markup(f"[dim]{plain(line)}[/]") for line in missing_lines(ledger)]
+    notes = [*corpus_lines(ledger), *missing_lines(ledger)]
+    parts += [Text.from_markup(f"[dim]{plain(line)}[/]") for line in notes]
     console.print(Group(*parts), soft_wrap=False)
 
 

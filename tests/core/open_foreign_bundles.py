@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
+from training_core.data.tokenizer import load_tokenizer
 from training_core.formats.artifact import read_artifact
 from training_core.formats.loading import load_latents, load_model
 from training_core.store.bundle import Bundle, open_bundle
@@ -21,7 +21,7 @@ SPARE_BYTES = 300 << 20
 def use(bundle: Bundle) -> str:
     """Do everything that is done with a bundle: encode a sentence, run the model, and read lineage and exhibits."""
     bundle.digest()
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    tokenizer = load_tokenizer(bundle.tokenizer_json())
     ids = tokenizer.encode("the cat sat").ids
     model = load_model(bundle)
     if bundle.kind != "compressed":

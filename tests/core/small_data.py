@@ -6,7 +6,8 @@ import json
 import random
 from pathlib import Path
 
-from training_core.data.documents import CorpusConfig, build_corpus, read_jsonl
+from training_core.data.corpus import build_corpus
+from training_core.data.documents import CorpusConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.task_bank import TaskBankConfig, make_task_bank
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer

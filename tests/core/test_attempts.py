@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from forge_resources.sandbox import open_sandbox
 from tests.core.small_data import SHAPE
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 from training_core.phases.p5_curriculum.practice import examples_of
@@ -47,7 +48,7 @@ def tools() -> Iterator[ToolBox]:
 @pytest.fixture(scope="module")
 def tokenizer(small_data: dict[str, object]) -> Tokenizer:
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])  # type: ignore[arg-type]
-    return Tokenizer.from_str(data.tokenizer_json)
+    return load_tokenizer(data.tokenizer_json)
 
 
 @pytest.fixture(scope="module")

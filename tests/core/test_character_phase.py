@@ -19,6 +19,7 @@ from tests.core.test_character_council import question
 from tests.killed import killed_at_each
 from tests.nested import nested
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.rehearsal_data import staying_rows
 from training_core.evaluation.harm import RULES as RULES_HARM
@@ -178,7 +179,7 @@ def margins_of(model: Cognate, product: Product) -> list[float]:
     config = nested(CharacterConfig, **TINY)
     each = config.rules.fillings_per_template
     pairs = [p for rule in RULES for p in scenario_pairs(rule.name, "held_out", each, config.training.seed)]
-    found = margins(model, Tokenizer.from_str(product.tokenizer_json), pairs)
+    found = margins(model, load_tokenizer(product.tokenizer_json), pairs)
     chosen = [n for rule in RULES for n in [i for i in range(0, len(pairs), each) if pairs[i].rule == rule.name][:3]]
     return [found[n] for n in chosen]
 
@@ -205,7 +206,7 @@ class Told(SilentReporter):
 
 
 def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
-    return Tokenizer.from_file(str(small_data["tokenizer"] / "tokenizer.json"))
+    return load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
 
 
 def test_likelihoods_and_margins_equal_a_naive_loop(small_data: dict[str, Path]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from tests.core.small_data import SHAPE, TRAINING
 from tests.nested import nested
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.distill.distillation import DistillationConfig
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
@@ -173,7 +173,7 @@ def test_artifact_is_the_student(data: TrainingData, trunk: Cognate) -> None:
     payload, student, _ = train_compressed(trunk, config, data, SilentReporter())
     artifact = read_artifact(payload)
     assert artifact.tokenizer_json == data.tokenizer_json or (
-        Tokenizer.from_str(artifact.tokenizer_json).get_vocab() == Tokenizer.from_str(data.tokenizer_json).get_vocab()
+        load_tokenizer(artifact.tokenizer_json).get_vocab() == load_tokenizer(data.tokenizer_json).get_vocab()
     )
     assert artifact.model.config == student.config
     tokens = torch.randint(0, 320, (2, 20))
@@ -221,7 +221,7 @@ def test_the_student_starts_from_its_teacher(trunk: Cognate) -> None:
 
 
 def test_generation_is_seeded_and_equals_argmax_at_zero_temperature(data: TrainingData, trunk: Cognate) -> None:
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    tokenizer = load_tokenizer(data.tokenizer_json)
     first = "".join(generate(trunk, tokenizer, "The river", max_tokens=12, seed=1))
     assert first == "".join(generate(trunk, tokenizer, "The river", max_tokens=12, seed=1))
     greedy = "".join(generate(trunk, tokenizer, "The river", max_tokens=5, temperature=0))

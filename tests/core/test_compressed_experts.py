@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from tests.core.small_experts import FAMILIES, bank
 from tests.nested import nested
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.formats.artifact import make_compressible, read_artifact, write_artifact
 from training_core.formats.container import ContainerError, read_container, write_container
 from training_core.formats.file_experts import PREFIX
@@ -92,7 +92,7 @@ def test_what_is_measured_is_what_the_file_answers(
     _, payload, taught = carried
     read = read_artifact(payload)
     assert read.experts is not None
-    tokenizer, scalable = Tokenizer.from_str(data.tokenizer_json), SVFModel(read.model)
+    tokenizer, scalable = load_tokenizer(data.tokenizer_json), SVFModel(read.model)
     questions = of_each_family(bank().test, CONFIG.experts.measured)
     expected: dict[str, list[float]] = {}
     for question in questions:

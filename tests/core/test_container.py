@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from training_core.data.tokenizer import MAX_WORD_BYTES, TokenizerConfig, load_tokenizer, train_tokenizer
 from training_core.formats import container as container_module
 from training_core.formats.codec import CodecError, decode_ternary, encode_ternary, squeeze, unsqueeze
 from training_core.formats.container import (
@@ -254,11 +255,24 @@ def test_tokenizer_comes_back_equal(vocab_size: int, special: tuple[str, ...]) -
     text = tokenizer_json(vocab_size, special)
     expanded = expand(compact(text))
     assert json.loads(expanded) == json.loads(text)
-    original, rebuilt = Tokenizer.from_str(text), Tokenizer.from_str(expanded)
+    original, rebuilt = load_tokenizer(text), load_tokenizer(expanded)
     assert rebuilt.get_vocab_size() == vocab_size
     for sentence in (" ".join(WORDS), "a<|endoftext|>b <think> é⟂", "\n\t  \0 🙂"):
         assert rebuilt.encode(sentence).ids == original.encode(sentence).ids
         assert rebuilt.decode(rebuilt.encode(sentence).ids) == original.decode(original.encode(sentence).ids)
+
+
+def test_a_trained_tokenizer_comes_back_with_its_cut_of_long_words() -> None:
+    text = train_tokenizer(TokenizerConfig(vocab_size=300), [tokenizer_json(), "acgt" * 500]).to_str()
+    data = compact(text)
+    assert json.loads(expand(data)) == json.loads(text)
+    assert compact(expand(data)) == data
+    word = "acgt" * 1000
+    assert load_tokenizer(expand(data)).encode(word).ids == load_tokenizer(text).encode(word).ids
+    other = text.replace(f"{{1,{MAX_WORD_BYTES}}}", "{1,255}")
+    assert other != text
+    with pytest.raises(ValueError, match="has settings, tokens or ids that its merges do not imply; .*ByteLevel"):
+        compact(other)
 
 
 def test_compact_tokenizer_costs_about_two_bytes_a_merge() -> None:
@@ -343,7 +357,7 @@ def test_corrupt_compact_tokenizers_raise_codec_error_or_expand(data: st.DataObj
         text = expand(bytes(stream))
     except CodecError:
         return
-    assert Tokenizer.from_str(text).get_vocab_size() >= 256
+    assert load_tokenizer(text).get_vocab_size() >= 256
 
 
 # ---- the container ----------------------------------------------------------------------------------------
@@ -531,7 +545,7 @@ def check_hostile(data: bytes) -> None:
         return
     assert sum(math.prod(tensor.shape) for tensor in container.tensors.values()) <= 1 << 27
     assert sum(describe(data).values()) == len(data)
-    assert Tokenizer.from_str(container.tokenizer_json).get_vocab_size() >= 256
+    assert load_tokenizer(container.tokenizer_json).get_vocab_size() >= 256
 
 
 @pytest.mark.parametrize(

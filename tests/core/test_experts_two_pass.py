@@ -30,7 +30,7 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
-    return load_tokenizer(small_data["tokenizer"] / "tokenizer.json")
+    return load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from tests.core.test_container import tokenizer_json
 from tests.core.test_packing import forged
+from training_core.data.tokenizer import load_tokenizer
 from training_core.formats.container import write_container
 from training_core.formats.ternary_packing import ternary_product
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -239,7 +239,7 @@ def test_what_is_wrong_is_said_before_memory_is_taken(opened: tuple[Path, dict[s
 def test_good_bundles_open_and_pickles_are_not_read(opened: tuple[Path, dict[str, list[str]]]) -> None:
     folder, outcomes = opened
     assert set(outcomes) == FINE | set(EXPECTED)
-    length = len(Tokenizer.from_str(tokenizer_json(300)).encode("the cat sat").ids)
+    length = len(load_tokenizer(tokenizer_json(300)).encode("the cat sat").ids)
     for name in FINE:
         assert outcomes[name] == ["", f"logits (1, {length}, 300)"]
     assert not Path(f"{folder}{MARKER}").exists()

@@ -15,6 +15,7 @@ from tests.core.planted_thinker import LENGTH, cycling_text, planted, true_thoug
 from tests.core.test_models import small
 from tests.core.test_reasoning_thoughts import make_thinker, mix_at_random
 from training_core.data.task_bank import Task, read_tasks
+from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.windows import IGNORED, Windows
 from training_core.nn.cognate import Cognate, Trace
 from training_core.phases.p3_quiet_star.assessment import ThoughtAssessment, assess, helps, leaks, undecodable
@@ -200,7 +201,7 @@ def test_operations_are_counted() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(small_data: dict[str, Path]) -> Tokenizer:
-    return Tokenizer.from_file(str(small_data["tokenizer"] / "tokenizer.json"))
+    return load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_tasks_that_do_not_fit_are_an_error(tasks: list[Task], tokenizer: Tokeni
         assessed(thinker, {}, tasks, tokenizer)
 
 
-@pytest.mark.parametrize("text", ["The river 12", "żółw 漢字 🦀 naïve", "🦀🦀", "a\ufffdb", ""])
+@pytest.mark.parametrize("text", ["The river 12", "żółw 漢字 🦀 naïve", "🦀🦀", "a\ufffdb", "a<|endoftext|>b", ""])
 def test_pieces_together_are_the_text(text: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text).ids
     shown = pieces(ids, tokenizer)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 from tests.core.small_data import SHAPE, TRAINING
 from tests.killed import killed_at_each, run_apart
 from tests.nested import nested
 from training_core.data.batches import TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.distill.distillation import distil, distillation_loss
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
@@ -185,7 +185,7 @@ def test_parts_of_a_schedule_share_it_and_draw_other_batches(small_data: dict[st
         batches.append(batch.numpy().tobytes())
         return batch
 
-    size = Tokenizer.from_str(data.tokenizer_json).get_vocab_size()
+    size = load_tokenizer(data.tokenizer_json).get_vocab_size()
     model = Cognate(CognateConfig(vocab_size=size, **SHAPE))
     for before in (0, 5):
         factors.append([])

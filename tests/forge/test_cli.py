@@ -228,7 +228,13 @@ def test_unknown_profile_lists_the_three(home: Path) -> None:
 def test_report_of_a_new_home(home: Path) -> None:
     result = CliRunner().invoke(cli.app, ["report", "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"profile": "nano", "models": [], "gates": [], "artifact": None}
+    assert json.loads(result.stdout) == {
+        "profile": "nano",
+        "corpus": {},
+        "models": [],
+        "gates": [],
+        "artifact": None,
+    }
     assert "forge run --profile nano" in result.stderr
     committed = REPOSITORY / "dagster_home" / "dagster.yaml"
     assert (home / "dagster.yaml").read_text() == committed.read_text()

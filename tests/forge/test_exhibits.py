@@ -35,6 +35,7 @@ from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.phase import PhaseContext
 from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.phase import make_reasoner
+from training_core.phases.p3_quiet_star.report import shown_text
 from training_core.store.bundle import Lineage, Product, write_bundle, write_measurements
 
 ATTACK = '<script>alert(1)</script><img src=x onerror="alert(2)">|\n![p](http://evil.example/p.png) $x^$ --> &amp;'
@@ -407,7 +408,7 @@ def test_thoughts_of_a_real_run_are_what_the_renderer_reads(tmp_path: Path) -> N
     assert [arm["name"] for arm in shown["arms"]] == ["thoughts", "shuffled", "pause", "random reward"]
     assert len(shown["heat_map"]) == 64
     tokenizer = context.tokenizer
-    text = tokenizer.decode(suite.test.inputs[0].tolist(), skip_special_tokens=False).replace("<|endoftext|>", "¶")
+    text = shown_text(suite.test.inputs[0].tolist(), tokenizer)
     assert "".join(token["text"] for token in shown["heat_map"]) == text
     gating = {rule["name"]: rule for rule in shown["gating"]}
     assert gating["everywhere"]["gain_bits_per_token"] == product.metrics["thought_gain"]

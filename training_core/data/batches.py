@@ -55,7 +55,8 @@ class TrainingData:
     @classmethod
     def open(cls, tokens: Path, task_bank: Path, split: str = "train") -> TrainingData:
         """Memory-map the packed text of `split` and encode its tasks."""
-        tokenizer = load_tokenizer(tokens / "tokenizer.json")
+        tokenizer_json = (tokens / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = load_tokenizer(tokenizer_json)
         streams = {"text": TokenStream.open(tokens, split)}
         tasks = list(read_tasks(task_bank, split))
         for family in FAMILIES:
@@ -65,7 +66,7 @@ class TrainingData:
             num_bytes = np.array([len(t.encode()) for t in texts], np.int64)
             flat = np.concatenate(pieces).astype(np.uint16)
             streams[family] = TokenStream((flat,), starts.astype(np.int64), num_bytes)
-        return cls(streams, (tokens / "tokenizer.json").read_text(encoding="utf-8"))
+        return cls(streams, tokenizer_json)
 
     def batch(self, mix: MixConfig, rows: int, length: int, generator: torch.Generator) -> Tensor:
         """Draw `rows` windows of `length` tokens, (rows, length) int64, each from a source chosen by its share."""

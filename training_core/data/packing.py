@@ -22,6 +22,8 @@ from training_core.data.documents import SPLITS, read_jsonl
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.reporting import Reporter
 
+_BATCH_CHARACTERS = 1 << 21
+
 
 class PackingConfig(BaseModel):
     """Size of the shard files of a token stream."""
@@ -121,18 +123,21 @@ def pack_corpus(
     The tokenizer is copied beside the shards, because tokens are meaningless without it.
     """
     shutil.copyfile(tokenizer_folder / "tokenizer.json", out / "tokenizer.json")
-    tokenizer = load_tokenizer(tokenizer_folder / "tokenizer.json")
+    tokenizer = load_tokenizer((out / "tokenizer.json").read_text(encoding="utf-8"))
     result: dict[str, float] = {"vocab_size": tokenizer.get_vocab_size()}
     for number, split in enumerate(SPLITS):
-        documents = encode(tokenizer, read_jsonl(corpus / f"{split}.jsonl"))
+        texts = read_jsonl(corpus / f"{split}.jsonl", reporter, f"packing {split} (kB)")
+        documents = encode(tokenizer, texts)
         result[f"tokens_{split}"] = write_stream(out, split, documents, config.shard_tokens)
         reporter.progress(number + 1, len(SPLITS), "packing tokens")
     return result
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 512) -> Iterator[tuple[NDArray[np.uint16], int]]:
-    """Yield the token ids and the byte length of every text."""
+    """Yield the token ids and the byte length of every text. Memory: about 100 bytes for each of some 2^21 characters
+    at a time, or of one text if it is longer."""
     pending: list[str] = []
+    characters = 0
 
     def flush() -> Iterator[tuple[NDArray[np.uint16], int]]:
         for text, encoding in zip(pending, tokenizer.encode_batch(pending), strict=True):
@@ -140,7 +145,8 @@ def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 512) -> Iter
 
     for text in texts:
         pending.append(text)
-        if len(pending) == batch:
+        characters += len(text)
+        if len(pending) == batch or characters >= _BATCH_CHARACTERS:
             yield from flush()
-            pending = []
+            pending, characters = [], 0
     yield from flush()

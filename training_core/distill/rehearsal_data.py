@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.packing import TokenStream, encode
-from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.distill.prompt_baking import TextBatches
 
 
@@ -24,7 +24,7 @@ def staying_rows(
     question: that is the position at which questions are asked, and so the one where they could be forgotten.
     """
     question_rows = round(question_share * rows) if questions else 0
-    stream = _stream(Tokenizer.from_str(data.tokenizer_json), questions) if question_rows else None
+    stream = _stream(load_tokenizer(data.tokenizer_json), questions) if question_rows else None
 
     def draw(generator: torch.Generator) -> Tensor:
         parts = []

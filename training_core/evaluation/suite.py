@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.intervals import difference_of_rates, rate
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
@@ -66,7 +66,7 @@ def measure_bundle(
         reporter.progress(done, total, "measuring")
 
     counts = measure_windows(model, suite.test, suite.config.batch_size, progress)
-    tokenizer = Tokenizer.from_str(bundle.tokenizer_json())
+    tokenizer = load_tokenizer(bundle.tokenizer_json())
     scores = score_tasks(model, tokenizer, suite.tasks, 2 * suite.config.batch_size)
     tokens = suite.test.inputs[:2, :PROBE_TOKENS].to(device)
     positions = sorted({1, tokens.shape[1] // 2, tokens.shape[1] - 1})

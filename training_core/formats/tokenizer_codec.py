@@ -6,7 +6,8 @@ its id).
 
 A merge costs about 16 bits: its two ids are coded with ANS under adaptive counts of how often each id was the left, or
 the right, part of the merges before it (id t has probability (4 count_t + 1) / sum). Vocabularies with more than 8192
-merges, for which that takes seconds, are stored as LZMA-compressed ids.
+merges, for which that takes seconds, are stored as LZMA-compressed ids. One bit says whether long words are cut before
+they are merged, as they are by tokenizers that `training_core.data.tokenizer` trains.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from training_core.data.tokenizer import parts_of_words, words_of_bytes
 from training_core.formats.codec import CodecError, open_coder, squeeze, unsqueeze, words_to_bytes
 
 MAX_VOCABULARY = 65535
@@ -27,6 +29,7 @@ MAX_TOKEN_CHARACTERS = 4096
 MAX_CHARACTERS = 1 << 22
 _ADAPTIVE_MERGES = 8192
 _ADAPTIVE, _PACKED = 0, 1
+_CUT_WORDS = 2  # added to the method
 _HEADER = struct.Struct("<BBH")  # method, number of special tokens, number of merges
 _COUNT_WEIGHT = 4.0
 _DEFAULT_SPECIAL = ["<|endoftext|>"]
@@ -46,7 +49,8 @@ def compact(tokenizer_json: str) -> bytes:
         vocabulary: dict[str, int] = document["model"]["vocab"]
         special = [token["content"] for token in document["added_tokens"]]
         pairs = [(vocabulary[left], vocabulary[right]) for left, right in document["model"]["merges"]]
-        data = _encode(special, np.array(pairs, dtype=np.int64).reshape(-1, 2))
+        cut_words = document["pre_tokenizer"] == parts_of_words()
+        data = _encode(special, np.array(pairs, dtype=np.int64).reshape(-1, 2), cut_words=cut_words)
         faithful = json.loads(expand(data)) == document
     except (KeyError, TypeError, AttributeError, OverflowError, struct.error, ValueError) as error:
         raise ValueError(f"not a byte-level BPE tokenizer that can be made compact ({error}); {_REPAIR}") from error
@@ -61,7 +65,7 @@ def expand(data: bytes) -> str:
     Raises:
         CodecError: when `data` is not a compact form.
     """
-    special, num_merges, method, body = _split(data)
+    special, num_merges, method, cut_words, body = _split(data)
     tokens = _base_tokens(special)
     if len(tokens) + num_merges > MAX_VOCABULARY:
         raise CodecError(f"a vocabulary must have at most {MAX_VOCABULARY} tokens, got {len(tokens) + num_merges}")
@@ -87,7 +91,7 @@ def expand(data: bytes) -> str:
     if len(set(merges)) != len(merges):
         raise CodecError("a merge occurs twice; the stream is damaged")
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = words_of_bytes() if cut_words else pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return str(tokenizer.to_str())
@@ -106,13 +110,13 @@ def _base_tokens(special: list[str]) -> list[str]:
     return tokens
 
 
-def _encode(special: list[str], pairs: Pairs) -> bytes:
+def _encode(special: list[str], pairs: Pairs, *, cut_words: bool = False) -> bytes:
     num_base = len(_base_tokens(special))
     listed = b"" if special == _DEFAULT_SPECIAL else b"".join(_prefixed(token) for token in special)
     count = 255 if special == _DEFAULT_SPECIAL else len(special)
     method = _ADAPTIVE if len(pairs) <= _ADAPTIVE_MERGES else _PACKED
     body = _encode_adaptive(pairs, num_base) if method == _ADAPTIVE else squeeze(pairs.T.astype("<u2").tobytes())
-    return _HEADER.pack(method, count, len(pairs)) + listed + body
+    return _HEADER.pack(method + _CUT_WORDS * cut_words, count, len(pairs)) + listed + body
 
 
 def _prefixed(token: str) -> bytes:
@@ -120,16 +124,17 @@ def _prefixed(token: str) -> bytes:
     return struct.pack("<B", len(encoded)) + encoded
 
 
-def _split(data: bytes) -> tuple[list[str], int, int, bytes]:
-    """Parse the header: special tokens, number of merges, method, and the remaining bytes."""
+def _split(data: bytes) -> tuple[list[str], int, int, bool, bytes]:
+    """Parse the header: special tokens, number of merges, method, whether words are cut, and the remaining bytes."""
     if len(data) < _HEADER.size:
         raise CodecError(f"a compact tokenizer must have at least {_HEADER.size} bytes, got {len(data)}")
-    method, count, num_merges = _HEADER.unpack_from(data)
+    flags, count, num_merges = _HEADER.unpack_from(data)
+    method, cut_words = flags & ~_CUT_WORDS, bool(flags & _CUT_WORDS)
     expected = _ADAPTIVE if num_merges <= _ADAPTIVE_MERGES else _PACKED
     if method != expected:
         raise CodecError(f"{num_merges} merges must be coded by method {expected}, got {method}; it is damaged")
     if count == 255:
-        return list(_DEFAULT_SPECIAL), num_merges, method, data[_HEADER.size :]
+        return list(_DEFAULT_SPECIAL), num_merges, method, cut_words, data[_HEADER.size :]
     special, position = [], _HEADER.size
     for _ in range(count):
         length = data[position] if position < len(data) else 0
@@ -141,7 +146,7 @@ def _split(data: bytes) -> tuple[list[str], int, int, bytes]:
         except UnicodeDecodeError as error:
             raise CodecError("a special token is not UTF-8; the compact tokenizer is damaged") from error
         position += 1 + length
-    return special, num_merges, method, data[position:]
+    return special, num_merges, method, cut_words, data[position:]
 
 
 def _model(counts: npt.NDArray[np.float64]) -> Any:

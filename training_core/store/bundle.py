@@ -29,6 +29,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from training_core.data.tokenizer import parts_of_words
+
 FORMAT = 1
 KINDS = ("cognate", "ternary", "compressed")
 PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
@@ -291,7 +293,8 @@ def _require_plain_tokenizer(path: Path, document: Any) -> None:
     wrong = [part for part in _NO_TOKENIZER_PARTS if document.get(part) is not None]
     for part, kind in _TOKENIZER_PARTS.items():
         content = document.get(part)
-        if content is not None and (not isinstance(content, dict) or content.get("type", kind) != kind):
+        plain = content is None or (isinstance(content, dict) and content.get("type", kind) == kind)
+        if not plain and not (part == "pre_tokenizer" and content == parts_of_words()):
             wrong.append(part)
     if wrong:
         raise BundleError(f"{path} must be a plain byte-level BPE tokenizer: remove or replace its {', '.join(wrong)}")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.batches import MixConfig, TrainingData
+from training_core.data.tokenizer import load_tokenizer
 from training_core.nn.cognate import Cognate, CognateConfig, check_sequence
 from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
 from training_core.reporting import Reporter
@@ -27,7 +27,7 @@ def train_trunk(
     Raises:
         ValueError: when `seq_len` exceeds `max_seq_len`, or a training split is shorter than a sequence.
     """
-    vocab_size = Tokenizer.from_str(data.tokenizer_json).get_vocab_size()
+    vocab_size = load_tokenizer(data.tokenizer_json).get_vocab_size()
     shape = CognateConfig(vocab_size=vocab_size, **config.shape.model_dump())
     torch.manual_seed(config.training.seed)
     model = Cognate(shape)

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.evaluation.windows import Windows
 from training_core.phases.p3_quiet_star.assessment import ThoughtAssessment
 from training_core.phases.p3_quiet_star.exhibit import (
@@ -105,6 +106,17 @@ def heat_map(thinker: Thinker, injector: ThoughtInjector, tokens_S: Tensor, toke
     ]
 
 
+def shown_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return the text of tokens, a paragraph sign for each end of text. A text may hold the words "<|endoftext|>"."""
+    documents: list[list[int]] = [[]]
+    for token in ids:
+        if token == END_OF_TEXT_ID:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return "¶".join(tokenizer.decode(document) for document in documents)
+
+
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """Return the text of each token, such that the pieces concatenate to the whole text.
 
@@ -112,7 +124,7 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """
     shown, result = "", []
     for count in range(1, len(ids) + 1):
-        text = tokenizer.decode(list(ids[:count]), skip_special_tokens=False).replace("<|endoftext|>", "¶")
+        text = shown_text(ids[:count], tokenizer)
         whole = text.rstrip("�") if count < len(ids) else text
         result.append(whole[len(shown) :] if whole.startswith(shown) else "")
         shown = whole if whole.startswith(shown) else shown

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training_core.data.batches import TrainingData
 from training_core.data.task_bank import ANSWER_CUE, Task
+from training_core.data.tokenizer import load_tokenizer
 from training_core.distill.prompt_baking import BakingConfig, BakingMeasure, bake, measure_baking
 from training_core.distill.trajectories import SamplingConfig, Trajectory, sample_continuations
 from training_core.nn.cognate import Cognate, check_sequence
@@ -64,7 +65,7 @@ def train_reasoning(
     """
     check_config(parent, config)
     baked, baking = bake_reasoning(parent, config, data, tasks, reporter, checkpoint)
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    tokenizer = load_tokenizer(data.tokenizer_json)
     thinker, training = _teach(untrained(baked, config, tokenizer), config, data, reporter, checkpoint, "thoughts")
     changes = {"pause": {"content": "pause"}, "random reward": {"reward": "random"}}
     controls = {}
@@ -120,7 +121,7 @@ def bake_reasoning(
     student = copy.deepcopy(parent)
     if config.baking.steps == 0:
         return student, None
-    tokenizer = Tokenizer.from_str(data.tokenizer_json)
+    tokenizer = load_tokenizer(data.tokenizer_json)
     solvable = [task for task in tasks if task.family != "logic" and worked_solution(task) is not None]
     draws = torch.randperm(len(solvable), generator=step_generator(config.training.seed, -2)).tolist()
     chosen = [solvable[i] for i in draws[: config.baking.examples + 2 * config.baking.trajectories]]
