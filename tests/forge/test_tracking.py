@@ -78,7 +78,8 @@ def test_pipeline_is_recorded(
     assert candidate.version != champion.version
     assert client.get_model_version_by_alias("forge-trunk", "champion").version == champion.version
 
-    again = materialize(instance, "trunk", tracking=tracking)  # the same bytes: no second registered version
+    good = {"trunk": {"value": 0.5}}
+    again = materialize(instance, "trunk", config=good, tracking=tracking)  # the same bytes: no second version
     assert again.success
     assert len(client.search_model_versions("name = 'forge-trunk'")) == 2
 
