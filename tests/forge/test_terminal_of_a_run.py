@@ -53,6 +53,11 @@ app(["wait"])
 """
 
 
+def as_a_script_starts_jobs() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_commands_hear_signals_although_sigint_is_ignored(number: signal.Signals) -> None:
     with subprocess.Popen(
@@ -60,7 +65,7 @@ def test_commands_hear_signals_although_sigint_is_ignored(number: signal.Signals
         env={**os.environ, **ASCII, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        preexec_fn=as_a_script_starts_jobs,
     ) as process:
         try:
             assert process.stdout is not None
