@@ -27,9 +27,11 @@ from training_core.registry import PHASES
 from training_core.reporting import Figure
 from training_core.store.bundle import open_bundle
 from training_core.store.identity import code_digest, digest_folder
+from training_core.terminal import prepare_process
 from training_core.training import distributed
 from training_core.worker import Input, Job, make
 
+INTERRUPTED = 130  # exit status
 _LINE_INTERVAL_S = 5.0
 
 
@@ -59,6 +61,7 @@ class LineReporter:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the model that the command line names, and return the exit status."""
+    prepare_process()
     options = _parser().parse_args(arguments)
     try:
         sandbox = _sandbox(options.sandbox)
@@ -67,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bundle = make(phase, job, LineReporter(), sandbox)
         if bundle is not None:
             print(json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest()}))
+    except KeyboardInterrupt:
+        print("training_core: interrupted; run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"training_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

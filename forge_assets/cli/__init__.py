@@ -7,6 +7,7 @@ Heavy libraries are imported by the command that needs them, after the environme
 import typer
 
 from forge_assets.cli import doctor, gate, generate, import_model, repair, report, run, sandbox, up
+from training_core.terminal import prepare_process
 
 app = typer.Typer(
     name="forge",
@@ -15,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.callback()(prepare_process)
 app.command("import")(import_model.import_model)
 app.command()(run.run)
 app.command()(report.report)

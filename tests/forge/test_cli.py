@@ -432,6 +432,24 @@ def test_services_start_and_stop_together_without_orphans(tmp_path: Path, number
     assert [process for process in family if process.is_running()] == []
 
 
+def test_services_that_nohup_started_outlive_the_terminal(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, LISTENER, str(free_port())],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "ready\n"
+        supervisor.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            supervisor.wait(timeout=2)
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(timeout=30) == 0
+
+
 def test_service_that_ends_stops_the_others(tmp_path: Path) -> None:
     lasting = Service("lasting", [sys.executable, "-c", LISTENER, str(port := free_port())], port, tmp_path / "a")
     code = "print('no database'); raise SystemExit(3)"
