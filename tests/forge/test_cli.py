@@ -171,7 +171,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> None:
+def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> Lineage:
     """Keep a small model as the latest materialization of `asset`, as a phase does."""
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [TEXT] * 40)
     torch.manual_seed(0)
@@ -189,11 +189,13 @@ def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> None:
             staged, kind="cognate", model_config=document, tensors=tensors, tokenizer_json=tokenizer.to_str()
         )
         digest = bundle.digest()
-        write_measurements(bundle, Lineage(asset, 3, "nano", digest, "code", "corpus", {}, {}, {}), {})
+        lineage = Lineage(asset, 3, "nano", digest, "code", "corpus", {}, {}, {})
+        write_measurements(bundle, lineage, {})
         folder = store.commit(asset, staged, digest)
     metadata = {"digest": digest, "measurements": measurements_digest(folder)}
     with dg.DagsterInstance.get() as instance:
         instance.report_runless_asset_event(dg.AssetMaterialization(asset, metadata=metadata))
+    return lineage
 
 
 def generate(*arguments: str, color: bool = False) -> tuple[int, str, str]:
