@@ -2,22 +2,26 @@
 
     python -m benchmarks.soak [--minutes 20] [--seed N] [--steps 120] [--pause 20]
 
-Code server, daemon and webserver run on a temporary home with the graph of `tests/forge/live_forge.py`: three models,
-trained by the real loop with a checkpoint after every step. Runs are launched as from the UI. At a random time (at most
-`--pause` seconds) after all services respond again, and every fourth time before they do, one of these events happens:
+Code server, daemon, webserver and an MLflow server run on a temporary home with the graph of
+`tests/forge/live_forge.py`: three models, trained by the real loop with a checkpoint after every step. Runs are
+launched as from the UI. At a random time (at most `--pause` seconds) after all services respond again, and every fourth
+time before they do, one of these events happens:
 
     run        SIGKILL of the process that executes a run
     code       SIGKILL of the code server; its runs survive
     worker     SIGKILL of the process in which the code server has loaded the code; then a Reload in the UI
     container  SIGKILL of the code server and all of its descendants, runs included
     daemon, webserver    SIGKILL
+    mlflow     SIGKILL of the MLflow server, which then stays away for up to `--pause` seconds
     cancel     a run is cancelled in the UI
 
 A supervisor restarts dead services. A failed run is retried by the daemon or, once the daemon has given up, re-executed
 from its failure as a person would. At the end the system must be at rest: every run is in a final state; every stored
 version is intact and equal to that of the undisturbed run; no training step was computed by two processes at once, and
 none was repeated except those interrupted by a kill; no concurrency slot is taken, no file is half written and no
-process is left. The exit status is 1 otherwise.
+process is left. MLflow, which is given the rest as by `forge up`, has the loss of every reported step once for each
+time that it was computed, one run for each model of each run, in a final state, and each model once, as champion. The
+exit status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -40,15 +44,33 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "forge"), str(ROOT)]
 
 import dagster as dg  # noqa: E402
+import mlflow  # noqa: E402
 import psutil  # noqa: E402
 from live_forge import MODELS  # noqa: E402
 from live_services import FINAL, SERVICES, LiveForge, live_forge, wait_for  # noqa: E402
+from mlflow_server import MlflowServer, mlflow_server  # noqa: E402
 
 from forge_resources.model_store import ModelStore, digest_folder  # noqa: E402
+from forge_resources.tracking import MlflowTracking  # noqa: E402
 from training_core.store.bundle import open_bundle  # noqa: E402
+from training_core.training.loop import REPORT_EVERY  # noqa: E402
 
 SELECTIONS = (("trunk",), MODELS, MODELS)
-KINDS = ("run", "run", "run", "container", "container", "code", "worker", "daemon", "webserver", "cancel")
+KINDS = (
+    "run",
+    "run",
+    "run",
+    "container",
+    "container",
+    "code",
+    "worker",
+    "daemon",
+    "webserver",
+    "cancel",
+    "mlflow",
+    "mlflow",
+    "mlflow",
+)
 BACKLOG = 3  # number of runs kept queued or executing
 REST_S = 600.0
 PLANNED = "refused, quality gate closed"  # expected if a run that remade the parent was killed before its gate
@@ -71,8 +93,11 @@ class Counts:
 class Soak:
     """A soak test of `forge`; `config` is the configuration of every model."""
 
-    def __init__(self, forge: LiveForge, config: dict[str, Any], chance: random.Random, pause_s: float) -> None:
-        self.forge, self.config, self.chance, self.pause_s = forge, config, chance, pause_s
+    def __init__(
+        self, forge: LiveForge, mlflow: MlflowServer, config: dict[str, Any], chance: random.Random, pause_s: float
+    ) -> None:
+        self.forge, self.mlflow, self.config, self.chance, self.pause_s = forge, mlflow, config, chance, pause_s
+        self.mlflow_back = 0.0  # when the MLflow server is started again
         self.store = ModelStore(root=str(forge.store))
         self.counts = Counts()
         self.cancelled: set[str] = set()
@@ -80,6 +105,7 @@ class Soak:
         self.reload_wanted = False
         self.seen = 0
         self.expected: dict[str, str] = {}
+        self.before: set[str] = set()  # the undisturbed runs
 
     def undisturbed(self) -> None:
         """Make the data and the models once, undisturbed, and record their digests."""
@@ -87,6 +113,7 @@ class Soak:
             assert self.forge.finished(self.forge.launch(*assets, config=self.config), REST_S) == "SUCCESS"
         self.expected = {name: self.digests(name)[0] for name in MODELS}
         self.forge.diary.unlink()
+        self.before = {run.run_id for run in self.forge.instance.get_runs()}
 
     def digests(self, asset: str) -> list[str]:
         """Return the verified digest of every version of a model."""
@@ -120,6 +147,9 @@ class Soak:
             if not self.forge.alive(name):
                 self.forge.spawn(name)
                 self.counts.restarts[name] += 1
+        if not self.mlflow.alive() and time.monotonic() >= self.mlflow_back:
+            self.mlflow.spawn()
+            self.counts.restarts["mlflow"] += 1
         if self.reload_wanted and self.asked(self.forge.reload):
             self.reload_wanted = False
         runs = self.forge.instance.get_runs()
@@ -176,6 +206,9 @@ class Soak:
             if pid is None or not psutil.pid_exists(pid):
                 return False
             os.kill(pid, signal.SIGKILL)
+        elif kind == "mlflow" and self.mlflow.alive():
+            self.mlflow.kill()
+            self.mlflow_back = time.monotonic() + self.chance.uniform(0, self.pause_s)
         elif kind in SERVICES and forge.alive(kind):
             forge.kill(kind)
         elif kind in ("worker", "container") and forge.alive("code"):
@@ -195,6 +228,7 @@ class Soak:
     def rest(self) -> None:
         """Wait, with all services running, until every run has ended; then make all models once more."""
         self.reload_wanted = True
+        self.mlflow_back = 0.0
 
         def at_rest() -> bool:
             self.supervise(launching=False)
@@ -222,13 +256,80 @@ class Soak:
         for path in (self.forge.store / ".checkpoints").glob("*"):  # failed and cancelled runs may leave checkpoints
             if not path.name.startswith(tuple(ended)) or list(path.glob("*.partial")):
                 problems.append(f"{path} is left")
-        return problems + steps_twice(self.forge.diary, int(self.config["steps"]))[1]
+        return problems + steps_twice(self.forge.diary, int(self.config["steps"]))[1] + self.tracked()
+
+    def tracked(self) -> list[str]:
+        """Return a line for everything that MLflow lacks, has twice or has in another state."""
+        self.mlflow.start()
+        for name, value in (("FORGE_HOME", str(self.forge.home / "forge")), ("FORGE_MLFLOW_URI", self.mlflow.uri)):
+            os.environ[name] = value
+        print(f"journals kept for MLflow: {len(list((self.forge.home / 'forge' / 'tracking').glob('*.jsonl')))}")
+        MlflowTracking().replay()
+        journals = (self.forge.home / "forge" / "tracking").iterdir()
+        problems = [f"{path.name} is not delivered" for path in journals]
+        client = mlflow.MlflowClient(self.mlflow.uri, self.mlflow.uri)
+        experiment = client.get_experiment_by_name("agent-forge")
+        assert experiment is not None
+        runs, token = [], None
+        while token is None or token:
+            page = client.search_runs([experiment.experiment_id], page_token=token, max_results=500)
+            runs, token = [*runs, *page], page.token or ""
+        models = {run.info.run_id: run for run in runs if "dagster.asset_key" in run.data.tags}
+        roots = {run.info.run_id: run.data.tags["dagster.root_run_id"] for run in runs if run.info.run_id not in models}
+        named = Counter((roots[run.data.tags["mlflow.parentRunId"]], str(run.info.run_name)) for run in models.values())
+        problems += [f"{name} has {count} runs in MLflow" for name, count in named.items() if count > 1]
+        problems += [
+            f"{run.info.run_name} is {run.info.status} in MLflow" for run in runs if run.info.status == "RUNNING"
+        ]
+        for name, digest in self.expected.items():
+            versions = client.search_model_versions(f"name = 'forge-{name}'")
+            champion = client.get_model_version_by_alias(f"forge-{name}", "champion").tags["digest"]
+            if len(versions) != 1 or champion != digest:
+                problems.append(f"{name} has {len(versions)} versions in MLflow; the champion is {champion}")
+        begun = steps_begun(self.forge.diary)
+        metrics = 0
+        for run in models.values():
+            key = f"{roots[run.data.tags['mlflow.parentRunId']]}-{run.info.run_name}"
+            history = client.get_metric_history(run.info.run_id, "training/loss")
+            metrics += len(history)
+            if key.rpartition("-")[0] not in self.before:
+                problems += wrong_metrics(
+                    key, Counter(metric.step for metric in history), begun.pop(key, []), int(self.config["steps"])
+                )
+        problems += [f"{key} has no run in MLflow" for key in begun]
+        print(f"MLflow: {len(models)} runs of models, {metrics} losses")
+        return problems
 
     def left_processes(self) -> list[str]:
         """Return a line for every process that outlives the services."""
         left = self.forge.family()
         psutil.wait_procs(left, timeout=60)  # Dagster's servers take a while to notice that their parent is gone
         return [f"process {p.pid} is left: {' '.join(p.cmdline())[:200]}" for p in left if p.is_running()]
+
+
+def steps_begun(diary: Path) -> dict[str, list[list[int]]]:
+    """Return the steps that each process began, in order, by run and model."""
+    begun: dict[str, dict[str, list[int]]] = {}
+    for line in diary.read_text().splitlines():
+        key, step, process = line.split()
+        begun.setdefault(key, {}).setdefault(process, []).append(int(step))
+    return {key: list(attempts.values()) for key, attempts in begun.items()}
+
+
+def wrong_metrics(key: str, found: Counter[int], attempts: list[list[int]], total: int) -> list[str]:
+    """Return a line for each step whose metrics are missing or there too often.
+
+    A process reports a step before it begins the next one; of its last step it may have reported nothing.
+    """
+    every = max(1, min(REPORT_EVERY, total // 20))
+    at_least = Counter(step for steps in attempts for step in steps[:-1] if step % every == 0)
+    last = [steps[-1] for steps in attempts]
+    at_most = at_least + Counter(step for step in last if step % every == 0 or step + 1 == total)
+    return [
+        f"step {step} of {key} is {found[step]} times in MLflow, wanted {at_least[step]} to {at_most[step]}"
+        for step in sorted(found.keys() | at_most.keys())
+        if not at_least[step] <= found[step] <= at_most[step]
+    ]
 
 
 def steps_twice(diary: Path, total: int) -> tuple[int, list[str]]:
@@ -267,9 +368,10 @@ def main() -> None:
     config = {"steps": arguments.steps, "step_s": 0.05}
     with (
         tempfile.TemporaryDirectory(prefix="forge-soak-", dir=memory) as folder,
-        live_forge(Path(folder) / "home", "live_forge") as forge,
+        mlflow_server(Path(folder) / "mlflow") as server,
+        live_forge(Path(folder) / "home", "live_forge", server.uri) as forge,
     ):
-        soak = Soak(forge, config, random.Random(arguments.seed), arguments.pause)
+        soak = Soak(forge, server, config, random.Random(arguments.seed), arguments.pause)
         soak.undisturbed()
         soak.disturb(60 * arguments.minutes)
         soak.rest()

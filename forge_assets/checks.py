@@ -61,7 +61,9 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
         verdicts = [judge(gate, lineage.metrics) for gate in rows]
         passed = all(verdict.passed for verdict in verdicts)
         if blocking and passed:
-            context.resources.tracking.promote(asset, lineage.digest)
+            run = context.run
+            root_run_id = run.root_run_id or run.run_id
+            context.resources.tracking.promote(asset, lineage.digest, root_run_id=root_run_id, warn=context.log.warning)
         # Dagster blocks all children or none. A failure that blocks some of them is a warning to it, for which it
         # waits, and the guard of each child reads in `verdicts` whom it blocks.
         some_blocked = not passed and all(verdict.passed or verdict.gate.blocks for verdict in verdicts)

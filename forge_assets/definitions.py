@@ -11,7 +11,7 @@ from forge_assets.factory import phase_asset
 from forge_assets.forge_report import report_asset
 from forge_assets.gate_flips import flip_sensor
 from forge_assets.reruns import rerun_sensor
-from forge_assets.schedules import phase_schedules
+from forge_assets.schedules import schedule_sensor
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
@@ -31,8 +31,8 @@ _report = report_asset(_definitions, after=["compressed_model"])
 defs = dg.Definitions(
     assets=[*_data, *_models, _report],
     asset_checks=_checks,
-    schedules=phase_schedules(_models),
     sensors=[
+        schedule_sensor([asset for asset in [*_data, *_models, _report] if isinstance(asset, dg.AssetsDefinition)]),
         rerun_sensor([asset for asset in [*_data, *_models] if isinstance(asset, dg.AssetsDefinition)]),
         flip_sensor([key for check in _checks for key in check.check_keys]),
     ],

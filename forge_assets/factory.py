@@ -20,6 +20,7 @@ from forge_assets import kept_values
 from forge_assets.gates import gate_checks
 from forge_assets.launchpad import launchpad_fields, selected_profile
 from forge_assets.report import exhibits
+from forge_resources.drawing import figure_markdown
 from forge_resources.full_disk import disk_full, no_room
 from forge_resources.gatekeeping import judge_latest, latest_materialization
 from forge_resources.launcher import Launcher
@@ -30,10 +31,9 @@ from forge_resources.reporters import (
     LogReporter,
     ProgressReporter,
     TrackingReporter,
-    figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking, TrackedRun
-from training_core.config import ConfigT
+from training_core.config import ConfigError, ConfigT, validated
 from training_core.phase import Phase
 from training_core.reporting import Reporter
 from training_core.store.bundle import Lineage, open_bundle
@@ -188,7 +188,11 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
     curves = CurveReporter()
     with (
         tracking.run(
-            asset=phase.name, run_id=context.run.run_id, root_run_id=root_run_id, parameters=parameters
+            asset=phase.name,
+            run_id=context.run.run_id,
+            root_run_id=root_run_id,
+            parameters=parameters,
+            warn=context.log.warning,
         ) as tracked,
         _reporter(context, phase.name, curves, tracked) as reporter,
     ):
@@ -210,7 +214,7 @@ def _run_phase(context: dg.AssetExecutionContext, model: _Model) -> dg.Materiali
             lineage = bundle.lineage()
             folder = store.commit(phase.name, staged, lineage.digest)
         reporter.metrics(0, {f"final/{name}": value for name, value in lineage.metrics.items()})
-        tracking.register(tracked, asset=phase.name, digest=lineage.digest, folder=folder)
+        tracking.register(tracked, digest=lineage.digest, folder=folder)
         store.finish(checkpoint)
     metadata = {**made, **model_metadata(folder, lineage, inputs), **overridden}
     metadata |= kept_values.described(config, model.defaults, lineage.profile)
@@ -303,7 +307,7 @@ def config_in_effect(context: dg.AssetExecutionContext, asset: str, defaults: Co
     given = (ops.get(asset) or {}).get("config") or {}
     kept = kept_values.recorded(latest_materialization(context.instance, dg.AssetKey(asset)))
     back = run.tags.get(kept_values.DEFAULTS) == "true"
-    config = type(defaults)(**context.op_execution_context.op_config)
+    config = validated(type(defaults), context.op_execution_context.op_config, asset)
     in_effect = kept_values.in_effect(asset, config, given, kept, selected_profile(), defaults=back)
     if in_effect != config:
         context.log.info(f"{asset} keeps the values that it was made with: {kept.describe()}")
@@ -360,6 +364,8 @@ def not_retried() -> Iterator[None]:
         if not disk_full(error):
             raise
         raise dg.Failure(no_room(error), allow_retries=False) from error
+    except ConfigError as error:
+        raise dg.Failure(f"refused: {error}", allow_retries=False) from error
     except ValueError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import dagster as dg
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from forge_assets import kept_values
 from forge_assets.factory import CONFIG_CLASS, READS, sources_of
 from forge_assets.forge_report import report_inputs
 from forge_assets.graph_view import Forge, UserError
-from forge_assets.launchpad import selected_profile
+from forge_assets.launchpad import config_problem, selected_profile
 from forge_resources.gatekeeping import (
     MEASURED_ON,
     REPORTS,
@@ -27,7 +27,7 @@ from forge_resources.gatekeeping import (
     verdict_rows,
 )
 from forge_resources.model_store import recorded_text
-from training_core.config import paths, suggestion, unknown_paths
+from training_core.config import ConfigError, paths, shown, suggestion, unknown_paths, validated
 from training_core.gates import judge
 from training_core.store.identity import inputs_digest
 
@@ -73,15 +73,20 @@ def resolve_config(
     known = forge.assets()
     for asset, values in overrides.items():
         if asset not in known:
-            raise UserError(f"the configuration names {asset!r}; assets are {', '.join(known)}")
+            raise UserError(
+                f"the configuration names {asset!r}, and there is no such asset: {suggestion(asset, known)}"
+            )
         if not isinstance(values, Mapping):
-            raise UserError(f"the configuration of {asset} must be fields with values, got {values!r}")
+            raise UserError(f"{asset}: must be fields with values, got {shown(values)}")
     classes = {asset: _config_class(forge, asset) for asset in known}
     for asset, values in overrides.items():
         if unknown := unknown_paths(classes[asset], values):
             known_paths = list(paths(classes[asset]))
-            problem = "; ".join(f"{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown)
-            raise UserError(f"the configuration of {asset} is refused: {problem}")
+            raise UserError(
+                "; ".join(
+                    f"{asset}.{path}: there is no such value, {suggestion(path, known_paths)}" for path in unknown
+                )
+            )
     configs = _complete(forge, classes, overrides)
     for asset in known:
         kept = kept_values.recorded(latest_materialization(forge.instance, dg.AssetKey(asset)))
@@ -124,14 +129,13 @@ def _complete(
     try:
         complete = dg.validate_run_config(forge.job(), run_config)
     except dg.DagsterInvalidConfigError as error:
-        raise UserError("; ".join(problem.message for problem in error.errors)) from error
+        raise UserError("; ".join(map(config_problem, error.errors))) from error
     configs: dict[str, BaseModel] = {}
     for asset, config in classes.items():
         try:
-            configs[asset] = config(**complete["ops"][asset]["config"])
-        except ValidationError as error:
-            problems = (f"{'.'.join(map(str, e['loc'])) or asset}: {e['msg']}" for e in error.errors())
-            raise UserError(f"the configuration of {asset} is refused: {'; '.join(problems)}") from error
+            configs[asset] = validated(config, complete["ops"][asset]["config"], asset)
+        except ConfigError as error:
+            raise UserError(str(error)) from error
     return configs
 
 

@@ -1,12 +1,15 @@
 """A sensor (off by default) that reports every gate or claim that flips from passed to failed.
 
 A flip is logged as an error in the sensor tick and appended as one JSON line to `gate_flips.jsonl` in the forge home;
-if `FORGE_ALERT_WEBHOOK` is set, the line is also sent there by POST. Verdicts are compared within one profile. Flips
-from before the sensor was turned on are not reported.
+if `FORGE_ALERT_WEBHOOK` is set, the line is also sent there by POST. Lines that could not be sent wait in
+`gate_flips.unsent.jsonl` for the next tick; the newest thousand are kept. Verdicts are compared within one profile.
+Flips from before the sensor was turned on are not reported.
 """
 
+import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -17,10 +20,15 @@ import dagster as dg
 from forge_assets.gate_history import GateEntry, profiles_of, verdicts_of
 from forge_resources import forge_home
 from forge_resources.overrides import utc_text
+from training_core.store.atomic import write_atomically
 
 FILE = "gate_flips.jsonl"
+UNSENT = "gate_flips.unsent.jsonl"
 WEBHOOK = "FORGE_ALERT_WEBHOOK"
 _TIMEOUT_S = 10.0
+_TICK_S = 30.0  # Dagster gives up a tick, and what it has done, after a minute
+_KEPT = 1000  # unsent lines
+_LATER = (408, 425, 429)  # HTTP statuses below 500 that ask for another attempt
 
 
 def flip_sensor(checks: Sequence[dg.AssetCheckKey], *, interval_s: int = 60) -> dg.SensorDefinition:
@@ -37,11 +45,12 @@ def flip_sensor(checks: Sequence[dg.AssetCheckKey], *, interval_s: int = 60) -> 
         flips, newest = new_flips(context.instance, checks, seen)
         for before, now in flips:
             context.log.error(describe(before, now))
-            line = json.dumps(as_json(before, now), allow_nan=False)
+        lines = [json.dumps(as_json(before, now), allow_nan=False) for before, now in flips]
+        if lines:
             with (forge_home() / FILE).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            if problem := _post(line):
-                context.log.error(problem)
+                file.writelines(line + "\n" for line in lines)
+        if problem := send(lines):
+            context.log.error(problem)
         summary = "; ".join(describe(before, now) for before, now in flips)
         return dg.SensorResult(skip_reason=summary or "no gate flipped from pass to fail", cursor=json.dumps(newest))
 
@@ -115,20 +124,50 @@ def as_json(before: GateEntry, now: GateEntry) -> dict[str, Any]:
     }
 
 
-def _post(line: str) -> str | None:
-    """Send `line` to the webhook, if one is set, and return the problem, if any.
+def send(lines: Sequence[str]) -> str | None:
+    """Send the lines that wait and then `lines` to the webhook, if one is set, and return the problem, if any.
 
-    The problem does not name the address, which may hold a secret.
+    Those that could not be sent wait in `gate_flips.unsent.jsonl`. The problem does not name the address, which may
+    hold a secret.
     """
     address = os.environ.get(WEBHOOK, "").strip()
     if not address:
         return None
     if not address.startswith(("http://", "https://")):
         return f"{WEBHOOK} must be an http or https address: nothing was sent"
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, data=line.encode(), headers=headers, method="POST")
+    unsent = forge_home() / UNSENT
     try:
+        waiting = [*(unsent.read_text(encoding="utf-8").splitlines() if unsent.exists() else ()), *lines]
+        end, problem = time.monotonic() + _TICK_S, None
+        while waiting and problem is None and time.monotonic() < end:
+            problem, answered = _post(address, waiting[0])
+            if problem is None or answered:
+                del waiting[0]
+        if waiting:
+            waiting = waiting[-_KEPT:]
+            write_atomically(unsent, "".join(line + "\n" for line in waiting))
+            problem = f"{problem or 'the time for sending is over'}; {len(waiting)} wait in {UNSENT} for the next tick"
+        else:
+            unsent.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{UNSENT} cannot be used ({error}): flips that were not sent to {WEBHOOK} stand in {FILE}"
+    return problem
+
+
+def _post(address: str, line: str) -> tuple[str | None, bool]:
+    """Send a line; return the problem, if any, and whether the webhook answered that it will never take the line."""
+    headers = {"Content-Type": "application/json"}
+    try:
+        request = urllib.request.Request(address, data=line.encode(), headers=headers, method="POST")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
-            return None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        return f"the flip was not sent to {WEBHOOK} ({error}); it stands in {FILE}"
+            return None, True
+    except urllib.error.HTTPError as error:
+        final = 400 <= error.code < 500 and error.code not in _LATER
+        error.close()
+        return f"the flip was not sent to {WEBHOOK} ({error}); it stands in {FILE}", final
+    except http.client.HTTPException as error:  # its text may repeat the address
+        return f"the flip was not sent to {WEBHOOK} ({type(error).__name__}); it stands in {FILE}", False
+    except OSError as error:
+        return f"the flip was not sent to {WEBHOOK} ({error}); it stands in {FILE}", False
+    except ValueError as error:  # likewise
+        return f"{WEBHOOK} is no address to send to ({type(error).__name__}); the flip stands in {FILE}", False

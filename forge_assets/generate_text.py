@@ -3,6 +3,8 @@
 Heavy libraries are imported lazily: a compressed file is read without importing Dagster or MLflow.
 """
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import typer
 
+_QUIET_S = 2.0  # without a word; then a line every so many seconds
+
 if TYPE_CHECKING:
+    from training_core.nn.cognate import Cognate
     from training_core.phases.p3_quiet_star.injection import Rule
     from training_core.store.bundle import Bundle
 
@@ -40,9 +45,11 @@ def from_artifact(path: Path, prompt: str, experts: Switch, options: dict[str, A
         if experts == "on":
             raise ValueError(f"{path} carries no experts: none of them helped when it was made; leave --experts on out")
         return ((piece, None) for piece in generate(read.model, tokenizer, prompt, **options))
+    ids = tokenizer.encode(prompt).ids
+    if _too_long_to_route(read.model, ids):
+        return ((piece, None) for piece in generate(read.model, tokenizer, prompt, **options))
     stack = ExitStack()
-    answered = answering(read.experts, SVFModel(read.model), tokenizer.encode(prompt).ids, tokenizer)
-    model, name = stack.enter_context(answered)
+    model, name = stack.enter_context(answering(read.experts, SVFModel(read.model), ids, tokenizer))
     _say([name] if name else [])
     return _within(stack, generate(model, tokenizer, prompt, **options))
 
@@ -60,8 +67,10 @@ def from_experts(bundle: "Bundle", prompt: str, point: int | None, options: dict
     loaded, tokenizer = load_experts(bundle), load_tokenizer(bundle.tokenizer_json())
     if point is not None:
         loaded = at_point(loaded, bundle.exhibits()["experts"], point)
-    stack = ExitStack()
-    model, weights = stack.enter_context(loaded.answering(tokenizer.encode(prompt).ids, tokenizer))
+    stack, ids = ExitStack(), tokenizer.encode(prompt).ids
+    if _too_long_to_route(loaded.svf.model, ids):
+        return _within(stack, generate(stack.enter_context(loaded.svf.using(None)), tokenizer, prompt, **options))
+    model, weights = stack.enter_context(loaded.answering(ids, tokenizer))
     _say([f"{name} x {weight:.2f}" for name, weight in weights.items() if weight > 0])
     return _within(stack, generate(model, tokenizer, prompt, **options))
 
@@ -105,6 +114,36 @@ def from_bundle(
     if explain:
         typer.echo(f"forge: nothing is thought: {reason}", err=True)
     return ((piece, None) for piece in generate(load_model(bundle), tokenizer, prompt, **options))
+
+
+def _too_long_to_route(model: "Cognate", ids: list[int]) -> bool:
+    """Return whether a prompt does not fit the router, which reads it in one piece, and say so on standard error."""
+    longest = model.config.max_seq_len
+    if len(ids) + 1 <= longest:
+        return False
+    typer.echo(
+        f"forge: answers without experts: their router reads {longest - 1} tokens, and the prompt has {len(ids)}",
+        err=True,
+    )
+    return True
+
+
+class Prefill:
+    """Says on standard error how far a prompt is read: from the second second on, and on one line of a terminal."""
+
+    def __init__(self, quiet_s: float = _QUIET_S) -> None:
+        self._quiet_s, self._begun, self._drawn = quiet_s, time.monotonic(), False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report that `done` of `total` tokens are read."""
+        on_terminal, elapsed = sys.stderr.isatty(), time.monotonic() - self._begun
+        if on_terminal and (self._drawn or (elapsed >= self._quiet_s and done < total)):
+            line = f"forge: read {done:,} of {total:,} tokens of the prompt"
+            typer.echo("\r" + " " * len(line) + "\r" if done == total else "\r" + line, nl=False, err=True)
+            self._drawn = True
+        elif not on_terminal and elapsed >= self._quiet_s and done < total:
+            typer.echo(f"forge: read {done:,} of {total:,} tokens of the prompt", err=True)
+            self._begun = time.monotonic()
 
 
 def _within(stack: ExitStack, pieces: Iterator[str]) -> Pieces:

@@ -10,14 +10,54 @@ from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
 import dagster as dg
+from dagster._config.config_type import ConfigTypeKind
+from dagster._config.errors import EvaluationError
+from dagster._config.snap import ConfigTypeSnap
+from dagster._config.stack import EvaluationStackListItemEntry, EvaluationStackPathEntry
 from pydantic import BaseModel, Field, create_model
+
+from training_core.profiles import PROFILES
 
 DEFAULT_PROFILE = "nano"
 
 
 def selected_profile() -> str:
     """Return the profile whose values the launchpad shows as defaults: the variable `FORGE_PROFILE`, else nano."""
-    return os.environ.get("FORGE_PROFILE") or DEFAULT_PROFILE
+    profile = os.environ.get("FORGE_PROFILE") or DEFAULT_PROFILE
+    if profile not in PROFILES:
+        raise ValueError(f"FORGE_PROFILE must be one of {', '.join(PROFILES)}, got {profile!r}")
+    return profile
+
+
+_KINDS = {"Int": "a whole number", "Float": "a number", "Bool": "true or false", "String": "text"}
+
+
+def config_problem(error: EvaluationError) -> str:
+    """Return what Dagster refuses in a run's configuration, as `asset.section.field: must be ..., got ...`."""
+    names = []
+    for entry in error.stack.entries:
+        if isinstance(entry, EvaluationStackPathEntry):
+            names.append(entry.field_name)
+        elif isinstance(entry, EvaluationStackListItemEntry):
+            names.append(str(entry.list_index))
+    path = ".".join(name for place, name in enumerate(names) if (place, name) not in ((0, "ops"), (2, "config")))
+    data = error.error_data
+    snap = getattr(data, "config_type_snap", None)
+    value = getattr(data, "value_rep", None)
+    value = "null" if value == "None" else value
+    if snap is None:
+        return f"{path}: {error.message.partition('. Expected')[0]}"
+    return f"{path}: must be {_wanted(snap)}, got {value}"
+
+
+def _wanted(snap: ConfigTypeSnap) -> str:
+    if snap.kind == ConfigTypeKind.ENUM:
+        return " or ".join(repr(one.value) for one in snap.enum_values or ())
+    if snap.kind == ConfigTypeKind.ARRAY:
+        return "a list"
+    if ConfigTypeKind.has_fields(snap.kind):
+        return "fields with values"
+    return _KINDS.get(snap.given_name or "", snap.given_name or "another value")
 
 
 def launchpad_fields(config: type[BaseModel], preset: BaseModel | None = None) -> dict[str, Any]:

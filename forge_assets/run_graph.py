@@ -27,6 +27,7 @@ from forge_assets.freshness import PlannedStep, run_values
 from forge_assets.graph_view import Forge, UserError
 from forge_assets.launchpad import selected_profile
 from forge_resources.run_process import died, forget
+from training_core.terminal import PROGRESS, own_stream
 
 CANCELLED = "the run was cancelled"  # the message with which the asset factory reports an interrupt
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -49,18 +50,18 @@ def terminal() -> Iterator[TextIO]:
     """Yield the real terminal while a run executes; the standard streams are redirected to the null device.
 
     Dagster keeps what steps print in its compute logs. `FORGE_PROGRESS` holds the file descriptor of the terminal, to
-    which progress bars are drawn.
+    which progress bars are drawn. A terminal that goes away, or lacks a character, does not end the run.
     """
     saved_out, saved_error = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.environ["FORGE_PROGRESS"] = str(saved_error)
+        os.environ[PROGRESS] = str(saved_error)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        with os.fdopen(os.dup(saved_error), "w") as stream:
+        with own_stream(saved_error) as stream:
             yield stream
     finally:
-        os.environ.pop("FORGE_PROGRESS", None)
+        os.environ.pop(PROGRESS, None)
         os.dup2(saved_out, 1)
         os.dup2(saved_error, 2)
         for descriptor in (saved_out, saved_error, nowhere):

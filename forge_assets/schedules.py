@@ -1,83 +1,157 @@
-"""A schedule for each phase (off by default) that skips while the quality gate of an input is closed.
+"""The sensor `schedules` (off by default): makes assets at the times in `schedules.yaml` of the forge home.
 
-Dagster cannot edit a cron expression in the UI, so it comes from the environment, which is read when the code location
-is loaded: `FORGE_CRON` for all phases, `FORGE_CRON_<ASSET>` (for instance `FORGE_CRON_TRUNK`) for one of them, and
-`FORGE_TIMEZONE` for the time zone.
+    timezone: Europe/Berlin            # optional; UTC
+    nightly: {cron: "0 3 * * *", assets: [trunk, merged_model]}
+    weekly:  {cron: "0 6 * * 1", assets: [corpus, tokens]}
+
+The file is read at every tick, so that it can be edited without restarting anything (Dagster reads a schedule's cron
+expression only when the code location is loaded). An asset may stand in several schedules. One whose inputs have a
+closed quality gate is skipped with the reason. Times that passed while the sensor was off are not made up for; times
+that passed while the daemon was down are, by one run. A table that cannot be used is reported in the tick, and its
+times are kept until it can.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 from zoneinfo import available_timezones
 
 import dagster as dg
-from dagster._utils.schedules import is_valid_cron_string
+from dagster._utils.schedules import cron_string_iterator, is_valid_cron_string
+from pydantic import ConfigDict, Field
 
+from forge_assets.config_file import ConfigFileError, read_mapping
 from forge_assets.gates import gate_checks
-from forge_resources.gatekeeping import closed_gates
+from forge_resources import forge_home
+from forge_resources.gatekeeping import REPORTS, closed_gates
+from training_core.config import Config, ConfigError, suggestion, validated
 
-NIGHTLY = "0 3 * * *"
+FILE = "schedules.yaml"
+TIMEZONE = "timezone"
+Checks = Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]]
 
 
-def phase_schedules(
-    assets: Sequence[dg.AssetsDefinition],
-    *,
-    checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]] | None = None,
-    environment: Mapping[str, str] = os.environ,
-) -> list[dg.ScheduleDefinition]:
-    """Return a schedule `<asset>_schedule` for each of `assets` that is in the gate table.
+class Schedule(Config):
+    """When to make which assets."""
 
-    Raises:
-        ValueError: when the environment holds an invalid cron expression or an unknown time zone.
-    """
+    model_config = ConfigDict(strict=True)
+
+    cron: str = Field(description="A cron expression of five fields")
+    assets: list[str] = Field(min_length=1, description="Names of the assets to make, in one run")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The schedules by name, and the time zone of their cron expressions."""
+
+    schedules: Mapping[str, Schedule]
+    timezone: str
+
+
+def schedule_sensor(
+    assets: Sequence[dg.AssetsDefinition], *, checks: Checks | None = None, interval_s: int = 30
+) -> dg.SensorDefinition:
+    """Return the sensor `schedules`, which may make any of `assets`."""
     table = gate_checks() if checks is None else checks
-    return [_schedule(asset, table, environment) for asset in assets if asset.key in table]
+    parents = {asset.key: sorted(asset.asset_deps[asset.key]) for asset in assets}
+    reports = {asset.key for asset in assets if REPORTS in asset.tags_by_key[asset.key]}
 
-
-def cron_of(asset: str, environment: Mapping[str, str]) -> str:
-    """Return the cron expression of `asset`: from its own variable, else from `FORGE_CRON`, else nightly at three.
-
-    Raises:
-        ValueError: when the variable does not hold a valid cron expression.
-    """
-    for variable in (f"FORGE_CRON_{asset.upper()}", "FORGE_CRON"):
-        if expression := environment.get(variable, "").strip():
-            if not is_valid_cron_string(expression):
-                raise ValueError(
-                    f"{variable} must be a cron expression of five fields such as '{NIGHTLY}', got {expression!r}"
-                )
-            return expression
-    return NIGHTLY
-
-
-def _zone(environment: Mapping[str, str]) -> str:
-    zone = environment.get("FORGE_TIMEZONE", "").strip() or "UTC"
-    if zone != "UTC" and zone not in available_timezones():
-        raise ValueError(f"FORGE_TIMEZONE must be a time zone such as 'Europe/Berlin', got {zone!r}")
-    return zone
-
-
-def _schedule(
-    asset: dg.AssetsDefinition,
-    checks: Mapping[dg.AssetKey, Sequence[dg.AssetCheckKey]],
-    environment: Mapping[str, str],
-) -> dg.ScheduleDefinition:
-    name = asset.key.to_python_identifier()
-    parents = sorted(asset.asset_deps[asset.key] & checks.keys())
-
-    @dg.schedule(
-        name=f"{name}_schedule",
-        target=dg.AssetSelection.assets(asset.key),
-        cron_schedule=cron_of(name, environment),
-        execution_timezone=_zone(environment),
-        default_status=dg.DefaultScheduleStatus.STOPPED,
-        description=(
-            f"Makes and judges {name}; skips while the quality gate of an input is closed. "
-            f"The environment variable FORGE_CRON_{name.upper()} or FORGE_CRON sets the time."
-        ),
+    @dg.sensor(
+        name="schedules",
+        target=dg.AssetSelection.assets(*parents),
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=interval_s,
+        description=f"Makes assets at the times in {FILE} of the forge home, which may be edited at any time.",
     )
-    def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if reasons := closed_gates(context.instance, parents, checks, name):
-            return dg.SkipReason("quality gate closed: " + "; ".join(reasons))
-        return dg.RunRequest()
+    def tick(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        now = datetime.now(UTC)
+        since = datetime.fromisoformat(context.cursor) if context.cursor else now
+        try:
+            schedules = read_table(forge_home() / FILE, [key.to_user_string() for key in parents])
+        except ValueError as error:
+            context.log.error(str(error))
+            return dg.SensorResult(skip_reason=str(error), cursor=since.isoformat())
+        requests, said = [], []
+        for name, due in due_times(schedules, since, now).items():
+            keys = [dg.AssetKey(asset) for asset in schedules.schedules[name].assets]
+            closed = [
+                reason
+                for key in keys
+                if key not in reports
+                for reason in closed_gates(
+                    context.instance,
+                    [parent for parent in parents[key] if parent in table and parent not in keys],
+                    table,
+                    key.to_user_string(),
+                )
+            ]
+            if closed:
+                said.append(f"{name} is skipped, quality gate closed: {'; '.join(dict.fromkeys(closed))}")
+                context.log.warning(said[-1])
+                continue
+            tags = {"forge/schedule": name, "forge/scheduled_for": due.isoformat()}
+            requests.append(dg.RunRequest(run_key=f"{name}:{due.isoformat()}", asset_selection=keys, tags=tags))
+        if not requests:
+            reason = "; ".join(said) or (
+                "no schedule is due" if schedules.schedules else f"there is no schedule in {forge_home() / FILE}"
+            )
+            return dg.SensorResult(skip_reason=reason, cursor=now.isoformat())
+        return dg.SensorResult(run_requests=requests, cursor=now.isoformat())
 
     return tick
+
+
+def read_table(path: Path, assets: Sequence[str]) -> Table:
+    """Return the table in `path`, whose schedules may name `assets`; an empty one if there is no file.
+
+    Raises:
+        ValueError: for a table that cannot be used, in one line with its file, schedule and field.
+    """
+    if not path.exists():
+        return Table({}, "UTC")
+    document, lines = read_mapping(path)
+    timezone = document.pop(TIMEZONE, "UTC")
+    if timezone != "UTC" and timezone not in available_timezones():
+        raise ConfigFileError(
+            f"{path}, line {lines[TIMEZONE]}: timezone must be a time zone such as 'Europe/Berlin', got {timezone!r}"
+        )
+    return Table(
+        {name: _schedule(path, lines[name], name, given, assets) for name, given in document.items()}, timezone
+    )
+
+
+def due_times(table: Table, since: datetime, now: datetime) -> dict[str, datetime]:
+    """Return for each schedule that was due after `since`, and until `now`, the last time at which it was."""
+    due = {}
+    for name, schedule in table.schedules.items():
+        backwards = cron_string_iterator(now.timestamp(), schedule.cron, table.timezone, ascending=False)
+        last = next(time for one in backwards if (time := one.astimezone(UTC)) <= now)
+        if last > since:
+            due[name] = last
+    return due
+
+
+def _schedule(path: Path, line: int, name: str, given: Any, assets: Sequence[str]) -> Schedule:
+    if not isinstance(given, Mapping):
+        raise ConfigFileError(
+            f"{path}, line {line}: {name} must be fields with values, got {given!r}; the form is "
+            f"'{name}: {{cron: \"0 3 * * *\", assets: [trunk]}}'"
+        )
+    try:
+        schedule = validated(Schedule, given, name)
+    except ConfigError as error:
+        raise ConfigFileError(f"{path}, line {line}: {error}") from error
+    if len(schedule.cron.split()) != 5 or not is_valid_cron_string(schedule.cron):
+        raise ConfigFileError(
+            f"{path}, line {line}: {name}.cron must be a cron expression of five fields such as '0 3 * * *', "
+            f"got {schedule.cron!r}"
+        )
+    for asset in schedule.assets:
+        if asset not in assets:
+            raise ConfigFileError(
+                f"{path}, line {line}: {name}.assets names {asset!r}, and there is no such asset: "
+                f"{suggestion(asset, list(assets))}"
+            )
+    return schedule

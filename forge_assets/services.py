@@ -1,6 +1,6 @@
 """`forge up`: the Dagster UI with its daemon, and the MLflow server, started and stopped together."""
 
-import os
+import errno
 import signal
 import socket
 import subprocess
@@ -17,6 +17,7 @@ import psutil
 HOST = "127.0.0.1"
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
+_MAX_PORT = 65535
 
 
 class ServiceError(ValueError):
@@ -37,7 +38,15 @@ def services(home: Path, port: int, mlflow_port: int, workspace: Path | None) ->
     """Return the Dagster server (on `workspace`, else the installed code location) and the MLflow server.
 
     Both keep their state in the forge home `home`.
+
+    Raises:
+        ServiceError: when a port is not one, or both are the same.
     """
+    for option, number in (("--port", port), ("--mlflow-port", mlflow_port)):
+        if not 1 <= number <= _MAX_PORT:
+            raise ServiceError(f"{option} must be a whole number from 1 to {_MAX_PORT}, got {number}: choose another")
+    if port == mlflow_port:
+        raise ServiceError(f"--port and --mlflow-port are both {port}: choose another one for one of them")
     location = ["-w", str(workspace)] if workspace else ["-m", "forge_assets.definitions"]
     dagster = [sys.executable, "-m", "dagster", "dev", *location, "-h", HOST, "-p", str(port)]
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
@@ -87,7 +96,7 @@ def require_free_port(service: Service) -> None:
     """Check that the service can listen on its port.
 
     Raises:
-        ServiceError: when the port is in use.
+        ServiceError: when the port is in use, or may not be used.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to listen on
@@ -95,9 +104,10 @@ def require_free_port(service: Service) -> None:
             probe.bind((HOST, service.port))
         except OSError as error:
             option = "--port" if service.name == "Dagster" else "--mlflow-port"
+            taken = error.errno == errno.EADDRINUSE
+            why = "is in use: stop what listens there" if taken else f"cannot be used ({error.strerror}): change that"
             raise ServiceError(
-                f"port {service.port}, wanted for {service.name}, is in use: stop what listens there or "
-                f"choose another with {option}"
+                f"port {service.port}, wanted for {service.name}, {why} or choose another with {option}"
             ) from error
 
 
@@ -168,7 +178,9 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGHUP] if os.name == "posix" else [])
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

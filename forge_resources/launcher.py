@@ -8,6 +8,7 @@ Launched processes hold the other end of a pipe. When the run that started them 
 end-of-file and stop, on every node.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -131,7 +132,7 @@ def _launched(
     environment: Mapping[str, str],
     reporter: Reporter,
 ) -> tuple[Bundle, Mapping[str, Any]]:
-    (folder / "job.json").write_text(job.model_dump_json())
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
     with dg.open_pipes_session(
         context=context.op_execution_context,
         context_injector=dg.PipesFileContextInjector(str(folder / "context.json")),
@@ -170,7 +171,7 @@ def _launched(
 
 
 class WholeLinesReader(dg.PipesFileMessageReader):
-    """A Pipes file reader that waits for complete lines.
+    """A Pipes file reader that waits for complete lines, and skips one that a full disk cut short.
 
     Dagster's own takes a line that is still being written for a message, fails to parse it, and stops reading.
     """
@@ -182,7 +183,8 @@ class WholeLinesReader(dg.PipesFileMessageReader):
                 ends = is_resource_complete.is_set()  # read before the file, so that the last pass sees all of it
                 *lines, rest = (rest + file.read()).split("\n")
                 for line in lines:
-                    handler.handle_message(json.loads(line))
+                    with contextlib.suppress(json.JSONDecodeError):
+                        handler.handle_message(json.loads(line))
                 if ends:
                     return
                 is_resource_complete.wait(_POLL_S)

@@ -3,6 +3,7 @@
 Every rank does its share of the work; the first one reports for all of them through Dagster Pipes.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 from safetensors import SafetensorError
@@ -27,7 +29,10 @@ _PROGRESS_S = 0.5
 
 
 class PipesReporter:
-    """Sends all reports to the Dagster step that launched this process (`forge_resources.launcher`)."""
+    """Sends all reports to the Dagster step that launched this process (`forge_resources.launcher`).
+
+    One that cannot be written, for instance because the shared file system is full, is dropped.
+    """
 
     def __init__(self, pipes: PipesContext) -> None:
         self._pipes = pipes
@@ -35,23 +40,27 @@ class PipesReporter:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Send the metrics."""
-        self._pipes.report_custom_message({"metrics": [step, {k: float(v) for k, v in values.items()}]})
+        self._send({"metrics": [step, {k: float(v) for k, v in values.items()}]})
 
     def progress(self, done: int, total: int, label: str) -> None:
         """Send the progress, at most twice a second, and always when the work is done."""
         now = time.monotonic()
         if done >= total or now - self._told.get(label, -float("inf")) >= _PROGRESS_S:
             self._told[label] = now
-            self._pipes.report_custom_message({"progress": [done, total, label]})
+            self._send({"progress": [done, total, label]})
 
     def figure(self, name: str, figure: Figure) -> None:
         """Send the figure."""
-        self._pipes.report_custom_message({"figure": [name, asdict(figure)]})
+        self._send({"figure": [name, asdict(figure)]})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self._pipes.report_custom_message(message)
 
 
 def work(job_file: Path) -> None:
     """Run the job in `job_file` together with the other ranks."""
-    job = Job.model_validate_json(job_file.read_text())
+    job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
     phase = find_phase(job)
     with distributed.joined(job_file.parent):
         if not distributed.is_first():
@@ -91,7 +100,9 @@ def _host() -> str:
 
 
 if __name__ == "__main__":
-    # A rank blocked in a collective operation never returns to Python, where KeyboardInterrupt would be raised.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A rank blocked in a collective operation never returns to Python, where KeyboardInterrupt would be raised. And
+    # what a run is started by may ignore both signals, which its processes would inherit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     end_with_the_launcher()
     work(Path(sys.argv[1]))

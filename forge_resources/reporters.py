@@ -3,17 +3,18 @@
 Each class here implements `training_core.reporting.Reporter`.
 """
 
-import base64
-import io
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from logging import Logger
 from typing import Any, Self, TextIO
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from forge_resources.tracking import TrackedRun
 from training_core.reporting import Figure, Reporter
+from training_core.terminal import progress_stream
 
 _LOG_INTERVAL_S = 5.0
 _LINE_INTERVAL_S = 15.0
@@ -57,16 +58,21 @@ class LogReporter:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics if the interval since the last line has passed."""
         if self._due("metrics"):
-            self._log.info(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
+            self._write(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
 
     def progress(self, done: int, total: int, label: str) -> None:
         """Log the progress if the interval since the last line has passed or the work is done."""
         if self._due(f"progress {label}") or done >= total:
-            self._log.info(f"{label}: {done} of {total}")
+            self._write(f"{label}: {done} of {total}")
 
     def figure(self, name: str, figure: Figure) -> None:
         """Log the figure's title."""
-        self._log.info(f"figure {name}: {figure.title}")
+        self._write(f"figure {name}: {figure.title}")
+
+    def _write(self, line: str) -> None:
+        # In Dagster this is a transaction of its database. One that is locked, or a full disk, costs the line.
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._log.info(line)
 
     def _due(self, topic: str) -> bool:
         now = time.monotonic()
@@ -90,8 +96,8 @@ class TrackingReporter:
         """Ignore progress, which MLflow does not show."""
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Store the figure as an image."""
-        self._tracked.client.log_figure(self._tracked.run_id, draw(figure), f"figures/{name}.png")
+        """Store the figure, as an image."""
+        self._tracked.log_figure(name, figure)
 
 
 class CurveReporter:
@@ -156,8 +162,8 @@ class ProgressReporter:
         `FORGE_PROGRESS` is the number of the file descriptor to draw on, because Dagster captures the standard
         streams while a run executes.
         """
-        descriptor = os.environ.get("FORGE_PROGRESS", "")
-        return cls(asset, os.fdopen(os.dup(int(descriptor)), "w")) if descriptor.isdecimal() else None
+        stream = progress_stream()
+        return None if stream is None else cls(asset, stream)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Ignore metrics; the bar shows progress only."""
@@ -204,27 +210,3 @@ class ProgressReporter:
         if label not in self._tasks:
             self._tasks[label] = self._bar.add_task(label, total=total, asset=self._asset)
         self._bar.update(self._tasks[label], completed=done, total=total)
-
-
-def draw(figure: Figure) -> Any:
-    """Return `figure` as a matplotlib line plot, drawn without a display and without global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(6.0, 3.2))  # no layout engine: it would draw everything twice
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_axes((0.12, 0.17, 0.84, 0.72))
-    for label, (x, y) in figure.series.items():
-        axes.plot(x, y, label=label, linewidth=1.2)
-    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
-    axes.grid(visible=True, alpha=0.3)
-    if len(figure.series) > 1:
-        axes.legend(loc="upper right")  # the default, "best", searches for a location and is slow
-    return canvas
-
-
-def figure_markdown(figure: Figure) -> str:
-    """Return `figure` as Markdown with an inline image, which Dagster's asset page shows."""
-    buffer = io.BytesIO()
-    draw(figure).savefig(buffer, format="png", dpi=80)
-    return f"![{figure.title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from forge_resources import forge_home
+from training_core.terminal import hear_interrupts
 
 _LOOK_S = 0.5
 
@@ -26,8 +27,10 @@ _LOOK_S = 0.5
 def executing(run_id: str, ended: Callable[[str], bool] = lambda run_id: False) -> Iterator[None]:
     """Hold the run's lock within the context, and interrupt this process when cancellation is requested.
 
+    The interrupt is heard even if the process was started with SIGINT ignored, as a script's background job is.
     Traces of dead processes are removed once their run has `ended`.
     """
+    hear_interrupts()
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     for other in {trace.name.rpartition("-")[0] for trace in folder.glob("*-*-*")}:

@@ -20,18 +20,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from training_core.config import with_values
+from training_core.config import ConfigError, with_values
 from training_core.phase import OpenSandbox
 from training_core.profiles import PROFILES, preset
 from training_core.registry import PHASES
 from training_core.reporting import Figure
 from training_core.store.bundle import open_bundle
 from training_core.store.identity import code_digest, digest_folder
+from training_core.terminal import prepare_process
 from training_core.training import distributed
 from training_core.worker import Input, Job, make
 
+INTERRUPTED = 130  # exit status
 _LINE_INTERVAL_S = 5.0
 
 
@@ -61,6 +61,7 @@ class LineReporter:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the model that the command line names, and return the exit status."""
+    prepare_process()
     options = _parser().parse_args(arguments)
     try:
         sandbox = _sandbox(options.sandbox)
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bundle = make(phase, job, LineReporter(), sandbox)
         if bundle is not None:
             print(json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest()}))
+    except KeyboardInterrupt:
+        print("training_core: interrupted; run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"training_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -83,11 +87,12 @@ def _job(options: argparse.Namespace) -> Job:
         raise ValueError(f"{phase.name} is made from other models: give {' '.join(missing)}")
     if missing := [f"--data {n}=FOLDER" for n in phase.data if n not in dict(options.data)]:
         raise ValueError(f"{phase.name} is made from data: give {' '.join(missing)}")
+    for option in ("parent", "data", "set"):
+        _require_unique(option, [name for name, _ in getattr(options, option)])
     try:
         config = with_values(preset(options.profile, phase.name), dict(options.set))
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"--set is refused: {'; '.join(problems)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"--set is refused: {error}") from error
     sandbox = [options.sandbox.partition(":")[0]] if options.sandbox else []
     roots = [*phase.roots(), *(sandbox if phase.sandboxed else [])]
     options.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -101,6 +106,11 @@ def _job(options: argparse.Namespace) -> Job:
         out=options.out.resolve(),
         code_version=code_digest(roots, extra={"config": phase.config.model_json_schema()}),
     )
+
+
+def _require_unique(option: str, names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"--{option} {twice[0]}=... is given {names.count(twice[0])} times: give it once")
 
 
 def _sandbox(named: str) -> OpenSandbox | None:
@@ -151,11 +161,20 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 def _field(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"expected PATH=VALUE, for example training.steps=100, got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, json.loads(value, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError:
         return name, value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"a key stands twice among {', '.join(names)}: leave one out")
+    return dict(pairs)
 
 
 if __name__ == "__main__":

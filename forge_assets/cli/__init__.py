@@ -7,6 +7,7 @@ Heavy libraries are imported by the command that needs them, after the environme
 import typer
 
 from forge_assets.cli import doctor, gate, generate, import_model, repair, report, run, sandbox, up
+from training_core.terminal import prepare_process
 
 app = typer.Typer(
     name="forge",
@@ -15,10 +16,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.callback()(prepare_process)
 app.command("import")(import_model.import_model)
 app.command()(run.run)
 app.command()(report.report)
-app.command()(generate.generate)
+app.command(cls=generate.PromptCommand)(generate.generate)
 app.command()(doctor.doctor)
 app.command()(up.up)
 app.add_typer(sandbox.app)

@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from forge_resources import require_addressable
+
 if TYPE_CHECKING:
     from forge_assets.graph_view import Forge
     from training_core.store.bundle import Bundle
@@ -71,9 +73,11 @@ def set_environment(profile: str) -> None:
 
     if profile not in PROFILES:
         raise ValueError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
-    home.mkdir(parents=True, exist_ok=True)
+    for variable, folder in (("DAGSTER_HOME", home), ("FORGE_HOME", forge_home_below(home))):
+        if problem := home_problem(variable, folder, make=True):
+            raise ValueError(problem)
     if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").write_text(_instance_settings())
+        (home / "dagster.yaml").write_text(_instance_settings(), encoding="utf-8")
 
 
 def dagster_home() -> Path:
@@ -84,12 +88,37 @@ def dagster_home() -> Path:
     return root / "dagster_home"
 
 
+def home_problem(variable: str, home: Path, *, make: bool = False) -> str | None:
+    """Return why nothing can be kept in `home`, which `variable` names, and what to change; None if something can.
+
+    With `make`, the folder is made if it is missing.
+    """
+    change = f"set {variable} to a folder that you may write to"
+    try:
+        require_addressable(home)
+        if make:
+            home.mkdir(parents=True, exist_ok=True)
+        nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    except OSError as error:
+        return f"{home} cannot be made ({error.strerror}): {change}"
+    except ValueError as error:
+        return str(error)
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    return f"{home} cannot be {'written to' if nearest == home else f'made in {nearest}'}: {change}"
+
+
+def forge_home_below(dagster_home: Path) -> Path:
+    """Return FORGE_HOME, by default `forge` in `dagster_home`."""
+    return Path(os.environ.get("FORGE_HOME") or dagster_home / "forge")
+
+
 def _instance_settings() -> str:
     """Return the committed `dagster.yaml`, from the source tree or from the installed package."""
     places = (ROOT / "dagster_home" / "dagster.yaml", ROOT / "forge_resources" / "dagster.yaml")
     for place in places:
         if place.is_file():
-            return place.read_text()
+            return place.read_text(encoding="utf-8")
     raise ValueError(f"dagster.yaml is missing from {places[0]}: restore it, or install agent-forge again")
 
 

@@ -1,12 +1,9 @@
 """`forge doctor`: the resources of this machine, and the profiles that will run on it."""
 
-import os
-from pathlib import Path
-
 from rich.console import Console
 from rich.markup import escape
 
-from forge_assets.cli.common import dagster_home, errors
+from forge_assets.cli.common import dagster_home, errors, forge_home_below, home_problem
 
 
 def doctor() -> None:
@@ -14,9 +11,11 @@ def doctor() -> None:
     console = Console(highlight=False)
     with errors():
         home = dagster_home()
+        folder = forge_home_below(home)
+        problems = [home_problem("DAGSTER_HOME", home), home_problem("FORGE_HOME", folder)]
         from forge_resources.compute import REQUIREMENTS, inspect_machine, obstacles
 
-        machine = inspect_machine(Path(os.environ.get("FORGE_HOME") or home / "forge"))
+        machine = inspect_machine(folder)
         facts = {
             "processor": f"{machine.cores} cores",
             "memory": f"{machine.memory_bytes / 1e9:.1f} GB, {machine.available_bytes / 1e9:.1f} GB free",
@@ -27,6 +26,8 @@ def doctor() -> None:
             "free disk": f"{machine.disk_free_bytes / 1e9:.1f} GB for {machine.home}",
             "versions": ", ".join(f"{name} {number}" for name, number in machine.versions.items()),
         }
+        if problem := problems[0] or problems[1]:
+            facts["home"] = problem
         for name, fact in facts.items():
             console.print(f"[bold]{name:<17}[/] {escape(fact)}", soft_wrap=True, highlight=False)
         for needs in REQUIREMENTS:

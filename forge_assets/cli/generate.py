@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
+from typer._click.core import Context
+from typer._click.exceptions import NoSuchOption
 
 from forge_assets.cli.common import errors, latest_bundle
-from forge_assets.generate_text import Switch, from_artifact, from_bundle, from_experts
+from forge_assets.generate_text import Prefill, Switch, from_artifact, from_bundle, from_experts
 
 
 def generate(
@@ -37,6 +40,8 @@ def generate(
     """
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with errors():
+        _check(prompt, options)
+        options["progress"] = Prefill()
         if artifact is not None and model is None:
             if thoughts == "on" or rule is not None or point is not None:
                 raise ValueError(
@@ -63,6 +68,44 @@ def generate(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
         typer.echo()
+
+
+def _check(prompt: str, options: dict[str, Any]) -> None:
+    """Check the prompt and the numbers before a model is loaded.
+
+    Raises:
+        ValueError: for bytes that are not UTF-8, and for numbers that `training_core.text.settings` refuses.
+    """
+    from training_core.config import ConfigError
+    from training_core.text.settings import sampling_settings
+
+    try:
+        sampling_settings(**options)
+    except ConfigError as error:
+        option, _, problem = str(error).partition(":")
+        raise ValueError(f"refused, --{option.replace('_', '-')}:{problem}") from error
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        before = len(prompt[: error.start].encode(errors="surrogateescape"))
+        wrong = ord(prompt[error.start])
+        what = f"0x{wrong - 0xDC00:02x}" if 0xDC80 <= wrong <= 0xDCFF else f"a lone surrogate, U+{wrong:04X},"
+        raise ValueError(
+            f"the prompt is not UTF-8: {what} at byte {before + 1} (after {prompt[: error.start][-20:]!r}): encode it "
+            "as UTF-8"
+        ) from error
+
+
+class PromptCommand(typer.core.TyperCommand):
+    """A command whose only argument is a text: where it begins with a dash, the error says how to give it."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except NoSuchOption as error:
+            error.message += ". A prompt that begins with a dash stands last, behind --: forge generate ... -- '-5 is'"
+            raise
 
 
 def printable(text: str) -> str:

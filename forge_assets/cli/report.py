@@ -30,7 +30,7 @@ def report(
 
         ledger = collect(forge)
         if html is not None:
-            html.write_text(html_page(ledger))
+            html.write_text(html_page(ledger), encoding="utf-8")
         if as_json:
             typer.echo(json.dumps(ledger.as_json(), indent=2, allow_nan=False))
             for line in missing_lines(ledger):

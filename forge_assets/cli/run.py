@@ -2,13 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from forge_assets.cli.common import INTERRUPTED, Profile, errors, make_and_judge, open_forge
+from forge_assets.config_file import read_overrides
 
 if TYPE_CHECKING:
     from forge_assets.ledger import Ledger
@@ -47,25 +48,6 @@ def run(
         _next_steps(ledger, again, console)
     if problems:
         raise typer.Exit(1)
-
-
-def read_overrides(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Return the configuration in a YAML file: asset to fields, or in the launchpad's form (`ops: ... config:`)."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must map assets to fields and values, for instance 'trunk: {{steps: 400}}'")
-    if isinstance(document.get("ops"), dict):
-        return {asset: dict((entry or {}).get("config") or {}) for asset, entry in document["ops"].items()}
-    return document
 
 
 def _command(profile: str, config: Path | None, *, defaults: bool) -> str:

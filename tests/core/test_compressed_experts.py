@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from forge_assets.generate_text import from_artifact
 from tests.core.small_experts import FAMILIES, bank
 from tests.nested import nested
 from training_core.data.batches import TrainingData
@@ -105,6 +106,24 @@ def test_what_is_measured_is_what_the_file_answers(
     mean = np.mean([np.mean(values) for values in expected.values()])
     assert taught.accuracy == pytest.approx(mean, rel=1e-4)
     assert set(expected) == set(FAMILIES)
+
+
+def test_a_prompt_that_is_too_long_for_the_router_is_answered_without_experts(
+    carried: tuple[bytes, bytes, FileExpertsReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same text as with --experts off, and one line says why; a prompt that just fits is routed."""
+    (path := tmp_path / "model.forge").write_bytes(carried[1])
+    read = read_artifact(carried[1])
+    longest, tokenizer = read.model.config.max_seq_len, load_tokenizer(read.tokenizer_json)
+    word = next(i for i in range(1, 300) if tokenizer.encode(tokenizer.decode([i]) * 9).ids == [i] * 9)
+    for length, said in ((longest - 1, "forge: answers with "), (longest, "forge: answers without experts: ")):
+        prompt = tokenizer.decode([word] * length)
+        assert len(tokenizer.encode(prompt).ids) == length
+        options = {"max_tokens": 5, "temperature": 0.0}
+        spoken = list(from_artifact(path, prompt, "auto", options))
+        assert capsys.readouterr().err.startswith(said)
+        if length == longest:
+            assert spoken == list(from_artifact(path, prompt, "off", options))
 
 
 def test_an_expert_that_does_not_help_stays_out(data: TrainingData, contexts: Callable[[], QuestionContext]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from training_core.config import Config, paths, suggestion, unknown_paths, with_values
+from training_core.config import Config, ConfigError, paths, suggestion, unknown_paths, validated, with_values
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.profiles import ASSETS, PROFILES, Profile, nano, preset, profile_of
 from training_core.registry import PHASES
@@ -31,12 +31,35 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_owner() -> None
 def test_values_have_paths() -> None:
     assert list(paths(Whole)) == ["part.size", "part.rate", "steps"]
     assert with_values(Whole(), {"part.size": 2, "steps": 9}) == Whole(part=Part(size=2), steps=9)
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"^part\.size: must be at least 1, got 0$"):
         with_values(Whole(), {"part.size": 0})
+    with pytest.raises(ConfigError, match=r"^part is a section: name one of its values, for instance part\.size$"):
+        with_values(Whole(), {"part": {"size": 2}})
     with pytest.raises(ValueError, match=r"there is no value 'size': did you mean part\.size\?"):
         with_values(Whole(), {"size": 2})
     with pytest.raises(ValueError, match=r"there is no value 'part_rate': did you mean part\.rate\?"):
         with_values(Whole(), {"part_rate": 2})
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"steps": "many"}, "whole.steps: must be a whole number, got 'many'"),
+        ({"steps": 2.5}, "whole.steps: must be a whole number, got 2.5"),
+        ({"steps": None}, "whole.steps: must be a whole number, got null"),
+        ({"steps": "x" * 200}, f"whole.steps: must be a whole number, got '{'x' * 56}..."),
+        ({"part": "big"}, "whole.part: must be fields with values, got 'big'"),
+        ({"part": {"rate": []}}, "whole.part.rate: must be a number, got []"),
+        ({"part": {"size": 0}, "steps": "a"}, "whole.part.size: must be at least 1, got 0; whole.steps: must be a"),
+        ({"part": {"sise": 1}}, "whole.part.sise: there is no such value, did you mean part.size?"),
+        ({"stebs": 1}, "whole.stebs: there is no such value, did you mean steps?"),
+    ],
+)
+def test_a_wrong_value_is_one_line(values: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        validated(Whole, values, "whole")
+    assert str(refused.value).startswith(line)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_old_flat_name_is_told_its_path() -> None:

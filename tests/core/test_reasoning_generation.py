@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from training_core.phases.p3_quiet_star.generation import Spoken, ThinkingSpeake
 from training_core.phases.p3_quiet_star.injection import SIGNALS, InjectionConfig, Rule, ThoughtInjector, read_signals
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker, ThoughtConfig
 from training_core.text.generation import continuation, generate
+from training_core.text.settings import Sampling
 
 HALTING = {"cycles": 2, "latent_steps": 1, "num_supervision": 3, "halt_threshold": 0.5}
 RECURSIVE = {"cycles": 2, "latent_steps": 1, "num_supervision": 2}
@@ -86,7 +88,7 @@ def test_streaming_equals_the_whole_text_at_once(
         speaker = ThinkingSpeaker(thinks, rule, torch.Generator().manual_seed(1))
         decided, thoughts, mixed, streamed = [], [], [], []
         for position, token in enumerate(tokens[0].tolist()):
-            speaker.feed(token)
+            speaker.feed([token])
             streamed.append(torch.cat([speaker.signals[name] for name in SIGNALS]))
             logits = speaker.predict()
             decided.append(speaker.thinks)
@@ -112,6 +114,30 @@ def test_streaming_equals_the_whole_text_at_once(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_a_prompt_that_is_read_in_parts_is_thought_about_as_token_by_token(changes: dict[str, object]) -> None:
+    """Signals at every position, the decision at the last one, and the logits; the interval goes on over the border."""
+    thinks = reasoner(changes)
+    thinks.thinker.double()
+    tokens = text(29)[0].tolist()
+    for rule in GATED:
+        for parts in ((29,), (11, 18), (1, 26, 2)):
+            single, whole = (ThinkingSpeaker(thinks, rule, torch.Generator().manual_seed(1)) for _ in range(2))
+            start = 0
+            for length in parts:
+                expected = []
+                for token in tokens[start : start + length]:
+                    single.feed([token])
+                    expected.append(torch.cat([single.signals[name] for name in SIGNALS]))
+                whole.feed(tokens[start : start + length])
+                read = torch.cat([whole.signals[name] for name in SIGNALS])
+                torch.testing.assert_close(read, torch.cat(expected, 1), atol=2e-5, rtol=1e-5, equal_nan=True)
+                assert whole.thinks == single.thinks
+                assert (whole.predict() - single.predict()).abs().max() < 1e-11
+                start += length
+
+
+@torch.no_grad()
 def test_both_gated_rules_think_somewhere_and_keep_their_interval() -> None:
     """What the test above compares is not empty: each rule thinks, not everywhere, and its interval binds."""
     thinks = reasoner({})
@@ -125,7 +151,7 @@ def test_both_gated_rules_think_somewhere_and_keep_their_interval() -> None:
         places: list[list[int]] = [[], []]
         for position, token in enumerate(tokens[0].tolist()):
             for speaker, found in zip(speakers, places, strict=True):
-                speaker.feed(token)
+                speaker.feed([token])
                 if speaker.thinks:
                     found.append(position)
         spaced, dense = places
@@ -246,7 +272,7 @@ def test_shown_thoughts_are_those_that_were_thought(tokenizer: Tokenizer) -> Non
     generator = torch.Generator().manual_seed(0)
     speaker = ThinkingSpeaker(thinks, "everywhere", generator)
     seen: list[list[str]] = []
-    for _ in continuation(speaker, tokenizer, "The river", 6, 0.7, 0.95, 0):
+    for _ in continuation(speaker, tokenizer, "The river", Sampling(max_tokens=6)):
         assert speaker.thoughts is not None
         rows = speaker.thoughts.tokens[0, 0].tolist()
         assert all(1 <= sum(token != ENDED for token in row) <= 2 for row in rows)
@@ -263,8 +289,8 @@ class Scripted:
     def __init__(self, script: list[int]) -> None:
         self.script, self.fed = script, list[int]()
 
-    def feed(self, token: int) -> None:
-        self.fed.append(token)
+    def feed(self, tokens: Sequence[int]) -> None:
+        self.fed += tokens
 
     def predict(self) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.tensor(self.script[len(self.fed) - 2]), 300) * 100.0
@@ -277,11 +303,11 @@ def test_pieces_hold_whole_characters_and_stop_at_end_of_text(tokenizer: Tokeniz
     prompt = tokenizer.encode("T").ids
     assert len(prompt) == 1
     speaker = Scripted([*ids, 0, 70])
-    pieces = list(continuation(speaker, tokenizer, "T", 20, 0.7, 1.0, 0))
+    pieces = list(continuation(speaker, tokenizer, "T", Sampling(max_tokens=20, top_p=1.0)))
     assert pieces == ["a", "", "é", "", "", "€", ""]
     assert speaker.fed == [0, *prompt, *ids]
     cut = Scripted([*ids, 0])
-    assert list(continuation(cut, tokenizer, "T", 5, 0, 1.0, 0)) == ["a", "", "é", "", ""]
+    assert list(continuation(cut, tokenizer, "T", Sampling(max_tokens=5, temperature=0))) == ["a", "", "é", "", ""]
     assert cut.fed == [0, *prompt, *ids[:4]]  # the last token drawn needs no prediction
 
 
@@ -289,10 +315,19 @@ def test_what_is_impossible_is_refused_at_once(tokenizer: Tokenizer) -> None:
     thinks = reasoner({})
     with pytest.raises(ValueError, match="no rule 'sometimes'.*difficulty"):
         think_and_generate(thinks, tokenizer, "x", rule="sometimes")  # type: ignore[arg-type]
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}):
-        with pytest.raises(ValueError, match="temperature must be at least 0, top_p in"):
+    for wrong, words in (
+        ({"temperature": -1.0}, r"temperature: must be at least 0, got -1\.0"),
+        ({"temperature": math.nan}, "temperature: must be a finite number, got nan"),
+        ({"temperature": math.inf}, "temperature: must be a finite number, got inf"),
+        ({"top_p": 0.0}, r"top_p: must be more than 0, got 0\.0"),
+        ({"top_p": 1.5}, r"top_p: must be at most 1, got 1\.5"),
+        ({"max_tokens": 0}, "max_tokens: must be at least 1, got 0"),
+        ({"seed": -1}, "seed: must be at least 0, got -1"),
+        ({"seed": 1 << 63}, "seed: must be less than 9223372036854775808, got 9223372036854775808"),
+    ):
+        with pytest.raises(ValueError, match=words):
             think_and_generate(thinks, tokenizer, "x", **wrong)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="temperature must be at least 0, top_p in"):
+        with pytest.raises(ValueError, match=words):
             generate(thinks.thinker.cognate, tokenizer, "x", **wrong)  # type: ignore[arg-type]
 
 

@@ -90,7 +90,7 @@ def test_a_child_is_made_from_the_parents_that_are_given(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
+        ({"steps": 0}, "training.steps: must be at least 1, got 0"),
         ({"training.stepz": 3}, "there is no value 'training.stepz': did you mean training.steps"),
         ({"seq_len": 4096}, "seq_len = 4096 exceeds max_seq_len = 64"),
     ],
@@ -125,3 +125,35 @@ def test_every_model_of_the_graph_can_be_asked_for() -> None:
     assert [name for name, phase in PHASES.items() if phase.parallel] == [
         "trunk", "cognate_reasoning", "cognate_memory", "cognate_speed", "merged_model",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            ["--set=training.seed=3", "--set=training.seed=4"],
+            "--set training.seed=... is given 2 times: give it once",
+        ),
+        (
+            ['--set=training={"steps": 3}'],
+            "training is a section: name one of its values, for instance training.muon_lr",
+        ),
+        (['--set=training.seed="many"'], "--set is refused: training.seed: must be a whole number, got 'many'"),
+        (["--set=training.muon_lr=NaN"], "training.muon_lr: must be"),
+    ],
+)
+def test_a_value_that_would_not_be_used_is_refused(
+    small_data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], words: str
+) -> None:
+    assert main([*arguments(small_data, tmp_path / "trunk"), *given]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["training.steps", "=3", 'training={"steps": 1, "steps": 2}'])
+def test_a_setting_that_cannot_be_parsed_is_refused(
+    small_data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments(small_data, tmp_path / "trunk"), f"--set={text}"])
+    error = capsys.readouterr().err
+    assert "expected PATH=VALUE" in error or "a key stands twice among steps, steps: leave one out" in error

@@ -144,6 +144,10 @@ defs = dg.Definitions(
         _model("right", ("trunk",)),
     ],
     asset_checks=asset_checks(GATES),
-    resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
+    resources={
+        "store": ModelStore(),
+        "tracking": MlflowTracking(enabled="FORGE_MLFLOW_URI" in os.environ),
+        "launcher": Launcher(),
+    },
     executor=dg.in_process_executor,
 )

@@ -42,7 +42,7 @@ _LOADED = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrL
 class LiveForge:
     """The services of a forge in `home`; `location` is the module that defines its assets."""
 
-    def __init__(self, home: Path, location: str, *, poll_s: int = 1) -> None:
+    def __init__(self, home: Path, location: str, *, poll_s: int = 1, mlflow_uri: str = "") -> None:
         self.home, self.location = home, location
         self.ports = {name: str(free_port()) for name in ("code", "webserver")}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -61,6 +61,7 @@ class LiveForge:
             "FORGE_CODE_PORT": self.ports["code"],
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)]),
             "PYTHONWARNINGS": "ignore",
+            **({"FORGE_MLFLOW_URI": mlflow_uri} if mlflow_uri else {}),
         }
 
     @property
@@ -235,9 +236,9 @@ def wait_for(condition: Callable[[], object], seconds: float, explain: Callable[
 
 
 @contextmanager
-def live_forge(home: Path, location: str) -> Iterator[LiveForge]:
+def live_forge(home: Path, location: str, mlflow_uri: str = "") -> Iterator[LiveForge]:
     """Run all services on a new home; after the block, none of their processes is left."""
-    forge = LiveForge(home, location)
+    forge = LiveForge(home, location, mlflow_uri=mlflow_uri)
     try:
         forge.start(*SERVICES)
         yield forge

@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import tiny_automation
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.sensor import execute_sensor_iteration
-from forge_instance import launch, made, verdict
+from forge_instance import failure_text, launch, made, verdict
 
+from forge_assets import schedules
 from forge_assets.gate_flips import FILE, flip_sensor, new_flips
 from forge_assets.reruns import Wanted, changed_phases
-from forge_assets.schedules import NIGHTLY, phase_schedules
+from forge_assets.schedules import due_times
 from forge_resources import forge_home
 from forge_resources.gatekeeping import override_gate
 
@@ -53,30 +55,110 @@ def served(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
     context._grpc_server_registry.wait_for_processes()
 
 
-def test_cron_comes_from_the_environment() -> None:
-    def schedules(**environment: str) -> dict[str, dg.ScheduleDefinition]:
-        made = phase_schedules(tiny_automation.PHASES, checks=CHECKS, environment=environment)
-        return {schedule.name: schedule for schedule in made}
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
-    plain = schedules()
-    assert len(plain) == len(CHECKS) == 7
-    assert {s.cron_schedule for s in plain.values()} == {NIGHTLY}
-    assert {s.default_status for s in plain.values()} == {dg.DefaultScheduleStatus.STOPPED}
-    edited = schedules(FORGE_CRON="5 4 * * 0", FORGE_CRON_LEFT_CHILD=" 0 6 * * * ", FORGE_TIMEZONE="Europe/Berlin")
-    assert edited["left_child_schedule"].cron_schedule == "0 6 * * *"
-    assert edited["left_schedule"].cron_schedule == "5 4 * * 0"
-    assert edited["left_schedule"].execution_timezone == "Europe/Berlin"
-    for variable, value in (("FORGE_CRON_TRUNK", "hourly"), ("FORGE_CRON", "0 0 30 2 *"), ("FORGE_TIMEZONE", "Mars")):
-        with pytest.raises(ValueError, match=f"{variable} must be a .*{value[:2]}"):
-            schedules(**{variable: value})
+
+def written(text: str) -> Path:
+    path = forge_home() / schedules.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+TABLE = """
+timezone: Europe/Berlin
+nightly: {cron: "0 3 * * *", assets: [trunk, left]}
+weekly:  {cron: "30 6 * * 1", assets: [tokens]}
+often:   {cron: "*/5 * * * *", assets: [left]}
+"""
+
+
+def test_a_schedule_is_due_once_at_its_last_time(instance: dg.DagsterInstance) -> None:
+    """Cron expressions in Berlin, an hour before UTC in winter and two in summer; missed times count once."""
+    table = schedules.read_table(written(TABLE), ["trunk", "left", "tokens"])
+
+    def due(since: str, now: str) -> dict[str, str]:
+        return {name: f"{time:%d %H:%M}" for name, time in due_times(table, at(since), at(now)).items()}
+
+    assert due("2026-01-07 01:59:00", "2026-01-07 01:59:59") == {}
+    assert due("2026-01-07 01:59:59", "2026-01-07 02:00:00") == {"nightly": "07 02:00", "often": "07 02:00"}
+    assert due("2026-01-07 02:00:00", "2026-01-07 02:00:30") == {}
+    assert due("2026-07-08 00:59:59", "2026-07-08 01:00:00") == {"nightly": "08 01:00", "often": "08 01:00"}
+    assert due("2025-01-01 00:00:00", "2026-01-07 12:01:00") == {
+        "nightly": "07 02:00",
+        "weekly": "05 05:30",
+        "often": "07 12:00",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nightly: 3", r"line 1: nightly must be fields with values, got 3; the form is 'nightly: \{cron"),
+        ("a: {cron: hourly, assets: [trunk]}", r"line 1: a\.cron must be a cron expression of five .* got 'hourly'"),
+        ('a: {cron: "0 0 30 2 *", assets: [trunk]}', r"a\.cron must be a cron expression .* got '0 0 30 2 \*'"),
+        ('a: {cron: "* * * * * *", assets: [trunk]}', r"a\.cron must be a cron expression of five fields"),
+        ('\na: {cron: "0 3 * * *", assets: [trunc]}', r"line 2: a\.assets names 'trunc', .* did you mean trunk\?"),
+        ('a: {cron: "0 3 * * *", assets: []}', r"a\.assets: must be at least 1 values, got \[\]"),
+        ('a: {cron: "0 3 * * *", assets: trunk}', r"a\.assets: must be a list, got 'trunk'"),
+        ('a: {cron: "0 3 * * *", asset: [trunk]}', r"a\.asset: there is no such value, did you mean assets\?"),
+        ('a: {cron: "0 3 * * *"}', r"a\.assets: must be given"),
+        ("timezone: Mars", r"line 1: timezone must be a time zone such as .* got 'Mars'"),
+        ("timezone: 3", r"timezone must be a time zone such as .* got 3"),
+        ("a: {cron: x, cron: y}", r"line 1: 'cron' stands a second time \(first in line 1\)"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(instance: dg.DagsterInstance, text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        schedules.read_table(written(text), ["trunk"])
+    assert str(refused.value).startswith(str(forge_home() / schedules.FILE))
+    assert "\n" not in str(refused.value)
+
+
+def test_schedules_follow_the_table_without_a_restart(instance: dg.DagsterInstance) -> None:
+    """One sensor definition throughout: the table appears, breaks and is repaired; no time is lost; gates apply."""
+    sensor = schedules.schedule_sensor(tiny_automation.ASSETS, checks=CHECKS)
+
+    def tick(cursor: str | None) -> Any:
+        with dg.build_sensor_context(instance, cursor=cursor) as context:
+            return sensor.evaluate_tick(context)
+
+    begun = tick(None)
+    assert begun.skip_message == f"there is no schedule in {forge_home() / schedules.FILE}"
+    earlier = (datetime.now(UTC) - timedelta(days=3)).isoformat()
+    written("a: {cron: daily}")
+    broken = tick(earlier)
+    assert broken.run_requests == []
+    assert broken.skip_message.startswith(f"{forge_home() / schedules.FILE}, line 1: a.assets: must be given")
+    assert broken.cursor == earlier
+    written(
+        'a: {cron: "0 3 * * *", assets: [left_child]}\n'
+        'b: {cron: "0 4 * * *", assets: [trunk, left]}\n'
+        'c: {cron: "0 5 * * *", assets: [forge_report]}\n'
+    )
+    asked_for = tick(broken.cursor)
+    requested = {
+        request.tags["forge/schedule"]: [key.to_user_string() for key in request.asset_selection]
+        for request in asked_for.run_requests
+    }
+    assert requested == {"b": ["trunk", "left"], "c": ["forge_report"]}  # three days were missed: one run each
+    assert tick(asked_for.cursor).skip_message == "no schedule is due"
+    make(instance, *CHAIN[:2])
+    (open_gate, *_) = tick(earlier).run_requests
+    assert open_gate.tags["forge/schedule"] == "a"
+    assert open_gate.run_config == {}
+    make(instance, "trunk", "left", left=BAD)
+    written('a: {cron: "0 3 * * *", assets: [left_child]}')
+    closed = tick(earlier)
+    assert closed.run_requests == []
+    assert closed.skip_message.startswith("a is skipped, quality gate closed: left:gate: FAILED")
 
 
 def test_everything_is_off_until_turned_on() -> None:
     from forge_assets.definitions import defs
-    from forge_assets.gates import MODELS
 
-    assert {schedule.name for schedule in defs.schedules or ()} == {f"{name}_schedule" for name in MODELS}
-    for name in ("rerun_changed_phases", "gate_flips"):
+    for name in ("rerun_changed_phases", "gate_flips", "schedules"):
         assert defs.resolve_sensor_def(name).default_status == dg.DefaultSensorStatus.STOPPED
     graph = defs.resolve_asset_graph()
     assert {k.to_user_string() for k in graph.get(dg.AssetKey("forge_report")).parent_keys} == {"compressed_model"}
@@ -198,6 +280,15 @@ def test_daemon_queues_the_run_of_one_phase_with_its_checks_once(
     assert launch(served, "__ASSET_JOB", "left", "forge_report")["status"] == "FAILURE"
     make(instance, *CHAIN, left_child=BAD)
     assert launch(served, "__ASSET_JOB", "forge_report")["status"] == "QUEUED"
+
+
+def test_a_value_out_of_bounds_is_one_line_of_the_failure(instance: dg.DagsterInstance) -> None:
+    """Dagster's configuration has no bounds: they are checked in the asset, which is not retried."""
+    failed = make(instance, "trunk", trunk={"steps": 0, "value": -1.0})
+    assert (
+        failure_text(failed, "trunk")
+        == "refused: trunk.value: must be more than 0, got -1.0; trunk.steps: must be at least 1, got 0"
+    )
 
 
 def test_one_failing_sibling_of_three_blocks_only_its_own_child(instance: dg.DagsterInstance) -> None:

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from forge_assets import cli
 from forge_assets.cli.generate import printable
-from forge_assets.cli.run import read_overrides
+from forge_assets.config_file import read_overrides
+from forge_assets.generate_text import Prefill
 from forge_assets.services import Service, ServiceError, require_free_port, serve, services
 from forge_resources.model_store import ModelStore, measurements_digest
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -109,7 +110,53 @@ def test_bad_file_is_one_clear_line(
 def test_impossible_sampling_is_refused(artifact: Path) -> None:
     result = CliRunner().invoke(cli.app, ["generate", "--artifact", str(artifact), "a", "--temperature", "-1"])
     assert result.exit_code == 1
-    assert "temperature must be at least 0" in result.stderr
+    assert result.stderr == "forge: refused, --temperature: must be at least 0, got -1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--temperature", "nan"), "--temperature: must be a finite number, got nan"),
+        (("--temperature", "inf"), "--temperature: must be a finite number, got inf"),
+        (("--top-p", "0"), "--top-p: must be more than 0, got 0.0"),
+        (("--top-p", "nan"), "--top-p: must be a finite number, got nan"),
+        (("--max-tokens", "0"), "--max-tokens: must be at least 1, got 0"),
+        (("--seed", "-1"), "--seed: must be at least 0, got -1"),
+        (("--seed", str(1 << 63)), "--seed: must be less than 9223372036854775808, got 9223372036854775808"),
+    ],
+)
+def test_numbers_are_checked_before_a_model_is_looked_for(options: tuple[str, ...], line: str) -> None:
+    for model in (("--artifact", "absent.forge"), ("--model", "absent")):
+        result = CliRunner().invoke(cli.app, ["generate", *model, "a", *options])
+        assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"forge: refused, {line}\n")
+
+
+def test_prompts_of_every_kind(artifact: Path) -> None:
+    """Empty, blank, longer than any training sequence; a tiny temperature; what is no text says where."""
+
+    def said(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(cli.app, ["generate", "--artifact", str(artifact), "--max-tokens", "3", *arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    long = "the cat sat " * 500  # max_seq_len is 256
+    for prompt in ("", "   ", "a <|endoftext|> b", long):
+        status, printed, error = said("--", prompt)
+        assert (status, error) == (0, "")
+        assert printed.startswith(prompt)
+    assert said("--temperature", "1e-320", "a")[0] == 0
+    assert said("ab\udce9c")[2] == "forge: the prompt is not UTF-8: 0xe9 at byte 3 (after 'ab'): encode it as UTF-8\n"
+    assert said("\ud800")[2].startswith("forge: the prompt is not UTF-8: a lone surrogate, U+D800, at byte 1")
+    assert "stands last, behind --" in " ".join(said("-5 degrees")[2].replace("│", " ").split())
+    assert said("--", "-5 degrees")[1].startswith("-5 degrees")
+
+
+def test_a_long_prompt_shows_how_far_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Prefill(quiet_s=0.05)
+    progress(1024, 5000)
+    time.sleep(0.06)
+    progress(2048, 5000)
+    progress(5000, 5000)
+    assert capsys.readouterr().err == "forge: read 2,048 of 5,000 tokens of the prompt\n"
 
 
 @pytest.fixture
@@ -124,7 +171,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> None:
+def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> Lineage:
     """Keep a small model as the latest materialization of `asset`, as a phase does."""
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), [TEXT] * 40)
     torch.manual_seed(0)
@@ -142,11 +189,13 @@ def store_model(asset: str, *, thinks: bool, enabled: bool = False) -> None:
             staged, kind="cognate", model_config=document, tensors=tensors, tokenizer_json=tokenizer.to_str()
         )
         digest = bundle.digest()
-        write_measurements(bundle, Lineage(asset, 3, "nano", digest, "code", "corpus", {}, {}, {}), {})
+        lineage = Lineage(asset, 3, "nano", digest, "code", "corpus", {}, {}, {})
+        write_measurements(bundle, lineage, {})
         folder = store.commit(asset, staged, digest)
     metadata = {"digest": digest, "measurements": measurements_digest(folder)}
     with dg.DagsterInstance.get() as instance:
         instance.report_runless_asset_event(dg.AssetMaterialization(asset, metadata=metadata))
+    return lineage
 
 
 def generate(*arguments: str, color: bool = False) -> tuple[int, str, str]:
@@ -244,7 +293,7 @@ def test_run_refuses_a_wrong_configuration_and_a_missing_parent(home: Path, tmp_
     (tmp_path / "wrong.yaml").write_text("trunk: {training: {steps: 0}}\n")
     refused = CliRunner().invoke(cli.app, ["run", "--config", str(tmp_path / "wrong.yaml")])
     assert refused.exit_code == 1
-    assert re.match(r"forge: the configuration of trunk is refused: training.steps: Input should be", refused.stderr)
+    assert refused.stderr == "forge: trunk.training.steps: must be at least 1, got 0\n"
     closed = CliRunner().invoke(cli.app, ["run", "--select", "merged_model"])
     assert closed.exit_code == 1
     assert "merged_model: refused: " in closed.stdout
@@ -262,14 +311,73 @@ def test_configuration_files(tmp_path: Path) -> None:
     assert read_overrides(path) == {"trunk": {"steps": 4}}
     path.write_text("ops: {trunk: {config: {steps: 4}}}\n")
     assert read_overrides(path) == {"trunk": {"steps": 4}}
-    path.write_text("- 3\n")
-    with pytest.raises(ValueError, match="must map assets"):
-        read_overrides(path)
-    path.write_text("a: [\n")
-    with pytest.raises(ValueError, match="not valid YAML"):
-        read_overrides(path)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_overrides(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        read_overrides(tmp_path)
+    path.write_text("t: {a: 1e-3, b: -1E+2, c: 010, d: no, e: 12:30, f: ~, g: 0x1f, h: 2024-01-01, i: TRUE, j: .5}")
+    values = {"a": 0.001, "b": -100.0, "c": 10, "d": "no", "e": "12:30", "f": None, "g": 31, "h": "2024-01-01"}
+    assert read_overrides(path) == {"t": {**values, "i": True, "j": 0.5}}
+    path.write_text("a: &x {k: 1, l: 2}\nb: {<<: *x, l: 3}\nc: {m: *x}\n")
+    assert read_overrides(path) == {"a": {"k": 1, "l": 2}, "b": {"k": 1, "l": 3}, "c": {"m": {"k": 1, "l": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", r"c\.yaml is empty: write for instance"),
+        (b"# nothing\n", r"c\.yaml is empty"),
+        (b"- 3\n", "line 1: names with values belong here"),
+        (b"a: [\n", "line 2: "),
+        (b"a:\n\tb: 1\n", "line 2: a line begins with a tab"),
+        (b"a: {b: caf\xe9}\n", "line 1: byte 0xe9 is not UTF-8"),
+        (b"a: {b: 1}\n---\nc: {b: 1}\n", "line 2: a second document begins here"),
+        (b"trunk: {b: 1}\ntrunk: {c: 2}\n", r"line 2: 'trunk' stands a second time \(first in line 1\)"),
+        (b"a:\n  b: {c: 1,\n    c: 2}\n", r"line 3: 'c' stands a second time \(first in line 2\)"),
+        (b"a: {b: [{c: 1, 'c': 2}]}\n", "line 1: 'c' stands a second time"),
+        (b"1: {b: 1}\n", "line 1: a key must be a name, got '1'"),
+        (b"a:\n", "line 1: a must be fields with values, got nothing"),
+        (b"a: 3\n", "line 1: a must be fields with values, got 3"),
+        (b"a: &x {b: *x}\n", r"line 1: \*x stands within itself"),
+        (b"a: {b: .inf}\n", "line 1: a number must be finite, got .inf"),
+        (b"a: !!python/object/apply:os.getcwd []\n", "line 1: could not determine a constructor"),
+        (b"a: !!int x\n", "value that its tag does not allow"),
+        (b"ops:\n  corpus: files\n", "ops.corpus must be fields with values, got 'files'"),
+        (b"ops: files\n", "line 1: ops must be fields with values, got 'files'"),
+        (b"ops: {t: {config: {b: 1}}}\ntrunk: {x: 3}\n", "line 2: 'trunk' stands beside 'ops' and would not be used"),
+        (b"ops: {t: {config: {b: 1}, inputs: {}}}\n", "ops.t.inputs would not be used"),
+        (b"ops: {t: {}}\n", "ops.t.config must be fields with values, got nothing"),
+        (b"[" * 5000, "is not valid YAML"),
+    ],
+)
+def test_a_file_that_would_not_be_used_as_written_is_one_line(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=words) as refused:
+        read_overrides(path)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{steps: 4}", "steps: there is no such value, did you mean training.steps?"),
+        ("{training: {stepz: 4}}", "training.stepz: there is no such value, did you mean training.steps?"),
+        ("{training: {steps: abc}}", "training.steps: must be a whole number, got 'abc'"),
+        ("{training: {steps: 1.5}}", "training.steps: must be a whole number, got 1.5"),
+        ("{training: {muon_lr: x}}", "training.muon_lr: must be a number, got 'x'"),
+        ("{training: {muon_lr: -1e-3}}", "training.muon_lr: must be more than 0, got -0.001"),
+        ("{training: hello}", "training: must be fields with values, got 'hello'"),
+        ("{training: ~}", "training: must be fields with values, got null"),
+        ("{training: {precision: half}}", "training.precision: must be 'auto' or 'float32' or 'bfloat16', got 'half'"),
+        ("{shape: {memory_layers: 3}}", "shape.memory_layers: must be a list, got 3"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_line(home: Path, tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"trunk: {text}\n")
+    refused = CliRunner().invoke(cli.app, ["run", "--config", str(tmp_path / "c.yaml")])
+    assert (refused.exit_code, refused.stderr) == (1, f"forge: trunk.{line}\n")
 
 
 def test_doctor_answers(tmp_path: Path) -> None:
@@ -324,6 +432,24 @@ def test_services_start_and_stop_together_without_orphans(tmp_path: Path, number
         assert time.monotonic() - stopping < 15  # the services heard the interrupt: none had to be waited out
         assert supervisor.wait(timeout=30) == 0
     assert [process for process in family if process.is_running()] == []
+
+
+def test_services_that_nohup_started_outlive_the_terminal(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, LISTENER, str(free_port())],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "ready\n"
+        supervisor.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            supervisor.wait(timeout=2)
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(timeout=30) == 0
 
 
 def test_service_that_ends_stops_the_others(tmp_path: Path) -> None:

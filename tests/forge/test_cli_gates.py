@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FORGE_DEBUG", raising=False)
     monkeypatch.delenv("FORGE_HOME", raising=False)
     assert forge("report", "--json")[0] == 0  # makes the home
-    store_model("trunk", thinks=False)
+    lineage = store_model("trunk", thinks=False)
     verdicts = [judge(gate, MEASURED) for gate in gates_for("trunk", "nano") if gate.blocking]
     with dg.DagsterInstance.get() as instance:
         record = latest_materialization(instance, dg.AssetKey("trunk"))
@@ -43,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             asset_key=dg.AssetKey("trunk"),
             check_name="gate",
             passed=False,
-            metadata=_metadata(verdicts, "ab" * 32),
+            metadata=_metadata(verdicts, lineage),
             target_materialization_data=target,
             description="; ".join(v.describe() for v in verdicts if not v.passed),
             blocking=True,

@@ -3,24 +3,25 @@
 import io
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
 import tiny_forge
-from dagster._core.definitions.timestamp import TimestampWithTimezone
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.workspace.context import WorkspaceProcessContext
 from forge_instance import Make, failure_text, launch, made, verdict
 from rich.console import Console
 
+from forge_assets import schedules
 from forge_assets.checks import asset_checks
 from forge_assets.factory import phase_asset
 from forge_assets.freshness import plan, resolve_config
 from forge_assets.gates import gate_checks
 from forge_assets.graph_view import Forge
 from forge_assets.run_graph import execute
+from forge_resources import forge_home
 from forge_resources.gatekeeping import (
     MEASURED_ON,
     closed_gates,
@@ -207,22 +208,25 @@ def test_ui_launch_and_schedule_tick(
     assert both["status"] == "QUEUED"
     assert launch(workspace, "__ASSET_JOB", "right")["status"] == "QUEUED"
 
-    asked = tick(workspace, instance, "left_child_schedule")
-    assert asked.skip_message.startswith("quality gate closed: left:gate: FAILED")
+    asked = tick(workspace, instance, "left_child")
+    assert asked.skip_message.startswith("nightly is skipped, quality gate closed: left:gate: FAILED")
     assert asked.run_requests == []
     make("left", config={"left": GOOD})
-    asked = tick(workspace, instance, "left_child_schedule")
+    asked = tick(workspace, instance, "left_child")
     assert asked.skip_message is None
     assert len(asked.run_requests) == 1
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "QUEUED"
 
 
-def tick(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, schedule: str) -> Any:
-    """Evaluate a schedule in the code location's process, as the daemon does."""
+def tick(workspace: WorkspaceProcessContext, instance: dg.DagsterInstance, asset: str) -> Any:
+    """Evaluate the sensor of schedules in the code location's process, as the daemon does, with `asset` being due."""
+    path = forge_home() / schedules.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'nightly: {{cron: "0 3 * * *", assets: [{asset}]}}\n')
     location = workspace.create_request_context().get_code_location("tiny")
     repository = location.get_repository("__repository__")
-    now = TimestampWithTimezone(datetime.now(UTC).timestamp(), "UTC")
-    return location.get_schedule_execution_data(instance, repository.handle, schedule, now, None)
+    earlier = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    return location.get_sensor_execution_data(instance, repository.handle, "schedules", None, None, earlier, None, None)
 
 
 def test_gate_that_blocks_one_child_lets_the_other_through(instance: dg.DagsterInstance, store: ModelStore) -> None:

@@ -146,14 +146,16 @@ def test_override_opens_launch_and_schedule(
 ) -> None:
     make("trunk", "left", config={"left": BAD})
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "FAILURE"
-    assert tick(workspace, instance, "left_child_schedule").skip_message.startswith("quality gate closed: left:gate")
+    assert tick(workspace, instance, "left_child").skip_message.startswith(
+        "nightly is skipped, quality gate closed: left:gate"
+    )
     override(instance, "left")
     assert launch(workspace, "__ASSET_JOB", "left_child")["status"] == "QUEUED"
-    asked = tick(workspace, instance, "left_child_schedule")
+    asked = tick(workspace, instance, "left_child")
     assert (asked.skip_message, len(asked.run_requests)) == (None, 1)
     assert made(materialize(instance, "left_child")) == ["left_child"]
     make("left", config={"left": BAD})
     run = launch(workspace, "__ASSET_JOB", "left_child")
     assert run["status"] == "FAILURE"
     assert refusal(instance, run["runId"]).startswith("refused, quality gate closed: left:gate: FAILED, small FAILED")
-    assert tick(workspace, instance, "left_child_schedule").run_requests == []
+    assert tick(workspace, instance, "left_child").run_requests == []

@@ -142,9 +142,9 @@ def test_damaged_version_is_made_again(forge: Forge) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"trunc": {"steps": 1}}, "'trunc'; assets are"),
+        ({"trunc": {"steps": 1}}, "'trunc', and there is no such asset: did you mean trunk"),
         ({"trunk": {"stepz": 1}}, "stepz"),
-        ({"trunk": {"steps": 0}}, "steps: Input should be greater than or equal to 1"),
+        ({"trunk": {"steps": 0}}, "trunk.steps: must be at least 1, got 0"),
         ({"trunk": 3}, "must be fields with values"),
     ],
 )

@@ -1,8 +1,11 @@
 """What is known of a run's process: that it lives, that it died, that it ended in order; and that it can be reached."""
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -25,12 +28,27 @@ with executing("a-run"):
 """
 
 
+@contextmanager
+def executing_run(*, deaf: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that executes a run; `deaf` starts it with SIGINT ignored, as scripts start background jobs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler),
+    ) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == b"executing\n"
+            yield started
+        finally:
+            started.kill()
+
+
 @pytest.fixture
-def process(instance: dg.DagsterInstance) -> subprocess.Popen[bytes]:
-    started = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert started.stdout is not None
-    assert started.stdout.readline() == b"executing\n"
-    return started
+def process(instance: dg.DagsterInstance) -> Iterator[subprocess.Popen[bytes]]:
+    with executing_run(deaf=False) as started:
+        yield started
 
 
 def test_killed_process_is_told_from_one_that_ended(process: subprocess.Popen[bytes]) -> None:
@@ -47,9 +65,11 @@ def test_killed_process_is_told_from_one_that_ended(process: subprocess.Popen[by
     assert (lives("another-run"), died("another-run")) == (False, False)
 
 
-def test_request_interrupts_the_process(process: subprocess.Popen[bytes]) -> None:
-    request_cancel("a-run")
-    process.communicate(timeout=60)
+@pytest.mark.parametrize("deaf", [False, True])
+def test_request_interrupts_the_process(instance: dg.DagsterInstance, deaf: bool) -> None:
+    with executing_run(deaf=deaf) as process:
+        request_cancel("a-run")
+        process.communicate(timeout=60)
     assert process.returncode != 0
     assert (lives("a-run"), died("a-run")) == (False, False)
 
@@ -77,10 +97,13 @@ def test_forge_run_is_cancelled_from_the_ui(instance: dg.DagsterInstance, store:
     driver = Path(__file__).with_name("drive_tiny_run.py")
     command = [sys.executable, str(driver), '{"trunk": {"steps": 5}}', "live_forge", "trunk"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
-        wait_for(lambda: (store.path / DIARY).exists(), 120)
-        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        assert instance.run_coordinator.cancel_run(run.run_id)
-        out, _ = running.communicate(timeout=60)
+        try:
+            wait_for(lambda: (store.path / DIARY).exists(), 120)
+            (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            assert instance.run_coordinator.cancel_run(run.run_id)
+            out, _ = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert json.loads(out) == {"run_id": run.run_id, "made": [], "problems": [], "interrupted": True}
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
     assert store.versions("trunk") == []

@@ -9,6 +9,7 @@ import tempfile
 from base64 import b64encode
 from pathlib import Path
 
+import mlflow
 import pytest
 from forge_instance import REPOSITORY, make_home
 from planted import forms, places
@@ -89,7 +90,8 @@ def test_the_environment_says_where_mlflow_is(memory: Path, monkeypatch: pytest.
         with MlflowTracking().run(asset="a", run_id="r", root_run_id="r", parameters={}) as tracked:
             assert tracked is not None
             assert tracked.url.startswith("http://127.0.0.1:5999/#/experiments/")
-            tags = tracked.client.get_run(tracked.run_id).data.tags
+            client = mlflow.MlflowClient(f"sqlite:///{folder}/elsewhere.db")
+            tags = client.get_run(tracked.run_id or "").data.tags
         assert tags["dagster.run_url"] == "http://127.0.0.1:3999/runs/r"
         assert (Path(folder) / "elsewhere.db").exists()
         assert not (Path(folder) / "mlflow.db").exists()

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import re
+import sqlite3
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +13,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from forge_instance import Make, materialize
+from sqlalchemy.exc import OperationalError
 
+from forge_resources.drawing import figure_markdown
 from forge_resources.model_store import ModelStore
 from forge_resources.reporters import (
     CompositeReporter,
     CurveReporter,
     LogReporter,
     ProgressReporter,
-    figure_markdown,
 )
 from forge_resources.tracking import MlflowTracking
 from training_core.reporting import Figure
@@ -76,7 +78,8 @@ def test_pipeline_is_recorded(
     assert candidate.version != champion.version
     assert client.get_model_version_by_alias("forge-trunk", "champion").version == champion.version
 
-    again = materialize(instance, "trunk", tracking=tracking)  # the same bytes: no second registered version
+    good = {"trunk": {"value": 0.5}}
+    again = materialize(instance, "trunk", config=good, tracking=tracking)  # the same bytes: no second version
     assert again.success
     assert len(client.search_model_versions("name = 'forge-trunk'")) == 2
 
@@ -139,6 +142,35 @@ def test_log_reporter_writes_seldom_but_always_the_end(log: tuple[logging.Logger
         "training: 1 of 100",
         "training: 100 of 100",
     ]
+
+
+def test_line_that_the_log_does_not_take_is_dropped() -> None:
+    class Locked(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OperationalError("insert", {}, sqlite3.OperationalError("database is locked"))
+
+    logger = logging.getLogger("test.locked")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Locked())
+    LogReporter(logger).metrics(0, {"loss": 1.0})
+    LogReporter(logger).progress(1, 2, "training")
+    with pytest.raises(OperationalError):
+        logger.info("anything else")
+
+
+@pytest.mark.parametrize(
+    ("series", "drawn"),
+    [
+        ({"$a": ([0, 1], [1, 2]), "$b": ([0, 1], [2, 3])}, True),
+        ({"a": ([0, 1], [math.inf, -math.inf])}, True),
+        ({"a": ([], []), "b": ([], [])}, True),
+        ({"a": ([0, 1], [1e308, -1e308])}, False),  # matplotlib finds no ticks
+        ({"a": ([0, 1], [1])}, False),
+    ],
+)
+def test_no_figure_ends_a_run(series: dict[str, tuple[list[float], list[float]]], drawn: bool) -> None:
+    markdown = figure_markdown(Figure("in $", "x_$", "$y", series))
+    assert markdown.startswith("![in $](data:image/png;" if drawn else "the figure 'in $' cannot be drawn: ")
 
 
 def test_progress_reporter_prints_lines_where_there_is_no_terminal() -> None:

@@ -18,7 +18,7 @@ from forge_assets.forge_report import report_asset
 from forge_assets.gate_flips import flip_sensor
 from forge_assets.gates import gate_checks as checks_of
 from forge_assets.reruns import rerun_sensor
-from forge_assets.schedules import phase_schedules
+from forge_assets.schedules import schedule_sensor
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
@@ -50,8 +50,8 @@ ASSETS = [*PHASES, forge_report]
 defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=CHECKS,
-    schedules=phase_schedules(PHASES, checks=gate_checks()),
     sensors=[
+        schedule_sensor(ASSETS, checks=gate_checks()),
         rerun_sensor(PHASES, checks=gate_checks()),
         flip_sensor([key for check in CHECKS for key in check.check_keys]),
     ],

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from forge_assets.checks import asset_checks
 from forge_assets.factory import DataRun, data_asset, phase_asset
 from forge_assets.gates import gate_checks as checks_of
-from forge_assets.schedules import phase_schedules
+from forge_assets.schedules import schedule_sensor
 from forge_resources.launcher import Launcher
 from forge_resources.model_store import ModelStore
 from forge_resources.tracking import MlflowTracking
@@ -147,7 +147,7 @@ CHECKS = asset_checks(GATES)
 defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=CHECKS,
-    schedules=phase_schedules(ASSETS, checks=gate_checks()),
+    sensors=[schedule_sensor(ASSETS, checks=gate_checks())],
     jobs=[dg.define_asset_job("only_left_child", selection=dg.AssetSelection.assets("left_child"))],
     resources={"store": ModelStore(), "tracking": MlflowTracking(enabled=False), "launcher": Launcher()},
     executor=dg.in_process_executor,

@@ -96,7 +96,7 @@ def open_suite(folder: Path) -> Suite:
     import hashlib
 
     arrays = load_file(folder / "suite.safetensors")
-    config = SuiteConfig.model_validate_json((folder / "config.json").read_text())
+    config = SuiteConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
     lines = (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
     tasks = tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
     hasher = hashlib.sha256()

@@ -125,9 +125,16 @@ class SlidingWindowAttention(nn.Module):
         self.persistent = nn.Parameter(torch.randn(num_persistent, d_model) * 0.02)
 
     def forward(
-        self, x_BSD: Tensor, previous: KeyValue | None = None, active_BS: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        previous: KeyValue | None = None,
+        active_BS: Tensor | None = None,
+        *,
+        before: KeyValue | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, KeyValue]:
-        """Attend over the whole sequence in parallel.
+        """Attend over the whole sequence in parallel. It starts at position `first`, after the keys and values `before`
+        (batch, heads, at most window - 1, width).
 
         Where `active_BS` is False, the keys and values of `previous` replace the position's own: a halted position
         keeps those of its last active step.
@@ -137,15 +144,17 @@ class SlidingWindowAttention(nn.Module):
         seq = x_BSD.shape[1]
         if previous is not None and active_BS is not None and self.conv is not None:
             x_BSD = torch.where(active_BS[..., None], x_BSD, previous[2][:, 0])
-        query, key, value = self._project(self._convolved(x_BSD), torch.arange(seq, device=x_BSD.device))
+        convolved = self._convolved(x_BSD, self._tail(before))
+        query, key, value = self._project(convolved, torch.arange(first, first + seq, device=x_BSD.device))
         if previous is not None and active_BS is not None:
             keep = active_BS[:, None, :, None]
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
-        if seq <= self.window:
-            mixed = self._attend(query, key, value, _causal_mask(seq, x_BSD.device))
-        else:
-            mixed = self._attend_banded(query, key, value)
-        return join_heads(mixed), self._pair(key, value, x_BSD)
+        pair = self._pair(key, value, x_BSD)
+        if before is None:
+            return join_heads(self._mix(query, key, value)), pair
+        keys, values = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+        query = F.pad(query, (0, 0, keys.shape[2] - seq, 0))  # the positions before need no answers
+        return join_heads(self._mix(query, keys, values)[:, :, keys.shape[2] - seq :]), pair
 
     @torch.no_grad()
     def cache(self, batch: int) -> WindowCache:
@@ -200,12 +209,15 @@ class SlidingWindowAttention(nn.Module):
         query, key, _ = self._project(self._convolved(x_BSD), i)
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
-    def dispersion_at(self, x_B1D: Tensor, before: KeyValue, position: int) -> Tensor:
-        """Return the `dispersion` of one new position, given the `window` - 1 keys and values before it: (batch, 1)."""
-        mixed = self._convolved(x_B1D, before[2][:, 0] if self.conv is not None else None)
-        query, key, _ = self._project(mixed, torch.tensor([position], device=x_B1D.device))
+    def dispersion_at(self, x_BSD: Tensor, before: KeyValue, first: int) -> Tensor:
+        """Return the `dispersion` of new positions from `first`, given at most `window` - 1 keys and values before
+        them: (batch, seq)."""
+        i = torch.arange(first, first + x_BSD.shape[1], device=x_BSD.device)
+        query, key, _ = self._project(self._convolved(x_BSD, self._tail(before)), i)
         keys = torch.cat([before[0], key], dim=2)
-        return self._evenness(query, keys, torch.ones(1, keys.shape[2], dtype=torch.bool, device=x_B1D.device))
+        j = torch.arange(first - before[0].shape[2], first + x_BSD.shape[1], device=x_BSD.device)
+        distance = i[:, None] - j
+        return self._evenness(query, keys, (distance >= 0) & (distance < self.window))
 
     def _evenness(self, query: Tensor, key: Tensor, visible_SK: Tensor) -> Tensor:
         key_P, _ = self._persistent(query.shape[0], query.dtype)
@@ -218,6 +230,9 @@ class SlidingWindowAttention(nn.Module):
 
     def _convolved(self, x_BSD: Tensor, tail_BTD: Tensor | None = None) -> Tensor:
         return x_BSD if self.conv is None else x_BSD + self.conv(x_BSD, tail_BTD)[0]
+
+    def _tail(self, before: KeyValue | None) -> Tensor | None:
+        return None if before is None or self.conv is None else before[2][:, 0]
 
     def _pair(self, key: Tensor, value: Tensor, inputs_BSD: Tensor) -> KeyValue:
         return (key, value) if self.conv is None else (key, value, inputs_BSD[:, None])
@@ -234,6 +249,12 @@ class SlidingWindowAttention(nn.Module):
         key = self.key_norm(split_heads(self.key(tokens), self.num_heads))
         value = split_heads(self.value(tokens), self.num_heads)
         return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seq = query.shape[2]
+        if seq <= self.window:
+            return self._attend(query, key, value, _causal_mask(seq, query.device))
+        return self._attend_banded(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask_ST: Tensor) -> Tensor:
         key_P, value_P = self._persistent(query.shape[0], query.dtype)

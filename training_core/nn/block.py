@@ -11,6 +11,8 @@ from training_core.nn.attention import BranchKeys, KeyValue, SlidingWindowAttent
 from training_core.nn.layers import RMSNorm, SwiGLU
 from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read
 
+Halted = tuple[KeyValue, Tensor]  # keys and values of the step before, and where (batch, seq) a position is active
+
 
 @dataclass(slots=True)
 class BlockState:
@@ -79,6 +81,20 @@ class TitansBlock(nn.Module):
             read, record = self.memory(inputs)
             heads = self._gate(heads, read)
         return self._finish(x_BSD, heads), LayerRecord(key_value, shown, record)
+
+    def read(
+        self, x_BSD: Tensor, state: BlockState, first: int, halted: Halted | None = None
+    ) -> tuple[Tensor, LayerRecord]:
+        """Process the positions from `first` in parallel, after those of `state`, which is not changed."""
+        inputs = self.mixer_norm(x_BSD)
+        previous, active = halted or (None, None)
+        before = state.attention.before(first)
+        heads, key_value = self.attention(inputs, previous, active, before=before, first=first)
+        record = None
+        if self.memory is not None:
+            read, record = self.memory(inputs, state.memory)
+            heads = self._gate(heads, read)
+        return self._finish(x_BSD, heads), LayerRecord(key_value, inputs, record)
 
     def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
         """Process one position; return the output, the next state and this position's own key and value."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from training_core.nn.attention import BranchKeys, KeyValue, WindowCache
-from training_core.nn.block import BranchLayer, LayerRecord, TitansBlock
+from training_core.nn.block import BranchLayer, Halted, LayerRecord, TitansBlock
 from training_core.nn.cognate import Cognate, Place, StreamState, Trace
 from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read, read_state
 
@@ -133,7 +133,7 @@ class Branches:
             if tail is not None and layer.tail is not None:
                 layer.tail = torch.where(valid[..., None, None], layer.tail, tail)
 
-        def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
+        def attend(block: TitansBlock, x: Tensor, place: Place, _: Halted | None) -> tuple[Tensor, KeyValue]:
             supervision, index, number = place
             return block.branch(x, self._core[supervision][index][number], self._visible, positions)
 

@@ -27,12 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from training_core.nn.attention import KeyValue, SlidingWindowAttention, WindowCache
-from training_core.nn.block import BlockState, LayerRecord, TitansBlock
+from training_core.nn.block import BlockState, Halted, LayerRecord, TitansBlock
 from training_core.nn.layers import RMSNorm
 from training_core.nn.memory import NeuralMemory
 
 Place = tuple[int, int, int]  # supervision step, pass, core layer
-Attend = Callable[[TitansBlock, Tensor, Place], tuple[Tensor, KeyValue]]
+Attend = Callable[[TitansBlock, Tensor, Place, Halted | None], tuple[Tensor, KeyValue]]
 
 
 class ShapeConfig(BaseModel):
@@ -150,6 +150,16 @@ class StreamState:
     steps_used: list[int] = field(default_factory=list)
     answer: Tensor | None = None
     given: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """What `Cognate.read` computed at the positions that it fed: the final answers y and, as `StreamState` has it, the
+    input `given` to the last core block, each (batch, seq, d_model); the `surprise` of each memory, (batch, seq)."""
+
+    y: Tensor
+    given: Tensor
+    surprise: list[Tensor]
 
 
 class Cognate(nn.Module):
@@ -341,27 +351,65 @@ class Cognate(nn.Module):
         h: Tensor = self.prelude_norm(x)
         given: list[Tensor] = []
 
-        def attend(block: TitansBlock, x: Tensor, place: Place) -> tuple[Tensor, KeyValue]:
+        def attend(block: TitansBlock, x: Tensor, place: Place, halted: Halted | None) -> tuple[Tensor, KeyValue]:
             supervision, index, layer = place
             out, _, pair = block.step(x, BlockState(state.core[supervision][index][layer]), state.position)
             given[supervision:] = [x]  # overwritten until the last block of the last pass of this supervision step
             return out, pair
 
-        y, pairs, steps = self.recur(h, attend)
+        y = self._answered(state, given, *self.recur(h, attend)).y
+        return self.logits(y)[:, 0]
+
+    def read(self, tokens_BS: Tensor, state: StreamState) -> Reading:
+        """Feed tokens (batch, seq) in parallel, and advance `state` as one `step` for each of them would, up to
+        rounding. A long text may be fed in parts of any length; memory grows with the length of a part.
+
+        Raises:
+            ValueError: for no tokens.
+        """
+        if tokens_BS.shape[1] == 0:
+            raise ValueError("there is nothing to read: feed at least one token")
+        x, first, surprise = self.embed(tokens_BS), state.position, []
+        for module, block_state in zip(self.prelude, state.prelude, strict=True):
+            x, record = cast(TitansBlock, module).read(x, block_state, first)
+            block_state.attention.write(record.pair, first)
+            if record.memory is not None:
+                block_state.memory = record.memory.after
+                surprise.append(record.memory.surprise())
+        given: list[Tensor] = []
+
+        def attend(block: TitansBlock, x: Tensor, place: Place, halted: Halted | None) -> tuple[Tensor, KeyValue]:
+            supervision, index, layer = place
+            out, record = block.read(x, BlockState(state.core[supervision][index][layer]), first, halted)
+            given[supervision:] = [x]
+            return out, record.pair
+
+        reading = self._answered(state, given, *self.recur(self.prelude_norm(x), attend))
+        reading.surprise = surprise
+        return reading
+
+    def _answered(
+        self, state: StreamState, given: list[Tensor], y: Tensor, pairs: list[list[list[KeyValue]]], steps: Tensor
+    ) -> Reading:
+        """Write what the core computed at new positions into `state`; `given` has an entry a supervision step."""
         for caches, fresh in zip(state.core, pairs, strict=True):
             for cache, pair in zip(chain.from_iterable(caches), chain.from_iterable(fresh), strict=True):
                 cache.write(pair, state.position)
-        state.position += 1
-        state.steps_used.append(len(given))
-        state.answer, state.given = y, torch.stack(given)[steps[:, 0] - 1, torch.arange(len(steps), device=h.device)]
-        return self.logits(y)[:, 0]
+        state.position += y.shape[1]
+        state.steps_used += steps.amax(0).tolist()
+        last = (steps - 1)[None, ..., None].expand(1, *y.shape)
+        reading = Reading(y, torch.stack(given).gather(0, last)[0], [])
+        state.answer, state.given = y[:, -1:], reading.given[:, -1:]
+        return reading
 
     def recur(self, h: Tensor, attend: Attend) -> tuple[Tensor, list[list[list[KeyValue]]], Tensor]:
-        """Run all supervision steps for positions h (batch, positions, d_model) that do not attend to each other.
+        """Run all supervision steps for positions h (batch, positions, d_model).
 
-        `attend(block, x, (supervision, pass, layer))` runs one core block against the cached context. Returns y, the
-        keys and values of every [supervision][pass][layer], and the number of supervision steps (batch, positions) that
-        each position used. Steps after all positions have halted repeat the keys and values of the last computed step.
+        `attend(block, x, (supervision, pass, layer), halted)` runs one core block against the cached context; where
+        positions attend to each other, those that `halted` tells show the keys and values of the step before. Returns
+        y, the keys and values of every [supervision][pass][layer], and the number of supervision steps (batch,
+        positions) that each position used. Steps after all positions have halted repeat the keys and values of the last
+        computed step.
         """
         config = self.config
         carry = self.start(h)
@@ -398,10 +446,10 @@ class Cognate(nn.Module):
             x = y + z if is_answer else h + y + z
             layer_pairs: list[KeyValue] = []
             for layer, module in enumerate(self.core):
-                x, pair = attend(cast(TitansBlock, module), x, (supervision, index, layer))
-                if previous is not None:
-                    keep = active[:, None, :, None]
-                    old = previous[index][layer]
+                halted = None if previous is None else (previous[index][layer], active)
+                x, pair = attend(cast(TitansBlock, module), x, (supervision, index, layer), halted)
+                if halted is not None:
+                    keep, old = active[:, None, :, None], halted[0]
                     pair = tuple(torch.where(keep, new, kept) for new, kept in zip(pair, old, strict=True))
                 layer_pairs.append(pair)
             pairs.append(layer_pairs)

@@ -147,29 +147,34 @@ class NeuralMemory(nn.Module):
         zeros1, zeros2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
         return MemoryState(weight1, weight2, weight1, weight2, zeros1, zeros2, (None, None, None))
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, MemoryRecord]:
-        """Write and read the whole sequence from the initial state; returns y (batch, seq, d_model) and the record."""
-        state = self.initial_state(x_BSD.shape[0])
+    def forward(self, x_BSD: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryRecord]:
+        """Write and read a whole sequence, from `state` or else the initial one; returns y (batch, seq, d_model) and
+        the record. A sequence that goes on within a chunk first completes that chunk."""
+        state = state or self.initial_state(x_BSD.shape[0])
         queries = self.query(x_BSD)
         query, key, value, gates, tails = self._project(x_BSD, queries, state.tails)
         weights = (state.weight1, state.weight2)
         momenta = (state.momentum1, state.momentum2)
+        at = (state.chunk1, state.chunk2)
         reads, chunks = [], []
-        for start in range(0, x_BSD.shape[1], self.chunk):
-            part = slice(start, start + self.chunk)
+        length, start = x_BSD.shape[1], 0
+        while start < length:
+            end = min(length, start + self.chunk - (state.position + start) % self.chunk)
+            part = slice(start, end)
             chunk_gates = (gates[0][:, :, part], gates[1][:, :, part], gates[2][:, :, part])
             writes, after, momenta_after = _write_chunk(
-                key[:, :, part], value[:, :, part], chunk_gates, weights, momenta
+                key[:, :, part], value[:, :, part], chunk_gates, weights, momenta, at
             )
             reads.append(writes.read(query[:, :, part]))
             chunks.append(writes)
-            weights, momenta = after, momenta_after
-        length = x_BSD.shape[1]
-        begun = weights if length % self.chunk == 0 else chunks[-1].weights
+            weights, momenta, start = after, momenta_after, end
+            if (state.position + end) % self.chunk == 0:
+                at = weights
         newest = chunks[-1]
         gradient = tuple(part[:, :, -1:] for part in (newest.key, newest.hidden, newest.back, newest.error))
-        state = MemoryState(*begun, *weights, *momenta, tails, length, cast("GradientFactors", gradient))
-        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries, state)
+        position = state.position + length
+        following = MemoryState(*at, *weights, *momenta, tails, position, cast("GradientFactors", gradient))
+        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries, following)
 
     def branch(self, x_BRD: Tensor, tail_BRTD: Tensor, read: Read) -> tuple[Tensor, Tensor]:
         """Read without writing, from R independent branches. `tail_BRTD` holds the queries before the convolution of
@@ -246,13 +251,15 @@ def _write_chunk(
     gates: tuple[Tensor, Tensor, Tensor],
     weights: tuple[Tensor, Tensor],
     momenta: tuple[Tensor, Tensor],
+    at: tuple[Tensor, Tensor],
 ) -> tuple[ChunkWrites, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One chunk in closed form.
+    """One chunk, or the rest of one, in closed form.
 
-    `key`, `value` are (B, H, C, K), the gates (B, H, C); returns the writes, and the weights and momenta after the
-    chunk.
+    `key`, `value` are (B, H, C, K), the gates (B, H, C); gradients are taken `at` the weights of the chunk's start,
+    which `weights` are too unless some of the chunk was written before. Returns the writes, and the weights and
+    momenta after the chunk.
     """
-    weight1, weight2 = weights
+    weight1, weight2 = at
     eta, theta, alpha = gates
     hidden, slope = _silu_with_slope(key @ weight1.transpose(-1, -2))
     error = (2.0 / value.shape[-1]) * (hidden @ weight2.transpose(-1, -2) - value)  # d loss / d prediction
@@ -270,6 +277,6 @@ def _write_chunk(
         new_weight = beta[..., -1, None, None] * weight + gamma[..., -1, None, None] * momentum + last
         return new_weight, carry[..., -1, None, None] * momentum + last_momentum
 
-    weight1, momentum1 = advance(weight1, momenta[0], key, back)
-    weight2, momentum2 = advance(weight2, momenta[1], hidden, error)
+    weight1, momentum1 = advance(weights[0], momenta[0], key, back)
+    weight2, momentum2 = advance(weights[1], momenta[1], hidden, error)
     return writes, (weight1, weight2), (momentum1, momentum2)

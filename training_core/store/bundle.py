@@ -191,8 +191,8 @@ def write_bundle(
         )
     folder.mkdir(parents=True)
     document = {"format": FORMAT, "kind": kind, "model": dict(model_config)}
-    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    (folder / "tokenizer.json").write_text(tokenizer_json)
+    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     if tensors is not None:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / "model.safetensors")
     if payload is not None:
@@ -215,7 +215,7 @@ def write_measurements(
     save_file({name: t.contiguous() for name, t in counts.items()}, bundle.folder / "evaluation.safetensors")
     (bundle.folder / "lineage.json").write_text(json.dumps(asdict(lineage), indent=2, sort_keys=True) + "\n")
     if documents:
-        (bundle.folder / EXHIBITS).write_text(documents)
+        (bundle.folder / EXHIBITS).write_text(documents, encoding="utf-8")
 
 
 def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,13 +11,18 @@ from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.nn.cognate import Cognate
+from training_core.text.settings import Sampling, sampling_settings
+
+PREFILL_TOKENS = 1024  # read in parallel at once: bounds the memory of a long prompt, and progress is shown between
+
+Progress = Callable[[int, int], None]  # tokens of the prompt read so far, and in all
 
 
 class Speaker(Protocol):
     """A source of next-token distributions: it is fed every token of a text, and predicts the next one on request."""
 
-    def feed(self, token: int) -> None:
-        """Feed the next token of the text."""
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Feed the next tokens of the text, at least one."""
 
     def predict(self) -> Tensor:
         """Return the logits (vocab) of the token after the last one fed."""
@@ -32,9 +37,13 @@ class PlainSpeaker:
         self._state = model.stream(1)
         self._logits = torch.zeros(0)
 
-    def feed(self, token: int) -> None:
-        """Advance by one token."""
-        self._logits = self._model.step(torch.tensor([token], device=self._device), self._state)[0]
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Advance by some tokens: several of them in parallel."""
+        tokens_S = torch.tensor(tokens, device=self._device)
+        if len(tokens_S) == 1:
+            self._logits = self._model.step(tokens_S, self._state)[0]
+        else:
+            self._logits = self._model.logits(self._model.read(tokens_S[None], self._state).y[0, -1])
 
     def predict(self) -> Tensor:
         """Return the logits (vocab) of the next token."""
@@ -48,7 +57,9 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits.double() / temperature).softmax(-1)
+    full = logits.double()
+    # From the largest one, no quotient overflows upwards, however small the temperature.
+    probabilities = ((full - full.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_p == 1:
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     probabilities, order = probabilities.sort(descending=True)
@@ -66,49 +77,43 @@ def generate(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` in pieces of text, until END_OF_TEXT or `max_tokens` tokens.
 
-    Pieces contain whole characters: the bytes of an incomplete one are held back until the next token.
+    A prompt may have any length: what lies further back than the attention window is read through the memory.
+    `progress` is called during prefill. Pieces contain whole characters: the bytes of an incomplete one are held back
+    until the next token.
 
     Raises:
-        ValueError: for a temperature below 0, a top_p outside (0, 1], or fewer than one token.
+        ConfigError: for a number that `settings.Sampling` refuses.
     """
-    drawn = continuation(PlainSpeaker(model), tokenizer, prompt, max_tokens, temperature, top_p, seed)
+    sampling = sampling_settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    drawn = continuation(PlainSpeaker(model), tokenizer, prompt, sampling, progress)
     return (piece for piece in drawn if piece)
 
 
+@torch.no_grad()
 def continuation(
-    speaker: Speaker, tokenizer: Tokenizer, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int
+    speaker: Speaker, tokenizer: Tokenizer, prompt: str, sampling: Sampling, progress: Progress | None = None
 ) -> Iterator[str]:
     """Feed END_OF_TEXT and `prompt`, then yield the piece of text that each sampled token completes.
 
     A piece is empty while a character is incomplete, and for the final END_OF_TEXT.
-
-    Raises:
-        ValueError: as `generate`, before anything is fed.
     """
-    if temperature < 0 or not 0 < top_p <= 1 or max_tokens < 1:
-        raise ValueError(
-            f"temperature must be at least 0, top_p in (0, 1] and max_tokens at least 1; got {temperature}, {top_p}, "
-            f"{max_tokens}"
-        )
-    return _draw(speaker, tokenizer, prompt, max_tokens, temperature, top_p, seed)
-
-
-@torch.no_grad()
-def _draw(
-    speaker: Speaker, tokenizer: Tokenizer, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int
-) -> Iterator[str]:
-    generator = torch.Generator().manual_seed(seed)
-    for token in [END_OF_TEXT_ID, *tokenizer.encode(prompt).ids]:
-        speaker.feed(token)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    given = [END_OF_TEXT_ID, *tokenizer.encode(prompt).ids]
+    for start in range(0, len(given), PREFILL_TOKENS):
+        speaker.feed(given[start : start + PREFILL_TOKENS])
+        if progress is not None:
+            progress(min(start + PREFILL_TOKENS, len(given)), len(given))
     produced: list[int] = []
     shown = ""
-    while len(produced) < max_tokens:
+    while len(produced) < sampling.max_tokens:
         if produced:
-            speaker.feed(produced[-1])
-        produced.append(int(sample(speaker.predict().cpu()[None], temperature, top_p, generator)))
+            speaker.feed(produced[-1:])
+        logits_V = speaker.predict().cpu()
+        produced.append(int(sample(logits_V[None], sampling.temperature, sampling.top_p, generator)))
         if produced[-1] == END_OF_TEXT_ID:
             yield ""
             return

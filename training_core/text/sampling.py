@@ -18,7 +18,7 @@ from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.nn.cognate import Cognate, StreamState
-from training_core.nn.streaming import read_ahead, take_rows
+from training_core.nn.streaming import take_rows
 from training_core.text.generation import sample
 
 ROWS_AT_ONCE = 128
@@ -145,9 +145,9 @@ def _advance(
 
 def _begin(model: Cognate, tokens_RP: Tensor, at_once: bool) -> tuple[Tensor, StreamState]:
     """Prefill of tokens (rows, positions) up to the shortest prompt's length: the next token's logits and the state."""
-    if at_once:
-        return read_ahead(model, tokens_RP)
     state = model.stream(len(tokens_RP))
+    if at_once:
+        return model.logits(model.read(tokens_RP, state).y[:, -1]), state
     logits_RV = torch.zeros(0)
     for tokens_R in tokens_RP.T:
         logits_RV = model.step(tokens_R, state)

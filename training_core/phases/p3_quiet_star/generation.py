@@ -12,7 +12,7 @@ Shape legend: B batch (one text: 1), V vocabulary, N thoughts of a position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,11 +23,12 @@ from torch import Tensor
 from training_core.nn.attention import KeyValue
 from training_core.nn.block import TitansBlock
 from training_core.nn.branching import Branches
-from training_core.nn.cognate import Cognate, StreamState
+from training_core.nn.cognate import Cognate, Reading
 from training_core.phases.p3_quiet_star.bundles import Reasoner
 from training_core.phases.p3_quiet_star.injection import RULES, Rule
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thoughts
-from training_core.text.generation import continuation
+from training_core.text.generation import Progress, continuation
+from training_core.text.settings import sampling_settings
 from training_core.training.loop import step_generator
 
 UNGATED = ("everywhere", "never")  # rules to which min_interval does not apply
@@ -47,8 +48,8 @@ class Spoken:
 class ThinkingSpeaker:
     """A reasoner that generates one text in streaming form (`training_core.text.generation.Speaker`).
 
-    After `feed`, `signals` holds the four signals of the newest position, each (1, 1), and `thinks` the decision.
-    After `predict`, `thoughts` holds the thoughts at that position, if any.
+    After `feed`, `signals` holds the four signals of the positions that were fed, each (1, positions), and `thinks` the
+    decision at the last one. After `predict`, `thoughts` holds the thoughts at that position, if any.
     """
 
     def __init__(self, reasoner: Reasoner, rule: Rule, generator: torch.Generator) -> None:
@@ -57,24 +58,26 @@ class ThinkingSpeaker:
         model = reasoner.thinker.cognate
         self._device = next(model.parameters()).device
         self._state = model.stream(1)
-        self._logits = torch.zeros(0)
+        self._logits: Tensor | None = None
         self._rest = 0  # positions to skip before a gated rule may think again
         self.signals: dict[str, Tensor] = {}
         self.thinks = False
         self.thoughts: Thoughts | None = None
 
     @torch.no_grad()
-    def feed(self, token: int) -> None:
-        """Feed one token and decide whether to think after it."""
-        model, tokens_B = self._thinker.cognate, torch.tensor([token], device=self._device)
-        predicted = self._logits if self._state.position else None
-        seen = self._state.core[-1][-1][-1].before(self._state.position)
-        self._logits = model.step(tokens_B, self._state)
-        self.signals = stream_signals(model, self._state, seen, predicted, self._logits, tokens_B)
-        wanted = bool(self._injector.decide(self._rule, self._injector.percentiles(self.signals)))
-        self.thinks = wanted and (self._rest == 0 or self._rule in UNGATED)
-        self._rest = self._injector.config.min_interval - 1 if self.thinks else max(0, self._rest - 1)
-        self.thoughts = None
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Feed tokens, and decide after each of them whether to think there."""
+        model, tokens_BS = self._thinker.cognate, torch.tensor([tokens], device=self._device)
+        first = self._state.position
+        seen = self._state.core[-1][-1][-1].before(first)
+        reading = model.read(tokens_BS, self._state)
+        logits_BSV = model.logits(reading.y)
+        self.signals = stream_signals(model, reading, first, seen, self._logits, logits_BSV, tokens_BS)
+        self._logits, self.thoughts = logits_BSV[:, -1:], None
+        wanted_S = self._injector.wants(self._rule, self._injector.percentiles(self.signals))[0].tolist()
+        for wanted in wanted_S:
+            self.thinks = wanted and (self._rest == 0 or self._rule in UNGATED)
+            self._rest = self._injector.config.min_interval - 1 if self.thinks else max(0, self._rest - 1)
 
     @torch.no_grad()
     def predict(self, given: Tensor | None = None) -> Tensor:
@@ -82,8 +85,9 @@ class ThinkingSpeaker:
 
         Where `thinks` is set, thoughts are mixed in: sampled ones, or the `given` ones (1, 1, N, L).
         """
+        assert self._logits is not None, "a text begins with END_OF_TEXT: feed it first"
         if not self.thinks:
-            return self._logits[0]
+            return self._logits[0, 0]
         assert self._state.answer is not None
         count = self._thinker.config.num_thoughts if given is None else given.shape[2]
         branches = Branches.from_stream(self._thinker.cognate, self._state, count)
@@ -93,28 +97,29 @@ class ThinkingSpeaker:
 
 def stream_signals(
     model: Cognate,
-    state: StreamState,
+    reading: Reading,
+    first: int,
     seen: KeyValue,
-    predicted_BV: Tensor | None,
-    logits_BV: Tensor,
-    tokens_B: Tensor,
+    predicted_B1V: Tensor | None,
+    logits_BSV: Tensor,
+    tokens_BS: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the signals of `injection.read_signals` at the newest position of a stream, each (batch, 1) float32.
+    """Return the signals of `injection.read_signals` at new positions of a stream, each (batch, seq) float32.
 
-    `state` is the state after `tokens_B` was fed, and `logits_BV` the logits from that step. `seen` is the content of
-    the last core block's cache, `state.core[-1][-1][-1]`, before that step, and `predicted_BV` the previous logits
-    (None at the start).
+    `reading` and `logits_BSV` are what the model computed of `tokens_BS`, which follow position `first` - 1. `seen` is
+    what the last core block's cache, `state.core[-1][-1][-1]`, held before, and `predicted_B1V` the logits there (None
+    at the start).
     """
-    assert state.given is not None
-    log_p = logits_BV.float().log_softmax(-1)
-    loss = torch.full((len(tokens_B), 1), float("nan"), device=logits_BV.device)
-    if predicted_BV is not None:
-        loss = -predicted_BV.float().log_softmax(-1).gather(-1, tokens_B[:, None])
+    log_p = logits_BSV.float().log_softmax(-1)
+    loss = torch.full(tokens_BS.shape, float("nan"), device=logits_BSV.device)
+    if predicted_B1V is not None:
+        loss[:, :1] = -predicted_B1V.float().log_softmax(-1).gather(-1, tokens_BS[:, :1, None])[..., 0]
+    loss[:, 1:] = -log_p[:, :-1].gather(-1, tokens_BS[:, 1:, None])[..., 0]
     last = cast(TitansBlock, model.core[-1])
-    dispersion = last.attention.dispersion_at(last.mixer_norm(state.given), seen, state.position - 1)
-    surprises = [layer.memory.surprise().float() for layer in state.prelude if layer.memory is not None]
+    dispersion = last.attention.dispersion_at(last.mixer_norm(reading.given), seen, first)
+    surprises = [surprise.float() for surprise in reading.surprise]
     return {
-        "entropy": -(log_p.exp() * log_p).sum(-1, keepdim=True),
+        "entropy": -(log_p.exp() * log_p).sum(-1),
         "dispersion": dispersion.float(),
         "loss": loss,
         "surprise": torch.stack(surprises).mean(0) if surprises else torch.full_like(loss, float("nan")),
@@ -131,6 +136,7 @@ def think_and_generate(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Iterator[Spoken]:
     """Generate text as `text.generation.generate` does, thinking where `rule` decides to.
 
@@ -143,8 +149,9 @@ def think_and_generate(
     """
     if rule not in RULES:
         raise ValueError(f"there is no rule {rule!r} of where to think: choose {', '.join(RULES)}")
+    sampling = sampling_settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     speaker = ThinkingSpeaker(reasoner, rule, step_generator(seed, -1))
-    drawn = continuation(speaker, tokenizer, prompt, max_tokens, temperature, top_p, seed)
+    drawn = continuation(speaker, tokenizer, prompt, sampling, progress)
     return _spoken(speaker, tokenizer, drawn)
 
 

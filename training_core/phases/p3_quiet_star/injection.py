@@ -104,14 +104,16 @@ class ThoughtInjector(nn.Module):
         The two gated rules keep thinking positions `min_interval` tokens apart, selecting from left to right, so that
         a decision never depends on later text.
         """
-        shape = percentiles["entropy"]
+        wanted = self.wants(rule, percentiles)
+        return wanted if rule in ("everywhere", "never") else keep_interval(wanted, self.config.min_interval)
+
+    def wants(self, rule: Rule, percentiles: dict[str, Tensor]) -> Tensor:
+        """Return where `rule` would think if positions needed no distance, (batch, seq) bool."""
         if rule in ("everywhere", "never"):
-            return torch.full_like(shape, rule == "everywhere", dtype=torch.bool)
+            return torch.full_like(percentiles["entropy"], rule == "everywhere", dtype=torch.bool)
         if rule == "surprise":
-            wanted = percentiles["surprise"] > 1 - self.config.surprise_share
-        else:
-            wanted = self.difficulty(percentiles) > self.config.difficulty_threshold
-        return keep_interval(wanted, self.config.min_interval)
+            return percentiles["surprise"] > 1 - self.config.surprise_share
+        return self.difficulty(percentiles) > self.config.difficulty_threshold
 
 
 def _place(table: Tensor, values: Tensor, *, right: bool) -> Tensor:
