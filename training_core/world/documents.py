@@ -1,0 +1,278 @@
+"""Documents of the world: a pure function of configuration, seed, index, split and what is held out.
+
+A document is a story with questions after it, or a short story of a level inside a question:
+
+    Tom was in the kitchen. ... Tom went to the hall.
+    Question: Where is Tom?
+    Answer: hall
+
+    Question: Tom had the ball. Tom went to the hall. Where is the ball?
+    Answer: hall
+
+Both are in the format of the project's questions (`tasks.questions.attempts`), worked solutions included.
+
+Held out, beside the split of contents: "content" is a new story from the same words and wordings; "combination" asks
+for a pair of words that training never sees together; "wording" words events and questions as training never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from training_core.world.answers import FAMILIES, Answer, answer, propose, solution
+from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig, size_of
+from training_core.world.holdout import fingerprint, held_out_pairs, split_of
+from training_core.world.plots import goal_story
+from training_core.world.realise import Style, Telling, choose, question, realise
+from training_core.world.scenes import draw_scene, families
+from training_core.world.stage import pick
+from training_core.world.state import Event, State
+
+ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import
+VERSION = 1  # to be raised when the same settings give other documents
+_DRAWS = 2000  # draws of a content until one belongs to the split
+_PROPOSALS = 12  # draws of a question of a family
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuestion:
+    """A question about a story, in words.
+
+    candidates: all answers of this kind that the story offers. options: the right one and some others, in random order.
+    text: the question alone. answer: what is asked for, by `WorldConfig.answers`. solution: the supporting facts in
+    order, as plain sentences. support: the numbers of those events. level: 0 where the story is of no level.
+    """
+
+    family: str
+    hops: int
+    level: int
+    text: str
+    answer: str
+    word: str
+    sentence: str
+    solution: str
+    support: tuple[int, ...]
+    options: tuple[str, ...]
+    candidates: tuple[str, ...]
+    query: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A story, its questions, and the text that a model is trained on."""
+
+    text: str
+    story: Telling
+    events: tuple[Event, ...]
+    questions: tuple[AskedQuestion, ...]
+    fingerprint: bytes
+
+
+def document(
+    config: WorldConfig, seed: int, index: int, split: Split = "train", held_out: HeldOut = "content"
+) -> Document:
+    """Return one document; equal arguments give an equal document.
+
+    held_out: what a document of a held-out split has that training has not, beside its content.
+
+    Raises:
+        ValueError: for a training document with held-out words, a negative index, or settings without stories.
+    """
+    _check(split, held_out, index)
+    rng = _random("document", seed, index, split, held_out)
+    if rng.random() < config.item_share:
+        level = rng.randint(1, config.highest_level)
+        return _item(config, rng, split, held_out, size_of(level), level, "")
+    return _long(config, rng, split, held_out)
+
+
+def documents(
+    config: WorldConfig, seed: int, split: Split = "train", held_out: HeldOut = "content", start: int = 0
+) -> Iterator[Document]:
+    """Yield the documents of a split from an index on, without end."""
+    index = start
+    while True:
+        yield document(config, seed, index, split, held_out)
+        index += 1
+
+
+def item(
+    config: WorldConfig,
+    seed: int,
+    index: int,
+    split: Split = "train",
+    held_out: HeldOut = "content",
+    *,
+    level: int,
+    family: str = "",
+) -> Document:
+    """Return a short story of a level with one question, of a drawn family or of the one given.
+
+    Raises:
+        ValueError: for an unknown level, or a family that the level does not have.
+    """
+    _check(split, held_out, index)
+    size = size_of(level)
+    rng = _random(f"item {level} {family}", seed, index, split, held_out)
+    return _item(config, rng, split, held_out, size, level, family)
+
+
+def item_of_size(
+    config: WorldConfig,
+    seed: int,
+    index: int,
+    size: Size,
+    split: Split = "train",
+    held_out: HeldOut = "content",
+    *,
+    family: str = "",
+) -> Document:
+    """Return a short or long story of any size with one question: for needles in long stories.
+
+    Raises:
+        ValueError: for a family that has no question of this size.
+    """
+    _check(split, held_out, index)
+    rng = _random(f"item {size} {family}", seed, index, split, held_out)
+    return _item(config, rng, split, held_out, size, 0, family)
+
+
+def lineage(config: WorldConfig) -> str:
+    """Return a SHA-256 of the generator's version and settings, for the lineage of what is made from its texts."""
+    settings = json.dumps([VERSION, config.model_dump()], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def _random(*key: object) -> random.Random:
+    return random.Random("/".join(map(str, key)))
+
+
+def _check(split: Split, held_out: HeldOut, index: int) -> None:
+    if index < 0:
+        raise ValueError(f"index counts documents from 0, got {index}: give a number of at least 0")
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"unknown split {split!r}: use train, validation or test")
+    if held_out not in ("content", "combination", "wording"):
+        raise ValueError(f"unknown held_out {held_out!r}: use content, combination or wording")
+    if split == "train" and held_out != "content":
+        raise ValueError(f"training documents have no held-out {held_out}: ask for the split validation or test")
+
+
+def _style(config: WorldConfig, held_out: HeldOut, *, short: bool) -> Style:
+    """A short story has one event a sentence, so that its level is its number of sentences."""
+    variety = config.variety
+    return Style(
+        variety=variety,
+        joins=0.0 if short else 0.6 * variety,
+        leads=(0.1 if short else 0.3) * variety,
+        pronouns=config.pronouns,
+        held_out=0.5 if held_out == "wording" else 0.0,
+    )
+
+
+def _is_of(config: WorldConfig, content: bytes, split: Split) -> bool:
+    return split_of(content, config.validation_fraction, config.test_fraction) == split
+
+
+def _none_found(split: Split) -> ValueError:
+    return ValueError(
+        f"no content of the split {split} was found in {_DRAWS} draws: raise validation_fraction or test_fraction"
+    )
+
+
+def _item(
+    config: WorldConfig, rng: random.Random, split: Split, held_out: HeldOut, size: Size, level: int, family: str
+) -> Document:
+    kind = family or pick(rng, families(size))
+    for _ in range(_DRAWS):
+        scene = draw_scene(rng, config, size, kind, last=size == SIZES[1], met=held_out == "combination")
+        content = fingerprint(scene.events)
+        if _is_of(config, content, split):
+            break
+    else:
+        raise _none_found(split)
+    telling = realise(scene.events, rng, _style(config, held_out, short=True))
+    asked = _asked(config, rng, scene.events, scene.answer, held_out, level)
+    body = f"{telling.text} {asked.text}"
+    text = f"Question: {body}\nAnswer: {_completion(config, rng, asked)}"
+    return Document(text, telling, scene.events, (asked,), content)
+
+
+def _long(config: WorldConfig, rng: random.Random, split: Split, held_out: HeldOut) -> Document:
+    for _ in range(_DRAWS):
+        stage = goal_story(rng, config, apart=held_out != "combination")
+        events = tuple(stage.events)
+        if held_out == "combination" and not held_out_pairs(events, config.combination_share):
+            continue
+        content = fingerprint(events)
+        if _is_of(config, content, split):
+            break
+    else:
+        raise _none_found(split)
+    telling = realise(events, rng, _style(config, held_out, short=False))
+    asked: list[AskedQuestion] = []
+    if rng.random() < config.asked_share:
+        asked = _questions(config, rng, stage.state, events, held_out)
+    lines = [f"\nQuestion: {q.text}\nAnswer: {_completion(config, rng, q)}" for q in asked]
+    return Document(telling.text + "".join(lines), telling, events, tuple(asked), content)
+
+
+def _questions(
+    config: WorldConfig, rng: random.Random, state: State, events: tuple[Event, ...], held_out: HeldOut
+) -> list[AskedQuestion]:
+    """Up to `most_questions` different questions, each of a family drawn from all of them."""
+    kinds = list(FAMILIES)
+    asked: list[AskedQuestion] = []
+    for _ in range(rng.randint(1, config.most_questions)):
+        family = pick(rng, kinds)
+        for _ in range(_PROPOSALS):
+            found = answer(state, propose(rng, state, family))
+            if (
+                found is None
+                or found.hops > 4
+                or len(found.candidates) < 2
+                or any(found.query == q.query for q in asked)
+            ):
+                continue
+            asked.append(_asked(config, rng, events, found, held_out, 0))
+            break
+    return asked
+
+
+def _asked(
+    config: WorldConfig,
+    rng: random.Random,
+    events: tuple[Event, ...],
+    found: Answer,
+    held_out: HeldOut,
+    level: int,
+) -> AskedQuestion:
+    style = Style(variety=config.variety, held_out=1.0 if held_out == "wording" else 0.0)
+    wording = choose(f"?{found.query.kind}", rng, style)
+    others = [word for word in found.candidates if word != found.word]
+    options = [found.word, *rng.sample(others, min(len(others), config.num_options - 1))]
+    rng.shuffle(options)
+    return AskedQuestion(
+        family=found.family,
+        hops=found.hops,
+        level=level,
+        text=question(found.query, wording),
+        answer=found.word if config.answers == "word" else found.sentence,
+        word=found.word,
+        sentence=found.sentence,
+        solution=solution(events, found),
+        support=found.support,
+        options=tuple(options),
+        candidates=found.candidates,
+        query=found.query,
+    )
+
+
+def _completion(config: WorldConfig, rng: random.Random, asked: AskedQuestion) -> str:
+    if rng.random() < config.solution_share:
+        return f"{asked.solution}{ANSWER_CUE}{asked.answer}"
+    return asked.answer
