@@ -14,7 +14,7 @@ from functools import cache
 from itertools import combinations
 
 from training_core.world.config import Split
-from training_core.world.lexicon import category
+from training_core.world.lexicon import KEY, WORDS, category
 from training_core.world.state import Event
 
 _FACTS = "be be_not lies there inside looks made have have_such have_some there_are near bigger locked"
@@ -53,11 +53,19 @@ def is_held_out(first: str, second: str, share: float) -> bool:
     """Return whether training keeps two words apart: true for a share of the pairs of a name with a place, a thing or a
     food, of a food with a place, and of a thing with a property; in any order."""
     kinds = (category(first), category(second))
+    if KEY in (first, second):  # every locked container needs it
+        return False
     if kinds not in _PAIRED:
         if kinds[::-1] not in _PAIRED:
             return False
         first, second = second, first
     return zlib.crc32(f"{first} {second}".encode()) < share * 2**32
+
+
+@cache
+def partners(word: str, share: float) -> frozenset[str]:
+    """Return all words that training keeps apart from a word."""
+    return frozenset(other for other in WORDS if is_held_out(word, other, share))
 
 
 def held_out_pairs(events: Iterable[Event], share: float) -> list[tuple[str, str]]:

@@ -16,30 +16,33 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 WOMEN = _words(
-    """Anna Mia Sue Eva Lucy Kate Nora Ella Amy Jane Mary Ruth Emma Zoe Alice Clara Helen Julia Laura Sarah Grace
-    Ivy Lena Maya Nina Olga Paula Stella"""
+    """Anna Mia Sue Eva Lucy Kate Nora Ella Amy Jane Mary Ruth Emma Zoe Alice Clara Helen Julia Laura Sarah Grace Ivy
+    Lena Maya Nina Olga Paula Stella"""
 )
 MEN = _words(
-    "Tom Ben Sam Max Jack Leo Dan Tim Bob Joe Adam Luke Paul Fred Hugo David Peter Simon Oscar Henry Alan Carl Eric Frank George Ivan Kevin Louis"
+    """Tom Ben Sam Max Jack Leo Dan Tim Bob Joe Adam Luke Paul Fred Hugo David Peter Simon Oscar Henry Alan Carl Eric
+    Frank George Ivan Kevin Louis"""
 )
 NAMES = tuple(name for pair in zip(WOMEN, MEN, strict=True) for name in pair)
 PLACES = _words(
     """kitchen garden hall barn park shop school forest cellar shed office library yard cave field church tower stable
-    market attic museum cabin castle mill bedroom station hotel theater harbor village garage temple bakery valley palace hospital bank cottage lobby orchard"""
+    market attic museum cabin castle mill bedroom station hotel theater harbor village garage temple bakery valley
+    palace hospital bank cottage lobby orchard"""
 )
 CONTAINERS = _words("box bag basket chest bucket pot sack jar crate case")
 TOYS = _words(
     """ball cup book hat doll kite drum lamp bell coat spoon plate ring boat map rope clock toy pen flag brush mirror
-    candle flute scarf hammer chair pillow comb whistle mask blanket horn needle wheel ladder bottle shovel vase belt
-    pipe mug glove statue button bench tray fork shirt net bowl brick cart chain crown cushion fan feather hook kettle lantern letter
-    magnet marble nail pan puppet puzzle radio robot rug shell sled sponge stamp stool sword ticket torch towel"""
+    candle flute scarf hammer chair pillow comb whistle mask blanket horn needle wheel ladder bottle shovel vase
+    belt pipe mug glove statue button bench tray fork shirt net bowl brick cart chain crown cushion fan feather hook
+    kettle lantern letter magnet marble nail pan puppet puzzle radio robot rug shell sled sponge stamp stool sword
+    ticket torch towel"""
 )
-FOODS: Mapping[str, str] = {
-    food: f"{food}s"
-    for food in _words(
-        "apple egg nut pear cake plum carrot cookie bean lemon onion tomato melon muffin peach waffle banana potato pepper turnip radish fig grape olive"
-    )
-} | {"tomato": "tomatoes", "peach": "peaches", "potato": "potatoes", "radish": "radishes"}
+_FOODS = _words(
+    """apple egg nut pear cake plum carrot cookie bean lemon onion tomato melon muffin peach waffle banana potato
+    pepper turnip radish fig grape olive"""
+)
+_PLURALS = {"tomato": "tomatoes", "peach": "peaches", "potato": "potatoes", "radish": "radishes"}
+FOODS: Mapping[str, str] = {food: _PLURALS.get(food, f"{food}s") for food in _FOODS}
 COLORS = _words("red blue green yellow black white brown gray pink purple")
 SIZES = ("big", "small", "tiny", "huge")
 MATERIALS = _words("wood glass paper gold iron plastic silver wool")
@@ -53,7 +56,7 @@ KEY = "key"  # what opens a locked container
 FIXED_WORDS = 166  # words of every vocabulary: the grammar's own, numbers, feelings, times of day, properties, the key
 SMALLEST, LARGEST = 210, 400
 
-_WOMEN, _ALL_MEN = frozenset(WOMEN), frozenset(MEN)
+_WOMEN = frozenset(WOMEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +124,4 @@ _CATEGORIES: Mapping[str, str] = {
     )
     for word in words
 }
+WORDS = tuple(_CATEGORIES)  # every content word, foods in the singular

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from training_core.world.config import WorldConfig
-from training_core.world.lexicon import KEY, MATERIALS, NUMBERS, PHASES
+from training_core.world.lexicon import KEY, NUMBERS, PHASES
 from training_core.world.stage import Stage, StuckError, draw_cast, pick
 
 _ATTEMPTS = 50
@@ -161,6 +161,7 @@ def _hungry(stage: Stage, main: str, helper: str) -> None:
         raise StuckError("the meal was told already")
     place = stage.elsewhere(stage.where(main))
     if stage.chance(0.4):
+        number = stage.rng.randint(1, 6)
         stage.must("there_are", NUMBERS[number], food, place)
         stage.must("feel", main, "hungry")
         for step in stage.way(stage.where(main), place)[:-1]:
@@ -262,11 +263,11 @@ def _aside(stage: Stage) -> None:
     elif kind < 0.55 and told:
         stage.tell("looks", thing := pick(rng, told), cast.looks[thing])
     elif kind < 0.65 and told:
-        stage.tell("made", pick(rng, told), pick(rng, MATERIALS))
+        stage.tell("made", pick(rng, told), pick(rng, cast.materials))
     elif kind < 0.75 and len(told) > 1:
         stage.tell("bigger", *rng.sample(told, 2))
     elif kind < 0.85:
-        stage.tell("have_some", person, NUMBERS[rng.randint(2, 6)], pick(rng, cast.foods))
+        stage.tell("have_some", person, NUMBERS[rng.randint(1, 6)], pick(rng, cast.foods))
     elif kind < 0.92:
         stage.tell("find_some", person, pick(rng, ("one", "two", "three")), pick(rng, cast.foods))
     else:

@@ -14,11 +14,13 @@ from itertools import pairwise
 from training_core.world.answers import YES_NO, Answer, answer
 from training_core.world.config import Size, WorldConfig
 from training_core.world.holdout import held_out_pairs
-from training_core.world.lexicon import COLORS, MATERIALS, NUMBERS
+from training_core.world.lexicon import COLORS, NUMBERS
+from training_core.world.shortcuts import copying, most_recent
 from training_core.world.stage import Stage, StuckError, draw_cast, pick
 from training_core.world.state import Event
 
 _ATTEMPTS = 400
+_FOOLED_ATTEMPTS = 30  # attempts at a story in which a rule fails; some sizes have none
 # (family, hops) -> people and things that its facts need
 NEEDS: Mapping[tuple[str, int], tuple[int, int]] = {
     ("where", 1): (2, 1), ("where", 2): (1, 1), ("where", 3): (1, 2), ("where", 4): (1, 3),
@@ -33,6 +35,8 @@ NEEDS: Mapping[tuple[str, int], tuple[int, int]] = {
     ("path", 2): (1, 1),
 }  # fmt: skip
 
+_UNPAIRED = {("list", 1)} | {(family, hops) for family in ("bigger", "path") for hops in range(1, 5)}
+
 Lines = tuple[list[Event], Event]
 
 
@@ -44,12 +48,13 @@ class Scene:
     answer: Answer
 
 
-def families(size: Size) -> list[str]:
-    """Return the families that have questions of this size."""
+def families(size: Size, *, met: bool = False) -> list[str]:
+    """Return the families that have questions of this size. met: only those whose facts pair words of two lists."""
     return [
         family
         for (family, hops), (people, things) in NEEDS.items()
         if hops == size.hops
+        and not (met and (family, hops) in _UNPAIRED)
         and people <= size.people
         and things <= size.things
         and _length(family, hops) <= size.sentences
@@ -67,13 +72,14 @@ def draw_scene(
     Raises:
         ValueError: when this size has no such question, or none is found.
     """
-    if family not in families(size):
+    if family not in families(size, met=met):
         raise ValueError(
-            f"{size} has no question of family {family!r}: it has {', '.join(families(size)) or 'none'}; add people, "
-            "things or sentences, or take another family"
+            f"{size} has no question of family {family!r}{' on a held-out pair of words' if met else ''}, only of "
+            f"{', '.join(families(size, met=met)) or 'none'}: add people, things or sentences, or take another family"
         )
     wanted = pick(rng, YES_NO) if family == "yes_no" else ""  # else most answers would be "no"
-    for _ in range(_ATTEMPTS):
+    fooled = pick(rng, (most_recent, copying, None, None))  # in half of the stories a rule without understanding fails
+    for attempt in range(_ATTEMPTS):
         try:
             scene = _attempt(rng, config, size, family, last=last, apart=not met)
         except StuckError:
@@ -82,6 +88,10 @@ def draw_scene(
             continue
         if wanted not in ("", scene.answer.word):
             continue
+        if fooled and attempt < _FOOLED_ATTEMPTS and not last:
+            found = scene.answer
+            if fooled(scene.events, found.query, found.word, found.candidates) > 0.5:
+                continue
         if not met or held_out_pairs([scene.events[n] for n in scene.answer.support], config.combination_share):
             return scene
     raise ValueError(
@@ -151,11 +161,11 @@ def _tell_filler(stage: Stage, kind: str, p: str, t: str, things: list[str]) -> 
         case "want":
             return p not in stage.state.wants and stage.tell(kind, p, t)
         case "looks":
-            return (t, "color") not in stage.state.looks and stage.tell(kind, t, pick(rng, COLORS))
+            return (t, "color") not in stage.state.looks and stage.tell(kind, t, pick(rng, stage.cast.colors))
         case "made":
-            return (t, "material") not in stage.state.looks and stage.tell(kind, t, pick(rng, MATERIALS))
+            return (t, "material") not in stage.state.looks and stage.tell(kind, t, pick(rng, cast.materials))
         case "have_some" | "find_some" | "lose_some":
-            return stage.tell(kind, p, NUMBERS[rng.randint(2, 6)], pick(rng, cast.foods))
+            return stage.tell(kind, p, NUMBERS[rng.randint(1, 6)], pick(rng, cast.foods))
         case "bigger":
             pair = rng.sample(things, 2) if len(things) > 1 else []
             return bool(pair) and Event(kind, tuple(pair)) not in stage.events and stage.tell(kind, *pair)
@@ -173,8 +183,8 @@ def _tell_filler(stage: Stage, kind: str, p: str, t: str, things: list[str]) -> 
 _NEEDS = ("hungry", "tired", "cold")
 _ANY = ("be", "go", "go", "lies", "have", "take", "drop", "looks", "have_some", "feel")
 _FILLERS: Mapping[str, tuple[str, ...]] = {
-    "where": ("be", "go", "go", "lies", "be_not"),
-    "who": ("have", "take", "be", "drop"),
+    "where": ("be", "go", "go", "lies", "be_not", "be_not"),
+    "who": ("have", "take", "be", "drop", "want", "want"),
     "like": ("looks", "looks", "made"),
     "how_many": ("have_some", "find_some", "lose_some"),
     "before_after": ("be", "go", "have"),
@@ -228,10 +238,10 @@ def _like(stage: Stage, hops: int) -> Lines:
     p, t, box = stage.cast.people[0], stage.cast.things[0], stage.cast.containers[0]
     if hops == 1:
         if stage.chance(0.3):
-            return [Event("made", (t, pick(stage.rng, MATERIALS)))], Event("material", (t,))
+            return [Event("made", (t, pick(stage.rng, stage.cast.materials)))], Event("material", (t,))
         d = stage.cast.looks[t]
         return [Event("looks", (t, d))], Event("color" if d in COLORS else "size", (t,))
-    d = pick(stage.rng, COLORS)
+    d = pick(stage.rng, stage.cast.colors)
     if stage.chance(0.5):
         return [Event("have", (p, t)), Event("looks", (t, d))], Event("color_held", (p,))
     return [Event("looks", (t, d)), Event("inside", (t, box))], Event("color_in", (box,))
@@ -239,7 +249,7 @@ def _like(stage: Stage, hops: int) -> Lines:
 
 def _how_many(stage: Stage, hops: int) -> Lines:
     rng, p, food = stage.rng, stage.cast.people[0], stage.cast.foods[0]
-    total = rng.randint(2, 6)
+    total = rng.randint(1, 6)
     lines = [Event("have_some", (p, NUMBERS[total], food))]
     for _ in range(hops - 1):
         by = rng.randint(1, 3)
@@ -301,8 +311,10 @@ def _yes_no(stage: Stage, hops: int) -> Lines:
     if kind < 0.4:
         return [Event("have", (p, t))], Event("has", (pick(stage.rng, stage.cast.people[:2]), t))
     if kind < 0.55:
-        d = pick(stage.rng, COLORS)
-        return [Event("looks", (t, d))], Event("is_like", (t, d if stage.chance(0.5) else pick(stage.rng, COLORS)))
+        d = pick(stage.rng, stage.cast.colors)
+        return [Event("looks", (t, d))], Event(
+            "is_like", (t, d if stage.chance(0.5) else pick(stage.rng, stage.cast.colors))
+        )
     return lines, Event("is_at" if query.kind == "where" else "is_place", (query.args[0], place))
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from training_core.world.config import WorldConfig
 from training_core.world.effects import apply
-from training_core.world.holdout import is_held_out
-from training_core.world.lexicon import COLORS, KEY, SIZES, lexicon
+from training_core.world.holdout import partners
+from training_core.world.lexicon import COLORS, KEY, MATERIALS, SIZES, lexicon
 from training_core.world.rules import judge
 from training_core.world.state import Event, State
 
@@ -27,13 +27,15 @@ class StuckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The words of a story. looks: a color or size for each thing."""
+    """The words of a story. looks: a color or size for each thing, among those that the story can have."""
 
     people: tuple[str, ...]
     places: tuple[str, ...]
     things: tuple[str, ...]
     containers: tuple[str, ...]
     foods: tuple[str, ...]
+    colors: tuple[str, ...]
+    materials: tuple[str, ...]
     looks: dict[str, str]
 
 
@@ -54,12 +56,13 @@ def draw_cast(
     share = config.combination_share if apart else 0.0
 
     def some(source: Sequence[str], count: int, beside: Sequence[str]) -> tuple[str, ...]:
+        apart_from = frozenset().union(*(partners(other, share) for other in beside)) if share else frozenset[str]()
         found: list[str] = []
         for _ in range(_DRAWS):
             if len(found) == count:
                 return tuple(found)
             word = source[int(rng.random() * len(source))]
-            if word not in found and not (share and any(is_held_out(word, other, share) for other in beside)):
+            if word not in found and word not in apart_from:
                 found.append(word)
         raise StuckError(f"no {count} words that may meet {', '.join(beside)}")
 
@@ -67,8 +70,15 @@ def draw_cast(
     what = some(words.toys, things, who)
     holds = some(words.containers, 2, who)
     where = some(words.places, places, who)
-    looks = {thing: some(COLORS if rng.random() < 0.75 else SIZES, 1, (thing,))[0] for thing in (*what, *holds)}
-    return Cast(who, where, what, holds, some(words.foods, 2, (*who, *where)), looks)
+    every = (*what, *holds)
+    unseen = frozenset().union(*(partners(thing, share) for thing in every)) if share else frozenset[str]()
+    colors, sizes, materials = (
+        tuple(word for word in source if word not in unseen) for source in (COLORS, SIZES, MATERIALS)
+    )
+    if len(colors) < 2 or not materials:
+        raise StuckError(f"too few properties that may meet {', '.join(every)}")
+    looks = {thing: pick(rng, sizes if sizes and rng.random() < 0.2 else colors) for thing in every}
+    return Cast(who, where, what, holds, some(words.foods, 2, (*who, *where)), colors, materials, looks)
 
 
 class Stage:
