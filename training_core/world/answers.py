@@ -88,6 +88,8 @@ def propose(rng: random.Random, state: State, family: str) -> Event:
         source: Sequence[str] = FEELINGS if role == "f" else state.mentioned(_CATEGORY_OF_ROLE[role])
         left = [word for word in source if word not in words]
         words.append(pick(rng, left) if left else "")
+    if family == "bigger" and state.larger:
+        words = rng.sample([pick(rng, list(state.larger)), pick(rng, state.mentioned("thing"))], 2)
     query = Event(kind, tuple(words))
     return _balanced(rng, state, query) if family == "yes_no" else query
 
@@ -299,6 +301,8 @@ def _does_have(s: State, p: str, t: str) -> Found:
     holder = s.holder_of(t)
     if holder is not None:
         return _yes_no(holder.value == p, p, "has", f"the {t}", holder.support)
+    if (absent := s.absent.get((p, t))) is not None:
+        return _yes_no(False, p, "has", f"the {t}", (absent,))
     spot = s.spots.get(t)
     return _yes_no(False, p, "has", f"the {t}", spot.support) if spot is not None and spot.relation == "at" else None
 
@@ -307,7 +311,10 @@ def _is_like(s: State, t: str, d: str) -> Found:
     if not d or property_class(d) == "material":
         return None
     looks = s.looks.get((t, property_class(d)))
-    return None if looks is None else _yes_no(looks.value == d, f"the {t}", "is", d, looks.support)
+    if looks is not None:
+        return _yes_no(looks.value == d, f"the {t}", "is", d, looks.support)
+    absent = s.absent.get((t, d))
+    return None if absent is None else _yes_no(False, f"the {t}", "is", d, (absent,))
 
 
 def _list(s: State, found: Sequence[Known], those: Sequence[str], sentence: str, the: str) -> Found:

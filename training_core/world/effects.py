@@ -23,7 +23,7 @@ def apply(state: State, event: Event) -> None:
 def _move(s: State, i: int, p: str, x: str) -> None:
     s.at[p] = known = Known(x, (i,))
     s.trails.setdefault(p, []).append(known)
-    for pair in [pair for pair in s.absent if pair[0] == p]:
+    for pair in [pair for pair in s.absent if pair[0] == p and category(pair[1]) == "place"]:
         del s.absent[pair]
 
 
@@ -86,6 +86,7 @@ def _hold(s: State, i: int, p: str, t: str) -> None:
         del s.wants[p]
         s.moods[p] = Cause("glad", Event("got", (p, t)), (i,))
     s.lost.pop(t, None)
+    s.absent.pop((p, t), None)
 
 
 def _have(s: State, i: int, p: str, t: str) -> None:
@@ -246,7 +247,7 @@ def _want(s: State, i: int, p: str, t: str) -> None:
 
 EFFECTS: dict[str, Callable[..., None]] = {
     "time": _time, "be": _be, "be_not": _absent, "lies": _lies, "there": _there, "inside": _inside, "looks": _looks,
-    "made": _looks, "have": _have, "have_such": _have_such,
+    "looks_not": _absent, "made": _looks, "have": _have, "have_not": _absent, "have_such": _have_such,
     "have_some": _number, "there_are": lambda s, i, n, k, x: _number(s, i, x, n, k), "near": _near,
     "bigger": _larger, "locked": _lock, "want": _want, "feel": _feel, "sad_lost": _moved("sad", "lost"),
     "glad_found": _moved("glad", "found"), "glad_given": _moved("glad", "given"), "go": _go,

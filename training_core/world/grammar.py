@@ -33,8 +33,10 @@ EVENTS: Table = {
     "there": ("d t x", ("there was {a_d_t} in {x}", "{a_d_t} was in {x}", "!in {x} there was {a_d_t}")),
     "inside": ("t c", ("{T} was in {c}", "{T} lay in {c}", "in {c} was {T}", "!{c} had {T} in it")),
     "looks": ("t d", ("{T} was {d}", "{T} looked {d}", "!{T} seemed {d}")),
+    "looks_not": ("t d", ("{T} was not {d}", "{T} did not look {d}")),
     "made": ("t w", ("{T} was made of {w}", "!{T} was made from {w}")),
     "have": ("p t", ("{p} had {T}", "{p} held {T}", "!{T} was with {P}")),
+    "have_not": ("p t", ("{p} did not have {T}", "{p} did not hold {T}")),
     "have_such": ("p d t", ("{p} had {a_d_t}", "{p} held {a_d_t}")),
     "have_some": ("p n k", ("{p} had {n_k}", "{p} held {n_k}")),
     "there_are": ("n k x", ("there {were_n} {n_k} in {x}", "{n_k} {were_n} in {x}")),
@@ -105,7 +107,7 @@ REASONS: Table = {
 
 QUESTIONS: Table = {
     "where": ("p", ("where is {P}", "in which place is {P}", "!what place is {P} in")),
-    "where_thing": ("t", ("where is {T}", "where can one find {T}", "!where can one see {T}")),
+    "where_thing": ("t", ("where is {T}", "where can we find {T}", "!where can we see {T}")),
     "place_of": ("t", ("in which place is {T}", "which place is {T} in", "!what place is {T} in")),
     "who_has": ("t", ("who has {T}", "who holds {T}", "!who is it that has {T}")),
     "color": ("t", ("what color is {T}", "what color does {T} have", "!what is the color of {T}")),
@@ -122,8 +124,8 @@ QUESTIONS: Table = {
     "why_go": ("p x", ("why did {P} go to {x}", "!for what reason did {P} go to {x}")),
     "bigger": ("t u", ("which is bigger, {T} or {U}", "what is bigger, {T} or {U}", "!which is larger, {T} or {U}")),
     "smaller": ("t u", ("which is smaller, {T} or {U}", "!what is smaller, {T} or {U}")),
-    "is_at": ("p x", ("is {P} in {x}", "!can one see {P} in {x}")),
-    "is_place": ("t x", ("is {T} in {x}", "!can one see {T} in {x}")),
+    "is_at": ("p x", ("is {P} in {x}", "!can we see {P} in {x}")),
+    "is_place": ("t x", ("is {T} in {x}", "!can we see {T} in {x}")),
     "has": ("p t", ("does {P} have {T}", "!has {P} got {T}")),
     "is_like": ("t d", ("is {T} {d}", "!does {T} look {d}")),
     "what_has": ("p", ("what does {P} have", "what things does {P} have", "!what things are with {P}")),
@@ -134,7 +136,7 @@ QUESTIONS: Table = {
 
 LEADS = ("then", "after that", "soon", "later")
 TIMES = {"in the morning": "morning", "in the afternoon": "afternoon", "in the evening": "evening", "at night": "night"}
-_UNLED = "be be_not have have_such have_some want feel sad_lost glad_found glad_given"
+_UNLED = "be be_not have have_not have_such have_some want feel sad_lost glad_found glad_given"
 LED = frozenset(EVENTS) - frozenset(_UNLED.split())
 _FORMS = "p q P Q t T U x y c d w f n m k he him his himself a_d_t a_k n_k were_n"
 FORMS = frozenset(_FORMS.split())

@@ -17,7 +17,9 @@ from training_core.world.config import Split
 from training_core.world.lexicon import KEY, WORDS, category
 from training_core.world.state import Event
 
-_FACTS = "be be_not lies there inside looks made have have_such have_some there_are near bigger locked"
+_FACTS = (
+    "be be_not lies there inside looks looks_not made have have_not have_such have_some there_are near bigger locked"
+)
 FACTS = frozenset(_FACTS.split())
 _PAIRED = frozenset(
     {("person", "place"), ("person", "thing"), ("person", "food"), ("food", "place"), ("thing", "property")}

@@ -149,7 +149,7 @@ def _joined(tokens: Tokens, start: int, subject: str, focus: Focus) -> Iterator[
 
 
 def _event(wording: Wording, bound: Mapping[str, str]) -> Event:
-    return Event(wording.kind.removeprefix("?"), tuple(bound[role] for role in wording.roles))
+    return Event(wording.kind, tuple(bound[role] for role in wording.roles))
 
 
 @cache

@@ -262,9 +262,9 @@ def _aside(stage: Stage) -> None:
             stage.tell("greet", person, pick(rng, others))
     elif kind < 0.55 and told:
         stage.tell("looks", thing := pick(rng, told), cast.looks[thing])
-    elif kind < 0.65 and told:
+    elif kind < 0.62 and told:
         stage.tell("made", pick(rng, told), pick(rng, cast.materials))
-    elif kind < 0.75 and len(told) > 1:
+    elif kind < 0.77 and len(told) > 1:
         stage.tell("bigger", *rng.sample(told, 2))
     elif kind < 0.85:
         stage.tell("have_some", person, NUMBERS[rng.randint(1, 6)], pick(rng, cast.foods))

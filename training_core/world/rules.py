@@ -83,6 +83,12 @@ def _enough(s: State, owner: str, n: str, k: str) -> Condition:
     return None if amount is None else amount.value >= NUMBERS.index(n), f"there are {n} {k}"
 
 
+def _countable(s: State, p: str, n: str, k: str) -> Condition:
+    """There is no word for more than ten."""
+    amount = s.amounts.get((p, k))
+    return amount is None or amount.value + NUMBERS.index(n) <= MOST, f"{p} has at most {NUMBERS[MOST]} {k}"
+
+
 # Facts: stated for the first time, or true.
 
 
@@ -111,11 +117,20 @@ def _may_be_inside(s: State, t: str, c: str) -> Iterator[Condition]:
 
 
 def _may_look(s: State, t: str, d: str) -> Iterator[Condition]:
-    yield _stated(s.looks.get((t, property_class(d))), d), f"the {t} is {d}"
+    yield _stated(s.looks.get((t, property_class(d))), d) and (t, d) not in s.absent, f"the {t} is {d}"
+
+
+def _may_not_look(s: State, t: str, d: str) -> Iterator[Condition]:
+    yield _is(s.looks.get((t, property_class(d))), d) is not True, f"the {t} is not {d}"
 
 
 def _may_have(s: State, p: str, t: str) -> Iterator[Condition]:
-    yield _has(s, p, t)[0] is not False, f"{p} has the {t}"
+    yield _has(s, p, t)[0] is not False and (p, t) not in s.absent, f"{p} has the {t}"
+
+
+def _may_not_have(s: State, p: str, t: str) -> Iterator[Condition]:
+    holder = s.holder_of(t)
+    yield holder is None or holder.value != p, f"{p} lacks the {t}"
 
 
 def _may_have_such(s: State, p: str, d: str, t: str) -> Iterator[Condition]:
@@ -152,8 +167,10 @@ def _may_feel(s: State, p: str, f: str) -> Iterator[Condition]:
 
 def _may_be_moved(reason: str) -> Callable[..., Iterator[Condition]]:
     def conditions(s: State, p: str, *rest: str) -> Iterator[Condition]:
-        mood = s.moods.get(p)
+        mood, t = s.moods.get(p), rest[-1]
         yield mood is None or mood.reason == Event(reason, (p, *rest)), f"{p} feels so for this reason"
+        holds = _has(s, p, t)[0]
+        yield holds is None or holds == (reason != "lost"), f"{p} {'lacks' if reason == 'lost' else 'has'} the {t}"
 
     return conditions
 
@@ -240,11 +257,13 @@ def _can_take_some(s: State, p: str, n: str, k: str) -> Iterator[Condition]:
     yield _awake(s, p)
     at = s.at.get(p)
     yield (None, f"{p} is somewhere") if at is None else _enough(s, at.value, n, k)
+    yield _countable(s, p, n, k)
 
 
 def _can_give_some(s: State, p: str, n: str, k: str, q: str) -> Iterator[Condition]:
     yield _awake(s, p, q)
     yield _enough(s, p, n, k)
+    yield _countable(s, q, n, k)
     yield _together(s, p, q)
 
 
@@ -255,8 +274,7 @@ def _can_lose_some(s: State, p: str, n: str, k: str) -> Iterator[Condition]:
 
 def _can_find_some(s: State, p: str, n: str, k: str) -> Iterator[Condition]:
     yield _awake(s, p)
-    amount = s.amounts.get((p, k))
-    yield amount is None or amount.value + NUMBERS.index(n) <= MOST, f"the {k} can be counted"
+    yield _countable(s, p, n, k)
 
 
 def _can_eat(s: State, p: str, k: str) -> Iterator[Condition]:
@@ -320,8 +338,9 @@ def _can_tell_owner(s: State, p: str, q: str, t: str) -> Iterator[Condition]:
 
 CONDITIONS: dict[str, Callable[..., Iterator[Condition]]] = {
     "time": _may_turn, "be": _may_be, "be_not": _may_be_absent, "lies": _may_lie, "there": _may_be_there,
-    "inside": _may_be_inside, "looks": _may_look, "made": _may_look, "have": _may_have, "have_such": _may_have_such,
-    "have_some": _may_number, "there_are": lambda s, n, k, x: _may_number(s, x, n, k),
+    "inside": _may_be_inside, "looks": _may_look, "looks_not": _may_not_look, "made": _may_look, "have": _may_have,
+    "have_not": _may_not_have, "have_such": _may_have_such, "have_some": _may_number,
+    "there_are": lambda s, n, k, x: _may_number(s, x, n, k),
     "near": lambda s, x, y: iter([(x != y, "they are two places")]), "bigger": _may_be_larger, "locked": _may_lock,
     "want": _may_want, "feel": _may_feel, "sad_lost": _may_be_moved("lost"), "glad_found": _may_be_moved("found"),
     "glad_given": _may_be_moved("given"), "go": _can_go, "go_wanting": _can_go_wanting, "go_needing": _can_go_needing,

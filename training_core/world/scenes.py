@@ -15,11 +15,12 @@ from training_core.world.answers import YES_NO, Answer, answer
 from training_core.world.config import Size, WorldConfig
 from training_core.world.holdout import held_out_pairs
 from training_core.world.lexicon import COLORS, NUMBERS
-from training_core.world.shortcuts import copying, most_recent
+from training_core.world.shortcuts import copying
 from training_core.world.stage import Stage, StuckError, draw_cast, pick
 from training_core.world.state import Event
 
 _ATTEMPTS = 400
+_COPIED = {("where", 1), ("who", 1), ("like", 1), ("before_after", 2)}
 _FOOLED_ATTEMPTS = 30  # attempts at a story in which a rule fails; some sizes have none
 # (family, hops) -> people and things that its facts need
 NEEDS: Mapping[tuple[str, int], tuple[int, int]] = {
@@ -66,6 +67,8 @@ def draw_scene(
 ) -> Scene:
     """Draw a story of a size and a question of a family with exactly its hops.
 
+    In half of the stories of families that copying (`shortcuts`) would answer, it is made to fail.
+
     last: the answer follows from the last sentence alone. met: the answer rests on a pair of words that training never
     sees together; otherwise no such pair occurs.
 
@@ -78,10 +81,10 @@ def draw_scene(
             f"{', '.join(families(size, met=met)) or 'none'}: add people, things or sentences, or take another family"
         )
     wanted = pick(rng, YES_NO) if family == "yes_no" else ""  # else most answers would be "no"
-    fooled = pick(rng, (most_recent, copying, None, None))  # in half of the stories a rule without understanding fails
+    fooled = copying if (family, size.hops) in _COPIED and rng.random() < 0.5 else None
     for attempt in range(_ATTEMPTS):
         try:
-            scene = _attempt(rng, config, size, family, last=last, apart=not met)
+            scene = _attempt(rng, config, size, family, last=last, apart=not met, own=0.7 if fooled else 0.35)
         except StuckError:
             continue
         if scene is None or (last and scene.answer.support != (len(scene.events) - 1,)):
@@ -101,7 +104,7 @@ def draw_scene(
 
 
 def _attempt(
-    rng: random.Random, config: WorldConfig, size: Size, family: str, *, last: bool, apart: bool
+    rng: random.Random, config: WorldConfig, size: Size, family: str, *, last: bool, apart: bool, own: float
 ) -> Scene | None:
     stage = Stage(rng, draw_cast(rng, config, size.people, max(size.things, 2), max(3, size.people), apart=apart))
     lines, query = _CORES[family](stage, size.hops)
@@ -118,7 +121,7 @@ def _attempt(
                 return None
             stage.must(event.kind, *event.args)
         else:
-            _filler(stage, size, family, lines)
+            _filler(stage, size, family, lines, own)
     found = answer(stage.state, query)
     if found is None or found.hops != size.hops or len(found.candidates) < 2:
         return None
@@ -130,14 +133,15 @@ def _length(family: str, hops: int) -> int:
     return hops + {"before_after": 0, "why": 1 if hops == 2 else 0}.get(family, 0)
 
 
-def _filler(stage: Stage, size: Size, family: str, lines: list[Event]) -> None:
-    """Tell one more event: half of them of the family's own kind, and mostly of other people and things."""
+def _filler(stage: Stage, size: Size, family: str, lines: list[Event], own: float) -> None:
+    """Tell one more event: half of them of the family's own kind. own: how often it is about the same people or things
+    as the question."""
     rng, cast = stage.rng, stage.cast
     core = {word for event in lines for word in event.args}
     for _ in range(40):
-        own = rng.random() < 0.35
-        people = [p for p in cast.people if own or p not in core] or list(cast.people)
-        things = [t for t in cast.things[: size.things] if own or t not in core] or list(cast.things[: size.things])
+        same, also = rng.random() < own, rng.random() < own
+        people = [p for p in cast.people if (p in core) == same] or list(cast.people)
+        things = [t for t in cast.things[: size.things] if (t in core) == also] or list(cast.things[: size.things])
         kinds = _FILLERS[family] if rng.random() < 0.5 else _ANY
         if _tell_filler(stage, pick(rng, kinds), pick(rng, people), pick(rng, things), things):
             return
@@ -156,19 +160,22 @@ def _tell_filler(stage: Stage, kind: str, p: str, t: str, things: list[str]) -> 
             return not known and stage.tell(kind, p, place)
         case "lies" | "have":
             return t not in stage.state.spots and stage.tell(kind, *((t, place) if kind == "lies" else (p, t)))
-        case "take" | "drop":
+        case "take" | "drop" | "have_not":
             return stage.tell(kind, p, t)
         case "want":
             return p not in stage.state.wants and stage.tell(kind, p, t)
-        case "looks":
-            return (t, "color") not in stage.state.looks and stage.tell(kind, t, pick(rng, stage.cast.colors))
+        case "looks" | "looks_not":
+            new = kind == "looks_not" or (t, "color") not in stage.state.looks
+            return new and stage.tell(kind, t, pick(rng, stage.cast.colors))
         case "made":
             return (t, "material") not in stage.state.looks and stage.tell(kind, t, pick(rng, cast.materials))
         case "have_some" | "find_some" | "lose_some":
-            return stage.tell(kind, p, NUMBERS[rng.randint(1, 6)], pick(rng, cast.foods))
+            food = pick(rng, cast.foods)
+            new = kind != "have_some" or (p, food) not in stage.state.amounts
+            return new and stage.tell(kind, p, NUMBERS[rng.randint(1, 6)], food)
         case "bigger":
             pair = rng.sample(things, 2) if len(things) > 1 else []
-            return bool(pair) and Event(kind, tuple(pair)) not in stage.events and stage.tell(kind, *pair)
+            return bool(pair) and stage.tell(kind, *pair)
         case "inside":
             box = pick(rng, cast.containers)
             return t not in stage.state.spots and stage.tell(kind, t, box)
@@ -184,8 +191,8 @@ _NEEDS = ("hungry", "tired", "cold")
 _ANY = ("be", "go", "go", "lies", "have", "take", "drop", "looks", "have_some", "feel")
 _FILLERS: Mapping[str, tuple[str, ...]] = {
     "where": ("be", "go", "go", "lies", "be_not", "be_not"),
-    "who": ("have", "take", "be", "drop", "want", "want"),
-    "like": ("looks", "looks", "made"),
+    "who": ("have", "take", "be", "want", "have_not"),
+    "like": ("looks", "looks", "looks_not", "made"),
     "how_many": ("have_some", "find_some", "lose_some"),
     "before_after": ("be", "go", "have"),
     "why": ("want", "go", "feel", "have"),

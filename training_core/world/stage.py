@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from training_core.world.config import WorldConfig
 from training_core.world.effects import apply
-from training_core.world.holdout import partners
+from training_core.world.holdout import FACTS, partners
 from training_core.world.lexicon import COLORS, KEY, MATERIALS, SIZES, lexicon
 from training_core.world.rules import judge
 from training_core.world.state import Event, State
@@ -89,8 +89,10 @@ class Stage:
         self.state, self.events = State(), list[Event]()
 
     def tell(self, kind: str, *args: str) -> bool:
-        """Tell an event if it is possible, and return whether it is."""
+        """Tell an event if it is possible (a fact: and was not told before), and return whether it was told."""
         event = Event(kind, args)
+        if kind in FACTS and event in self.events:
+            return False
         if judge(self.state, event).possible is not True:
             return False
         self.events.append(event)

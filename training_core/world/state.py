@@ -72,7 +72,8 @@ class State:
     wants: person -> thing. needs: (person, need) -> "yes" or "no". moods: person -> cause of the last mood.
     why_dirty: person -> cause. reasons: (person, place) -> cause of going there.
     trails: person -> places in order. owners: thing -> persons in order. lost: thing -> who lost it.
-    gifts: (giver, receiver). absent: (person, place) stated as not there, with the event.
+    gifts: (giver, receiver). absent: (person, place), (person, thing) or (thing, property)
+    stated not to go together, with the event.
     seen: every content word told so far, in order of first mention.
     """
 

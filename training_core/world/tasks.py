@@ -5,7 +5,7 @@ from __future__ import annotations
 from training_core.data.task_bank import Task
 from training_core.tasks.questions.question import Provenance, Question
 from training_core.world.config import HeldOut, Split, WorldConfig, size_of
-from training_core.world.documents import Document, item, lineage
+from training_core.world.documents import Document, item, settings_digest
 from training_core.world.scenes import families
 
 _PATIENCE = 400  # documents in a row without a new question before a level counts as exhausted
@@ -18,7 +18,7 @@ def prompts(document: Document) -> list[str]:
 
 def as_questions(config: WorldConfig, seed: int, document: Document) -> list[Question]:
     """Return the questions of a document. Those after a story without a level have the level of their hops."""
-    settings = lineage(config)
+    settings = settings_digest(config)
     return [
         Question(
             level=asked.level or asked.hops,
