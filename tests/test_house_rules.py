@@ -178,6 +178,18 @@ def test_the_graph_module_loads_without_models_in_the_coordinator() -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_the_generated_world_needs_no_torch_and_only_itself() -> None:
+    """Its texts are made where a corpus is made; only `world.tasks` knows the project's own questions."""
+    import sys
+
+    code = "import sys, training_core.world.tasks, training_core.world.checker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    graph = import_graph(ROOT, ("training_core",))
+    for module, imports in graph.items():
+        if module.startswith("training_core.world.") and module != "training_core.world.tasks":
+            assert all(name.startswith("training_core.world") for name in imports), module
+
+
 def test_opening_a_trunk_loads_what_a_trunk_needs() -> None:
     """Neither experts nor questions nor the compressed file's format, and few modules in all."""
     import sys

@@ -51,7 +51,8 @@ MOVES = ("be Tom hall", "be Anna park", "have Tom ball", "inside ring box", "lie
         ("have_not Anna ball", True), ("have_not Tom ball", False), ("be_not Tom hall", False),
         ("greet Tom Anna", False), ("greet Tom Mia", None), ("eat Tom apple", None), ("feel Tom full", None),
         ("wake Tom", False), ("open Tom box", False), ("thank Tom Anna", False), ("want Tom ball", False),
-        ("lies ball hall", False), ("tell Tom ring park", True), ("tell Tom ring hall", False), ("tell_owner Anna Tom ball", True),
+        ("lies ball hall", False), ("tell Tom ring park", True), ("tell Tom ring hall", False),
+        ("tell_owner Anna Tom ball", True),
         ("sad_lost Tom ball", False), ("inside box ring", False), ("wash Tom", None),
     ],
 )  # fmt: skip

@@ -58,7 +58,7 @@ def _tell(stage: Stage, config: WorldConfig) -> Stage:
     while len(stage.events) < config.least_events:
         _aside(stage)
     if stage.chance(0.25):
-        _night(stage, main)
+        _night(stage, pick(rng, list(stage.state.at)))
     return stage
 
 
@@ -261,14 +261,18 @@ def _aside(stage: Stage) -> None:
         if others:
             stage.tell("greet", person, pick(rng, others))
     elif kind < 0.55 and told:
-        stage.tell("looks", thing := pick(rng, told), cast.looks[thing])
+        thing = pick(rng, told)
+        if not any((thing, of) in stage.state.looks for of in ("color", "size")):
+            stage.tell("looks", thing, cast.looks[thing])
     elif kind < 0.62 and told:
         stage.tell("made", pick(rng, told), pick(rng, cast.materials))
     elif kind < 0.77 and len(told) > 1:
         stage.tell("bigger", *rng.sample(told, 2))
     elif kind < 0.85:
+        stage.where(person)
         stage.tell("have_some", person, NUMBERS[rng.randint(1, 6)], pick(rng, cast.foods))
     elif kind < 0.92:
+        stage.where(person)
         stage.tell("find_some", person, pick(rng, ("one", "two", "three")), pick(rng, cast.foods))
     else:
         stage.tell("be_not", person, stage.elsewhere(stage.where(person)))
