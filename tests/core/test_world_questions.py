@@ -121,6 +121,8 @@ def test_questions_and_tasks_of_the_project() -> None:
     plain = item(WorldConfig(solution_share=0.0), 15, 3, level=6)
     assert plain.text == as_tasks(15, plain)[0].text()
     assert isinstance(task, Task)
+    assert task.generator == question.provenance.name == "world/level 6 any/train/content/3"
+    assert world_documents.from_key(CONFIG, question.provenance.seed, task.generator.removeprefix("world/")) == made
     assert task.options[task.answer_index] == task.answer == asked.word
     story = document(WorldConfig(item_share=0.0, asked_share=1.0, most_questions=5), 15, 4)
     assert [q.level for q in as_questions(CONFIG, 15, story)] == [asked.hops for asked in story.questions]
@@ -167,7 +169,7 @@ def one(word: str, index: int) -> Document:
     made = item(CONFIG, 18, index, level=2, family="yes_no")
     asked = made.questions[0]
     changed = AskedQuestion(**{name: getattr(asked, name) for name in asked.__slots__} | {"word": word})
-    return Document(made.text, made.story, made.events, (changed,), made.fingerprint)
+    return Document(made.key, made.text, made.story, made.events, (changed,), made.fingerprint)
 
 
 def test_baselines_are_computed_for_the_set() -> None:

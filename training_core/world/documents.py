@@ -20,9 +20,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import cast, get_args
 
 from training_core.world.answers import FAMILIES, YES_NO, Answer, answer, propose, solution
 from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig, size_of
@@ -34,6 +37,10 @@ from training_core.world.shortcuts import copying, most_recent
 from training_core.world.stage import pick
 from training_core.world.state import Event, State
 
+_KEY = re.compile(
+    r"(?:document|level (?P<level>-?[0-9]+) (?P<level_family>\w+)|size (?P<size>[0-9]+(?:,[0-9]+){3}) (?P<size_family>\w+))"
+    r"/(?P<split>\w+)/(?P<held_out>\w+)/(?P<index>-?[0-9]+)"
+)
 ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import
 _DRAWS = 2000  # draws of a content until one belongs to the split
 # Without this, most answers of these families would be what was mentioned last: rules that are made to fail.
@@ -66,8 +73,9 @@ class AskedQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A story, its questions, and the text that a model is trained on."""
+    """A story, its questions, and the text that a model is trained on. key: what `from_key` makes it again from."""
 
+    key: str
     text: str
     story: Telling
     events: tuple[Event, ...]
@@ -85,22 +93,15 @@ def document(
     Raises:
         ValueError: for a training document with held-out words, a negative index, or settings without stories.
     """
-    _check(split, held_out, index)
-    rng = _random("document", seed, index, split, held_out)
-    if rng.random() < config.item_share:
-        level = rng.randint(1, config.highest_level)
-        return _item(config, rng, split, held_out, size_of(level), level, "")
-    return _long(config, rng, split, held_out)
+    return from_key(config, seed, f"document/{split}/{held_out}/{index}")
 
 
 def documents(
     config: WorldConfig, seed: int, split: Split = "train", held_out: HeldOut = "content", start: int = 0
 ) -> Iterator[Document]:
     """Yield the documents of a split from an index on, without end."""
-    index = start
-    while True:
+    for index in count(start):
         yield document(config, seed, index, split, held_out)
-        index += 1
 
 
 def item(
@@ -111,17 +112,14 @@ def item(
     held_out: HeldOut = "content",
     *,
     level: int,
-    family: str = "",
+    family: str = "any",
 ) -> Document:
-    """Return a short story of a level with one question, of a drawn family or of the one given.
+    """Return a short story of a level with one question, of the family given or of a drawn one.
 
     Raises:
         ValueError: for an unknown level, or a family that the level does not have.
     """
-    _check(split, held_out, index)
-    size = size_of(level)
-    rng = _random(f"item {level} {family}", seed, index, split, held_out)
-    return _item(config, rng, split, held_out, size, level, family)
+    return from_key(config, seed, f"level {level} {family}/{split}/{held_out}/{index}")
 
 
 def item_of_size(
@@ -132,16 +130,41 @@ def item_of_size(
     split: Split = "train",
     held_out: HeldOut = "content",
     *,
-    family: str = "",
+    family: str = "any",
 ) -> Document:
     """Return a short or long story of any size with one question: for needles in long stories.
 
     Raises:
         ValueError: for a family that has no question of this size.
     """
-    _check(split, held_out, index)
-    rng = _random(f"item {size} {family}", seed, index, split, held_out)
-    return _item(config, rng, split, held_out, size, 0, family)
+    measures = f"{size.people},{size.things},{size.sentences},{size.hops}"
+    return from_key(config, seed, f"size {measures} {family}/{split}/{held_out}/{index}")
+
+
+def from_key(config: WorldConfig, seed: int, key: str) -> Document:
+    """Return the document with a `Document.key`, made again from the same configuration and seed.
+
+    Raises:
+        ValueError: when the key is none, or asks for what the world cannot make.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key!r} is no key of a document: it reads like 'level 3 where/test/content/0'")
+    split, held_out = _splits(match["split"], match["held_out"])
+    if match["index"].startswith("-"):
+        raise ValueError(f"index counts documents from 0, got {match['index']}: give a number of at least 0")
+    rng = random.Random(f"{seed}/{key}")
+    if measures := match["size"]:
+        people, things, num_sentences, hops = map(int, measures.split(","))
+        size = Size(people, things, num_sentences, hops)
+        return _item(config, rng, key, split, held_out, size, 0, match["size_family"])
+    if match["level"]:
+        level, family = int(match["level"]), match["level_family"]
+    elif rng.random() < config.item_share:
+        level, family = rng.randint(1, config.highest_level), "any"
+    else:
+        return _long(config, rng, key, split, held_out)
+    return _item(config, rng, key, split, held_out, size_of(level), level, family)
 
 
 def settings_digest(config: WorldConfig) -> str:
@@ -157,19 +180,14 @@ def lineage(config: WorldConfig) -> str:
     return hasher.hexdigest()
 
 
-def _random(*key: object) -> random.Random:
-    return random.Random("/".join(map(str, key)))
-
-
-def _check(split: Split, held_out: HeldOut, index: int) -> None:
-    if index < 0:
-        raise ValueError(f"index counts documents from 0, got {index}: give a number of at least 0")
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"unknown split {split!r}: use train, validation or test")
-    if held_out not in ("content", "combination", "wording"):
-        raise ValueError(f"unknown held_out {held_out!r}: use content, combination or wording")
+def _splits(split: str, held_out: str) -> tuple[Split, HeldOut]:
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
+    if held_out not in get_args(HeldOut):
+        raise ValueError(f"unknown held_out {held_out!r}: use one of {', '.join(get_args(HeldOut))}")
     if split == "train" and held_out != "content":
         raise ValueError(f"training documents have no held-out {held_out}: ask for the split validation or test")
+    return cast(Split, split), cast(HeldOut, held_out)
 
 
 def _style(config: WorldConfig, held_out: HeldOut, *, short: bool) -> Style:
@@ -195,10 +213,17 @@ def _none_found(split: Split) -> ValueError:
 
 
 def _item(
-    config: WorldConfig, rng: random.Random, split: Split, held_out: HeldOut, size: Size, level: int, family: str
+    config: WorldConfig,
+    rng: random.Random,
+    key: str,
+    split: Split,
+    held_out: HeldOut,
+    size: Size,
+    level: int,
+    family: str,
 ) -> Document:
     met = held_out == "combination"
-    kind = family or pick(rng, families(size, met=met))
+    kind = family if family != "any" else pick(rng, families(size, met=met))
     for _ in range(_DRAWS):
         scene = draw_scene(rng, config, size, kind, last=size == SIZES[1], met=met)
         content = fingerprint(scene.events)
@@ -210,10 +235,10 @@ def _item(
     asked = _asked(config, rng, scene.events, scene.answer, held_out, level)
     body = f"{telling.text} {asked.text}"
     text = f"Question: {body}\nAnswer: {_completion(config, rng, asked)}"
-    return Document(text, telling, scene.events, (asked,), content)
+    return Document(key, text, telling, scene.events, (asked,), content)
 
 
-def _long(config: WorldConfig, rng: random.Random, split: Split, held_out: HeldOut) -> Document:
+def _long(config: WorldConfig, rng: random.Random, key: str, split: Split, held_out: HeldOut) -> Document:
     for _ in range(_DRAWS):
         stage = goal_story(rng, config, apart=held_out != "combination")
         events = tuple(stage.events)
@@ -229,7 +254,7 @@ def _long(config: WorldConfig, rng: random.Random, split: Split, held_out: HeldO
     if rng.random() < config.asked_share:
         asked = _questions(config, rng, stage.state, events, held_out)
     lines = [f"\nQuestion: {q.text}\nAnswer: {_completion(config, rng, q)}" for q in asked]
-    return Document(telling.text + "".join(lines), telling, events, tuple(asked), content)
+    return Document(key, telling.text + "".join(lines), telling, events, tuple(asked), content)
 
 
 def _questions(

@@ -17,7 +17,10 @@ def prompts(document: Document) -> list[str]:
 
 
 def as_questions(config: WorldConfig, seed: int, document: Document) -> list[Question]:
-    """Return the questions of a document. Those after a story without a level have the level of their hops."""
+    """Return the questions of a document. Those after a story without a level have the level of their hops.
+
+    Their provenance names the document's key, from which `documents.from_key` makes it again.
+    """
     settings = settings_digest(config)
     return [
         Question(
@@ -25,7 +28,7 @@ def as_questions(config: WorldConfig, seed: int, document: Document) -> list[Que
             family=asked.family,
             prompt=prompt,
             answer=asked.answer,
-            provenance=Provenance("generator", f"world/{asked.query.kind}", seed, settings),
+            provenance=Provenance("generator", f"world/{document.key}", seed, settings),
             check="exact",
             solution=asked.solution,
         )
@@ -38,7 +41,7 @@ def as_tasks(seed: int, document: Document) -> list[Task]:
     return [
         Task(
             family=asked.family,
-            generator=f"world/{asked.query.kind}",
+            generator=f"world/{document.key}",
             seed=seed,
             prompt=f"Question: {prompt}\nAnswer:",
             answer=asked.word,
@@ -57,14 +60,14 @@ def level_items(
     split: Split = "train",
     held_out: HeldOut = "content",
     *,
-    family: str = "",
+    family: str = "any",
 ) -> list[Document]:
     """Return `count` items of a level with different prompts; families take turns unless one is given.
 
     Raises:
         ValueError: for an unknown level or family, or when the level has fewer different items.
     """
-    kinds = [family] if family else families(size_of(level), met=held_out == "combination")
+    kinds = [family] if family != "any" else families(size_of(level), met=held_out == "combination")
     found: dict[str, Document] = {}
     index = repeated = 0
     while len(found) < count:
