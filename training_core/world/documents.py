@@ -38,7 +38,9 @@ from training_core.world.stage import pick
 from training_core.world.state import Event, State
 
 _KEY = re.compile(
-    r"(?:document|level (?P<level>-?[0-9]+) (?P<level_family>\w+)|size (?P<size>[0-9]+(?:,[0-9]+){3}) (?P<size_family>\w+))"
+    r"(?:document"
+    r"|level (?P<level>-?[0-9]+) (?P<level_family>\w+)"
+    r"|size (?P<size>[0-9]+(?:,[0-9]+){3}) (?P<size_family>\w+))"
     r"/(?P<split>\w+)/(?P<held_out>\w+)/(?P<index>-?[0-9]+)"
 )
 ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import

@@ -81,20 +81,20 @@ def draw_scene(
             f"{', '.join(families(size, met=met)) or 'none'}: add people, things or sentences, or take another family"
         )
     wanted = pick(rng, YES_NO) if family == "yes_no" else ""  # else most answers would be "no"
-    fooled = copying if (family, size.hops) in _COPIED and rng.random() < 0.5 else None
+    fooled = not last and (family, size.hops) in _COPIED and rng.random() < 0.5
     for attempt in range(_ATTEMPTS):
         try:
             scene = _attempt(rng, config, size, family, last=last, apart=not met, own=0.7 if fooled else 0.35)
         except StuckError:
             continue
-        if scene is None or (last and scene.answer.support != (len(scene.events) - 1,)):
+        if scene is None or wanted not in ("", scene.answer.word):
             continue
-        if wanted not in ("", scene.answer.word):
+        if last and scene.answer.support != (len(scene.events) - 1,):
             continue
-        if fooled and attempt < _FOOLED_ATTEMPTS and not last:
-            found = scene.answer
-            if fooled(scene.events, found.query, found.word, found.candidates) > 0.5:
-                continue
+        found = scene.answer
+        copied = fooled and copying(scene.events, found.query, found.word, found.candidates) > 0.5
+        if copied and attempt < _FOOLED_ATTEMPTS:
+            continue
         if not met or held_out_pairs([scene.events[n] for n in scene.answer.support], config.combination_share):
             return scene
     raise ValueError(
@@ -126,12 +126,14 @@ def _attempt(
     found = answer(stage.state, query)
     if found is None or found.hops != size.hops or len(found.candidates) < 2:
         return None
+    if len(stage.state.mentioned("thing")) > size.things:
+        return None
     return Scene(tuple(stage.events), found)
 
 
 def _length(family: str, hops: int) -> int:
     """Sentences that the shortest story of a family takes."""
-    return hops + {"before_after": 0, "why": 1 if hops == 2 else 0}.get(family, 0)
+    return hops + (family == "why" and hops == 2)
 
 
 def _filler(stage: Stage, size: Size, family: str, lines: list[Event], own: float) -> None:
@@ -139,10 +141,11 @@ def _filler(stage: Stage, size: Size, family: str, lines: list[Event], own: floa
     as the question."""
     rng, cast = stage.rng, stage.cast
     core = {word for event in lines for word in event.args}
+    toys = cast.things[: max(1, size.things - len(core.intersection(cast.containers)))]
     for _ in range(40):
         same, also = rng.random() < own, rng.random() < own
         people = [p for p in cast.people if (p in core) == same] or list(cast.people)
-        things = [t for t in cast.things[: size.things] if (t in core) == also] or list(cast.things[: size.things])
+        things = [t for t in toys if (t in core) == also] or list(toys)
         kinds = _FILLERS[family] if rng.random() < 0.5 else _ANY
         if _tell_filler(stage, pick(rng, kinds), pick(rng, people), pick(rng, things), things):
             return
@@ -178,7 +181,7 @@ def _tell_filler(stage: Stage, kind: str, p: str, t: str, things: list[str]) -> 
             pair = rng.sample(things, 2) if len(things) > 1 else []
             return bool(pair) and stage.tell(kind, *pair)
         case "inside":
-            box = pick(rng, cast.containers)
+            box = pick(rng, [c for c in cast.containers if c in stage.state.seen] or cast.containers)
             return t not in stage.state.spots and stage.tell(kind, t, box)
         case "near":
             x, y = rng.sample(cast.places, 2)
