@@ -77,10 +77,13 @@ class WorldConfig(BaseModel):
     answers: Literal["word", "sentence"] = Field("word", description="Answers as the bare word or as a short sentence")
     num_options: int = Field(4, ge=2, le=8, description="Maximum options of a multiple-choice item")
     combination_share: float = Field(
-        0.1, gt=0, le=0.3, description="Share of pairs of words (name and place, thing and color) kept from training"
+        0.1,
+        ge=0.05,
+        le=0.12,
+        description="Share of pairs of words (name and place, thing and color) kept from training",
     )
-    validation_fraction: float = Field(0.05, gt=0, le=0.25, description="Share of contents kept for validation")
-    test_fraction: float = Field(0.05, gt=0, le=0.25, description="Share of contents kept for the final test")
+    validation_fraction: float = Field(0.05, ge=0.01, le=0.25, description="Share of contents kept for validation")
+    test_fraction: float = Field(0.05, ge=0.01, le=0.25, description="Share of contents kept for the final test")
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> Self:

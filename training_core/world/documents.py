@@ -242,7 +242,7 @@ def _item(
 
 def _long(config: WorldConfig, rng: random.Random, key: str, split: Split, held_out: HeldOut) -> Document:
     for _ in range(_DRAWS):
-        stage = goal_story(rng, config, apart=held_out != "combination")
+        stage = goal_story(rng, config, met=held_out == "combination")
         events = tuple(stage.events)
         if held_out == "combination" and not held_out_pairs(events, config.combination_share):
             continue

@@ -16,10 +16,10 @@ from training_core.world.stage import Stage, StuckError, draw_cast, pick
 _ATTEMPTS = 50
 
 
-def goal_story(rng: random.Random, config: WorldConfig, *, apart: bool = True) -> Stage:
+def goal_story(rng: random.Random, config: WorldConfig, *, met: bool = False) -> Stage:
     """Return a story of about `least_events` to `most_events` events with at least one goal that is reached.
 
-    apart: leave out pairs of words that training may not see (`holdout`).
+    met: with pairs of words that training does not see (`holdout`); else there are none.
 
     Raises:
         ValueError: when no story can be made with these settings.
@@ -27,7 +27,7 @@ def goal_story(rng: random.Random, config: WorldConfig, *, apart: bool = True) -
     reason = ""
     for _ in range(_ATTEMPTS):
         try:
-            cast = draw_cast(rng, config, rng.randint(2, 4), rng.randint(2, 4), rng.randint(3, 5), apart=apart)
+            cast = draw_cast(rng, config, rng.randint(2, 4), rng.randint(2, 4), rng.randint(3, 5), met=met)
             return _tell(Stage(rng, cast), config)
         except StuckError as error:
             reason = str(error)
@@ -55,7 +55,7 @@ def _tell(stage: Stage, config: WorldConfig) -> Stage:
         if len(stage.events) >= target - 2 or number == 3:
             break
         _aside(stage)
-    while len(stage.events) < config.least_events:
+    while len(stage.events) < max(config.least_events, target - 2):
         _aside(stage)
     if stage.chance(0.25):
         _night(stage, pick(rng, list(stage.state.at)))

@@ -82,9 +82,10 @@ def draw_scene(
         )
     wanted = pick(rng, YES_NO) if family == "yes_no" else ""  # else most answers would be "no"
     fooled = not last and (family, size.hops) in _COPIED and rng.random() < 0.5
-    for attempt in range(_ATTEMPTS):
+    attempts = 10 * _ATTEMPTS if met else _ATTEMPTS
+    for attempt in range(attempts):
         try:
-            scene = _attempt(rng, config, size, family, last=last, apart=not met, own=0.7 if fooled else 0.35)
+            scene = _attempt(rng, config, size, family, last=last, met=met, own=0.7 if fooled else 0.35)
         except StuckError:
             continue
         if scene is None or wanted not in ("", scene.answer.word):
@@ -98,15 +99,15 @@ def draw_scene(
         if not met or held_out_pairs([scene.events[n] for n in scene.answer.support], config.combination_share):
             return scene
     raise ValueError(
-        f"no question of family {family!r} was found for {size} in {_ATTEMPTS} attempts: give it more sentences, or "
+        f"no question of family {family!r} was found for {size} in {attempts} attempts: give it more sentences, or "
         "raise combination_share or the vocabulary"
     )
 
 
 def _attempt(
-    rng: random.Random, config: WorldConfig, size: Size, family: str, *, last: bool, apart: bool, own: float
+    rng: random.Random, config: WorldConfig, size: Size, family: str, *, last: bool, met: bool, own: float
 ) -> Scene | None:
-    stage = Stage(rng, draw_cast(rng, config, size.people, max(size.things, 2), max(3, size.people), apart=apart))
+    stage = Stage(rng, draw_cast(rng, config, size.people, max(size.things, 2), min(4, max(3, size.people)), met=met))
     lines, query = _CORES[family](stage, size.hops)
     others = size.sentences - len(lines)
     if others < 0:
@@ -225,7 +226,7 @@ def _where(stage: Stage, hops: int) -> Lines:
             [Event("inside", (t, box)), Event("have", (p, box)), Event("be", (p, x))],
             [Event("inside", (t, box)), Event("have", (p, box)), Event("go", (p, y)), Event("go", (p, x))],
         ],
-        4: [[Event("inside", (t, box)), Event("inside", (box, bag)), Event("have", (p, bag)), Event("be", (p, x))]],
+        4: [[Event("inside", (t, bag)), Event("inside", (bag, box)), Event("have", (p, box)), Event("be", (p, x))]],
     }[hops]
     chosen = pick(rng, lines)
     if hops > 1 and all(event.kind in ("inside", "have", "be", "lies") for event in chosen):
@@ -238,7 +239,7 @@ def _where(stage: Stage, hops: int) -> Lines:
 
 def _who(stage: Stage, hops: int) -> Lines:
     p, t, (box, bag) = stage.cast.people[0], stage.cast.things[0], stage.cast.containers
-    chain = [t, box, bag][:hops]
+    chain = {1: [t], 2: [t, box], 3: [t, bag, box]}[hops]
     lines = [Event("inside", pair) for pair in pairwise(chain)]
     lines.append(Event("have", (p, chain[-1])))
     stage.rng.shuffle(lines)

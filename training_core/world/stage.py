@@ -45,40 +45,46 @@ def pick(rng: random.Random, of: Sequence[T]) -> T:
 
 
 def draw_cast(
-    rng: random.Random, config: WorldConfig, people: int, things: int, places: int, *, apart: bool = True
+    rng: random.Random, config: WorldConfig, people: int, things: int, places: int, *, met: bool = False
 ) -> Cast:
-    """Draw a cast. apart: leave out words of which two may not meet in training.
+    """Draw a cast in which no two words are kept apart by training (`holdout`).
+
+    met: such words may meet, and the first of each list is, where there is one, kept apart from the first person or
+    thing.
 
     Raises:
         StuckError: when no such words are found.
     """
-    words = lexicon(config.vocabulary)
-    share = config.combination_share if apart else 0.0
+    words, share = lexicon(config.vocabulary), config.combination_share
 
     def some(source: Sequence[str], count: int, beside: Sequence[str]) -> tuple[str, ...]:
-        apart_from = frozenset().union(*(partners(other, share) for other in beside)) if share else frozenset[str]()
+        unseen = frozenset().union(*(partners(other, share) for other in beside)) if beside else frozenset[str]()
         found: list[str] = []
+        if met and beside and (kept := [word for word in source if word in partners(beside[0], share)]):
+            found.append(pick(rng, kept))
         for _ in range(_DRAWS):
-            if len(found) == count:
+            if len(found) >= count:
                 return tuple(found)
             word = source[int(rng.random() * len(source))]
-            if word not in found and word not in apart_from:
+            if word not in found and (met or word not in unseen):
                 found.append(word)
         raise StuckError(f"no {count} words that may meet {', '.join(beside)}")
 
     who = some(words.names, people, ())
-    what = some(words.toys, things, who)
-    holds = some(words.containers, 2, who)
+    what, holds = some(words.toys, things, who), some(words.containers, 2, who)
     where = some(words.places, places, who)
+    foods = some(words.foods, 2, (*who, *where))
     every = (*what, *holds)
-    unseen = frozenset().union(*(partners(thing, share) for thing in every)) if share else frozenset[str]()
+    unseen = frozenset().union(*(partners(thing, share) for thing in every))
     colors, sizes, materials = (
-        tuple(word for word in source if word not in unseen) for source in (COLORS, SIZES, MATERIALS)
+        tuple(word for word in source if met or word not in unseen) for source in (COLORS, SIZES, MATERIALS)
     )
     if len(colors) < 2 or not materials:
         raise StuckError(f"too few properties that may meet {', '.join(every)}")
     looks = {thing: pick(rng, sizes if sizes and rng.random() < 0.2 else colors) for thing in every}
-    return Cast(who, where, what, holds, some(words.foods, 2, (*who, *where)), colors, materials, looks)
+    if met and (kept := [color for color in COLORS if color in partners(what[0], share)]):
+        looks[what[0]] = pick(rng, kept)
+    return Cast(who, where, what, holds, foods, colors, materials, looks)
 
 
 class Stage:
