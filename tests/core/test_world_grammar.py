@@ -104,7 +104,8 @@ def test_pronouns_follow_the_sentence_before() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Tom went to kitchen.", "tom went to the kitchen.", "Tom goed to the kitchen.", "Tom went to the ball.",
+        "Tom went to kitchen.", '"Hello,Anna," said Tom.', '"Hello, Anna,"said Tom.', '" Hello, Anna," said Tom.',
+        "tom went to the kitchen.", "Tom goed to the kitchen.", "Tom went to the ball.",
         "Tom went to the the kitchen.", "Tom  went to the kitchen.", "Tom went to the kitchen", "Tom ate a apple.",
         "Tom had one apples.", "Tom had three apple.", "There was three apples in the hall.", "Tom washed herself.",
         '"hello, Anna," said Tom.', '"Hello, Anna" said Tom.', "Tom was the kitchen in.", "Then the ball was red.",

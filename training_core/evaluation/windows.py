@@ -30,7 +30,7 @@ class Windows:
 
 
 def cut_windows(stream: TokenStream, max_tokens: int, length: int) -> Windows:
-    """Cut windows from the first whole documents that fit `max_tokens`, of which each source gets the same share.
+    """Cut windows from the first whole documents that fit `max_tokens`, of which each source gets its weight's share.
 
     Every token but the first is a target once.
 
@@ -57,9 +57,10 @@ def choose_documents(stream: TokenStream, max_tokens: int) -> list[int]:
     """Return the documents that `cut_windows` cuts."""
     ends = np.append(stream.starts[1:], stream.num_tokens)
     sources = stream.sources or (Source("the corpus", 1.0, 0, len(stream.starts)),)
+    total = sum(source.weight for source in sources)
     chosen: list[int] = []
     for source in sources:
-        first, share = int(stream.starts[source.first]), max_tokens // len(sources)
+        first, share = int(stream.starts[source.first]), int(max_tokens * source.weight / total)
         count = int((ends[source.first : source.end] - first <= share).sum())
         if count == 0:
             raise ValueError(

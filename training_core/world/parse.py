@@ -31,7 +31,6 @@ _SENTENCE = re.compile(r'(?:"[^"]*"|[^".?!])+[.?!]')
 _TOKEN = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")
 _SINGULAR = {plural: food for food, plural in FOODS.items()}
 _FELT = frozenset((*FEELINGS, *OPPOSITES))
-_IN_QUOTES = re.compile(r'^"(\w)')
 
 Tokens = Sequence[str]
 Bound = dict[str, str]
@@ -55,12 +54,13 @@ class _Node:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; what follows the last full stop is a sentence too, so that nothing is lost."""
-    found = [match.group().strip() for match in _SENTENCE.finditer(text)]
-    end = max((match.end() for match in _SENTENCE.finditer(text)), default=0)
-    rest = text[end:].strip()
-    skipped = _SENTENCE.sub("", text[:end]).strip()
-    return [*found, *(part for part in (skipped, rest) if part)]
+    """Return the sentences of a text in order; what stands between or after them is one too, so nothing is lost."""
+    found: list[str] = []
+    end = 0
+    for match in _SENTENCE.finditer(text):
+        found += [text[end : match.start()], match[0]]
+        end = match.end()
+    return [part.strip() for part in (*found, text[end:]) if part.strip()]
 
 
 def parse(text: str) -> list[Parsed]:
@@ -110,9 +110,9 @@ def readings(sentence: str, focus: Focus) -> Iterator[tuple[Event, ...]]:
 
 def _tokens(sentence: str, mark: str) -> list[str] | None:
     """Words and marks without the final one; the first word in lower case, unless it is a name or "I"."""
-    if not sentence.endswith(mark) or _spaced(sentence) != sentence:
-        return None
     tokens = _TOKEN.findall(sentence[:-1])
+    if f"{_spaced(tokens)}{mark}" != sentence:
+        return None
     first = 1 if tokens[:1] == ['"'] else 0
     if len(tokens) <= first or not tokens[first][0].isupper():
         return None
@@ -121,10 +121,16 @@ def _tokens(sentence: str, mark: str) -> list[str] | None:
     return tokens
 
 
-def _spaced(sentence: str) -> str:
-    """The sentence with the spaces that the grammar writes."""
-    text = " ".join(sentence.split())
-    return re.sub(r" ([.,?!])", r"\1", text)
+def _spaced(tokens: Tokens) -> str:
+    """The tokens with the spaces that the grammar writes: none inside of quotation marks, none before a mark."""
+    text, quoted, opened = "", False, True  # opened: a quotation mark that opens, or nothing, stands before the token
+    for token in tokens:
+        quote = token == '"'
+        glued = opened or (quoted if quote else not token.isalpha())
+        text += token if glued else f" {token}"
+        opened = quote and not quoted
+        quoted = quoted != quote
+    return text
 
 
 def _openings(tokens: Tokens) -> Iterator[tuple[int, tuple[Event, ...], bool]]:
