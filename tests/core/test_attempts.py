@@ -62,7 +62,7 @@ def learned(tokenizer: Tokenizer) -> Cognate:
         prompt = tuple(tokenizer.encode(question_text(each)).ids)
         examples.append(Example(prompt, tuple(ids), tuple(role != "tool" for role in roles)))
     objective, optimizer = LessonObjective(examples), MuGrokfast(model, OptimizerConfig(muon_lr=0.02, adamw_lr=0.01))
-    for _ in range(80):
+    for _ in range(120):
         result = objective(model, torch.arange(3), None, torch.Generator())
         result.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0)

@@ -230,7 +230,7 @@ def test_generation_is_seeded_and_equals_argmax_at_zero_temperature(data: Traini
         with torch.no_grad():
             ids.append(int(trunk(torch.tensor([ids])).logits[0, -1].argmax()))
     assert greedy == tokenizer.decode(ids)[len("The river") :]
-    with pytest.raises(ValueError, match="top_p in"):
+    with pytest.raises(ValueError, match="top_p: must be more than 0"):
         list(generate(trunk, tokenizer, "x", top_p=0))
 
 

@@ -28,7 +28,7 @@ def test_crash_at_a_step_is_retried_from_the_checkpoint(make: Make, store: Model
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"value": -1.0}, "greater than 0"), ({"widths": [-1, 2]}, "RuntimeError")],
+    [({"value": -1.0}, "trunk.value: must be more than 0, got -1.0"), ({"widths": [-1, 2]}, "RuntimeError")],
 )
 def test_wrong_configuration_is_not_retried_a_crash_is_once(
     make: Make, config: dict[str, object], message: str
