@@ -632,7 +632,7 @@ def test_sources_stay_apart_with_their_names_and_weights(tmp_path: Path) -> None
 
 
 def test_mixtures_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="weights of all sources are 0"):
+    with pytest.raises(ValidationError, match="Input should be greater than 0"):
         corpus(kind="world", max_documents=10, weight=0)
     with pytest.raises(ValidationError, match="two sources have the name 'world'"):
         CorpusConfig(sources=[SourceConfig(kind="world", max_documents=n) for n in (1, 2)])

@@ -35,7 +35,7 @@ class SourceConfig(BaseModel):
     )
     name: str = Field("", description="Name by which the source is measured; empty: its kind")
     weight: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Share of the training windows drawn from it, before normalisation"
+        1.0, gt=0, allow_inf_nan=False, description="Share of the training windows drawn from it, before normalisation"
     )
     max_documents: int = Field(0, ge=0, description="Stop after this many documents; 0 reads all. world: how many")
     min_characters: int = Field(200, ge=1, description="Shorter documents are dropped, except those of the world")
@@ -125,8 +125,6 @@ class CorpusConfig(BaseModel):
         names = [source.label for source in self.sources]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sources have the name {repeated[0]!r}: give each a name of its own")
-        if not sum(source.weight for source in self.sources):
-            raise ValueError("the weights of all sources are 0: give one of them a positive weight")
         longest = max(source.min_characters for source in self.sources)
         if self.max_document_characters < 2 * longest:
             raise ValueError(

@@ -95,7 +95,7 @@ class TokenStream:
         """
         spans = [(0, self.num_tokens, 1.0)]
         if self.sources:
-            spans = [(*self.span(source), source.weight) for source in self.sources if source.weight]
+            spans = [(*self.span(source), source.weight) for source in self.sources]
         for first, end, _ in spans:
             if end - first < length:
                 raise ValueError(
