@@ -37,6 +37,7 @@ from training_core.tasks.questions.bank import QuestionBankConfig
 from training_core.world.config import WorldConfig
 
 ProfileName = Literal["nano", "mini", "forge_25m"]
+WORLD = WorldConfig(vocabulary=220, variety=0.25, pronouns=0.15)  # of nano
 PROFILES: tuple[str, ...] = get_args(ProfileName)
 
 
@@ -73,7 +74,7 @@ def nano() -> Profile:
     return Profile(
         corpus=CorpusConfig(
             sources=[
-                SourceConfig(kind="world", max_documents=20_000, weight=0.75, world=WorldConfig(variety=0.3)),
+                SourceConfig(kind="world", max_documents=20_000, weight=0.75, world=WORLD),
                 WIKIPEDIA.model_copy(update={"weight": 0.25}),
             ]
         ),
@@ -81,7 +82,14 @@ def nano() -> Profile:
         tokens=PackingConfig(),
         task_bank=TaskBankConfig(),
         question_bank=QuestionBankConfig(train_per_level=200, held_out_per_level=200),
-        evaluation_suite=SuiteConfig(test_tokens=32_000, validation_tokens=8_000, tasks_per_family=40),
+        evaluation_suite=SuiteConfig(
+            test_tokens=32_000,
+            validation_tokens=8_000,
+            tasks_per_family=40,
+            world_tasks=100,
+            world_stories=48,
+            world=WORLD,
+        ),
         trunk=cognate.trunk,
         cognate_reasoning=cognate.cognate_reasoning,
         cognate_memory=cognate.cognate_memory,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,11 @@ from training_core.evaluation.counting import fit_stream
 from training_core.evaluation.windows import Windows, choose_documents, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
+from training_core.world.config import SIZES, WorldConfig
+from training_core.world.tasks import as_tasks, level_items
+
+HOPS = {1: "one_hop", 2: "two_hops", 3: "three_hops", 4: "four_hops"}
+WORLD_SEED = 7
 
 
 class SuiteConfig(BaseModel):
@@ -34,6 +40,13 @@ class SuiteConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
+    world_tasks: int = Field(
+        0, ge=0, description="Questions about the generated world for each number of hops, 1 to 4; 0: none"
+    )
+    world_stories: int = Field(
+        0, ge=0, description="Texts that each model writes and the world's grammar reads; 0: none"
+    )
+    world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class Suite:
     test: Windows
     validation: Windows
     tasks: tuple[Task, ...]
+    world_tasks: tuple[Task, ...]
     counting: dict[str, Tensor]
     sources: dict[str, Tensor]
     digest: str
@@ -73,10 +87,10 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     save_file(arrays, out / "suite.safetensors")
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))
-    with (out / "tasks.jsonl").open("w", encoding="utf-8") as file:
-        for family in FAMILIES:
-            for task in [t for t in chosen if t.family == family][: config.tasks_per_family]:
-                file.write(json.dumps(asdict(task), ensure_ascii=False) + "\n")
+    of_family = {family: [task for task in chosen if task.family == family] for family in FAMILIES}
+    _write_tasks(out / "tasks.jsonl", [t for family in FAMILIES for t in of_family[family][: config.tasks_per_family]])
+    if config.world_tasks:
+        _write_tasks(out / "world_tasks.jsonl", world_tasks(config.world, config.world_tasks))
     reporter.progress(2, 2, "evaluation suite")
     num_bytes = windows["test"].num_bytes.double()
     everything = {"": torch.arange(len(num_bytes))} | {f"_{name}": where for name, where in sources.items()}
@@ -97,11 +111,10 @@ def open_suite(folder: Path) -> Suite:
 
     arrays = load_file(folder / "suite.safetensors")
     config = SuiteConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
-    lines = (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
-    tasks = tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
+    tasks, about_world = (_read_tasks(folder / name) for name in ("tasks.jsonl", "world_tasks.jsonl"))
     hasher = hashlib.sha256()
-    for name in ("suite.safetensors", "config.json", "tasks.jsonl"):
-        hasher.update((folder / name).read_bytes())
+    for name in ("suite.safetensors", "config.json", "tasks.jsonl", "world_tasks.jsonl"):
+        hasher.update((folder / name).read_bytes() if (folder / name).exists() else b"")
     counting, sources = (
         {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
         for prefix in ("counting.", "source.")
@@ -110,7 +123,31 @@ def open_suite(folder: Path) -> Suite:
         Windows(*(arrays[f"{split}.{f}"] for f in ("inputs", "targets", "documents", "num_bytes")))
         for split in ("test", "validation")
     )
-    return Suite(config, test, validation, tasks, counting, sources, hasher.hexdigest())
+    return Suite(config, test, validation, tasks, about_world, counting, sources, hasher.hexdigest())
+
+
+def world_tasks(world: WorldConfig, count: int) -> list[Task]:
+    """Return `count` test questions about the world for each number of hops: families `one_hop` to `four_hops`.
+
+    Their contents were met in no training text. The levels of a number of hops take turns.
+    """
+    found: list[Task] = []
+    for hops, name in HOPS.items():
+        levels = [level for level, size in SIZES.items() if size.hops == hops]
+        for place, level in enumerate(levels):
+            share = count // len(levels) + (place < count % len(levels))
+            items = level_items(world, WORLD_SEED, level, share, "test")
+            found += [replace(task, family=name) for item in items for task in as_tasks(WORLD_SEED, item)]
+    return found
+
+
+def _write_tasks(path: Path, tasks: Sequence[Task]) -> None:
+    path.write_text("".join(json.dumps(asdict(t), ensure_ascii=False) + "\n" for t in tasks), encoding="utf-8")
+
+
+def _read_tasks(path: Path) -> tuple[Task, ...]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
 
 
 def _fields(windows: Windows) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ class SuiteResult(Record):
     bits_per_byte_on: Mapping[str, Estimate] = keyed("bits_per_byte_on_{}")
     next_token_accuracy_on: Mapping[str, Estimate] = keyed("next_token_accuracy_on_{}")
     margin_below_counting_on: Mapping[str, Estimate] = keyed("margin_below_counting_on_{}")
+    world_parsed: Estimate = maybe()
+    world_consistent: Estimate = maybe()
     task_accuracy_low: Mapping[str, float] = keyed("task_{}_corrected_low")
     bits_per_byte_ratio: Mapping[str, Estimate] = keyed("bits_per_byte_ratio_to_{}")
     retention: Mapping[str, Estimate] = keyed("retention_to_{}")

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.held_out import Suite, open_suite
-from training_core.evaluation.intervals import difference_of_rates, rate
+from training_core.evaluation.intervals import difference_of_rates, rate, wilson
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
 from training_core.evaluation.probes import (
@@ -23,12 +24,16 @@ from training_core.evaluation.probes import (
 )
 from training_core.evaluation.result import SuiteResult
 from training_core.formats.loading import load_model, parameter_count
+from training_core.nn.cognate import Cognate
 from training_core.record import Estimate, record
 from training_core.reporting import Reporter
 from training_core.store.bundle import Bundle, BundleError
+from training_core.text.sampling import continue_rows
 from training_core.training.device import best_device
+from training_core.world.checker import shares
 
 PROBE_TOKENS = 96
+STORY_TOKENS, STORY_TEMPERATURE, STORY_SEED = 128, 0.7, 11
 LN2 = math.log(2)
 
 
@@ -67,7 +72,7 @@ def measure_bundle(
 
     counts = measure_windows(model, suite.test, suite.config.batch_size, progress)
     tokenizer = load_tokenizer(bundle.tokenizer_json())
-    scores = score_tasks(model, tokenizer, suite.tasks, 2 * suite.config.batch_size)
+    scores = score_tasks(model, tokenizer, [*suite.tasks, *suite.world_tasks], 2 * suite.config.batch_size)
     tokens = suite.test.inputs[:2, :PROBE_TOKENS].to(device)
     positions = sorted({1, tokens.shape[1] // 2, tokens.shape[1] - 1})
     metrics = _quality(counts, suite) | {
@@ -81,6 +86,8 @@ def measure_bundle(
         ),
         "supervision_steps_per_token": counts.mean_steps,
     }
+    if suite.config.world_stories:
+        metrics |= _stories(model, tokenizer, suite.config.world_stories)
     for family, score in scores.items():
         metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
     counted = _record(counts, suite)
@@ -126,6 +133,17 @@ def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
         result |= rate(counts.correct[where], counts.tokens[where]).metrics(f"next_token_accuracy_on_{name}")
         result |= below.metrics(f"margin_below_counting_on_{name}")
     return result
+
+
+def _stories(model: Cognate, tokenizer: Tokenizer, count: int) -> dict[str, float]:
+    """Share of the sentences of sampled texts that the world's grammar reads, and of texts without a contradiction."""
+    generator = torch.Generator().manual_seed(STORY_SEED)
+    drawn = continue_rows(model, [()] * count, STORY_TOKENS, generator, temperature=STORY_TEMPERATURE)
+    written = shares([tokenizer.decode(list(row.ids)) for row in drawn], cut=True)
+    return {
+        **wilson(written.parsed, max(1, written.sentences)).metrics("world_parsed"),
+        **wilson(written.consistent, count).metrics("world_consistent"),
+    }
 
 
 def _record(counts: DocumentCounts, suite: Suite) -> dict[str, Tensor]:
