@@ -24,6 +24,9 @@ class StudentConfig(BaseModel):
     num_blocks: int = Field(1, ge=1, description="Distinct blocks, all of which run in every loop")
     num_loops: int = Field(3, ge=1, description="Loops through the blocks, which share their weights")
     window: int = Field(64, ge=1, description="Attention window of the student, in tokens")
+    conv_kernel: int = Field(
+        0, ge=0, le=64, description="Positions that the convolution before each attention sees; 0: none"
+    )
     embedding_rank: int = Field(48, ge=0, description="Rank of the factorised embedding; 0 for a full one")
     threshold: float = Field(0.5, ge=0, lt=10, description="Weights with |w| below threshold * mean |W| become 0")
     granularity: Granularity = Field("tensor", description="Ternary scales: one per tensor, or one per row")

@@ -61,6 +61,7 @@ def student_config(config: CompressionConfig, teacher: CognateConfig) -> Cognate
         num_layers=config.student.num_blocks,
         num_core_layers=config.student.num_blocks,
         window=config.student.window,
+        conv_kernel=config.student.conv_kernel,
         num_persistent=0,
         memory_layers=[],
         embedding_rank=config.student.embedding_rank,
@@ -129,7 +130,9 @@ def initialise_from(student: Cognate, teacher: Cognate) -> None:
         source_modules = dict(source.named_modules())
         for name, module in target.named_modules():
             weight = getattr(module, "weight", None)
-            if weight is not None and weight.shape == effective_weight(source_modules[name]).shape:
+            if name not in source_modules or weight is None:
+                continue
+            if weight.shape == effective_weight(source_modules[name]).shape:
                 weight.copy_(effective_weight(source_modules[name]))
 
 
