@@ -87,7 +87,7 @@ def nano() -> Profile:
             validation_tokens=8_000,
             tasks_per_family=40,
             world_tasks=100,
-            world_stories=48,
+            world_stories=96,
             world=WORLD,
         ),
         trunk=cognate.trunk,

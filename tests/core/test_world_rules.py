@@ -8,8 +8,11 @@ import pytest
 
 from training_core.world.answers import FAMILIES, answer, propose, solution
 from training_core.world.checker import check_document, check_story, shares, true_answer
+from training_core.world.config import WorldConfig
+from training_core.world.documents import document
 from training_core.world.effects import apply
 from training_core.world.grammar import QUESTIONS
+from training_core.world.parse import sentences
 from training_core.world.rules import judge
 from training_core.world.state import Event, State
 
@@ -205,3 +208,21 @@ def test_the_checker_answers_the_questions_of_a_text() -> None:
     assert true_answer(checked.story.state, "Who has the ball?").word == "Tom"  # type: ignore[union-attr]
     assert true_answer(checked.story.state, "Why is the ball?") is None
     assert check_document("").answers == ()
+
+
+def test_the_checker_reads_any_text_that_a_model_may_write() -> None:
+    rng = random.Random(3)
+    told = [document(WorldConfig(item_share=share), 5, index).text for share in (0.0, 1.0) for index in range(60)]
+    pieces = [sentence for text in told for sentence in sentences(text.replace("Question: ", "").replace("\n", " "))]
+    asked = [line for text in told for line in text.split("\n") if line.startswith("Question: ")]
+    counted = 0
+    for _ in range(300):
+        text = (
+            " ".join(rng.choices(pieces, k=30))
+            + "\n"
+            + "\n".join(f"{one}\nAnswer: two" for one in rng.choices(asked, k=3))
+        )
+        counted += len(check_document(text).story.contradictions)
+    assert counted > 300
+    beyond = check_document("Anna had ten apples. Anna found six apples.\nQuestion: How many apples does Anna have?")
+    assert [answer.true for answer in beyond.answers] == [None]

@@ -34,6 +34,7 @@ from training_core.world.checker import shares
 
 PROBE_TOKENS = 96
 STORY_TOKENS, STORY_TEMPERATURE, STORY_SEED = 128, 0.7, 11
+QUESTION = "Question:"
 LN2 = math.log(2)
 
 
@@ -136,13 +137,17 @@ def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
 
 
 def _stories(model: Cognate, tokenizer: Tokenizer, count: int) -> dict[str, float]:
-    """Share of the sentences of sampled texts that the world's grammar reads, and of texts without a contradiction."""
+    """Share of the sentences of sampled texts that the world's grammar reads, and of stories without a contradiction.
+
+    A text that begins with a question is no story.
+    """
     generator = torch.Generator().manual_seed(STORY_SEED)
     drawn = continue_rows(model, [()] * count, STORY_TOKENS, generator, temperature=STORY_TEMPERATURE)
-    written = shares([tokenizer.decode(list(row.ids)) for row in drawn], cut=True)
+    texts = [tokenizer.decode(list(row.ids)) for row in drawn]
+    written, stories = (shares(some, cut=True) for some in (texts, [t for t in texts if not t.startswith(QUESTION)]))
     return {
         **wilson(written.parsed, max(1, written.sentences)).metrics("world_parsed"),
-        **wilson(written.consistent, count).metrics("world_consistent"),
+        **wilson(stories.consistent, max(1, stories.stories)).metrics("world_consistent"),
     }
 
 

@@ -202,7 +202,7 @@ def _color_through(s: State, thing: Known) -> Found:
 
 def _how_many(s: State, p: str, k: str) -> Found:
     amount = s.amounts.get((p, k))
-    if amount is None:
+    if amount is None or not 0 <= amount.value < len(NUMBERS):  # a text of a model may count beyond the words
         return None
     word = NUMBERS[amount.value]
     return word, f"{p} has {counted(word, k)}.", amount.support, s.mentioned("number")

@@ -28,16 +28,15 @@ def nano() -> CognateConfigs:
                 muon_lr=0.015,
                 adamw_lr=0.02,
                 grokfast_lambda=0.0,
-                steps=1000,
+                steps=1400,
                 batch_size=16,
                 seq_len=128,
                 decay_fraction=0.8,
             ),
         ),
         cognate_reasoning=VariantConfig(
-            recursion=RecursionConfig(latent_steps=1, num_supervision=2, halt_threshold=0.6),
             training=TrainingConfig(
-                muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=45, seq_len=128, decay_fraction=1.0
+                muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=90, seq_len=128, decay_fraction=1.0
             ),
             mix=MixConfig(text_share=0.6, arithmetic_share=0.2, logic_share=0.15),
         ),
