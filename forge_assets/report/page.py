@@ -24,6 +24,7 @@ from forge_assets.report.cells import (
     outdated_lines,
     passed_of,
     summary,
+    text_lines,
     with_interval,
 )
 from forge_assets.report.components import charts
@@ -240,8 +241,13 @@ class PageView:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on models that are out of date or missing, and on the corpus."""
-        return [*outdated_lines(self.ledger), *missing_lines(self.ledger), *corpus_lines(self.ledger)]
+        """Notes on models that are out of date or missing, on the corpus, and on the text that models write."""
+        return [
+            *outdated_lines(self.ledger),
+            *missing_lines(self.ledger),
+            *corpus_lines(self.ledger),
+            *text_lines(self.ledger),
+        ]
 
     @property
     def model_cells(self) -> list[list[str]]:

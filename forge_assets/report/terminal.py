@@ -21,6 +21,7 @@ from forge_assets.report.cells import (
     missing_lines,
     model_cells,
     outdated_lines,
+    text_lines,
     verdict_cells,
 )
 from forge_resources.overrides import utc_text
@@ -36,7 +37,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
         parts.append(_gates_table(ledger))
     if ledger.artifact is not None and verdicts:
         parts.append(Text(artifact_line(ledger.artifact)))
-    notes = [*corpus_lines(ledger), *missing_lines(ledger)]
+    notes = [*corpus_lines(ledger), *text_lines(ledger), *missing_lines(ledger)]
     parts += [Text.from_markup(f"[dim]{plain(line)}[/]") for line in notes]
     console.print(Group(*parts), soft_wrap=False)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from forge_assets.forge_report import report_asset
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import html_page, print_ledger, templates
-from forge_assets.report.cells import margin_of, summary
+from forge_assets.report.cells import margin_of, summary, text_lines
 from forge_assets.report.templates import JoinedLines, environment
 from training_core.gates import Gate
 from training_core.store.bundle import Lineage
@@ -278,3 +278,21 @@ def test_exhibits_are_declared_without_torch() -> None:
     modules = ", ".join(f"training_core.phases.{phase}.exhibit" for phase in phases)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_each_source_of_text_has_a_line() -> None:
+    measured = {
+        "bits_per_byte_on_world": 0.25,
+        "margin_below_counting_on_world": 0.5,
+        "margin_below_counting_on_world_low": 0.4,
+        "margin_below_counting_on_world_high": 0.6,
+        "world_parsed": 0.99,
+        "world_parsed_low": 0.97,
+    }
+    shown = replace(ledger(), models=(model(**measured), model("child", bits_per_byte_on_world=0.375)))
+    assert text_lines(shown) == [
+        "bits per byte on world: trunk 0.250, child 0.375; n-gram 0.750",
+        "written sentences that parse: trunk 0.990",
+    ]
+    assert text_lines(ledger()) == []
+    assert "n-gram 0.750" in printed(shown, width=200)
