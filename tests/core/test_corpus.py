@@ -444,7 +444,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     cut, peak_kb = map(int, ran.stdout.split())
     assert cut == 1
-    assert peak_kb < 1_000_000
+    assert peak_kb < 1_500_000  # 0.75 to 1.0 million: the tokenizer's threads interleave; 8.5 million without parts
     assert (tmp_path / "a.jsonl").stat().st_size > 50e6
 
 
