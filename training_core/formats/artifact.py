@@ -46,7 +46,7 @@ def write_artifact(
     granularity: Granularity,
     experts: FileExperts | None = None,
 ) -> bytes:
-    """Return the bytes of the file: ternary codes entropy coded, norms in 8 bits, other small tensors in 16 bits.
+    """Return the bytes of the file: ternary codes entropy coded, norms and convolutions in 8 bits, the rest in 16.
 
     Raises:
         ValueError: when a tensor that the file omits is not at its initial value.
@@ -62,7 +62,8 @@ def write_artifact(
                 raise ValueError(f"{name} was trained, but a compressed file leaves it out; keep halting and z off")
         elif name not in tensors and value.numel():
             array = value.float().numpy()
-            tensors[name] = Int8Code.from_values(array) if "norm" in name else HalfCode.from_values(array)
+            in_8_bits = "norm" in name or ".conv." in name
+            tensors[name] = Int8Code.from_values(array) if in_8_bits else HalfCode.from_values(array)
     config = {"cognate": _differences(model.config), "threshold": threshold, "granularity": granularity}
     if experts is not None:
         config["experts"] = list(experts.names)

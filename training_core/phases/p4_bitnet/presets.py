@@ -11,7 +11,9 @@ def nano() -> TernaryConfig:
     """Return the configuration for about 1 M parameters, which trains in minutes on 2 CPU cores."""
     return TernaryConfig(
         distillation=DistillationConfig(weight=0.3),
-        training=TrainingConfig(muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=120, seq_len=128),
+        training=TrainingConfig(
+            muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=200, batch_size=16, seq_len=128
+        ),
     )
 
 

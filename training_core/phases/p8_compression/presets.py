@@ -14,7 +14,9 @@ def nano() -> CompressionConfig:
             d_model=128, num_heads=4, d_ff=320, num_blocks=2, num_loops=1, window=128, conv_kernel=8, embedding_rank=0
         ),
         distillation=DistillationConfig(weight=0.3),
-        training=TrainingConfig(muon_lr=0.01, grokfast_lambda=0.0, steps=400, seq_len=128, decay_fraction=0.6),
+        training=TrainingConfig(
+            muon_lr=0.01, grokfast_lambda=0.0, steps=700, batch_size=16, seq_len=128, decay_fraction=0.6
+        ),
         experts=StudentExpertsConfig(batch_size=16, lr=0.2),
     )
 
