@@ -268,3 +268,15 @@ def test_held_out_documents_come_from_every_source(tmp_path: Path) -> None:
     assert windows.inputs.flatten()[:89].tolist() == [*([0] + [1] * 9) * 2, *([0] + [2] * 9) * 7][:-1]
     with pytest.raises(ValueError, match="no held-out document of b fits 9 tokens"):
         choose_documents(TokenStream(stream.shards, stream.starts, stream.num_bytes, (Source("b", 1.0, 0, 1),)), 9)
+
+
+def test_windows_begin_with_short_documents_and_inside_long_ones(tmp_path: Path) -> None:
+    lengths = [4, 4, 99, 4]
+    documents = [(np.arange(1, 1 + length, dtype=np.uint16), 9) for length in lengths]
+    write_stream(tmp_path, "train", documents, 1024)
+    stream = TokenStream.open(tmp_path, "train")
+    assert stream.starts.tolist() == [0, 5, 10, 110]
+    drawn = stream.sample(2000, 8, torch.Generator().manual_seed(0))
+    first = drawn[:, 0].tolist()  # the tokens of a document count up from its separator 0
+    assert {at for at in first if at} == set(range(8, 100)) - {99, 98}, "inside the long one from token 8 on"
+    assert abs(first.count(0) / 2000 - (5 + 5 + 8) / 108) < 3 * (0.167 * 0.833 / 2000) ** 0.5

@@ -87,8 +87,10 @@ class TokenStream:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
-        """Draw windows of `length` tokens, (batch, length) int64, at uniformly random positions of a source, which is
-        drawn by its weight.
+        """Draw windows of `length` tokens, (batch, length) int64, each from a source that is drawn by its weight.
+
+        A window begins at a uniformly random position, or with the document there if that began less than `length`
+        tokens before: what a short text says later follows from what it said first.
 
         Raises:
             ValueError: when a source is shorter than one window.
@@ -106,6 +108,8 @@ class TokenStream:
             weights = torch.tensor([weight for *_, weight in spans], dtype=torch.float64)
             drawn = torch.multinomial(weights, batch, replacement=True, generator=generator).tolist()
         starts = [int(torch.randint(spans[i][0], spans[i][1] - length + 1, (1,), generator=generator)) for i in drawn]
+        begun = self.starts[np.searchsorted(self.starts, starts, side="right") - 1].tolist()
+        starts = [first if at - first < length else at for at, first in zip(starts, begun, strict=True)]
         return torch.from_numpy(np.stack([self.window(start, length) for start in starts]))
 
 

@@ -2,8 +2,8 @@
 
 The student is a Cognate model without prelude and memory: a few core blocks that are run `num_loops` times, a
 factorised embedding, and ternary weights everywhere. Weight sharing across depth and the low rank are part of the
-training graph from the first step; the ternary codes harden gradually. After training, norms are rounded to 8 bits and
-everything else is coded losslessly.
+training graph from the first step; the ternary codes harden gradually. After training, norms and convolutions are
+rounded to 8 bits and everything else is coded losslessly.
 """
 
 from __future__ import annotations
