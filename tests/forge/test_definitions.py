@@ -225,7 +225,7 @@ def test_launchpad_has_a_section_for_each_part_of_a_configuration() -> None:
     fields = launchpad_fields(PHASES["ternary_model"].config, preset("nano", "ternary_model"))
     assert set(fields) == {"quantization", "hardening_fraction", "distillation", "training", "mix"}
     training = fields["training"].config_type.fields
-    assert training["steps"].default_value == 120
+    assert training["steps"].default_value == 200
     assert training["muon_lr"].description.endswith("(> 0)")
 
 
