@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -64,12 +64,16 @@ class Config(BaseModel):
 
 
 def paths(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every value of `config`, in the order of its fields."""
+    """Yield the dotted path of every value of `config`, in the order of its fields; those of a list's entries as
+    `sources[].paths`."""
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from paths(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+            continue
+        yield prefix + name
+        entry = next(iter(get_args(field.annotation)), None) if get_origin(field.annotation) is list else None
+        if isinstance(entry, type) and issubclass(entry, BaseModel):
+            yield from paths(entry, f"{prefix}{name}[].")
 
 
 def with_values(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
