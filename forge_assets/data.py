@@ -20,11 +20,6 @@ from training_core.tasks.questions.bank import QuestionBankConfig, make_question
 Metadata = Mapping[str, float | str]
 
 
-def corpus_sources(config: CorpusConfig) -> Mapping[str, str]:
-    """Return what the corpus is read from: files with size and hash, the pinned package, or the dataset's commit."""
-    return sources(config)
-
-
 def generators(config: BaseModel) -> Mapping[str, str]:
     """Return the version of the package that generates tasks and questions."""
     return {"package reasoning-gym": _version("reasoning-gym")}
@@ -42,7 +37,7 @@ def _version(package: str) -> str:
         return "not installed"  # making the asset says what to install
 
 
-@data_asset(kinds={"text"}, reads=corpus_sources)
+@data_asset(kinds={"text"}, reads=sources)
 def corpus(run: DataRun, config: CorpusConfig) -> Metadata:
     """Deduplicated documents from a pinned package, local files or a dataset hub, split by content hash."""
     return build_corpus(config, forge_home() / "downloads", run.out, run.reporter)
@@ -83,5 +78,5 @@ def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
 
 @data_asset(inputs=["tokens", "task_bank"], kinds={"benchmark"})
 def evaluation_suite(run: DataRun, config: SuiteConfig) -> Metadata:
-    """The evaluation shared by all phases: held-out documents and tasks, with the scores of n-gram baselines."""
+    """The evaluation shared by all phases: held-out documents and tasks, with the score of an n-gram model."""
     return make_suite(config, run.inputs["tokens"], run.inputs["task_bank"], run.out, run.reporter)

@@ -52,7 +52,9 @@ def text_lines(ledger: Ledger) -> list[str]:
             if (own := row.metric(f"bits_per_byte_on_{name}")) is not None
             and (margin := row.metric(f"{prefix}{name}")) is not None
         ]
-        lines.append(f"bits per byte on {name}: {_listed(ledger, f'bits_per_byte_on_{name}')}; n-gram {rival[0]:.3f}")
+        if rival:
+            listed = _listed(ledger, f"bits_per_byte_on_{name}")
+            lines.append(f"bits per byte on {name}: {listed}; n-gram {rival[0]:.3f}")
     for metric, what in (
         ("world_parsed", "written sentences that parse"),
         ("world_consistent", "written stories without a contradiction"),

@@ -71,7 +71,7 @@ class Made:
             ("bits per byte", formatted(row.metric("bits_per_byte"), "{:.4f}")),
         ]
         if (baseline := row.metric("counting_bits_per_byte")) is not None:
-            facts[-1] = (facts[-1][0], f"{facts[-1][1]}, best n-gram {baseline:.4f}")
+            facts[-1] = (facts[-1][0], f"{facts[-1][1]}, n-gram {baseline:.4f}")
         if self.file is not None and self.file.retention is not None:
             facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))
         if self.file is not None and self.file.bits_per_parameter is not None:

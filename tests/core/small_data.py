@@ -59,19 +59,9 @@ def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
     """Make every data asset below `root` and return their folders."""
     source = root / "source.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in sentences(documents)))
-    folders = folders_in(root)
-    for folder in folders.values():
-        folder.mkdir()
-    reporter = SilentReporter()
     config = CorpusConfig(
         sources=[SourceConfig(paths=[str(source)], min_characters=20)], validation_fraction=0.1, test_fraction=0.2
     )
-    build_corpus(config, root, folders["corpus"], reporter)
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=320), read_jsonl(folders["corpus"] / "train.jsonl"))
-    tokenizer.save(str(folders["tokenizer"] / "tokenizer.json"))
-    pack_corpus(PackingConfig(shard_tokens=5000), folders["corpus"], folders["tokenizer"], folders["tokens"], reporter)
-    tasks = TaskBankConfig(train_per_family=60, held_out_per_family=20)
-    make_task_bank(tasks, folders["task_bank"], reporter)
     suite = SuiteConfig(
         test_tokens=5000,
         validation_tokens=3000,
@@ -80,6 +70,21 @@ def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
         tasks_per_family=10,
         latency_tokens=8,
     )
+    return make_data(root, config, suite)
+
+
+def make_data(root: Path, config: CorpusConfig, suite: SuiteConfig) -> dict[str, Path]:
+    """Make the data assets of a corpus and a suite below `root` and return their folders."""
+    folders = folders_in(root)
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    reporter = SilentReporter()
+    build_corpus(config, root, folders["corpus"], reporter)
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=320), read_jsonl(folders["corpus"] / "train.jsonl"))
+    tokenizer.save(str(folders["tokenizer"] / "tokenizer.json"))
+    pack_corpus(PackingConfig(shard_tokens=5000), folders["corpus"], folders["tokenizer"], folders["tokens"], reporter)
+    tasks = TaskBankConfig(train_per_family=60, held_out_per_family=20)
+    make_task_bank(tasks, folders["task_bank"], reporter)
     make_suite(suite, folders["tokens"], folders["task_bank"], folders["evaluation_suite"], reporter)
     return folders
 

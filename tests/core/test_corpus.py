@@ -34,7 +34,7 @@ from training_core.data.documents import (
     SourceConfig,
     read_jsonl,
     read_source_names,
-    read_weights,
+    read_sources,
 )
 from training_core.data.frames import decompressed
 from training_core.data.json_stream import Unreadable, json_values
@@ -617,7 +617,7 @@ def test_sources_stay_apart_with_their_names_and_weights(tmp_path: Path) -> None
         test_fraction=0.2,
     )
     counts, found = build(config, tmp_path / "out")
-    assert read_weights(tmp_path / "out") == {"world": 3.0, "mine": 1.0}
+    assert read_sources(tmp_path / "out") == {"world": ("world", 3.0), "mine": ("files", 1.0)}
     names = {split: list(read_source_names(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS}
     assert [names[split].count("world") for split in SPLITS] == [60, 20, 20]
     assert sum(found[split] for split in SPLITS for found in [{s: names[s].count("mine") for s in SPLITS}]) == 60
@@ -636,6 +636,8 @@ def test_mixtures_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
         corpus(kind="world", max_documents=10, weight=0)
     with pytest.raises(ValidationError, match="two sources have the name 'world'"):
         CorpusConfig(sources=[SourceConfig(kind="world", max_documents=n) for n in (1, 2)])
+    with pytest.raises(ValidationError, match="name"):
+        corpus(kind="world", max_documents=10, name="my texts!")
     with pytest.raises(ValidationError, match="kind world needs max_documents"):
         corpus(kind="world")
     with pytest.raises(CorpusError, match="source world has 1 documents .* leaves nothing for validation, test"):

@@ -141,7 +141,7 @@ def test_reading_training_and_packing_show_progress(tmp_path: Path) -> None:
                 json.dumps({"text": text, "source": "mine"}) + "\n"
                 for text in sentences(12_000 if split == "train" else 50, seed=1)
             )
-    (tmp_path / "weights.json").write_text('{"mine": 1.0}')
+    (tmp_path / "sources.json").write_text('{"mine": {"kind": "files", "weight": 1.0}}')
     size = (tmp_path / "train.jsonl").stat().st_size // 1000
     assert size > 3000
     progress = Progress()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.core.small_data import SHAPE
+from tests.core.small_data import SHAPE, make_data, sentences
+from training_core.data.documents import CorpusConfig, SourceConfig
 from training_core.data.packing import TokenStream
 from training_core.data.task_bank import Task
 from training_core.data.tokenizer import load_tokenizer
-from training_core.evaluation.held_out import open_suite
+from training_core.evaluation.held_out import HOPS, SuiteConfig, open_suite
 from training_core.evaluation.intervals import rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
@@ -185,6 +188,41 @@ def test_bundle_is_measured_as_it_lies_on_disk(small_data: dict[str, Path], tmp_
     assert against["params"] == sum(p.numel() for p in smaller.parameters()) < measured.metrics["params"]
     assert against["bits_per_parameter"] == 8 * against["bytes_on_disk"] / measured.metrics["params"], "the teacher's"
     assert against["bytes_ratio"] == 4 * measured.metrics["params"] / against["bytes_on_disk"]
+
+
+def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in sentences(200)))
+    own = SourceConfig(name="own", paths=[str(tmp_path / "a.jsonl")], min_characters=20, weight=1.0)
+    world = SourceConfig(kind="world", max_documents=200, weight=3.0)
+    asked = SuiteConfig(
+        test_tokens=4000, validation_tokens=2000, window=64, tasks_per_family=10, latency_tokens=8,
+        world_tasks=6, world_stories=8,
+    )  # fmt: skip
+    suites = {}
+    for name, sources in {"both": [world, own], "own": [own]}.items():
+        folders = make_data(tmp_path / name, CorpusConfig(sources=sources, test_fraction=0.2), asked)
+        suites[name] = (folders, open_suite(folders["evaluation_suite"]))
+    folders, suite = suites["both"]
+    assert Counter(task.family for task in suite.world_tasks) == dict.fromkeys(HOPS.values(), 6)
+    assert sorted(torch.cat(list(suite.sources.values())).tolist()) == list(range(suite.test.num_documents))
+    net = model()
+    tokenizer_json = (folders["tokens"] / "tokenizer.json").read_text()
+    config = {"cognate": net.config.model_dump()}
+    bundle = write_bundle(
+        tmp_path / "model", kind="cognate", model_config=config, tensors=net.state_dict(), tokenizer_json=tokenizer_json
+    )
+    measured = measure_bundle(bundle, folders["evaluation_suite"], {}, SilentReporter())
+    counts = measure_windows(net, suite.test, 8)
+    for name, where in suite.sources.items():
+        bits = float(counts.nats[where].sum() / counts.num_bytes[where].sum()) / math.log(2)
+        rival = float(suite.counting["nats"][where].sum() / counts.num_bytes[where].sum()) / math.log(2)
+        assert measured.metrics[f"bits_per_byte_on_{name}"] == pytest.approx(bits, rel=1e-9)
+        assert measured.metrics[f"margin_below_counting_on_{name}"] == pytest.approx(rival - bits, rel=1e-9)
+    assert {"arithmetic", "logic", "needle", *HOPS.values()} == set(measured.tasks)
+    assert measured.metrics["world_parsed"] == 0.0  # random bytes are no sentences
+    assert measured.metrics["world_consistent"] == 0.0
+    _, alone = suites["own"]
+    assert (alone.config.world_tasks, alone.config.world_stories, alone.world_tasks) == (0, 0, ())
 
 
 def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path: Path) -> None:

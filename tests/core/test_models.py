@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from training_core.nn.layers import (
     split_heads,
 )
 from training_core.nn.memory import NeuralMemory
+from training_core.optim.mugrokfast import MuGrokfast, OptimizerConfig
 
 SMALL = {
     "vocab_size": 300,
@@ -206,6 +208,39 @@ def test_convolution_stands_before_the_projections() -> None:
     assert (out - plain(expected)[0]).abs().max() < 1e-14
     assert torch.equal(inputs[:, 0], x)
     assert count_parameters(mixed) - count_parameters(plain) == 16 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "least", "most"), [(8, 0.95, 1.0), (0, 0.35, 0.65)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_short_convolution_binds_a_name_to_a_place(kernel: int, least: float, most: float, seed: int) -> None:
+    """ "Anna went to the garden. Tom went to the hall. Where is Anna?" of 16 names and 8 places; chance is one half."""
+
+    def drawn(rows: int, draws: random.Random) -> torch.Tensor:
+        items = []
+        for _ in range(rows):
+            (first, second), (here, there) = draws.sample(range(260, 276), 2), draws.sample(range(280, 288), 2)
+            asked, answer = draws.choice([(first, here), (second, there)])
+            went = [290, 291, 292]
+            items.append([0, first, *went, here, 293, second, *went, there, 293, 294, 295, asked, 296, answer])
+        return torch.tensor(items)
+
+    torch.manual_seed(seed)
+    model, draws = Cognate(CognateConfig(vocab_size=300, memory_layers=[], conv_kernel=kernel)), random.Random(seed)
+    optimizer = MuGrokfast(model, OptimizerConfig(muon_lr=0.015, adamw_lr=0.02, grokfast_lambda=0.0))
+    weight = torch.ones(17)
+    weight[-1] = 5.0
+    for _ in range(200):
+        tokens = drawn(32, draws)
+        h = model.encode(tokens[:, :-1])
+        logits = model.logits(model.supervise(h, model.start(h)).y).transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
+        (losses * weight).mean().backward()
+        optimizer.step(1.0)
+    unseen = drawn(400, random.Random(10**6))
+    with torch.no_grad():
+        right = (model(unseen[:, :-1]).logits[:, -1].argmax(-1) == unseen[:, -1]).float().mean()
+    assert least <= float(right) <= most
 
 
 def test_rotary_depends_on_distance_only() -> None:

@@ -177,7 +177,7 @@ def test_first_screen_says_what_was_made() -> None:
     without = replace(ledger(), artifact=None, models=(model(), model("child", counting_bits_per_byte=2.75)))
     made = words(first_screen(without).find(class_="made"))
     assert "child the last model of the chain" in made
-    assert "bits per byte 2.5000, best n-gram 2.7500" in made
+    assert "bits per byte 2.5000, n-gram 2.7500" in made
     assert "forge run --profile nano" in made
 
 

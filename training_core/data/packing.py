@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.data.documents import SPLITS, read_jsonl, read_source_names, read_weights
+from training_core.data.documents import SPLITS, read_jsonl, read_source_names, read_sources
 from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.reporting import Reporter
 
@@ -35,12 +35,13 @@ class PackingConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The documents `first` .. `end` - 1 of a stream, which come from one source, and its weight in training."""
+    """The documents `first` .. `end` - 1 of a stream, which come from one source, its weight in training, its kind."""
 
     name: str
     weight: float
     first: int
     end: int
+    kind: str = "files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +165,20 @@ def pack_corpus(
     result: dict[str, float] = {"vocab_size": tokenizer.get_vocab_size()}
     for number, split in enumerate(SPLITS):
         path = corpus / f"{split}.jsonl"
-        sources = _sources(read_source_names(path), read_weights(corpus))
+        sources = _sources(read_source_names(path), read_sources(corpus))
         documents = encode(tokenizer, read_jsonl(path, reporter, f"packing {split} (kB)"))
         result[f"tokens_{split}"] = write_stream(out, split, documents, config.shard_tokens, sources)
         reporter.progress(number + 1, len(SPLITS), "packing tokens")
     return result
 
 
-def _sources(names: Iterable[str], weights: Mapping[str, float]) -> tuple[Source, ...]:
+def _sources(names: Iterable[str], described: Mapping[str, tuple[str, float]]) -> tuple[Source, ...]:
     """The runs of documents of one source."""
     runs: list[Source] = []
     for document, name in enumerate(names):
         if not runs or runs[-1].name != name:
-            runs.append(Source(name, weights[name], document, document))
+            kind, weight = described[name]
+            runs.append(Source(name, weight, document, document, kind))
         runs[-1] = replace(runs[-1], end=document + 1)
     return tuple(runs)
 

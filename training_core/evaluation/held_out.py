@@ -1,4 +1,4 @@
-"""The frozen evaluation data: windows of whole held-out documents, tasks, and count-based baselines on that text."""
+"""The frozen evaluation data: windows of whole held-out documents, tasks, and the n-gram model's sums on that text."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class SuiteConfig(BaseModel):
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
     world_tasks: int = Field(
-        0, ge=0, description="Questions about the generated world for each number of hops, 1 to 4; 0: none"
+        0, ge=0, description="Questions for each number of hops, 1 to 4, if the generated world is a source of the text"
     )
     world_stories: int = Field(
-        0, ge=0, description="Texts that each model writes and the world's grammar reads; 0: none"
+        0, ge=0, description="Texts that each model writes and the world's grammar reads, likewise"
     )
     world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
 
@@ -68,7 +68,7 @@ class Suite:
 
 
 def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, reporter: Reporter) -> dict[str, float]:
-    """Select whole documents and tasks, measure the count-based baselines, and write everything to `out`."""
+    """Select whole documents and tasks, measure the n-gram model, and write everything to `out`."""
     streams = {split: TokenStream.open(tokens, split) for split in ("train", "validation", "test")}
     arrays: dict[str, Tensor] = {}
     windows = {
@@ -85,6 +85,8 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     sources = {s.name: ((places >= s.first) & (places < s.end)).nonzero()[:, 0] for s in streams["test"].sources}
     arrays |= {f"source.{name}": documents for name, documents in sources.items()}
     save_file(arrays, out / "suite.safetensors")
+    if all(source.kind != "world" for source in streams["test"].sources):  # nothing was learned of the world
+        config = config.model_copy(update={"world_tasks": 0, "world_stories": 0})
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))
     of_family = {family: [task for task in chosen if task.family == family] for family in FAMILIES}

@@ -57,7 +57,7 @@ def measure_bundle(
     """Measure everything that the ledger and the gates need to know about a bundle.
 
     On the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each task
-    family, causality, streaming, latency, size. The model is compared with the count-based baselines and with every
+    family, causality, streaming, latency, size. The model is compared with the n-gram model and with every
     parent, paired by document.
 
     Raises:
