@@ -73,8 +73,11 @@ def make_small_data(root: Path, documents: int = 500) -> dict[str, Path]:
     return make_data(root, config, suite)
 
 
-def make_data(root: Path, config: CorpusConfig, suite: SuiteConfig) -> dict[str, Path]:
-    """Make the data assets of a corpus and a suite below `root` and return their folders."""
+TASKS = TaskBankConfig(train_per_family=60, held_out_per_family=20)
+
+
+def make_data(root: Path, config: CorpusConfig, suite: SuiteConfig, tasks: TaskBankConfig = TASKS) -> dict[str, Path]:
+    """Make the data assets of a corpus, a bank of tasks and a suite below `root` and return their folders."""
     folders = folders_in(root)
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -83,7 +86,6 @@ def make_data(root: Path, config: CorpusConfig, suite: SuiteConfig) -> dict[str,
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=320), read_jsonl(folders["corpus"] / "train.jsonl"))
     tokenizer.save(str(folders["tokenizer"] / "tokenizer.json"))
     pack_corpus(PackingConfig(shard_tokens=5000), folders["corpus"], folders["tokenizer"], folders["tokens"], reporter)
-    tasks = TaskBankConfig(train_per_family=60, held_out_per_family=20)
     make_task_bank(tasks, folders["task_bank"], reporter)
     make_suite(suite, folders["tokens"], folders["task_bank"], folders["evaluation_suite"], reporter)
     return folders

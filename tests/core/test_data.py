@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,15 @@ from tests.core.small_data import sentences
 from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.documents import read_jsonl
 from training_core.data.packing import PackingConfig, Source, TokenStream, encode, pack_corpus, write_stream
-from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks, reasoning_gym
+from training_core.data.task_bank import (
+    HOPS,
+    WORLD_FAMILIES,
+    TaskBankConfig,
+    as_tasks,
+    make_task_bank,
+    read_tasks,
+    reasoning_gym,
+)
 from training_core.data.tokenizer import (
     _MAX_RUN_CHARACTERS,
     END_OF_TEXT,
@@ -31,6 +40,7 @@ from training_core.data.tokenizer import (
 )
 from training_core.evaluation.windows import choose_documents, cut_windows
 from training_core.reporting import SilentReporter
+from training_core.world.documents import from_key
 
 
 def test_tokenizer_round_trips_any_text_and_has_fixed_ids(small_data: dict[str, Path]) -> None:
@@ -211,6 +221,8 @@ def test_batches_follow_the_mix_and_the_generator(small_data: dict[str, Path]) -
     stream = data.streams["needle"].shards[0].tolist()
     row = draw(1, only_needle)[0].tolist()
     assert any(stream[i : i + 33] == row for i in range(len(stream)))
+    with pytest.raises(ValueError, match="the task bank has no two_hops tasks: set mix.two_hops_share to 0"):
+        draw(1, MixConfig(two_hops_share=0.1))
     with pytest.raises(ValueError, match="all shares of the data mix are 0"):
         draw(1, MixConfig(text_share=0, arithmetic_share=0, logic_share=0, needle_share=0))
 
@@ -233,6 +245,60 @@ def test_tasks_verify_and_splits_share_no_question(small_data: dict[str, Path]) 
             assert score(answer=task.answer, entry=entry) == 1.0
         if task.family == "needle":
             assert all(option in task.prompt for option in task.options)
+
+
+def test_questions_about_the_world_are_made_again_from_their_generator(tmp_path: Path) -> None:
+    """Levels and kinds of question take turns; splits share no content; long stories ask about their beginning."""
+    config = TaskBankConfig(train_per_family=10, held_out_per_family=14, world_train_per_family=18, story_sentences=40)
+    make_task_bank(config, tmp_path, SilentReporter())
+    contents: dict[str, set[bytes]] = {}
+    for split, size in (("train", 18), ("validation", 14), ("test", 14)):
+        tasks = [task for task in read_tasks(tmp_path, split) if task.family in WORLD_FAMILIES]
+        assert Counter(task.family for task in tasks) == dict.fromkeys(WORLD_FAMILIES, size)
+        contents[split] = set()
+        for task in tasks:
+            document = from_key(config.world, task.seed, task.generator.removeprefix("world/"))
+            (asked,) = document.questions
+            assert as_tasks(task.seed, document, task.family) == [task]
+            assert (task.answer, task.solution, task.family) == (asked.word, asked.solution, task.family)
+            assert asked.hops == HOPS.get(task.family, 1)
+            assert task.options[task.answer_index] == task.answer
+            contents[split].add(document.fingerprint)
+            if task.family == "long_story":
+                assert len(document.events) == 40
+                assert max(asked.support) < 8
+                words = {word for number in asked.support for word in document.events[number].args if word[0].isupper()}
+                assert not any(words & set(event.args) for event in document.events[8:])
+        levels = Counter(task.generator.split(" ")[1] for task in tasks if task.family == "three_hops")
+        assert set(levels) == {"7", "8", "9"}
+        assert max(levels.values()) - min(levels.values()) <= 1
+        first = [task.generator.split(" ")[1] for task in tasks if task.family == "one_hop"][:4]
+        assert first == ["1", "2", "3", "4"]
+    assert not contents["train"] & (contents["validation"] | contents["test"])
+    assert not contents["validation"] & contents["test"]
+
+
+def test_every_second_task_is_trained_on_with_its_solution(tmp_path: Path, small_data: dict[str, Path]) -> None:
+    config = TaskBankConfig(train_per_family=10, held_out_per_family=10, world_train_per_family=6, story_sentences=16)
+    make_task_bank(config, tmp_path, SilentReporter())
+    data = TrainingData.open(small_data["tokens"], tmp_path)
+    tokenizer = load_tokenizer(data.tokenizer_json)
+    stream = data.streams["three_hops"]
+    ends = [*stream.starts[1:], stream.num_tokens]
+    texts = [
+        tokenizer.decode(stream.window(int(start) + 1, int(end - start) - 1).tolist())
+        for start, end in zip(stream.starts, ends, strict=True)
+    ]
+    tasks = [task for task in read_tasks(tmp_path, "train") if task.family == "three_hops"]
+    plain, worked = (
+        [f"{t.prompt} {t.answer}" for t in tasks],
+        [f"{t.prompt} {t.solution} The answer is {t.answer}" for t in tasks],
+    )
+    assert texts == [plain[0], worked[1], plain[2], worked[3], plain[4], worked[5]]
+    only = MixConfig(text_share=0, arithmetic_share=0, logic_share=0, needle_share=0, four_hops_share=1)
+    row = data.batch(only, 1, 40, torch.Generator().manual_seed(0))[0].tolist()
+    four = data.streams["four_hops"].shards[0].tolist()
+    assert any(four[i : i + 40] == row for i in range(len(four)))
 
 
 def test_more_distinct_tasks_than_exist(tmp_path: Path) -> None:

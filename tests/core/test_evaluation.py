@@ -14,9 +14,9 @@ import torch
 from tests.core.small_data import SHAPE, make_data, sentences
 from training_core.data.documents import CorpusConfig, SourceConfig
 from training_core.data.packing import TokenStream
-from training_core.data.task_bank import Task
+from training_core.data.task_bank import FAMILIES, Task, TaskBankConfig, read_tasks
 from training_core.data.tokenizer import load_tokenizer
-from training_core.evaluation.held_out import HOPS, SuiteConfig, open_suite
+from training_core.evaluation.held_out import SuiteConfig, open_suite
 from training_core.evaluation.intervals import rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
@@ -196,14 +196,18 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
     world = SourceConfig(kind="world", max_documents=200, weight=3.0)
     asked = SuiteConfig(
         test_tokens=4000, validation_tokens=2000, window=64, tasks_per_family=10, latency_tokens=8,
-        world_tasks=6, world_stories=8,
+        world_stories=8,
     )  # fmt: skip
     suites = {}
     for name, sources in {"both": [world, own], "own": [own]}.items():
-        folders = make_data(tmp_path / name, CorpusConfig(sources=sources, test_fraction=0.2), asked)
+        corpus = CorpusConfig(sources=sources, test_fraction=0.2)
+        bank = TaskBankConfig(train_per_family=10, held_out_per_family=12, world_train_per_family=4, story_sentences=16)
+        folders = make_data(tmp_path / name, corpus, asked, bank)
         suites[name] = (folders, open_suite(folders["evaluation_suite"]))
     folders, suite = suites["both"]
-    assert Counter(task.family for task in suite.world_tasks) == dict.fromkeys(HOPS.values(), 6)
+    assert Counter(task.family for task in suite.tasks) == dict.fromkeys(FAMILIES, 10)
+    held_out = list(read_tasks(folders["task_bank"], "test"))
+    assert set(suite.tasks) < set(held_out)
     assert sorted(torch.cat(list(suite.sources.values())).tolist()) == list(range(suite.test.num_documents))
     net = model()
     tokenizer_json = (folders["tokens"] / "tokenizer.json").read_text()
@@ -218,11 +222,12 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
         rival = float(suite.counting["nats"][where].sum() / counts.num_bytes[where].sum()) / math.log(2)
         assert measured.metrics[f"bits_per_byte_on_{name}"] == pytest.approx(bits, rel=1e-9)
         assert measured.metrics[f"margin_below_counting_on_{name}"] == pytest.approx(rival - bits, rel=1e-9)
-    assert {"arithmetic", "logic", "needle", *HOPS.values()} == set(measured.tasks)
+    assert set(measured.tasks) == set(FAMILIES)
     assert measured.metrics["world_parsed"] == 0.0  # random bytes are no sentences
     assert measured.metrics["world_consistent"] == 0.0
     _, alone = suites["own"]
-    assert (alone.config.world_tasks, alone.config.world_stories, alone.world_tasks) == (0, 0, ())
+    assert alone.config.world_stories == 0
+    assert {task.family for task in alone.tasks} == {"arithmetic", "logic", "needle"}
 
 
 def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path: Path) -> None:

@@ -8,9 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from training_core.data.task_bank import FAMILIES, Task, TaskBankConfig, make_task_bank, read_tasks
-from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, paraphrase, worked_solution, worked_text
+from training_core.data.task_bank import FAMILIES, GYM_FAMILIES, Task, TaskBankConfig, make_task_bank, read_tasks
+from training_core.phases.p3_quiet_star.worked_solutions import (
+    MATERIAL,
+    cot_prompt,
+    material,
+    paraphrase,
+    worked_solution,
+    worked_text,
+)
 from training_core.reporting import SilentReporter
+from training_core.world.grammar import TABLE
+from training_core.world.parse import parse, parse_question, sentences
 
 
 def item(family: str, question: str, answer: str) -> Task:
@@ -26,10 +35,15 @@ LOGIC = item("logic", SYLLOGISM, "Yes")
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Task]]:
-    """Two hundred tasks a family, with sums of up to six terms of three digits."""
+    """Two hundred tasks a family, with sums of up to six terms of three digits, and forty of each about the world."""
     folder = tmp_path_factory.mktemp("bank")
     config = TaskBankConfig(
-        train_per_family=200, held_out_per_family=10, arithmetic_max_terms=6, arithmetic_max_digits=3
+        train_per_family=200,
+        held_out_per_family=10,
+        arithmetic_max_terms=6,
+        arithmetic_max_digits=3,
+        world_train_per_family=40,
+        story_sentences=16,
     )
     make_task_bank(config, folder, SilentReporter())
     tasks = list(read_tasks(folder, "train"))
@@ -123,7 +137,46 @@ def test_paraphrases_by_hand() -> None:
     assert paraphrase(item("arithmetic", "4 * 2 =", "8")) is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_the_world_gives_the_facts_that_the_answer_follows_from(bank: Mapping[str, list[Task]]) -> None:
+    hops = {"one_hop": 1, "two_hops": 2, "three_hops": 3, "four_hops": 4, "long_story": 1}
+    for family, number in hops.items():
+        assert len(bank[family]) == 40
+        for task in bank[family]:
+            solution = worked_solution(task)
+            assert solution == task.solution != ""
+            assert sum(step.events is not None for step in parse(solution)) == number
+            assert worked_text(task) == f"{task.prompt} {solution} The answer is {task.answer}"
+            assert worked_text(task) == task.text(worked=True)
+
+
+def test_thoughts_are_about_two_and_three_hops_where_there_are_any(bank: Mapping[str, list[Task]]) -> None:
+    everything = [task for family in FAMILIES for task in bank[family]]
+    assert material(everything) == [*bank["two_hops"], *bank["three_hops"]]
+    assert material([*bank["arithmetic"], *bank["one_hop"], *bank["long_story"]]) == bank["arithmetic"]
+    assert set(MATERIAL) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in GYM_FAMILIES])
+def test_a_question_about_the_world_is_asked_again_as_no_training_text_asks(
+    family: str, bank: Mapping[str, list[Task]]
+) -> None:
+    for task in bank[family]:
+        again = paraphrase(task)
+        assert again is not None
+        assert replace(again, prompt=task.prompt) == task
+        *story, asked = sentences(task.prompt.removeprefix("Question: ").removesuffix("\nAnswer:"))
+        assert again.prompt.startswith(f"Question: {' '.join(story)} ")
+        reworded = again.prompt.removesuffix("\nAnswer:").removeprefix(f"Question: {' '.join(story)} ")
+        query = parse_question(asked)
+        assert parse_question(reworded) == query is not None
+        openings = {wording.held_out: wording.text.split("{")[0].strip() for wording in TABLE[f"?{query.kind}"]}
+        assert reworded.lower().startswith(openings[True].lower())
+        assert paraphrase(again) is None
+    statement = replace(bank[family][0], prompt="Question: Tom was in the hall.\nAnswer:")
+    assert paraphrase(statement) is None
+
+
+@pytest.mark.parametrize("family", GYM_FAMILIES)
 def test_paraphrases_keep_the_facts_and_change_the_form(family: str, bank: Mapping[str, list[Task]]) -> None:
     """Numbers with their signs in order for sums; every word of every statement, in order, for the others."""
     form = {"Question", "Who", "Does", "it", "logically", "follow", "that", "1", "2"}

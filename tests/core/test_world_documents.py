@@ -11,6 +11,7 @@ from itertools import combinations, islice, pairwise
 import pytest
 from pydantic import ValidationError
 
+from training_core.world.answers import answer
 from training_core.world.checker import check_document
 from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig, size_of
 from training_core.world.documents import (
@@ -23,11 +24,12 @@ from training_core.world.documents import (
     lineage,
     settings_digest,
 )
+from training_core.world.effects import apply
 from training_core.world.grammar import TABLE
 from training_core.world.holdout import fingerprint, held_out_pairs, is_held_out, split_of
 from training_core.world.lexicon import FOODS, NAMES, PLACES, category
 from training_core.world.scenes import families
-from training_core.world.state import Event
+from training_core.world.state import Event, State
 
 CONFIG = WorldConfig()
 KINDS: tuple[tuple[Split, HeldOut], ...] = (
@@ -165,6 +167,28 @@ def test_all_families_and_hops_can_be_asked() -> None:
     assert len(needle.story.sentences) == 150
     with pytest.raises(ValueError, match="has no question of family 'fly', only of where, who"):
         item_of_size(CONFIG, 5, 0, size, family="fly")
+
+
+@pytest.mark.parametrize("family", families(Size(6, 8, 8, 1)))
+def test_a_lengthened_story_is_still_about_its_beginning(family: str) -> None:
+    """What comes after the beginning tells of others: read without it, the answer is the same."""
+    beginning = Size(6, 8, 8, 1)
+    for index in range(6):
+        made = item_of_size(CONFIG, 5, index, beginning, "test", family=family, lengthened_to=50)
+        (asked,) = made.questions
+        assert made == from_key(CONFIG, 5, made.key)
+        assert len(made.events) == 50
+        assert made.fingerprint == fingerprint(made.events[:8])
+        assert split_of(made.fingerprint, CONFIG.validation_fraction, CONFIG.test_fraction) == "test"
+        for events in (made.events, made.events[:8]):
+            stage = State()
+            for event in events:
+                apply(stage, event)
+            found = answer(stage, asked.query)
+            assert found is not None
+            assert (found.word, found.support) == (asked.word, asked.support)
+    with pytest.raises(ValueError, match="index counts documents from 0"):
+        item_of_size(CONFIG, 5, -1, beginning, family=family, lengthened_to=50)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.12])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.oracles import naive_world
-from training_core.data.task_bank import ANSWER_CUE, Task
+from training_core.data.task_bank import ANSWER_CUE, Task, as_tasks
 from training_core.tasks.questions.attempts import answer_in, completion_text, question_text
 from training_core.tasks.questions.question import deduplicate, normalise_answer
 from training_core.world import documents as world_documents
@@ -28,7 +28,7 @@ from training_core.world.parse import parse
 from training_core.world.scenes import families
 from training_core.world.shortcuts import copying, most_recent, random_mention
 from training_core.world.state import Event
-from training_core.world.tasks import as_questions, as_tasks, level_items, prompts
+from training_core.world.tasks import as_questions, level_items, prompts
 
 PLAIN = WorldConfig(variety=0.0, pronouns=0.0)  # one wording for each event: what the oracle reads
 CONFIG = WorldConfig()

@@ -28,6 +28,11 @@ class MixConfig(BaseModel):
     arithmetic_share: float = Field(0.05, ge=0, description="Share of rows from arithmetic tasks")
     logic_share: float = Field(0.05, ge=0, description="Share of rows from logic tasks")
     needle_share: float = Field(0.05, ge=0, description="Share of rows from needle tasks")
+    one_hop_share: float = Field(0.0, ge=0, description="Share of rows from questions about the world with one hop")
+    two_hops_share: float = Field(0.0, ge=0, description="Share of rows from such questions with two hops")
+    three_hops_share: float = Field(0.0, ge=0, description="Share of rows from such questions with three hops")
+    four_hops_share: float = Field(0.0, ge=0, description="Share of rows from such questions with four hops")
+    long_story_share: float = Field(0.0, ge=0, description="Share of rows from questions about long stories")
 
     def shares(self) -> dict[str, float]:
         """Return the normalised share of each source.
@@ -54,13 +59,14 @@ class TrainingData:
 
     @classmethod
     def open(cls, tokens: Path, task_bank: Path, split: str = "train") -> TrainingData:
-        """Memory-map the packed text of `split` and encode its tasks."""
+        """Memory-map the packed text of `split` and encode its tasks, every second one with its worked solution."""
         tokenizer_json = (tokens / "tokenizer.json").read_text(encoding="utf-8")
         tokenizer = load_tokenizer(tokenizer_json)
         streams = {"text": TokenStream.open(tokens, split)}
         tasks = list(read_tasks(task_bank, split))
-        for family in FAMILIES:
-            texts = [task.text() for task in tasks if task.family == family]
+        for family in dict.fromkeys(task.family for task in tasks):
+            of_family = [task for task in tasks if task.family == family]
+            texts = [task.text(worked=number % 2 == 1) for number, task in enumerate(of_family)]
             pieces = [np.concatenate([[END_OF_TEXT_ID], ids]) for ids, _ in encode(tokenizer, texts)]
             starts = np.cumsum([0] + [len(p) for p in pieces[:-1]])
             num_bytes = np.array([len(t.encode()) for t in texts], np.int64)
@@ -69,8 +75,17 @@ class TrainingData:
         return cls(streams, tokenizer_json)
 
     def batch(self, mix: MixConfig, rows: int, length: int, generator: torch.Generator) -> Tensor:
-        """Draw `rows` windows of `length` tokens, (rows, length) int64, each from a source chosen by its share."""
+        """Draw `rows` windows of `length` tokens, (rows, length) int64, each from a source chosen by its share.
+
+        Raises:
+            ValueError: when the bank has no task of a family that has a share.
+        """
         shares = mix.shares()
+        if missing := [name for name, share in shares.items() if share and name not in self.streams]:
+            raise ValueError(
+                f"the task bank has no {missing[0]} tasks: set mix.{missing[0]}_share to 0, or make the bank with "
+                "world_train_per_family above 0"
+            )
         names = list(shares)
         weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)
         drawn = torch.multinomial(weights, rows, replacement=True, generator=generator)

@@ -1,7 +1,11 @@
-"""A bank of verifiable tasks from `reasoning-gym` (Stojanovski et al., 2025): arithmetic, logic and needle families.
+"""A bank of verifiable tasks: arithmetic, logic and needle families, and questions about the generated world.
 
-Every item records its generator and seed, so that its answer can be verified again. Splits use disjoint seeds and
-share no question.
+    arithmetic, logic, needle            from `reasoning-gym` (Stojanovski et al., 2025)
+    one_hop, two_hops, ... four_hops     about the world, by the number of facts that the answer needs
+    long_story                           about the world: a fact at the beginning of a long story
+
+Every item records its generator and seed, so that its answer can be verified again. Splits share no question; about the
+world they share no content.
 """
 
 from __future__ import annotations
@@ -12,16 +16,26 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training_core.data.documents import SPLITS
+from training_core.data.documents import SPLITS, Split
 from training_core.reporting import Reporter
+from training_core.world.config import SIZES, Size, WorldConfig
+from training_core.world.documents import Document, item_of_size
+from training_core.world.scenes import families
+from training_core.world.tasks import level_items, prompts
 
-FAMILIES = ("arithmetic", "logic", "needle")
+GYM_FAMILIES = ("arithmetic", "logic", "needle")
+HOPS = {"one_hop": 1, "two_hops": 2, "three_hops": 3, "four_hops": 4}
+LONG_STORY = "long_story"
+WORLD_FAMILIES = (*HOPS, LONG_STORY)
+FAMILIES = (*GYM_FAMILIES, *WORLD_FAMILIES)
+BEGINNING = Size(people=6, things=8, sentences=8, hops=1)  # of a long story; it holds the fact that is asked for
 ANSWER_CUE = " The answer is "  # between a worked solution and its answer
 
 
@@ -32,6 +46,13 @@ class TaskBankConfig(BaseModel):
 
     train_per_family: int = Field(3000, ge=1, description="Training tasks in each family")
     held_out_per_family: int = Field(200, ge=10, description="Validation tasks, and as many test tasks, in each family")
+    world_train_per_family: int = Field(
+        0, ge=0, description="Training questions about the generated world in each of its families; 0: no such families"
+    )
+    world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
+    story_sentences: int = Field(
+        76, ge=16, le=200, description="Sentences of a long story, about six tokens each; the first eight hold the fact"
+    )
     arithmetic_max_terms: int = Field(2, ge=2, le=12, description="Maximum terms of a sum")
     arithmetic_max_digits: int = Field(2, ge=1, le=10, description="Maximum digits of a term")
     needle_max_statements: int = Field(8, ge=3, description="Maximum statements that hide the needle")
@@ -43,7 +64,10 @@ class TaskBankConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One item. The right answer is `options[answer_index]`; a model is scored on `prompt + " " + options[i]`."""
+    """One item. The right answer is `options[answer_index]`; a model is scored on `prompt + " " + options[i]`.
+
+    solution: the worked solution that the generator gives, "" where it gives none.
+    """
 
     family: str
     generator: str
@@ -52,9 +76,12 @@ class Task:
     answer: str
     options: tuple[str, ...]
     answer_index: int
+    solution: str = ""
 
-    def text(self) -> str:
-        """Return the item as a training document."""
+    def text(self, *, worked: bool = False) -> str:
+        """Return the item as a training document. worked: with the solution before the answer, where there is one."""
+        if worked and self.solution:
+            return f"{self.prompt} {self.solution}{ANSWER_CUE}{self.answer}"
         return f"{self.prompt} {self.answer}"
 
 
@@ -62,9 +89,9 @@ def make_task_bank(config: TaskBankConfig, out: Path, reporter: Reporter) -> dic
     """Write `out/{train,validation,test}.jsonl`, and return the number of tasks by split.
 
     Raises:
-        ValueError: when a family cannot supply enough distinct questions.
+        ValueError: when a family cannot supply enough distinct questions, or the world none of the size asked for.
     """
-    sizes = {
+    sizes: dict[Split, int] = {
         "test": config.held_out_per_family,
         "validation": config.held_out_per_family,
         "train": config.train_per_family,
@@ -72,7 +99,10 @@ def make_task_bank(config: TaskBankConfig, out: Path, reporter: Reporter) -> dic
     written: dict[str, float] = {}
     used: set[str] = set()
     for number, (split, size) in enumerate(sizes.items()):
-        tasks = [t for family in FAMILIES for t in _family(config, family, size, split, used)]
+        tasks = [t for family in GYM_FAMILIES for t in _family(config, family, size, split, used)]
+        if config.world_train_per_family:
+            of_world = config.world_train_per_family if split == "train" else size
+            tasks += [t for family in WORLD_FAMILIES for t in world_tasks(config, family, of_world, split)]
         with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for task in tasks:
                 file.write(json.dumps(asdict(task), ensure_ascii=False) + "\n")
@@ -87,6 +117,53 @@ def read_tasks(folder: Path, split: str) -> Iterator[Task]:
         for line in lines:
             record = json.loads(line)
             yield Task(**record | {"options": tuple(record["options"])})
+
+
+def world_tasks(config: TaskBankConfig, family: str, size: int, split: Split) -> list[Task]:
+    """Return `size` different questions about the world: what is asked, and the levels of the hops, take turns.
+
+    Raises:
+        ValueError: when the world has fewer.
+    """
+    if family == LONG_STORY:
+        asked = [kind for kind in families(BEGINNING) if kind != "list"]  # a list is copied from one sentence
+        stories = (
+            item_of_size(
+                config.world,
+                config.seed,
+                index,
+                BEGINNING,
+                split,
+                family=asked[index % len(asked)],
+                lengthened_to=config.story_sentences,
+            )
+            for index in count()
+        )
+        return [task for story in islice(stories, size) for task in as_tasks(config.seed, story, family)]
+    levels = [level for level, its in SIZES.items() if its.hops == HOPS[family]]
+    made = [level_items(config.world, config.seed, level, -(-size // len(levels)), split) for level in levels]
+    in_turn = [document for documents in zip(*made, strict=True) for document in documents]
+    return [task for document in in_turn[:size] for task in as_tasks(config.seed, document, family)]
+
+
+def as_tasks(seed: int, document: Document, family: str = "") -> list[Task]:
+    """Return the questions of a document of the world as items of a family, or of what they ask ("where").
+
+    Their generator names the document's key, from which `world.documents.from_key` makes it again.
+    """
+    return [
+        Task(
+            family=family or asked.family,
+            generator=f"world/{document.key}",
+            seed=seed,
+            prompt=f"Question: {prompt}\nAnswer:",
+            answer=asked.word,
+            options=asked.options,
+            answer_index=asked.options.index(asked.word),
+            solution=asked.solution,
+        )
+        for prompt, asked in zip(prompts(document), document.questions, strict=True)
+    ]
 
 
 def generator_settings(config: TaskBankConfig, family: str) -> tuple[str, dict[str, Any]]:

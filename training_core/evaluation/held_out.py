@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,17 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
-from training_core.data.task_bank import FAMILIES, Task, read_tasks
+from training_core.data.task_bank import FAMILIES, GYM_FAMILIES, Task, read_tasks
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.counting import fit_stream
 from training_core.evaluation.windows import Windows, choose_documents, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
-from training_core.world.config import SIZES, WorldConfig
-from training_core.world.tasks import as_tasks, level_items
-
-HOPS = {1: "one_hop", 2: "two_hops", 3: "three_hops", 4: "four_hops"}
-WORLD_SEED = 7
 
 
 class SuiteConfig(BaseModel):
@@ -40,13 +35,11 @@ class SuiteConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
-    world_tasks: int = Field(
-        0, ge=0, description="Questions for each number of hops, 1 to 4, if the generated world is a source of the text"
-    )
     world_stories: int = Field(
-        0, ge=0, description="Texts that each model writes and the world's grammar reads, likewise"
+        0,
+        ge=0,
+        description="Texts that each model writes and the world's grammar reads, if the world is a source of the text",
     )
-    world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +54,16 @@ class Suite:
     test: Windows
     validation: Windows
     tasks: tuple[Task, ...]
-    world_tasks: tuple[Task, ...]
     counting: dict[str, Tensor]
     sources: dict[str, Tensor]
     digest: str
 
 
 def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, reporter: Reporter) -> dict[str, float]:
-    """Select whole documents and tasks, measure the n-gram model, and write everything to `out`."""
+    """Select whole documents and tasks, measure the n-gram model, and write everything to `out`.
+
+    Tasks about the world are left out where it is no source of the text: nothing was learned of it.
+    """
     streams = {split: TokenStream.open(tokens, split) for split in ("train", "validation", "test")}
     arrays: dict[str, Tensor] = {}
     windows = {
@@ -85,14 +80,13 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     sources = {s.name: ((places >= s.first) & (places < s.end)).nonzero()[:, 0] for s in streams["test"].sources}
     arrays |= {f"source.{name}": documents for name, documents in sources.items()}
     save_file(arrays, out / "suite.safetensors")
-    if all(source.kind != "world" for source in streams["test"].sources):  # nothing was learned of the world
-        config = config.model_copy(update={"world_tasks": 0, "world_stories": 0})
+    families = FAMILIES
+    if all(source.kind != "world" for source in streams["test"].sources):
+        families, config = GYM_FAMILIES, config.model_copy(update={"world_stories": 0})
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))
-    of_family = {family: [task for task in chosen if task.family == family] for family in FAMILIES}
-    _write_tasks(out / "tasks.jsonl", [t for family in FAMILIES for t in of_family[family][: config.tasks_per_family]])
-    if config.world_tasks:
-        _write_tasks(out / "world_tasks.jsonl", world_tasks(config.world, config.world_tasks))
+    of_family = {family: [task for task in chosen if task.family == family] for family in families}
+    _write_tasks(out / "tasks.jsonl", [t for family in families for t in of_family[family][: config.tasks_per_family]])
     reporter.progress(2, 2, "evaluation suite")
     num_bytes = windows["test"].num_bytes.double()
     everything = {"": torch.arange(len(num_bytes))} | {f"_{name}": where for name, where in sources.items()}
@@ -113,10 +107,10 @@ def open_suite(folder: Path) -> Suite:
 
     arrays = load_file(folder / "suite.safetensors")
     config = SuiteConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
-    tasks, about_world = (_read_tasks(folder / name) for name in ("tasks.jsonl", "world_tasks.jsonl"))
+    tasks = _read_tasks(folder / "tasks.jsonl")
     hasher = hashlib.sha256()
-    for name in ("suite.safetensors", "config.json", "tasks.jsonl", "world_tasks.jsonl"):
-        hasher.update((folder / name).read_bytes() if (folder / name).exists() else b"")
+    for name in ("suite.safetensors", "config.json", "tasks.jsonl"):
+        hasher.update((folder / name).read_bytes())
     counting, sources = (
         {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
         for prefix in ("counting.", "source.")
@@ -125,22 +119,7 @@ def open_suite(folder: Path) -> Suite:
         Windows(*(arrays[f"{split}.{f}"] for f in ("inputs", "targets", "documents", "num_bytes")))
         for split in ("test", "validation")
     )
-    return Suite(config, test, validation, tasks, about_world, counting, sources, hasher.hexdigest())
-
-
-def world_tasks(world: WorldConfig, count: int) -> list[Task]:
-    """Return `count` test questions about the world for each number of hops: families `one_hop` to `four_hops`.
-
-    Their contents were met in no training text. The levels of a number of hops take turns.
-    """
-    found: list[Task] = []
-    for hops, name in HOPS.items():
-        levels = [level for level, size in SIZES.items() if size.hops == hops]
-        for place, level in enumerate(levels):
-            share = count // len(levels) + (place < count % len(levels))
-            items = level_items(world, WORLD_SEED, level, share, "test")
-            found += [replace(task, family=name) for item in items for task in as_tasks(WORLD_SEED, item)]
-    return found
+    return Suite(config, test, validation, tasks, counting, sources, hasher.hexdigest())
 
 
 def _write_tasks(path: Path, tasks: Sequence[Task]) -> None:
@@ -148,7 +127,7 @@ def _write_tasks(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def _read_tasks(path: Path) -> tuple[Task, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
 
 

@@ -73,7 +73,7 @@ def measure_bundle(
 
     counts = measure_windows(model, suite.test, suite.config.batch_size, progress)
     tokenizer = load_tokenizer(bundle.tokenizer_json())
-    scores = score_tasks(model, tokenizer, [*suite.tasks, *suite.world_tasks], 2 * suite.config.batch_size)
+    scores = score_tasks(model, tokenizer, suite.tasks, 2 * suite.config.batch_size)
     tokens = suite.test.inputs[:2, :PROBE_TOKENS].to(device)
     positions = sorted({1, tokens.shape[1] // 2, tokens.shape[1] - 1})
     metrics = _quality(counts, suite) | {

@@ -32,7 +32,7 @@ from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig,
 from training_core.world.holdout import fingerprint, held_out_pairs, split_of
 from training_core.world.plots import goal_story
 from training_core.world.realise import Style, Telling, choose, question, realise
-from training_core.world.scenes import draw_scene, families
+from training_core.world.scenes import draw_scene, families, lengthen
 from training_core.world.shortcuts import copying, most_recent
 from training_core.world.stage import pick
 from training_core.world.state import Event, State
@@ -40,7 +40,7 @@ from training_core.world.state import Event, State
 _KEY = re.compile(
     r"(?:document"
     r"|level (?P<level>-?[0-9]+) (?P<level_family>\w+)"
-    r"|size (?P<size>[0-9]+(?:,[0-9]+){3}) (?P<size_family>\w+))"
+    r"|size (?P<size>[0-9]+(?:,[0-9]+){3})(?: to (?P<length>[0-9]+))? (?P<size_family>\w+))"
     r"/(?P<split>\w+)/(?P<held_out>\w+)/(?P<index>-?[0-9]+)"
 )
 ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import
@@ -133,13 +133,19 @@ def item_of_size(
     held_out: HeldOut = "content",
     *,
     family: str = "any",
+    lengthened_to: int = 0,
 ) -> Document:
-    """Return a short or long story of any size with one question: for needles in long stories.
+    """Return a short or long story of any size with one question.
+
+    lengthened_to: sentences of a longer story that begins with one of `size`, for needles: what comes after it does not
+    bear on the question, and the content of the beginning decides the split. 0: the story ends there.
 
     Raises:
-        ValueError: for a family that has no question of this size.
+        ValueError: for a family that has no question of this size, and when no story can be made that long.
     """
     measures = f"{size.people},{size.things},{size.sentences},{size.hops}"
+    if lengthened_to:
+        measures += f" to {lengthened_to}"
     return from_key(config, seed, f"size {measures} {family}/{split}/{held_out}/{index}")
 
 
@@ -159,7 +165,7 @@ def from_key(config: WorldConfig, seed: int, key: str) -> Document:
     if measures := match["size"]:
         people, things, num_sentences, hops = map(int, measures.split(","))
         size = Size(people, things, num_sentences, hops)
-        return _item(config, rng, key, split, held_out, size, 0, match["size_family"])
+        return _item(config, rng, key, split, held_out, size, 0, match["size_family"], int(match["length"] or 0))
     if match["level"]:
         level, family = int(match["level"]), match["level_family"]
     elif rng.random() < config.item_share:
@@ -223,13 +229,17 @@ def _item(
     size: Size,
     level: int,
     family: str,
+    sentences: int = 0,
 ) -> Document:
     met = held_out == "combination"
     kind = family if family != "any" else pick(rng, families(size, met=met))
     for _ in range(_DRAWS):
-        scene = draw_scene(rng, config, size, kind, last=size == SIZES[1], met=met)
-        content = fingerprint(scene.events)
-        if _is_of(config, content, split):
+        drawn = draw_scene(rng, config, size, kind, last=size == SIZES[1], met=met)
+        content = fingerprint(drawn.events)
+        if not _is_of(config, content, split):
+            continue
+        scene = lengthen(drawn, size, kind, sentences) if sentences else drawn
+        if scene is not None:
             break
     else:
         raise _none_found(split)

@@ -43,10 +43,11 @@ Lines = tuple[list[Event], Event]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A short story and the answer to its question."""
+    """A short story, the answer to its question, and the stage on which it happened."""
 
     events: tuple[Event, ...]
     answer: Answer
+    stage: Stage
 
 
 def families(size: Size, *, met: bool = False) -> list[str]:
@@ -129,7 +130,25 @@ def _attempt(
         return None
     if len(stage.state.mentioned("thing")) > size.things:
         return None
-    return Scene(tuple(stage.events), found)
+    return Scene(tuple(stage.events), found, stage)
+
+
+def lengthen(scene: Scene, size: Size, family: str, sentences: int) -> Scene | None:
+    """Return a scene of `size` with more sentences after it, as many as make `sentences`; None where that fails.
+
+    None of them is about the people and things of the question, and the answer rests on the same facts as before. The
+    scene's own stage goes on, so it can be lengthened once.
+    """
+    stage, asked = scene.stage, scene.answer
+    try:
+        while len(stage.events) < sentences:
+            _filler(stage, size, family, [asked.query, *(scene.events[number] for number in asked.support)], own=0.0)
+    except StuckError:
+        return None
+    found = answer(stage.state, asked.query)
+    if found is None or (found.word, found.support) != (asked.word, asked.support):
+        return None
+    return Scene(tuple(stage.events), found, stage)
 
 
 def _length(family: str, hops: int) -> int:

@@ -1,11 +1,13 @@
-"""Questions of the world as the project's own: `Question` of a curriculum and multiple-choice `Task` of the suite."""
+"""Questions of the world as the project's own: `Question` of a curriculum. `data.task_bank` has them as tasks."""
 
 from __future__ import annotations
 
-from training_core.data.task_bank import Task
 from training_core.tasks.questions.question import Provenance, Question
 from training_core.world.config import HeldOut, Split, WorldConfig, size_of
 from training_core.world.documents import Document, item, settings_digest
+from training_core.world.grammar import wordings
+from training_core.world.parse import parse_question
+from training_core.world.realise import question
 from training_core.world.scenes import families
 
 _PATIENCE = 400  # documents in a row without a new question before a level counts as exhausted
@@ -36,20 +38,15 @@ def as_questions(config: WorldConfig, seed: int, document: Document) -> list[Que
     ]
 
 
-def as_tasks(seed: int, document: Document) -> list[Task]:
-    """Return the questions of a document as multiple-choice items, in the format of the task bank."""
-    return [
-        Task(
-            family=asked.family,
-            generator=f"world/{document.key}",
-            seed=seed,
-            prompt=f"Question: {prompt}\nAnswer:",
-            answer=asked.word,
-            options=asked.options,
-            answer_index=asked.options.index(asked.word),
-        )
-        for prompt, asked in zip(prompts(document), document.questions, strict=True)
-    ]
+def reworded(question_text: str) -> str | None:
+    """Return a question in a wording that no training text has; None if it is no question of the grammar.
+
+    Of several such wordings it is always the same one.
+    """
+    query = parse_question(question_text)
+    if query is None:
+        return None
+    return question(query, next(wording for wording in wordings(f"?{query.kind}") if wording.held_out))
 
 
 def level_items(

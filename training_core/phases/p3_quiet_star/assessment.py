@@ -41,7 +41,7 @@ from training_core.phases.p3_quiet_star.measurement import (
     window_signals,
 )
 from training_core.phases.p3_quiet_star.thoughts import ENDED, Thinker
-from training_core.phases.p3_quiet_star.worked_solutions import paraphrase
+from training_core.phases.p3_quiet_star.worked_solutions import material, paraphrase
 from training_core.record import Estimate
 from training_core.reporting import Reporter
 
@@ -213,7 +213,7 @@ def _on_tasks(
 
     A model that has only memorised the bank's form gains on the former alone.
     """
-    reworded = [(task, other) for task in tasks if (other := paraphrase(task)) is not None]
+    reworded = [(task, other) for task in material(tasks) if (other := paraphrase(task)) is not None]
     metrics: dict[str, float] = {}
     for name, chosen in (("task", [a for a, _ in reworded]), ("paraphrase", [b for _, b in reworded])):
         windows, sample = _questions(chosen, tokenizer, thinker.cognate.config.max_seq_len)

@@ -28,7 +28,7 @@ from training_core.phases.p3_quiet_star.config import ReasoningConfig
 from training_core.phases.p3_quiet_star.mixing import check_heads
 from training_core.phases.p3_quiet_star.objective import ThoughtObjective, check_true_tokens
 from training_core.phases.p3_quiet_star.thoughts import Thinker, check_length
-from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, worked_solution
+from training_core.phases.p3_quiet_star.worked_solutions import cot_prompt, material, worked_solution
 from training_core.reporting import Reporter
 from training_core.store.checkpoint import weights_digest
 from training_core.training.loop import TrainingResult, step_generator, train
@@ -122,7 +122,7 @@ def bake_reasoning(
     if config.baking.steps == 0:
         return student, None
     tokenizer = load_tokenizer(data.tokenizer_json)
-    solvable = [task for task in tasks if task.family != "logic" and worked_solution(task) is not None]
+    solvable = [task for task in material(tasks) if worked_solution(task) is not None]
     draws = torch.randperm(len(solvable), generator=step_generator(config.training.seed, -2)).tolist()
     chosen = [solvable[i] for i in draws[: config.baking.examples + 2 * config.baking.trajectories]]
     prompt = tokenizer.encode(cot_prompt(chosen, config.baking.examples)).ids

@@ -1,8 +1,12 @@
-"""Chains of thought for tasks of the bank (Wei et al., 2022, arXiv:2201.11903), derived by rule and checked.
+"""Chains of thought for tasks of the bank (Wei et al., 2022, arXiv:2201.11903).
 
+    the world    "... Where is the ball?"             -> "Tom had the ball. Tom was in the hall."   carried by the task
     arithmetic   "4 - 2 + 7 ="                        -> "4 - 2 = 2. 2 + 7 = 9."          the running sums
     needle       "... Ann likes tea. ... Who likes tea?" -> "Ann likes tea."              the statement that answers
     logic                                             -> None
+
+The world's are the facts that the answer follows from; the others are derived here by rule, and checked. Thoughts are
+about the world's questions of two and three hops, where the bank has them.
 
 Logic has no worked solution: the generator's answer key accepts some conclusions that do not follow from the premises
 ("All A are B. Some B are not C." gives "Some A are not C": Yes), so that no valid derivation reaches every answer.
@@ -17,13 +21,23 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training_core.data.task_bank import ANSWER_CUE, FAMILIES, Task
+from training_core.data.task_bank import ANSWER_CUE, FAMILIES, GYM_FAMILIES, WORLD_FAMILIES, Task
+from training_core.world.parse import sentences
+from training_core.world.tasks import reworded
 
+MATERIAL = ("two_hops", "three_hops")  # one hop needs no steps, and few models of this size answer four
 SEPARATOR = "\n\n"
 HEAD, TAIL = "Question: ", "\nAnswer:"
 ARITHMETIC = re.compile(r"(-?\d+(?: [+-] -?\d+)+) =")
 NEEDLE = re.compile(r"(.+)\. ?\nWho (.+)\?")
 LOGIC = re.compile(r"1\. (.+)\n2\. (.+)\n\nDoes it logically follow that:\n(.+)\?")
+
+
+def material(tasks: Iterable[Task]) -> list[Task]:
+    """Return the tasks that thoughts are trained and measured on: those of `MATERIAL`, else those of reasoning-gym."""
+    tasks = list(tasks)
+    about_world = [task for task in tasks if task.family in MATERIAL]
+    return about_world or [task for task in tasks if task.family in GYM_FAMILIES]
 
 
 def worked_solution(task: Task) -> str | None:
@@ -34,6 +48,8 @@ def worked_solution(task: Task) -> str | None:
     Raises:
         ValueError: when the question does not have the bank's form, or the derivation does not end in `task.answer`.
     """
+    if task.solution:
+        return task.solution
     if task.family == "arithmetic":
         steps, result = _running_sums(_match(ARITHMETIC, task)[1])
         solution = " ".join(steps)
@@ -84,8 +100,8 @@ def cot_prompt(tasks: Iterable[Task], count: int) -> str:
             texts.append(worked_text(task))
     if len(texts) < count:
         raise ValueError(
-            f"only {len(texts)} of the tasks have a worked solution, not {count}: give more arithmetic or needle "
-            "tasks, or lower count"
+            f"only {len(texts)} of the tasks have a worked solution, not {count}: give more tasks, of other families "
+            "than logic, or lower count"
         )
     return "".join(text + SEPARATOR for text in texts)
 
@@ -93,12 +109,17 @@ def cot_prompt(tasks: Iterable[Task], count: int) -> str:
 def paraphrase(task: Task) -> Task | None:
     """Return the same question in another wording and layout, with the same facts, options and answer.
 
-    The result is None when the task does not have the bank's form (a paraphrase does not).
+    A question about the world keeps its story, and is asked in a wording that no training text has. The result is None
+    when the task does not have the bank's form (a paraphrase does not).
 
     Raises:
         ValueError: for an unknown family.
     """
     _check_family(task)
+    if task.family in WORLD_FAMILIES:
+        *story, asked = sentences(_question(task))
+        again = reworded(asked)
+        return None if again in (None, asked) else replace(task, prompt=f"{HEAD}{' '.join([*story, again])}{TAIL}")
     pattern = {"arithmetic": ARITHMETIC, "needle": NEEDLE, "logic": LOGIC}[task.family]
     match = pattern.fullmatch(_question(task))
     if match is None:
