@@ -60,7 +60,7 @@ def tokens(run: DataRun, config: PackingConfig) -> Metadata:
 
 @data_asset(kinds={"questions"}, reads=generators)
 def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
-    """Verifiable arithmetic, logic and needle tasks from reasoning-gym; held-out tasks are never trained on."""
+    """Verifiable tasks from reasoning-gym and about the generated world; held-out tasks are never trained on."""
     return make_task_bank(config, run.out, run.reporter)
 
 

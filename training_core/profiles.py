@@ -87,6 +87,7 @@ def nano() -> Profile:
             validation_tokens=8_000,
             tasks_per_family=100,
             world_stories=96,
+            world=WORLD,
         ),
         trunk=cognate.trunk,
         cognate_reasoning=cognate.cognate_reasoning,

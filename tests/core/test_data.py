@@ -24,6 +24,7 @@ from training_core.data.task_bank import (
     WORLD_FAMILIES,
     TaskBankConfig,
     as_tasks,
+    document_of,
     make_task_bank,
     read_tasks,
     reasoning_gym,
@@ -40,7 +41,6 @@ from training_core.data.tokenizer import (
 )
 from training_core.evaluation.windows import choose_documents, cut_windows
 from training_core.reporting import SilentReporter
-from training_core.world.documents import from_key
 
 
 def test_tokenizer_round_trips_any_text_and_has_fixed_ids(small_data: dict[str, Path]) -> None:
@@ -257,7 +257,7 @@ def test_questions_about_the_world_are_made_again_from_their_generator(tmp_path:
         assert Counter(task.family for task in tasks) == dict.fromkeys(WORLD_FAMILIES, size)
         contents[split] = set()
         for task in tasks:
-            document = from_key(config.world, task.seed, task.generator.removeprefix("world/"))
+            document = document_of(task, config.world)
             (asked,) = document.questions
             assert as_tasks(task.seed, document, task.family) == [task]
             assert (task.answer, task.solution, task.family) == (asked.word, asked.solution, task.family)
@@ -276,6 +276,8 @@ def test_questions_about_the_world_are_made_again_from_their_generator(tmp_path:
         assert first == ["1", "2", "3", "4"]
     assert not contents["train"] & (contents["validation"] | contents["test"])
     assert not contents["validation"] & contents["test"]
+    with pytest.raises(ValueError, match="was made by 'chain_sum', not by the world"):
+        document_of(next(read_tasks(tmp_path, "test")), config.world)
 
 
 def test_every_second_task_is_trained_on_with_its_solution(tmp_path: Path, small_data: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from training_core.data.documents import CorpusConfig, SourceConfig
 from training_core.data.packing import TokenStream
 from training_core.data.task_bank import FAMILIES, Task, TaskBankConfig, read_tasks
 from training_core.data.tokenizer import load_tokenizer
-from training_core.evaluation.held_out import SuiteConfig, open_suite
+from training_core.evaluation.held_out import SuiteConfig, make_suite, open_suite
 from training_core.evaluation.intervals import rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.evaluation.multiple_choice import score_tasks
@@ -26,6 +26,7 @@ from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.world.config import WorldConfig
 
 
 def model(**changes: object) -> Cognate:
@@ -227,6 +228,9 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
     assert measured.metrics["world_consistent"] == 0.0
     _, alone = suites["own"]
     assert alone.config.world_stories == 0
+    other = asked.model_copy(update={"world": WorldConfig(vocabulary=220)})
+    with pytest.raises(ValueError, match="a world with other settings than evaluation_suite.world"):
+        make_suite(other, folders["tokens"], folders["task_bank"], tmp_path, SilentReporter())
     assert {task.family for task in alone.tasks} == {"arithmetic", "logic", "needle"}
 
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from training_core.data.documents import SPLITS, Split
 from training_core.reporting import Reporter
 from training_core.world.config import SIZES, Size, WorldConfig
-from training_core.world.documents import Document, item_of_size
+from training_core.world.documents import Document, from_key, item_of_size
 from training_core.world.scenes import families
 from training_core.world.tasks import level_items, prompts
 
@@ -35,6 +35,7 @@ HOPS = {"one_hop": 1, "two_hops": 2, "three_hops": 3, "four_hops": 4}
 LONG_STORY = "long_story"
 WORLD_FAMILIES = (*HOPS, LONG_STORY)
 FAMILIES = (*GYM_FAMILIES, *WORLD_FAMILIES)
+_WORLD = "world/"  # of a task's generator, before the document's key
 BEGINNING = Size(people=6, things=8, sentences=8, hops=1)  # of a long story; it holds the fact that is asked for
 ANSWER_CUE = " The answer is "  # between a worked solution and its answer
 
@@ -149,12 +150,12 @@ def world_tasks(config: TaskBankConfig, family: str, size: int, split: Split) ->
 def as_tasks(seed: int, document: Document, family: str = "") -> list[Task]:
     """Return the questions of a document of the world as items of a family, or of what they ask ("where").
 
-    Their generator names the document's key, from which `world.documents.from_key` makes it again.
+    Their generator names the document's key, from which `document_of` makes it again.
     """
     return [
         Task(
             family=family or asked.family,
-            generator=f"world/{document.key}",
+            generator=f"{_WORLD}{document.key}",
             seed=seed,
             prompt=f"Question: {prompt}\nAnswer:",
             answer=asked.word,
@@ -164,6 +165,17 @@ def as_tasks(seed: int, document: Document, family: str = "") -> list[Task]:
         )
         for prompt, asked in zip(prompts(document), document.questions, strict=True)
     ]
+
+
+def document_of(task: Task, world: WorldConfig) -> Document:
+    """Return the document of a task about the world, made again with the settings that it was made with.
+
+    Raises:
+        ValueError: when the task is not about the world.
+    """
+    if not task.generator.startswith(_WORLD):
+        raise ValueError(f"the task was made by {task.generator!r}, not by the world: no document is behind it")
+    return from_key(world, task.seed, task.generator.removeprefix(_WORLD))
 
 
 def generator_settings(config: TaskBankConfig, family: str) -> tuple[str, dict[str, Any]]:

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
-from training_core.data.task_bank import FAMILIES, GYM_FAMILIES, Task, read_tasks
+from training_core.data.task_bank import FAMILIES, GYM_FAMILIES, WORLD_FAMILIES, Task, as_tasks, document_of, read_tasks
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.counting import fit_stream
 from training_core.evaluation.windows import Windows, choose_documents, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
+from training_core.world.config import WorldConfig
 
 
 class SuiteConfig(BaseModel):
@@ -40,6 +41,7 @@ class SuiteConfig(BaseModel):
         ge=0,
         description="Texts that each model writes and the world's grammar reads, if the world is a source of the text",
     )
+    world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the task bank asks about")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     """Select whole documents and tasks, measure the n-gram model, and write everything to `out`.
 
     Tasks about the world are left out where it is no source of the text: nothing was learned of it.
+
+    Raises:
+        ValueError: when the tasks are about a world with other settings than the suite's.
     """
     streams = {split: TokenStream.open(tokens, split) for split in ("train", "validation", "test")}
     arrays: dict[str, Tensor] = {}
@@ -86,7 +91,9 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     chosen = list(read_tasks(task_bank, "test"))
     of_family = {family: [task for task in chosen if task.family == family] for family in families}
-    _write_tasks(out / "tasks.jsonl", [t for family in families for t in of_family[family][: config.tasks_per_family]])
+    tasks = [task for family in families for task in of_family[family][: config.tasks_per_family]]
+    _check_world(config.world, tasks)
+    _write_tasks(out / "tasks.jsonl", tasks)
     reporter.progress(2, 2, "evaluation suite")
     num_bytes = windows["test"].num_bytes.double()
     everything = {"": torch.arange(len(num_bytes))} | {f"_{name}": where for name, where in sources.items()}
@@ -120,6 +127,18 @@ def open_suite(folder: Path) -> Suite:
         for split in ("test", "validation")
     )
     return Suite(config, test, validation, tasks, counting, sources, hasher.hexdigest())
+
+
+def _check_world(world: WorldConfig, tasks: Sequence[Task]) -> None:
+    """Raise ValueError when the first task about the world is not made again by a world with these settings."""
+    for task in tasks:
+        if task.family in WORLD_FAMILIES:
+            if as_tasks(task.seed, document_of(task, world), task.family) != [task]:
+                raise ValueError(
+                    "the task bank asks about a world with other settings than evaluation_suite.world: give both the "
+                    "same, task_bank.world and evaluation_suite.world"
+                )
+            return
 
 
 def _write_tasks(path: Path, tasks: Sequence[Task]) -> None:
