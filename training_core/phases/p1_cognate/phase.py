@@ -52,7 +52,9 @@ PHASES = (
         result=CognateResult,
         parallel=True,
     ),
-    _specialist("reasoning", "Specialist with deeper recursion, trained on more arithmetic and logic."),
-    _specialist("memory", "Specialist with a faster memory, trained on longer sequences and needle tasks."),
+    _specialist(
+        "reasoning", "Specialist with deeper recursion, trained on questions that take several steps and on arithmetic."
+    ),
+    _specialist("memory", "Specialist with a faster memory, trained on longer sequences and on facts to find in them."),
     _specialist("speed", "Specialist without recursion, trained on text only: the fastest at inference."),
 )

@@ -38,7 +38,15 @@ def nano() -> CognateConfigs:
             training=TrainingConfig(
                 muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=90, seq_len=128, decay_fraction=1.0
             ),
-            mix=MixConfig(text_share=0.6, arithmetic_share=0.2, logic_share=0.15),
+            mix=MixConfig(
+                text_share=0.3,
+                arithmetic_share=0.1,
+                logic_share=0.0,
+                needle_share=0.0,
+                two_hops_share=0.2,
+                three_hops_share=0.2,
+                four_hops_share=0.2,
+            ),
         ),
         cognate_memory=VariantConfig(
             recursion=RecursionConfig(memory_max_lr=1.0),
@@ -51,7 +59,9 @@ def nano() -> CognateConfigs:
                 seq_len=512,
                 decay_fraction=1.0,
             ),
-            mix=MixConfig(text_share=0.7, arithmetic_share=0.0, logic_share=0.0, needle_share=0.3),
+            mix=MixConfig(
+                text_share=0.7, arithmetic_share=0.0, logic_share=0.0, needle_share=0.0, long_story_share=0.3
+            ),
         ),
         cognate_speed=VariantConfig(
             training=TrainingConfig(
