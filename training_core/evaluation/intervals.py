@@ -68,6 +68,18 @@ def proportion(successes: Tensor, trials: Tensor) -> Estimate:
     return wilson(float(shares.sum()), len(shares))
 
 
+def difference_of_proportions(own: Tensor, other: Tensor, trials: Tensor) -> Estimate:
+    """Return (sum(own) - sum(other)) / sum(trials) over clusters of trials, with a paired bootstrap over them.
+
+    Where the two differ by the same share in all clusters, `paired_difference` of the shares replaces it.
+    """
+    estimate = difference_of_rates(own, other, trials)
+    shares, others = own.double() / trials.double(), other.double() / trials.double()
+    if float((shares - others).max() - (shares - others).min()) > 0:
+        return estimate
+    return paired_difference(shares, others)
+
+
 def weighted_proportion(outcomes: Tensor, weights: Tensor) -> Estimate:
     """Return the weighted mean of outcomes in 0 .. 1 with Wilson's interval at Kish's effective number of trials.
 
