@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from training_core.evaluation.intervals import paired_difference, wilson
+from training_core.evaluation.result import ABOVE_BEST, BASELINE
 from training_core.record import Estimate
-
-BASELINE = "baseline_"  # before a baseline's name in `FamilyScore.as_dict`
-ABOVE_BEST = "above_best_baseline"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from training_core.data.task_bank import ANSWER_CUE, Task
 from training_core.data.tokenizer import END_OF_TEXT_ID
+from training_core.evaluation.result import ANSWERED
 from training_core.nn.cognate import Cognate
 from training_core.tasks.questions.question import normalise_answer
 from training_core.text.sampling import continue_rows
 
-ANSWERED = "answered_"  # before a family's name: its score by generated answers
 ANSWER_TOKENS = 48  # the world's longest worked solution with its answer has about 45
 
 

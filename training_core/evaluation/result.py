@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from training_core.record import Estimate, Record, keyed, maybe
 
+ANSWERED = "answered_"  # before a family's name: its score by generated answers
+BASELINE = "baseline_"  # before a baseline's name in the scores of a family
+ABOVE_BEST = "above_best_baseline"
+GRAMMAR = "grammar_"  # before the name of a phenomenon of minimal pairs
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult(Record):

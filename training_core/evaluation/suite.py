@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.tokenizer import load_tokenizer
-from training_core.evaluation.family_score import ABOVE_BEST, FamilyScore
-from training_core.evaluation.generated_answers import ANSWERED, answer_tasks
+from training_core.evaluation.family_score import FamilyScore
+from training_core.evaluation.generated_answers import answer_tasks
 from training_core.evaluation.held_out import Suite, open_suite
 from training_core.evaluation.intervals import difference_of_rates, proportion, rate, wilson
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
@@ -24,7 +24,7 @@ from training_core.evaluation.probes import (
     non_finite_weights,
     streaming_error,
 )
-from training_core.evaluation.result import SuiteResult
+from training_core.evaluation.result import ABOVE_BEST, ANSWERED, GRAMMAR, SuiteResult
 from training_core.formats.loading import load_model, parameter_count
 from training_core.nn.cognate import Cognate
 from training_core.record import Estimate, record
@@ -156,7 +156,7 @@ def _of_families(scores: Mapping[str, FamilyScore], suite: Suite) -> dict[str, f
     metrics: dict[str, float] = {}
     for family, score in scores.items():
         if family in phenomena:
-            metrics |= score.accuracy().metrics(f"grammar_{family}")
+            metrics |= score.accuracy().metrics(f"{GRAMMAR}{family}")
         elif family.startswith(ANSWERED):
             metrics |= score.accuracy().metrics(family)
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from training_core.data.task_bank import Task
-from training_core.evaluation.generated_answers import ANSWERED
+from training_core.evaluation.result import ANSWERED
 from training_core.world.baselines import BASELINES, Majorities, outcomes
 from training_core.world.checker import check_document
 from training_core.world.minimal_pairs import MinimalPair, frequency_outcomes
