@@ -38,37 +38,6 @@ def corpus_lines(ledger: Ledger) -> list[str]:
     ]
 
 
-def text_lines(ledger: Ledger) -> list[str]:
-    """Return a line for each source of text with every model's bits per byte and the n-gram model's, and lines for what
-    the world's grammar reads in the texts that the models write."""
-    lines = []
-    prefix = "margin_below_counting_on_"
-    names = {m for row in ledger.models for m in row.lineage.metrics if m.startswith(prefix)}
-    sources = sorted({m.removeprefix(prefix).removesuffix("_low").removesuffix("_high") for m in names})
-    for name in sources:
-        rival = [
-            own + margin
-            for row in ledger.models
-            if (own := row.metric(f"bits_per_byte_on_{name}")) is not None
-            and (margin := row.metric(f"{prefix}{name}")) is not None
-        ]
-        if rival:
-            listed = _listed(ledger, f"bits_per_byte_on_{name}")
-            lines.append(f"bits per byte on {name}: {listed}; n-gram {rival[0]:.3f}")
-    for metric, what in (
-        ("world_parsed", "written sentences that parse"),
-        ("world_consistent", "written stories without a contradiction"),
-    ):
-        if listed := _listed(ledger, metric):
-            lines.append(f"{what}: {listed}")
-    return lines
-
-
-def _listed(ledger: Ledger, metric: str) -> str:
-    values = ((row.lineage.asset, row.metric(metric)) for row in ledger.models)
-    return ", ".join(f"{asset} {value:.3f}" for asset, value in values if value is not None)
-
-
 def outdated_lines(ledger: Ledger) -> list[str]:
     """Return a line for each model whose ancestors have been made again since."""
     return [

@@ -24,11 +24,11 @@ from forge_assets.report.cells import (
     outdated_lines,
     passed_of,
     summary,
-    text_lines,
     with_interval,
 )
 from forge_assets.report.components import charts
 from forge_assets.report.templates import macro, source
+from forge_assets.report.yardsticks import baseline_lines, best_baseline, yardsticks
 
 # Title and purpose of each phase.
 _PHASES = {
@@ -77,7 +77,7 @@ class Made:
         if self.file is not None and self.file.bits_per_parameter is not None:
             facts.append(("bits per parameter", f"{self.file.bits_per_parameter:.3f} of the trained model"))
         if tasks := [_task(family, scores) for family, scores in row.lineage.tasks.items()]:
-            facts.append(("tasks (guessing)", ", ".join(tasks)))
+            facts.append(("tasks (guessing or best rule)", ", ".join(tasks)))
         return facts
 
 
@@ -241,18 +241,27 @@ class PageView:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on models that are out of date or missing, on the corpus, and on the text that models write."""
+        """Notes on models that are out of date or missing, and on the corpus."""
         return [
             *outdated_lines(self.ledger),
             *missing_lines(self.ledger),
             *corpus_lines(self.ledger),
-            *text_lines(self.ledger),
         ]
 
     @property
     def model_cells(self) -> list[list[str]]:
         """Rows of the ledger."""
         return [model_cells(self.ledger, row) for row in self.ledger.models]
+
+    @property
+    def yardsticks(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows of the table of text, questions and grammar."""
+        return yardsticks(self.ledger)
+
+    @property
+    def baselines(self) -> list[str]:
+        """A line that names the best baselines, if there are questions with any."""
+        return baseline_lines(self.ledger)
 
     @property
     def chain(self) -> list[Markup]:
@@ -271,8 +280,11 @@ class PageView:
 
 
 def _task(family: str, scores: Mapping[str, float]) -> str:
-    chance = scores.get("chance")
-    return f"{family} {scores['accuracy']:.0%}" + ("" if chance is None else f" ({chance:.0%})")
+    """The accuracy of a family, with its best baseline where it has any, else with the chance level."""
+    beside = "" if (chance := scores.get("chance")) is None else f" ({chance:.0%})"
+    if (best := best_baseline(scores)) is not None:
+        beside = f" ({best[0]} {best[1]:.0%})"
+    return f"{family.replace('_', ' ')} {scores['accuracy']:.0%}{beside}"
 
 
 def html_page(ledger: Ledger, more: Sequence[tuple[str, Markup]] = ()) -> str:

@@ -31,6 +31,7 @@ from forge_assets.report.components.measures import averages, count_rows, heat_m
 from forge_assets.report.components.scatter import Axis, Dot, scatter
 from forge_assets.report.components.timeline import Lane, Mark, Point, curves, timeline
 from forge_assets.report.components.verdict_plot import plot as verdict_plot
+from forge_assets.report.yardsticks import TITLE as YARDSTICKS
 from forge_resources.overrides import utc_text
 
 _BESIDE_TAG = re.compile(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])")
@@ -78,6 +79,7 @@ def environment() -> Environment:
         "ABSENT": ABSENT,
         "GATE_COLUMNS": GATE_COLUMNS,
         "MODEL_COLUMNS": MODEL_COLUMNS,
+        "YARDSTICKS": YARDSTICKS,
         "VERDICT_COLUMNS": VERDICT_COLUMNS,
         "colour_of": colour_of,
         "evidence_of": evidence_of,

@@ -21,9 +21,10 @@ from forge_assets.report.cells import (
     missing_lines,
     model_cells,
     outdated_lines,
-    text_lines,
     verdict_cells,
 )
+from forge_assets.report.yardsticks import TITLE as YARDSTICKS
+from forge_assets.report.yardsticks import baseline_lines, yardsticks
 from forge_resources.overrides import utc_text
 
 
@@ -37,7 +38,10 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
         parts.append(_gates_table(ledger))
     if ledger.artifact is not None and verdicts:
         parts.append(Text(artifact_line(ledger.artifact)))
-    notes = [*corpus_lines(ledger), *text_lines(ledger), *missing_lines(ledger)]
+    columns, rows = yardsticks(ledger)
+    if rows:
+        parts.append(_cells_table(YARDSTICKS, columns, rows))
+    notes = [*baseline_lines(ledger), *corpus_lines(ledger), *missing_lines(ledger)]
     parts += [Text.from_markup(f"[dim]{plain(line)}[/]") for line in notes]
     console.print(Group(*parts), soft_wrap=False)
 
@@ -128,6 +132,16 @@ def _models_table(ledger: Ledger) -> Table:
     for row in ledger.models:
         cells = model_cells(ledger, row)
         table.add_row(*cells[:-2], *(f"[{colour_of(cell)}]{cell}[/]" for cell in cells[-2:]))
+    return table
+
+
+def _cells_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = _table(title)
+    for name in columns:
+        first = name == columns[0]
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

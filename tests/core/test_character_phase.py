@@ -49,7 +49,8 @@ SMALL = SHAPE | {"max_seq_len": 128, "num_layers": 2, "num_core_layers": 1, "mem
 TINY = {
     "situations_per_rule": 4, "held_out_situations": 2, "rules_max_tokens": 4, "fillings_per_template": 2,
     "answer_tokens": 3, "ooda_budget_tokens": 60, "council_questions": 4, "ooda_practice_questions": 4,
-    "ooda_questions": 4, "questions_per_level": 2, "self_model_samples": 20, "self_model_held_out": 20,
+    "ooda_questions": 4, "questions_per_level": 14,  # 140 equal answers exclude a fall of 3 %
+    "self_model_samples": 20, "self_model_held_out": 20,
     "self_model_tokens": 4, "self_model_steps": 3,
     "steps": 2, "batch_size": 2, "seq_len": 32, "checkpoint_interval_s": 0.0, "muon_lr": 1e-4, "adamw_lr": 1e-4,
 }  # fmt: skip
@@ -69,7 +70,7 @@ def short_questions(each: int) -> list[Question]:
 
 
 def bank() -> QuestionBank:
-    questions = short_questions(6)
+    questions = short_questions(48)
     parts = [[q for n, q in enumerate(questions) if n % 3 == split] for split in range(3)]
     return QuestionBank(*parts, spent_usd=0.0, note="")
 
@@ -194,8 +195,8 @@ def round_to_half_copy(model: Cognate) -> Cognate:
 
 
 def test_too_few_held_out_questions_are_refused(small_data: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="held-out questions and 3 are to be measured"):
-        made(small_data, Told(), None, questions_per_level=3)
+    with pytest.raises(ValueError, match="held-out questions and 17 are to be measured"):
+        made(small_data, Told(), None, questions_per_level=17)
 
 
 class Told(SilentReporter):

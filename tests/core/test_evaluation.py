@@ -5,28 +5,45 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.core.scripted_model import ScriptedModel
 from tests.core.small_data import SHAPE, make_data, sentences
 from training_core.data.documents import CorpusConfig, SourceConfig
 from training_core.data.packing import TokenStream
-from training_core.data.task_bank import FAMILIES, Task, TaskBankConfig, read_tasks
+from training_core.data.task_bank import (
+    FAMILIES,
+    GYM_FAMILIES,
+    HOPS,
+    WORLD_FAMILIES,
+    Task,
+    TaskBankConfig,
+    as_tasks,
+    read_tasks,
+)
 from training_core.data.tokenizer import load_tokenizer
+from training_core.evaluation.family_score import FamilyScore
+from training_core.evaluation.generated_answers import answer_tasks
 from training_core.evaluation.held_out import SuiteConfig, make_suite, open_suite
-from training_core.evaluation.intervals import rate, wilson
+from training_core.evaluation.intervals import paired_difference, rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
-from training_core.evaluation.multiple_choice import score_tasks
+from training_core.evaluation.multiple_choice import Continuation, log_likelihoods, score_pairs, score_tasks
 from training_core.evaluation.probes import causality_violations, non_finite_weights, streaming_error
 from training_core.evaluation.suite import compare_counts, measure_bundle
+from training_core.evaluation.task_baselines import world_baselines
 from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import Cognate, CognateConfig
 from training_core.reporting import SilentReporter
 from training_core.store.bundle import BundleError, Lineage, open_bundle, write_bundle, write_measurements
+from training_core.world.baselines import majorities, outcomes
 from training_core.world.config import WorldConfig
+from training_core.world.minimal_pairs import PHENOMENA, MinimalPair
+from training_core.world.tasks import level_items
 
 
 def model(**changes: object) -> Cognate:
@@ -127,12 +144,89 @@ def test_multiple_choice_prefers_what_the_model_knows(small_data: dict[str, Path
         net.core_norm.weight.zero_()
     options = ("9", "7", "3", "5")  # each is a space and a digit to this tokenizer
     tasks = [Task("arithmetic", "x", 0, "Question: ?\nAnswer:", "7", options, 1)] * 6
-    tied = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
-    assert tied.accuracy == 0.0  # all options tie, the first is taken, and it is wrong
-    assert tied.as_dict()["corrected"] == pytest.approx((0 - 0.25) / 0.75)
+    for right in range(4):  # all options tie, wherever the right one stands
+        tied = score_tasks(net, tokenizer, [replace(task, answer_index=right) for task in tasks], 4)["arithmetic"]
+        assert tied.outcomes.tolist() == [0.25] * 6
+        assert tied.as_dict()["corrected"] == 0.0
     net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:2], favourite), 320).float() * 9  # type: ignore[method-assign,assignment]
     knows = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
-    assert (knows.accuracy, knows.chance, knows.as_dict()["corrected"]) == (1.0, 0.25, 1.0)
+    assert (knows.accuracy(), knows.chance, knows.as_dict()["corrected"]) == (wilson(6, 6), 0.25, 1.0)
+    one_token = [MinimalPair("number", "7", "3"), MinimalPair("number", "3", "9"), MinimalPair("number", "9", "7")]
+    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:2], tokenizer.encode("7").ids[0]), 320) * 9.0  # type: ignore[method-assign,assignment]
+    assert score_pairs(net, tokenizer, one_token, 2)["number"].outcomes.tolist() == [1, 0.5, 0]
+
+
+def test_shared_rows_give_the_likelihoods_of_single_ones() -> None:
+    """Continuations of one context, of which some begin others, and of other contexts: as scored one by one."""
+    net = model()
+    contexts = [(0, 5, 6, 7), (0, 5, 6), (0, 300)]
+    endings = [(9,), (10,), (9, 11), (9, 11, 12), (7, 9), (13, 14)]
+    asked = [Continuation((*c, *e), len(c)) for c in contexts for e in endings]
+    found = log_likelihoods(net, asked, 3)
+    for one, total in zip(asked, found.tolist(), strict=True):
+        log_p = net(torch.tensor([one.ids])).logits[0].detach().double().log_softmax(-1)
+        naive = sum(float(log_p[at - 1, one.ids[at]]) for at in range(one.start, len(one.ids)))
+        assert total == pytest.approx(naive, rel=1e-5)
+    rows: list[int] = []
+    forward = net.forward
+    net.forward = lambda tokens: rows.append(len(tokens)) or forward(tokens)  # type: ignore[method-assign,assignment,func-returns-value]
+    log_likelihoods(net, asked[:4], 8)
+    assert rows == [1], "all four are read from the longest one"
+
+
+def test_generated_answers_are_read_in_the_corpus_own_format(small_data: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
+    written = {
+        " hall": 1.0,
+        " Hall.": 1.0,
+        " Tom went to the hall. The answer is hall": 1.0,
+        " hall\nQuestion: Where is Tom?\nAnswer: kitchen": 1.0,
+        " kitchen": 0.0,
+        " Tom went to the hall.": 0.0,
+        " hall. The answer is kitchen": 0.0,
+        "": 0.0,
+    }
+    tasks = [
+        Task("one_hop" if n % 2 else "two_hops", "x", 0, f"Question: {n}?\nAnswer:", "hall", ("hall",), 0)
+        for n in range(len(written))
+    ]
+    writer = ScriptedModel(tokenizer, {t.prompt: [text] for t, text in zip(tasks, written, strict=True)})
+    found = answer_tasks(writer, tokenizer, tasks)  # type: ignore[arg-type]
+    expected = list(written.values())
+    assert {family: of.tolist() for family, of in found.items()} == {
+        "answered_two_hops": expected[::2],
+        "answered_one_hop": expected[1::2],
+    }
+
+
+def test_baselines_of_tasks_are_those_of_their_documents() -> None:
+    """The reader of prompts finds the events, the query and the candidates that the generator had."""
+    world = WorldConfig()
+    items = [document for level in (2, 5, 9, 10) for document in level_items(world, 3, level, 20)]
+    tasks = [replace(task, family="asked") for document in items for task in as_tasks(3, document)]
+    counts = majorities(items)
+    found = world_baselines(tasks, counts)
+    for name, choices in (("asked", "options"), ("answered_asked", "candidates")):
+        expected = [
+            outcomes(d.events, asked.query, asked.word, getattr(asked, choices), counts[asked.family])
+            for d in items
+            for asked in d.questions
+        ]
+        for baseline, values in found[name].items():
+            assert values.tolist() == pytest.approx([one[baseline] for one in expected]), (name, baseline)
+    with pytest.raises(ValueError, match="the world reads another answer than 'nowhere'"):
+        world_baselines([replace(tasks[0], answer="nowhere")], counts)
+
+
+def test_the_best_baseline_is_that_of_the_set() -> None:
+    right = torch.tensor([1.0, 1, 1, 0], dtype=torch.float64)
+    rules = {"chance": torch.full((4,), 0.25).double(), "copying": torch.tensor([0.0, 1, 1, 0]).double()}
+    score = FamilyScore(right, 0.25, rules)
+    assert score.best_baseline() == "copying"
+    assert score.above_best_baseline() == paired_difference(right, rules["copying"])
+    told = score.as_dict()
+    assert (told["accuracy"], told["baseline_copying"], told["above_best_baseline"]) == (0.75, 0.5, 0.25)
+    assert "above_best_baseline" not in FamilyScore(right, 0.25).as_dict()
 
 
 def test_probes_find_what_they_look_for() -> None:
@@ -197,7 +291,7 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
     world = SourceConfig(kind="world", max_documents=200, weight=3.0)
     asked = SuiteConfig(
         test_tokens=4000, validation_tokens=2000, window=64, tasks_per_family=10, latency_tokens=8,
-        world_stories=8,
+        world_tasks=6, minimal_pairs=8, world_stories=8,
     )  # fmt: skip
     suites = {}
     for name, sources in {"both": [world, own], "own": [own]}.items():
@@ -206,7 +300,8 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
         folders = make_data(tmp_path / name, corpus, asked, bank)
         suites[name] = (folders, open_suite(folders["evaluation_suite"]))
     folders, suite = suites["both"]
-    assert Counter(task.family for task in suite.tasks) == dict.fromkeys(FAMILIES, 10)
+    sizes = dict.fromkeys(FAMILIES, 10) | dict.fromkeys(HOPS, 6)
+    assert Counter(task.family for task in suite.tasks) == sizes
     held_out = list(read_tasks(folders["task_bank"], "test"))
     assert set(suite.tasks) < set(held_out)
     assert sorted(torch.cat(list(suite.sources.values())).tolist()) == list(range(suite.test.num_documents))
@@ -223,15 +318,31 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
         rival = float(suite.counting["nats"][where].sum() / counts.num_bytes[where].sum()) / math.log(2)
         assert measured.metrics[f"bits_per_byte_on_{name}"] == pytest.approx(bits, rel=1e-9)
         assert measured.metrics[f"margin_below_counting_on_{name}"] == pytest.approx(rival - bits, rel=1e-9)
-    assert set(measured.tasks) == set(FAMILIES)
+    answered = {f"answered_{family}" for family in HOPS}
+    assert {*FAMILIES, *answered, *PHENOMENA} == set(measured.tasks)
+    long_story = "answered_long_story"  # its rules are known, but no model writes an answer
+    assert {*WORLD_FAMILIES, *answered, *PHENOMENA, long_story} == set(suite.baselines)
+    for family, rules in suite.baselines.items():
+        if family == long_story:
+            continue
+        outcomes_of, told = measured.counts[f"task.{family}"], measured.tasks[family]
+        assert (
+            told["items"] == len(outcomes_of) == (8 if family in PHENOMENA else sizes[family.removeprefix("answered_")])
+        )
+        best = max(rules, key=lambda name: float(rules[name].mean()))
+        gap = paired_difference(outcomes_of, rules[best])
+        assert measured.metrics[f"{family}_above_best_baseline_low"] == gap.low
+    assert {float(suite.baselines[name]["word_frequency"].mean()) for name in PHENOMENA} == {0.5}
+    assert measured.metrics["answered_one_hop_high"] == wilson(0, 6).high, "a random model writes no answers"
     assert measured.metrics["world_parsed"] == 0.0  # random bytes are no sentences
     assert measured.metrics["world_consistent"] == 0.0
     _, alone = suites["own"]
-    assert alone.config.world_stories == 0
+    assert (alone.config.world_tasks, alone.config.world_stories, alone.config.minimal_pairs) == (0, 0, 0)
+    assert (alone.pairs, alone.baselines) == ((), {})
+    assert {task.family for task in alone.tasks} == set(GYM_FAMILIES)
     other = asked.model_copy(update={"world": WorldConfig(vocabulary=220)})
     with pytest.raises(ValueError, match="a world with other settings than evaluation_suite.world"):
         make_suite(other, folders["tokens"], folders["task_bank"], tmp_path, SilentReporter())
-    assert {task.family for task in alone.tasks} == {"arithmetic", "logic", "needle"}
 
 
 def test_damaged_bundles_are_typed_errors(small_data: dict[str, Path], tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from rich.console import Console
 from forge_assets.forge_report import report_asset
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import html_page, print_ledger, templates
-from forge_assets.report.cells import margin_of, summary, text_lines
+from forge_assets.report.cells import margin_of, summary
 from forge_assets.report.templates import JoinedLines, environment
+from forge_assets.report.yardsticks import baseline_lines, yardsticks
 from training_core.gates import Gate
 from training_core.store.bundle import Lineage
 
@@ -172,7 +173,7 @@ def test_first_screen_says_what_was_made() -> None:
     assert "bits per byte 2.5000" in made
     assert "parent's accuracy kept 84.0% (80.0%-88.0%)" in made
     assert "bits per parameter 0.128" in made
-    assert "tasks (guessing) logic 50% (25%)" in made
+    assert "tasks (guessing or best rule) logic 50% (25%)" in made
     assert 'forge generate --artifact /store/model.forge "The "' in made
     without = replace(ledger(), artifact=None, models=(model(), model("child", counting_bits_per_byte=2.75)))
     made = words(first_screen(without).find(class_="made"))
@@ -280,19 +281,44 @@ def test_exhibits_are_declared_without_torch() -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_each_source_of_text_has_a_line() -> None:
+def asked() -> Ledger:
+    """A trunk that is measured on the world and on a text of its own, and a child that is measured on less."""
     measured = {
-        "bits_per_byte_on_world": 0.25,
-        "margin_below_counting_on_world": 0.5,
-        "margin_below_counting_on_world_low": 0.4,
-        "margin_below_counting_on_world_high": 0.6,
+        **dict.fromkeys(("bits_per_byte_on_world", "margin_below_counting_on_world_low"), 0.25),
+        **dict.fromkeys(("margin_below_counting_on_world", "margin_below_counting_on_world_high"), 0.5),
+        **{f"{kind}_on_wikipedia": 2.0 for kind in ("bits_per_byte", "margin_below_counting")},
+        **{f"margin_below_counting_on_wikipedia_{end}": 1.0 for end in ("low", "high")},
+        **{f"grammar_{name}{end}": 0.75 for name in ("number", "pronoun") for end in ("", "_low", "_high")},
         "world_parsed": 0.99,
-        "world_parsed_low": 0.97,
     }
-    shown = replace(ledger(), models=(model(**measured), model("child", bits_per_byte_on_world=0.375)))
-    assert text_lines(shown) == [
-        "bits per byte on world: trunk 0.250, child 0.375; n-gram 0.750",
-        "written sentences that parse: trunk 0.990",
+    rules = {"baseline_chance": 0.25, "baseline_most_recent": 0.5, "baseline_copying": 0.375}
+    trunk = model(**measured)
+    scores = {"accuracy": 0.5, "chance": 0.25, "corrected_low": 0.2, "corrected_high": 0.4}
+    tasks = {
+        "logic": scores,
+        "one_hop": {**scores, **rules},
+        "answered_one_hop": {**scores, **rules, "accuracy": 0.25, "baseline_copying": 0.625},
+    }
+    trunk = replace(trunk, lineage=replace(trunk.lineage, tasks=tasks))
+    return replace(ledger(), models=(trunk, model("child", bits_per_byte_on_world=0.375)))
+
+
+def test_models_stand_beside_what_it_takes_without_understanding() -> None:
+    columns, rows = yardsticks(asked())
+    assert columns == ["model", "wikipedia", "world", "1 hop", "grammar", "parse", "stories"]
+    assert rows == [
+        ["trunk", "2.000", "0.250", "50/25", "75", "99", "-"],
+        ["child", "-", "0.375", "-/-", "-", "-", "-"],
+        ["n-gram", "4.000", "0.750", "-", "-", "-", "-"],
+        ["best baseline", "-", "-", "50/62", "-", "-", "-"],
     ]
-    assert text_lines(ledger()) == []
-    assert "n-gram 0.750" in printed(shown, width=200)
+    assert baseline_lines(asked()) == ["best baselines: 1 hop most recent/copying"]
+    assert yardsticks(ledger())[1] == baseline_lines(ledger()) == []
+    text = printed(asked())
+    assert re.search(r"best baseline +- +- +50/62", text)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    page = BeautifulSoup(html_page(asked()), "html.parser")
+    (section,) = [s for s in page.find_all("section") if s.h2 and s.h2.text == "Text and questions"]
+    assert [cell.text for cell in section.find_all("tr")[-1].find_all("td")] == rows[-1]
+    made = words(first_screen(replace(asked(), models=asked().models[:1])).find(class_="made"))
+    assert "logic 50% (25%), one hop 50% (most recent 50%), answered one hop 25% (copying 62%)" in made

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,13 +16,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training_core.data.packing import TokenStream
-from training_core.data.task_bank import FAMILIES, GYM_FAMILIES, WORLD_FAMILIES, Task, as_tasks, document_of, read_tasks
+from training_core.data.task_bank import (
+    FAMILIES,
+    GYM_FAMILIES,
+    HOPS,
+    WORLD_FAMILIES,
+    Task,
+    as_tasks,
+    document_of,
+    read_tasks,
+)
 from training_core.data.tokenizer import load_tokenizer
 from training_core.evaluation.counting import fit_stream
+from training_core.evaluation.task_baselines import Outcomes, pair_baselines, world_baselines
 from training_core.evaluation.windows import Windows, choose_documents, cut_windows
 from training_core.reporting import Reporter
 from training_core.store.bundle import canonical_json
+from training_core.world.baselines import majorities
 from training_core.world.config import WorldConfig
+from training_core.world.minimal_pairs import PHENOMENA, MinimalPair, minimal_pairs, words_of
+
+PAIR_SEED = 7
+_COUNTED_TOKENS = 1_000_000  # of the training text, for the word frequencies beside minimal pairs
 
 
 class SuiteConfig(BaseModel):
@@ -36,10 +53,16 @@ class SuiteConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
-    world_stories: int = Field(
+    world_tasks: int = Field(
         0,
         ge=0,
-        description="Texts that each model writes and the world's grammar reads, if the world is a source of the text",
+        description="Questions for each number of hops, 1 to 4, if the generated world is a source of the text",
+    )
+    minimal_pairs: int = Field(
+        0, ge=0, multiple_of=2, description="Pairs of sentences for each phenomenon of the world's grammar, likewise"
+    )
+    world_stories: int = Field(
+        0, ge=0, description="Texts that each model writes and the world's grammar reads, likewise"
     )
     world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the task bank asks about")
 
@@ -56,6 +79,8 @@ class Suite:
     test: Windows
     validation: Windows
     tasks: tuple[Task, ...]
+    pairs: tuple[MinimalPair, ...]
+    baselines: Outcomes
     counting: dict[str, Tensor]
     sources: dict[str, Tensor]
     digest: str
@@ -78,22 +103,25 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     for split, cut in windows.items():
         arrays |= {f"{split}.{field}": value for field, value in _fields(cut).items()}
     reporter.progress(1, 2, "evaluation suite")
-    vocab_size = load_tokenizer((tokens / "tokenizer.json").read_text(encoding="utf-8")).get_vocab_size()
-    counted = fit_stream(streams["train"], vocab_size).measure(windows["test"])
+    tokenizer = load_tokenizer((tokens / "tokenizer.json").read_text(encoding="utf-8"))
+    counted = fit_stream(streams["train"], tokenizer.get_vocab_size()).measure(windows["test"])
     arrays |= {f"counting.{name}": sums for name, sums in counted.items()}
     places = torch.tensor(choose_documents(streams["test"], config.test_tokens))
     sources = {s.name: ((places >= s.first) & (places < s.end)).nonzero()[:, 0] for s in streams["test"].sources}
     arrays |= {f"source.{name}": documents for name, documents in sources.items()}
-    save_file(arrays, out / "suite.safetensors")
-    families = FAMILIES
     if all(source.kind != "world" for source in streams["test"].sources):
-        families, config = GYM_FAMILIES, config.model_copy(update={"world_stories": 0})
+        config = config.model_copy(update={"world_tasks": 0, "minimal_pairs": 0, "world_stories": 0})
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
-    chosen = list(read_tasks(task_bank, "test"))
-    of_family = {family: [task for task in chosen if task.family == family] for family in families}
-    tasks = [task for family in families for task in of_family[family][: config.tasks_per_family]]
-    _check_world(config.world, tasks)
-    _write_tasks(out / "tasks.jsonl", tasks)
+    tasks = _choose_tasks(config, task_bank)
+    _write_lines(out / "tasks.jsonl", tasks)
+    baselines = _baselines_of_tasks(config.world, tasks, task_bank)
+    if config.minimal_pairs:
+        pairs = [p for name in PHENOMENA for p in minimal_pairs(config.world, PAIR_SEED, name, config.minimal_pairs)]
+        _write_lines(out / "minimal_pairs.jsonl", pairs)
+        read = streams["train"].window(0, min(streams["train"].num_tokens, _COUNTED_TOKENS)).tolist()
+        baselines |= pair_baselines(pairs, Counter(words_of(tokenizer.decode(read))))
+    arrays |= {f"baseline.{family}.{name}": o for family, of in baselines.items() for name, o in of.items()}
+    save_file(arrays, out / "suite.safetensors")
     reporter.progress(2, 2, "evaluation suite")
     num_bytes = windows["test"].num_bytes.double()
     everything = {"": torch.arange(len(num_bytes))} | {f"_{name}": where for name, where in sources.items()}
@@ -114,10 +142,18 @@ def open_suite(folder: Path) -> Suite:
 
     arrays = load_file(folder / "suite.safetensors")
     config = SuiteConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
-    tasks = _read_tasks(folder / "tasks.jsonl")
+    tasks = tuple(
+        Task(**record | {"options": tuple(record["options"])}) for record in _read_lines(folder / "tasks.jsonl")
+    )
+    pairs = tuple(MinimalPair(**record) for record in _read_lines(folder / "minimal_pairs.jsonl"))
     hasher = hashlib.sha256()
-    for name in ("suite.safetensors", "config.json", "tasks.jsonl"):
-        hasher.update((folder / name).read_bytes())
+    for name in ("suite.safetensors", "config.json", "tasks.jsonl", "minimal_pairs.jsonl"):
+        hasher.update((folder / name).read_bytes() if (folder / name).exists() else b"")
+    baselines: dict[str, dict[str, Tensor]] = {}
+    for key, value in arrays.items():
+        if key.startswith("baseline."):
+            _, family, name = key.split(".")
+            baselines.setdefault(family, {})[name] = value
     counting, sources = (
         {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
         for prefix in ("counting.", "source.")
@@ -126,7 +162,7 @@ def open_suite(folder: Path) -> Suite:
         Windows(*(arrays[f"{split}.{f}"] for f in ("inputs", "targets", "documents", "num_bytes")))
         for split in ("test", "validation")
     )
-    return Suite(config, test, validation, tasks, counting, sources, hasher.hexdigest())
+    return Suite(config, test, validation, tasks, pairs, baselines, counting, sources, hasher.hexdigest())
 
 
 def _check_world(world: WorldConfig, tasks: Sequence[Task]) -> None:
@@ -141,13 +177,32 @@ def _check_world(world: WorldConfig, tasks: Sequence[Task]) -> None:
             return
 
 
-def _write_tasks(path: Path, tasks: Sequence[Task]) -> None:
-    path.write_text("".join(json.dumps(asdict(t), ensure_ascii=False) + "\n" for t in tasks), encoding="utf-8")
+def _choose_tasks(config: SuiteConfig, task_bank: Path) -> list[Task]:
+    """The first test tasks of each family; none about the world where it is no source of the text."""
+    found = list(read_tasks(task_bank, "test"))
+    sizes = dict.fromkeys(GYM_FAMILIES, config.tasks_per_family)
+    if config.world_tasks:
+        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | dict.fromkeys(HOPS, config.world_tasks)
+    tasks = [t for family in FAMILIES for t in [t for t in found if t.family == family][: sizes.get(family, 0)]]
+    _check_world(config.world, tasks)
+    return tasks
 
 
-def _read_tasks(path: Path) -> tuple[Task, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(Task(**record | {"options": tuple(record["options"])}) for record in map(json.loads, lines))
+def _baselines_of_tasks(world: WorldConfig, tasks: Sequence[Task], task_bank: Path) -> dict[str, Mapping[str, Tensor]]:
+    asked = [task for task in tasks if task.family in WORLD_FAMILIES]
+    if not asked:
+        return {}
+    trained_on = [task for task in read_tasks(task_bank, "train") if task.family in HOPS]
+    return dict(world_baselines(asked, majorities([document_of(task, world) for task in trained_on])))
+
+
+def _write_lines(path: Path, records: Sequence[Task] | Sequence[MinimalPair]) -> None:
+    path.write_text("".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def _fields(windows: Windows) -> dict[str, Tensor]:

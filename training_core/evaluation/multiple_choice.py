@@ -1,6 +1,9 @@
 """Multiple choice by likelihood: picks the option with the highest log-probability per byte, given the prompt.
 
 Normalising by bytes removes the penalty on long options (Brown et al., 2020, section 2.4; `acc_norm` of lm-eval).
+Minimal pairs are compared by the log-probability of the whole sentence (Warstadt et al., 2020, section 4).
+
+Shape legend: B rows, S sequence, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,84 +17,87 @@ from torch import Tensor
 
 from training_core.data.task_bank import Task
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.intervals import wilson
+from training_core.evaluation.family_score import FamilyScore
 from training_core.nn.cognate import Cognate
+from training_core.world.minimal_pairs import MinimalPair, pair_outcomes
 
 
 @dataclass(frozen=True, slots=True)
-class FamilyScore:
-    """Accuracy of one family with its 95 % interval; corrected for chance it is (p - chance) / (1 - chance)."""
+class Continuation:
+    """Token ids of END_OF_TEXT, a context and its continuation, which begins at index `start`."""
 
-    accuracy: float
-    low: float
-    high: float
-    chance: float
-    items: int
+    ids: tuple[int, ...]
+    start: int
 
-    def as_dict(self) -> dict[str, float]:
-        """Return flat scalars for the ledger."""
 
-        def corrected(p: float) -> float:
-            return (p - self.chance) / (1 - self.chance)
+def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int) -> dict[str, FamilyScore]:
+    """Return the score of every task family. Of several options with the highest score each counts in equal parts."""
+    options = [_continuation(tokenizer, task.prompt, f" {option}") for task in tasks for option in task.options]
+    scores = iter(log_likelihoods(model, options, batch_size).tolist())
+    right: dict[str, list[float]] = {}
+    chance: dict[str, list[float]] = {}
+    for task in tasks:
+        part = [next(scores) / (len(option.encode()) + 1) for option in task.options]
+        leading = [place for place, score in enumerate(part) if score == max(part)]
+        right.setdefault(task.family, []).append((task.answer_index in leading) / len(leading))
+        chance.setdefault(task.family, []).append(1 / len(task.options))
+    return {
+        family: FamilyScore(torch.tensor(outcomes, dtype=torch.float64), sum(chance[family]) / len(outcomes))
+        for family, outcomes in right.items()
+    }
 
-        return {
-            "accuracy": self.accuracy,
-            "chance": self.chance,
-            "corrected": corrected(self.accuracy),
-            "corrected_low": corrected(self.low),
-            "corrected_high": corrected(self.high),
-            "items": self.items,
-        }
+
+def score_pairs(
+    model: Cognate, tokenizer: Tokenizer, pairs: Sequence[MinimalPair], batch_size: int
+) -> dict[str, FamilyScore]:
+    """Return the score of every phenomenon: the good sentence has the higher log-probability; ties count half."""
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    scores = log_likelihoods(model, [_continuation(tokenizer, "", text) for text in texts], batch_size).tolist()
+    right: dict[str, list[float]] = {}
+    for pair, outcome in zip(pairs, pair_outcomes(scores[::2], scores[1::2]), strict=True):
+        right.setdefault(pair.phenomenon, []).append(outcome)
+    return {
+        phenomenon: FamilyScore(torch.tensor(outcomes, dtype=torch.float64), 0.5)
+        for phenomenon, outcomes in right.items()
+    }
 
 
 @torch.no_grad()
-def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int) -> dict[str, FamilyScore]:
-    """Return the score of every task family. Ties are resolved in favour of the first option."""
-    sequences = [_Option(tokenizer, task, option) for task in tasks for option in task.options]
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
-    scores = torch.zeros(len(sequences), dtype=torch.float64)
+def log_likelihoods(model: Cognate, asked: Sequence[Continuation], batch_size: int) -> Tensor:
+    """Return the natural log-probability of each continuation given its context, (continuations,) float64.
+
+    Continuations whose input begins another one's, as all of one token after the same prompt do, are read from the same
+    row of logits.
+    """
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        for index, value in zip(chosen, _log_likelihoods(model, [sequences[i] for i in chosen]), strict=True):
-            scores[index] = value / sequences[index].num_bytes
-    right: dict[str, list[bool]] = {}
-    chance: dict[str, list[float]] = {}
-    position = 0
-    for task in tasks:
-        part = scores[position : position + len(task.options)]
-        position += len(task.options)
-        right.setdefault(task.family, []).append(int(part.argmax()) == task.answer_index)
-        chance.setdefault(task.family, []).append(1 / len(task.options))
-    result = {}
-    for family, outcomes in right.items():
-        estimate = wilson(sum(outcomes), len(outcomes))
-        level = sum(chance[family]) / len(outcomes)
-        result[family] = FamilyScore(estimate.value, estimate.low, estimate.high, level, len(outcomes))
-    return result
-
-
-class _Option:
-    """Token ids of prompt and option, and the index at which the option begins."""
-
-    def __init__(self, tokenizer: Tokenizer, task: Task, option: str) -> None:
-        prompt = tokenizer.encode(task.prompt).ids
-        continuation = tokenizer.encode(f" {option}").ids
-        self.ids = [END_OF_TEXT_ID, *prompt, *continuation]
-        self.start = 1 + len(prompt)
-        self.num_bytes = len(option.encode()) + 1
-
-
-def _log_likelihoods(model: Cognate, options: Sequence[_Option]) -> Tensor:
     device = next(model.buffers(), next(model.parameters(), torch.zeros(0))).device
-    longest = max(len(o.ids) for o in options)
-    tokens = torch.full((len(options), longest), END_OF_TEXT_ID)
-    mask = torch.zeros(len(options), longest - 1, dtype=torch.bool)
-    for row, option in enumerate(options):
-        tokens[row, : len(option.ids)] = torch.tensor(option.ids)
-        mask[row, option.start - 1 : len(option.ids) - 1] = True
-    tokens = tokens.to(device)
-    log_p = model(tokens[:, :-1]).logits.double().log_softmax(-1)
-    chosen = log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).cpu()
-    total: Tensor = (chosen * mask).sum(-1)
-    return total
+    readers: dict[tuple[int, ...], list[int]] = {}  # rows to compute, and the continuations that each of them scores
+    for index in sorted(range(len(asked)), key=lambda i: asked[i].ids[:-1], reverse=True):
+        inputs = asked[index].ids[:-1]
+        last = next(reversed(readers), ())  # in this order an input follows directly those that it begins
+        row = last if last[: len(inputs)] == inputs else inputs
+        readers.setdefault(row, []).append(index)
+    totals = torch.zeros(len(asked), dtype=torch.float64)
+    order = sorted(readers, key=len)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        inputs_BS = torch.full((len(rows), len(rows[-1])), END_OF_TEXT_ID)
+        for place, row in enumerate(rows):
+            inputs_BS[place, : len(row)] = torch.tensor(row)
+        places = [
+            (place, index, at)
+            for place, row in enumerate(rows)
+            for index in readers[row]
+            for at in range(asked[index].start, len(asked[index].ids))
+        ]
+        row_N, index_N, at_N = torch.tensor(places).unbind(1)
+        logits_NV = model(inputs_BS.to(device)).logits[row_N.to(device), at_N.to(device) - 1]
+        targets_N = torch.tensor([asked[index].ids[at] for _, index, at in places], device=device)
+        found_N = logits_NV.double().log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
+        totals.index_add_(0, index_N, found_N.cpu())
+    return totals
+
+
+def _continuation(tokenizer: Tokenizer, context: str, continuation: str) -> Continuation:
+    before = (END_OF_TEXT_ID, *tokenizer.encode(context).ids)
+    return Continuation((*before, *tokenizer.encode(continuation).ids), len(before))

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from training_core.record import Estimate, Record, keyed, maybe
 
+ANSWERED = "answered_"  # before a family's name: its score by generated answers
+BASELINE = "baseline_"  # before a baseline's name in the scores of a family
+ABOVE_BEST = "above_best_baseline"
+GRAMMAR = "grammar_"  # before the name of a phenomenon of minimal pairs
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult(Record):
@@ -35,6 +40,9 @@ class SuiteResult(Record):
     world_parsed: Estimate = maybe()
     world_consistent: Estimate = maybe()
     task_accuracy_low: Mapping[str, float] = keyed("task_{}_corrected_low")
+    above_best_baseline: Mapping[str, Estimate] = keyed("{}_above_best_baseline")
+    answered: Mapping[str, Estimate] = keyed("answered_{}")
+    grammar: Mapping[str, Estimate] = keyed("grammar_{}")
     bits_per_byte_ratio: Mapping[str, Estimate] = keyed("bits_per_byte_ratio_to_{}")
     retention: Mapping[str, Estimate] = keyed("retention_to_{}")
     next_token_accuracy_drop: Mapping[str, Estimate] = keyed("next_token_accuracy_drop_to_{}")

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from training_core.data.task_bank import HOPS
 from training_core.data.tokenizer import load_tokenizer
+from training_core.evaluation.family_score import FamilyScore
+from training_core.evaluation.generated_answers import answer_tasks
 from training_core.evaluation.held_out import Suite, open_suite
-from training_core.evaluation.intervals import difference_of_rates, rate, wilson
+from training_core.evaluation.intervals import difference_of_rates, proportion, rate, wilson
 from training_core.evaluation.language_modeling import DocumentCounts, measure_windows
-from training_core.evaluation.multiple_choice import score_tasks
+from training_core.evaluation.multiple_choice import score_pairs, score_tasks
 from training_core.evaluation.probes import (
     causality_violations,
     latency_ms_per_token,
     non_finite_weights,
     streaming_error,
 )
-from training_core.evaluation.result import SuiteResult
+from training_core.evaluation.result import ABOVE_BEST, ANSWERED, GRAMMAR, SuiteResult
 from training_core.formats.loading import load_model, parameter_count
 from training_core.nn.cognate import Cognate
 from training_core.record import Estimate, record
@@ -42,8 +45,9 @@ LN2 = math.log(2)
 class Measurement:
     """Measurements of the evaluation suite on a bundle read back from disk.
 
-    `metrics` are flat scalars, `tasks` maps a task family to its scores, and `counts` holds per-document counts, with
-    which two models can be compared on the same documents.
+    `metrics` are flat scalars, `tasks` maps a task family to its scores, and `counts` holds per-document counts and,
+    as `task.` and the family's name, per-item outcomes, with which two models can be compared on the same documents and
+    items.
     """
 
     metrics: Mapping[str, float]
@@ -56,9 +60,10 @@ def measure_bundle(
 ) -> Measurement:
     """Measure everything that the ledger and the gates need to know about a bundle.
 
-    On the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each task
-    family, causality, streaming, latency, size. The model is compared with the n-gram model and with every
-    parent, paired by document.
+    On the suite's test documents: bits per byte and next-token accuracy with intervals, causality, streaming, latency,
+    size. On its items: multiple choice, and where the world is a source of the text also answers that the model writes,
+    minimal pairs, and the difference to the best baseline. The model is compared with the n-gram model and with
+    every parent, paired by document.
 
     Raises:
         BundleError: when the bundle or a parent's record cannot be read.
@@ -73,7 +78,7 @@ def measure_bundle(
 
     counts = measure_windows(model, suite.test, suite.config.batch_size, progress)
     tokenizer = load_tokenizer(bundle.tokenizer_json())
-    scores = score_tasks(model, tokenizer, suite.tasks, 2 * suite.config.batch_size)
+    scores = _scores(model, tokenizer, suite)
     tokens = suite.test.inputs[:2, :PROBE_TOKENS].to(device)
     positions = sorted({1, tokens.shape[1] // 2, tokens.shape[1] - 1})
     metrics = _quality(counts, suite) | {
@@ -89,9 +94,8 @@ def measure_bundle(
     }
     if suite.config.world_stories:
         metrics |= _stories(model, tokenizer, suite.config.world_stories)
-    for family, score in scores.items():
-        metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
-    counted = _record(counts, suite)
+    metrics |= _of_families(scores, suite)
+    counted = _record(counts, suite) | {f"task.{family}": score.outcomes for family, score in scores.items()}
     metrics |= _compare(bundle, metrics, counted, parents)
     scored = {family: score.as_dict() for family, score in scores.items()}
     return Measurement(record(SuiteResult, metrics).metrics(), scored, counted)
@@ -122,7 +126,7 @@ def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
     margin = difference_of_rates(nats / LN2, counts.nats / LN2, counts.num_bytes)
     result = {
         **rate(counts.nats / LN2, counts.num_bytes).metrics("bits_per_byte"),
-        **rate(counts.correct, counts.tokens).metrics("next_token_accuracy"),
+        **proportion(counts.correct, counts.tokens).metrics("next_token_accuracy"),
         **margin.metrics("margin_below_counting"),
         "counting_bits_per_byte": float(nats.sum() / counts.num_bytes.sum()) / LN2,
         "counting_accuracy": float(suite.counting["correct"].sum() / counts.tokens.sum()),
@@ -131,9 +135,36 @@ def _quality(counts: DocumentCounts, suite: Suite) -> dict[str, float]:
         size = counts.num_bytes[where]
         below = difference_of_rates(nats[where] / LN2, counts.nats[where] / LN2, size)
         result |= rate(counts.nats[where] / LN2, size).metrics(f"bits_per_byte_on_{name}")
-        result |= rate(counts.correct[where], counts.tokens[where]).metrics(f"next_token_accuracy_on_{name}")
+        result |= proportion(counts.correct[where], counts.tokens[where]).metrics(f"next_token_accuracy_on_{name}")
         result |= below.metrics(f"margin_below_counting_on_{name}")
     return result
+
+
+def _scores(model: Cognate, tokenizer: Tokenizer, suite: Suite) -> dict[str, FamilyScore]:
+    """The scores of all families: by likelihood, by generated answers (`answered_...`), and of minimal pairs."""
+    rows = 2 * suite.config.batch_size
+    scores = score_tasks(model, tokenizer, suite.tasks, rows)
+    if about_world := [task for task in suite.tasks if task.family in HOPS]:
+        for family, outcomes in answer_tasks(model, tokenizer, about_world).items():
+            scores[family] = FamilyScore(outcomes, float(suite.baselines[family]["chance"].mean()))
+    if suite.pairs:
+        scores |= score_pairs(model, tokenizer, suite.pairs, 4 * rows)
+    return {family: replace(score, baselines=suite.baselines.get(family, {})) for family, score in scores.items()}
+
+
+def _of_families(scores: Mapping[str, FamilyScore], suite: Suite) -> dict[str, float]:
+    phenomena = {pair.phenomenon for pair in suite.pairs}
+    metrics: dict[str, float] = {}
+    for family, score in scores.items():
+        if family in phenomena:
+            metrics |= score.accuracy().metrics(f"{GRAMMAR}{family}")
+        elif family.startswith(ANSWERED):
+            metrics |= score.accuracy().metrics(family)
+        else:
+            metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
+        if (above := score.above_best_baseline()) is not None:
+            metrics |= above.metrics(f"{family}_{ABOVE_BEST}")
+    return metrics
 
 
 def _stories(model: Cognate, tokenizer: Tokenizer, count: int) -> dict[str, float]:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training_core.evaluation.intervals import difference_of_rates, percentile_interval, rate, resample_weights
+from training_core.evaluation.intervals import (
+    difference_of_rates,
+    percentile_interval,
+    resample_weights,
+    weighted_proportion,
+)
 from training_core.nn.svf import Expert, SVFModel
 from training_core.record import Estimate
 from training_core.tasks.questions.likelihood import AskedQuestions
@@ -37,9 +42,8 @@ def family_weights(questions: Sequence[Question]) -> Tensor:
 
 
 def accuracy(expected_Q: Tensor, questions: Sequence[Question]) -> Estimate:
-    """Return the mean over families of their mean expected accuracy, with a 95 % bootstrap over questions."""
-    weights_Q = family_weights(questions)
-    return rate(expected_Q * weights_Q, weights_Q)
+    """Return the mean over families of their mean expected accuracy, with a Wilson interval, conservative here."""
+    return weighted_proportion(expected_Q, family_weights(questions))
 
 
 def gain(expected_Q: Tensor, other_Q: Tensor, questions: Sequence[Question]) -> Estimate:

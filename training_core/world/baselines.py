@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from training_core.world.documents import Document
 from training_core.world.shortcuts import RULES
+from training_core.world.state import Event
 
 BASELINES = ("chance", "majority", *RULES)
+Majorities = Mapping[str, Mapping[str, int]]  # by family, how often each answer is right
 
 
-def baselines(items: Sequence[Document], seen: Sequence[Document] | None = None) -> dict[str, dict[str, float]]:
+def baselines(items: Sequence[Document], seen: Sequence[Document]) -> dict[str, dict[str, float]]:
     """Return the accuracy of every baseline by family, for all questions of the items.
 
-    chance: a candidate drawn at random. majority: the most frequent answer of the family. The others: `shortcuts`.
-    seen: training documents from which the majority is counted; by default the items themselves, which flatters it.
+    seen: training documents from which the majority is counted.
 
     Raises:
         ValueError: when there is no question.
     """
-    majority = _majorities(seen if seen is not None else items)
-    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    counted = majorities(seen)
+    scores: dict[str, list[dict[str, float]]] = defaultdict(list)
     for item in items:
         for asked in item.questions:
-            of = scores[asked.family]
-            of["chance"].append(1 / len(asked.candidates))
-            of["majority"].append(float(asked.word == majority.get(asked.family)))
-            for name, rule in RULES.items():
-                of[name].append(rule(item.events, asked.query, asked.word, asked.candidates))
+            scores[asked.family].append(
+                outcomes(item.events, asked.query, asked.word, asked.candidates, counted.get(asked.family, {}))
+            )
     if not scores:
         raise ValueError("none of the documents has a question: raise asked_share, or give items of a level")
-    return {family: {name: mean(of[name]) for name in BASELINES} for family, of in sorted(scores.items())}
+    return {family: {name: mean(o[name] for o in of) for name in BASELINES} for family, of in sorted(scores.items())}
 
 
-def _majorities(documents: Sequence[Document]) -> dict[str, str]:
+def outcomes(
+    events: Sequence[Event], query: Event, right: str, choices: Sequence[str], counts: Mapping[str, int]
+) -> dict[str, float]:
+    """Return for every baseline the probability that it chooses the right one of the choices.
+
+    chance: a choice drawn at random. majority: the choice that is most often the answer in the family, by `counts`. The
+    others: `shortcuts`.
+    """
+    most = max(counts.get(choice, 0) for choice in choices)
+    leading = [choice for choice in choices if counts.get(choice, 0) == most]
+    return {
+        "chance": 1 / len(choices),
+        "majority": (right in leading) / len(leading),
+        **{name: rule(events, query, right, choices) for name, rule in RULES.items()},
+    }
+
+
+def majorities(documents: Sequence[Document]) -> Majorities:
+    """Return how often each answer is right in each family."""
     words: dict[str, Counter[str]] = defaultdict(Counter)
     for item in documents:
         for asked in item.questions:
             words[asked.family][asked.word] += 1
-    return {family: min(count, key=lambda word: (-count[word], word)) for family, count in words.items()}
+    return words

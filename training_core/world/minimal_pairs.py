@@ -21,7 +21,8 @@ from training_core.world.lexicon import FOODS, NUMBERS, Lexicon, is_woman, lexic
 from training_core.world.realise import article
 from training_core.world.stage import pick
 
-_DRAWS = 40_000
+_DRAWS = 10_000  # in a row without a new pair, before there are taken to be no more
+_OPENINGS = ("", "Then ", "In the morning ", "In the afternoon ", "In the evening ", "At night ")
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -35,13 +36,13 @@ class MinimalPair:
 
 
 def minimal_pairs(config: WorldConfig, seed: int, phenomenon: str, count: int) -> list[MinimalPair]:
-    """Return `count` different pairs, in twos that balance each other; count is even.
+    """Return `count` different pairs, in twos that balance each other. A small vocabulary may give fewer, or none.
 
     The name and the noun of a sentence never meet in training (`holdout`), so no such sentence was seen there; those of
     `agreement` have no name and may have been.
 
     Raises:
-        ValueError: for an unknown phenomenon, an odd count, or more pairs than there are.
+        ValueError: for an unknown phenomenon, or an odd count.
     """
     make = _MAKERS.get(phenomenon)
     if make is None:
@@ -52,39 +53,42 @@ def minimal_pairs(config: WorldConfig, seed: int, phenomenon: str, count: int) -
     words = lexicon(config.vocabulary)
     found: list[MinimalPair] = []
     seen: set[str] = set()
-    for _ in range(_DRAWS):
-        if len(found) == count:
-            return found
+    repeated = 0
+    while len(found) < count and repeated < _DRAWS:
         made = make(rng, words, config.combination_share)
+        repeated += 1
         if made is not None and seen.isdisjoint(good for good, _ in made):
             seen.update(good for good, _ in made)
             found += [MinimalPair(phenomenon, good, bad) for good, bad in made]
-    raise ValueError(
-        f"only {len(found)} pairs of {phenomenon!r} were found in {_DRAWS} draws, not {count}: ask for fewer, or raise "
-        "the vocabulary"
-    )
+            repeated = 0
+    return found
 
 
-def pair_accuracy(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Return the share of pairs in which the good sentence has the higher log-probability; ties count half.
+def pair_outcomes(good: Sequence[float], bad: Sequence[float]) -> list[float]:
+    """Return for each pair 1 if the good sentence has the higher log-probability, 0.5 for a tie, else 0.
 
     Raises:
         ValueError: when there are no scores, or not as many of both.
     """
     if not good or len(good) != len(bad):
         raise ValueError(f"each pair needs two scores, got {len(good)} good and {len(bad)} bad ones")
-    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(good, bad, strict=True)) / len(good)
+    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(good, bad, strict=True)]
 
 
-def frequency_control(pairs: Sequence[MinimalPair], counts: Mapping[str, int]) -> float:
-    """Return the accuracy of word frequencies alone (add one smoothing); 0.5 for pairs of `minimal_pairs`."""
+def frequency_outcomes(pairs: Sequence[MinimalPair], counts: Mapping[str, int]) -> list[float]:
+    """Return `pair_outcomes` of word frequencies alone (add one smoothing); their mean is 0.5 for `minimal_pairs`."""
     total = sum(counts.values()) + len(counts) + 1
 
     def score(sentence: str) -> float:
         # fsum is exact, so two orders of the same words are equal
-        return math.fsum(math.log((counts.get(word, 0) + 1) / total) for word in _WORD.findall(sentence))
+        return math.fsum(math.log((counts.get(word, 0) + 1) / total) for word in words_of(sentence))
 
-    return pair_accuracy([score(pair.good) for pair in pairs], [score(pair.bad) for pair in pairs])
+    return pair_outcomes([score(pair.good) for pair in pairs], [score(pair.bad) for pair in pairs])
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, which `frequency_outcomes` counts."""
+    return _WORD.findall(text)
 
 
 Two = tuple[tuple[str, str], tuple[str, str]]
@@ -114,10 +118,10 @@ def _reflexive(rng: random.Random, words: Lexicon, share: float) -> Two | None:
     places = [_kept_apart(words.places, name, share) for name in (man, woman)]
     if not all(places):
         return None
-    went, washed = pick(rng, ("went", "walked", "ran")), pick(rng, ("washed", "cleaned"))
+    went, washed, opening = pick(rng, ("went", "walked", "ran")), pick(rng, ("washed", "cleaned")), pick(rng, _OPENINGS)
 
     def text(name: str, where: list[str], pronoun: str) -> str:
-        return f"{name} {went} to the {where[0]} and {washed} {pronoun}."
+        return f"{opening}{name} {went} to the {where[0]} and {washed} {pronoun}."
 
     for where in places:
         rng.shuffle(where)
@@ -133,14 +137,14 @@ def _pronoun(rng: random.Random, words: Lexicon, share: float) -> Two | None:
     men, women = [n for n in names if not is_woman(n)], [n for n in names if is_woman(n)]
     if not men or not women:
         return None
-    place = pick(rng, words.places)
+    place, opening = pick(rng, words.places), pick(rng, _OPENINGS)
     frame = pick(
         rng,
         (
             "{0} was sad because {1} lost the {2}.",
             "{0} was glad because {1} found the {2}.",
-            "{0} went to the {3} because {1} wanted the {2}.",
-            "{0} ran to the {3} because {1} wanted the {2}.",
+            f"{opening}{{0}} went to the {{3}} because {{1}} wanted the {{2}}.",
+            f"{opening}{{0}} ran to the {{3}} because {{1}} wanted the {{2}}.",
         ),
     )
 
@@ -161,9 +165,10 @@ def _number(rng: random.Random, words: Lexicon, share: float) -> Two | None:
     if not is_held_out(name, food, share):
         return None
     verb, number = pick(rng, ("had", "held", "found", "bought", "took", "lost", "sold")), pick(rng, NUMBERS[2:7])
+    begun = f"{'' if verb in ('had', 'held') else pick(rng, _OPENINGS)}{name} {verb}"
     return (
-        (f"{name} {verb} one {food}.", f"{name} {verb} one {FOODS[food]}."),
-        (f"{name} {verb} {number} {FOODS[food]}.", f"{name} {verb} {number} {food}."),
+        (f"{begun} one {food}.", f"{begun} one {FOODS[food]}."),
+        (f"{begun} {number} {FOODS[food]}.", f"{begun} {number} {food}."),
     )
 
 

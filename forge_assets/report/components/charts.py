@@ -1,4 +1,4 @@
-"""The report's charts as inline SVG: metrics along the chain of models, and each task family against chance."""
+"""The report's charts as inline SVG: metrics along the chain of models, each family against its rules."""
 
 import io
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from forge_assets.ledger import Ledger, ModelRow
+from forge_assets.report.yardsticks import best_baseline
 
 INK, ACCENT, CHANCE = "#1d2433", "#3056d3", "#b42318"
 
@@ -21,7 +22,7 @@ def chain(ledger: Ledger) -> list[Markup]:
 
 
 def tasks(ledger: Ledger) -> list[Markup]:
-    """Return one chart per task family: accuracy with its 95 % CI, and the chance level."""
+    """Return one chart per task family: accuracy with its 95 % CI, the chance level, and the best baseline."""
     families = list(dict.fromkeys(family for row in ledger.models for family in row.lineage.tasks))
     return [_family(ledger, family) for family in families]
 
@@ -62,6 +63,7 @@ def _family(ledger: Ledger, family: str) -> Markup:
     """
     rows = [row for row in ledger.models if family in row.lineage.tasks]
     canvas, axes = _canvas(rows)
+    rule = ""
     for y, row in enumerate(rows):
         scores = row.lineage.tasks[family]
         axes.plot([100 * scores["accuracy"]], [y], "o", color=ACCENT, markersize=6)
@@ -71,8 +73,11 @@ def _family(ledger: Ledger, family: str) -> Markup:
         ends = [100 * (chance + (1 - chance) * scores[f"corrected_{end}"]) for end in ("low", "high")]
         axes.plot(ends, [y, y], color=ACCENT, linewidth=2.2, solid_capstyle="round")
         axes.plot([100 * chance] * 2, [y - 0.4, y + 0.4], color=CHANCE, linewidth=1.4, linestyle=":")
+        if (best := best_baseline(scores)) is not None:
+            rule = f"; dashed: {best[0]}"
+            axes.plot([100 * best[1]] * 2, [y - 0.4, y + 0.4], color=CHANCE, linewidth=1.4, linestyle="--")
     axes.margins(x=0.12)
-    return _finish(canvas, axes, f"{family}: accuracy, % (dotted: guessing)")
+    return _finish(canvas, axes, f"{family}: accuracy, % (dotted: guessing{rule})")
 
 
 def _canvas(rows: list[ModelRow]) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from training_core.evaluation.intervals import difference_of_rates, wilson
+from training_core.evaluation.intervals import paired_difference, wilson
 from training_core.record import Estimate
 
 
@@ -16,6 +16,5 @@ def share(right: Sequence[bool]) -> Estimate:
 
 
 def paired_gain(right: Sequence[bool], other: Sequence[bool]) -> Estimate:
-    """Return the difference of two proportions on the same questions, with a 95 % CI by bootstrap over questions."""
-    ones = torch.ones(len(right), dtype=torch.float64)
-    return difference_of_rates(torch.tensor(right).double(), torch.tensor(other).double(), ones)
+    """Return the difference of two proportions on the same questions, with Tango's score interval."""
+    return paired_difference(torch.tensor(right).double(), torch.tensor(other).double())

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.tokenizer import END_OF_TEXT_ID
-from training_core.evaluation.intervals import difference_of_rates, rate
+from training_core.evaluation.intervals import difference_of_proportions, proportion
 from training_core.nn.cognate import Cognate
 from training_core.phases.p5_curriculum.config import CharacterConfig
 from training_core.phases.p5_curriculum.eudaimonia import rule_prompt
@@ -128,13 +128,18 @@ def margins(
 def preference(pairs: Sequence[ScenarioPair], of: Sequence[float]) -> Estimate:
     """Return the share of pairs with a positive margin, with a 95 % CI by bootstrap over templates."""
     right, count = _by_template(pairs, of)
-    return rate(right, count)
+    return proportion(right, count)
 
 
 def preference_gain(pairs: Sequence[ScenarioPair], after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """Return the difference of two preference accuracies on the same pairs, with a CI by paired bootstrap."""
+    """Return the difference of two preference accuracies on the same pairs, with a CI by paired bootstrap.
+
+    Margins that are all equal are those of one model; it differs from itself by exactly 0.
+    """
+    if list(after) == list(before):
+        return Estimate(0.0, 0.0, 0.0)
     (right, count), (other, _) = _by_template(pairs, after), _by_template(pairs, before)
-    return difference_of_rates(right, other, count)
+    return difference_of_proportions(right, other, count)
 
 
 def _by_template(pairs: Sequence[ScenarioPair], of: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from training_core.data.tokenizer import END_OF_TEXT_ID
 from training_core.distill.prompt_baking import measure_baking
 from training_core.distill.trajectories import SamplingConfig
-from training_core.evaluation.intervals import difference_of_rates, wilson
+from training_core.evaluation.intervals import difference_of_rates, paired_difference, wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking.context import Baked, CycleContext
@@ -106,9 +106,8 @@ def measure_repairs(cycle: ToolCycle, model: Cognate, baked: Baked | None) -> Me
     for name, estimate in estimates.items():
         metrics |= estimate.metrics(f"repairs_{name}")
     rights = {name: torch.tensor(right).double() for name, right in solved.items()}
-    ones = torch.ones(len(instances), dtype=torch.float64)
-    metrics |= difference_of_rates(rights["prompted"], rights["baked"], ones).metrics("repairs_prompted_over_baked")
-    metrics |= difference_of_rates(rights["baked"], rights["base"], ones).metrics("repairs_gain")
+    metrics |= paired_difference(rights["prompted"], rights["baked"]).metrics("repairs_prompted_over_baked")
+    metrics |= paired_difference(rights["baked"], rights["base"]).metrics("repairs_gain")
     metrics["repairs_tool_calls"] = float(sum(len(a.calls) for a in stored))
     kinds = sorted({instance.kind for instance in instances})
     by_kind = []

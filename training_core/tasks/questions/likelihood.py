@@ -55,8 +55,8 @@ class Likelihoods:
         return self.log_prob_Q.exp()
 
     def expected(self) -> Estimate:
-        """Return the expected accuracy of sampled attempts, with a 95 % bootstrap interval over questions."""
-        return rate(self.expected_Q(), torch.ones_like(self.tokens_Q))
+        """Return the expected accuracy of sampled attempts, with a Wilson interval, which is conservative here."""
+        return wilson(float(self.expected_Q().sum()), len(self.tokens_Q))
 
     def exact(self) -> Estimate:
         """Return the share of questions whose completion greedy decoding reproduces, with a Wilson interval."""

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training_core.evaluation.intervals import difference_of_rates, rate, wilson
+from training_core.evaluation.intervals import Z95, paired_difference, wilson
 from training_core.nn.cognate import Cognate
 from training_core.nn.ternary import inference_copy
 from training_core.record import Estimate
@@ -113,16 +113,25 @@ def require_questions(questions: Sequence[Question], number: int) -> None:
 
 def difference(before: Answered, after: Answered, level: int) -> Estimate:
     """Return the change of accuracy at a level (`after` minus `before`), paired by question."""
-    right = after.right(level)
-    return difference_of_rates(right, before.right(level), torch.ones_like(right))
+    return mean_difference(before, after, [level])
 
 
 def mean_difference(before: Answered, after: Answered, levels: Sequence[int]) -> Estimate:
     """Return the change of accuracy (`after` minus `before`) averaged over levels with equal weights, paired by
-    question."""
-    pairs = [(after.right(level), before.right(level)) for level in levels]
-    weights = torch.cat([torch.full_like(one, 1 / len(one)) for one, _ in pairs])
-    return rate(torch.cat([one - other for one, other in pairs]) * weights, weights)
+    question (Tango, 1998).
+
+    Attempts that are equal in every log-probability are those of one model; it differs from itself by exactly 0.
+    """
+    if all(before.attempts[level] == after.attempts[level] for level in levels):
+        return Estimate(0.0, 0.0, 0.0)
+    right, other, weights = _paired(before, after, levels)
+    return paired_difference(right, other, weights)
+
+
+def _paired(before: Answered, after: Answered, levels: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Outcomes after and before, and weights with which all levels count the same, all (questions,) float64."""
+    right, other = (torch.cat([answered.right(level) for level in levels]) for answered in (after, before))
+    return right, other, torch.cat([torch.full_like(one, 1 / len(one)) for one in map(before.right, levels)])
 
 
 def assess_levels(
@@ -200,25 +209,32 @@ def worst_fall(before: Answered, after: Answered, target: float) -> float:
     If `before` passes no level, the upper bound of the mean drop over all levels is returned instead: on single levels
     a lucky answer would decide.
     """
-    return max(fall.high for fall in _falls(before, after, target))
+    return max(mean_difference(after, before, levels).high for levels in _judged_together(before, target))
 
 
 def foreseen_fall(before: Answered, after: Answered, target: float) -> float:
     """Return a bound that `worst_fall` exceeds on equally many other questions in about one case of twenty.
 
     Use it to select on the validation set when the test set judges. Two independent estimates of a drop d differ with
-    a standard deviation of sqrt(2) SE, so the upper bound on the other set stays below d + 1.96 (1 + sqrt(2)) SE;
-    estimating SE from these questions costs another few percent.
+    a standard deviation of sqrt(2) SE, so the upper bound on the other set, as far above its d as it is here, stays
+    below high + 1.96 sqrt(2) SE; estimating SE from these questions costs another few percent.
     """
-    return max(fall.value + (1 + math.sqrt(2)) * (fall.high - fall.value) for fall in _falls(before, after, target))
+    return max(
+        mean_difference(after, before, levels).high + Z95 * math.sqrt(2) * _standard_error(before, after, levels)
+        for levels in _judged_together(before, target)
+    )
 
 
-def _falls(before: Answered, after: Answered, target: float) -> list[Estimate]:
+def _standard_error(before: Answered, after: Answered, levels: Sequence[int]) -> float:
+    """The standard error of `mean_difference`, from the variance of the differences within each level."""
+    changes = [after.right(level) - before.right(level) for level in levels]
+    return math.sqrt(sum(float(change.var(correction=0)) / len(change) for change in changes)) / len(levels)
+
+
+def _judged_together(before: Answered, target: float) -> list[list[int]]:
+    """Each passed level by itself, or all levels if none is passed."""
     levels = list(before.attempts)
-    passed = [level for level in levels if before.accuracy(level).value >= target]
-    if not passed:
-        return [mean_difference(after, before, levels)]
-    return [difference(after, before, level) for level in passed]
+    return [[level] for level in levels if before.accuracy(level).value >= target] or [levels]
 
 
 def spread(questions: Sequence[Question], number: int, levels: Iterable[int]) -> list[Question]:
