@@ -312,7 +312,8 @@ def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
         if verdict is None:
             return PlannedStep(asset, "judge", f"{check.name} has no completed verdict", inputs)
-        rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
+        table = forge.rows(asset, lineage.profile, lineage.metrics)
+        rows = [row for row in table if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
         if MEASURED_ON not in verdict.metadata:

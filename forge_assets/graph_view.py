@@ -1,13 +1,13 @@
 """The asset graph with its Dagster instance and model store, as the command line, the plan and the report use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
 from forge_assets.gates import GATES, gates_for
 from forge_resources.model_store import ModelStore
-from training_core.gates import Gate
+from training_core.gates import Gate, for_each_part
 
 
 class UserError(ValueError):
@@ -42,6 +42,6 @@ class Forge:
         checks = self.definitions.resolve_asset_graph().asset_check_keys
         return sorted((c for c in checks if c.asset_key == dg.AssetKey(asset)), key=lambda c: c.name, reverse=True)
 
-    def rows(self, asset: str, profile: str) -> tuple[Gate, ...]:
-        """Return the gates and claims of `asset` at `profile`."""
-        return gates_for(asset, profile, self.gates)
+    def rows(self, asset: str, profile: str, metrics: Mapping[str, float]) -> tuple[Gate, ...]:
+        """Return the gates and claims of `asset` at `profile`, with one for each part among its `metrics`."""
+        return for_each_part(gates_for(asset, profile, self.gates), metrics)

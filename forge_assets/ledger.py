@@ -190,7 +190,7 @@ def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> lis
             threshold = evaluation.metadata[f"threshold/{name}"].value
             verdicts[name] = (bool(entry.data["passed"]), float(threshold))  # type: ignore[arg-type]
     rows = []
-    for gate in forge.rows(lineage.asset, lineage.profile):
+    for gate in forge.rows(lineage.asset, lineage.profile, lineage.metrics):
         passed, threshold = verdicts.get(gate.name, (None, gate.threshold))
         value = lineage.metrics.get(gate.metric)
         finite = value if value is not None and math.isfinite(value) else None

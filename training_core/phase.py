@@ -66,10 +66,14 @@ class SelectionData:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Test data, on which a phase's product is evaluated. It is available after `PhaseContext.fix`."""
+    """Test data, on which a phase's product is evaluated. It is available after `PhaseContext.fix`.
+
+    `sources` maps the name of a source to its documents in `text`.
+    """
 
     text: Windows
     tasks: Sequence[Task]
+    sources: Mapping[str, torch.Tensor]
 
 
 class PhaseContext:
@@ -197,7 +201,7 @@ class PhaseContext:
 
     @cached_property
     def _report(self) -> ReportData:
-        return ReportData(self._suite.test, self._suite.tasks)
+        return ReportData(self._suite.test, self._suite.tasks, self._suite.sources)
 
     def _folder(self, name: str) -> Path:
         if name not in self._folders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import claim, gate, validity
+from training_core.gates import claim, gate, learned, validity
 from training_core.phases.p2_evomerge.result import MergeResult
 from training_core.record import of
 
@@ -13,6 +13,7 @@ RESULT = of(MergeResult)
 GATES = {
     "merged_model": (
         *validity("merged_model"),
+        learned("merged_model"),
         gate(
             "merged_model",
             "not_worse",

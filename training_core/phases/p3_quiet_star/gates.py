@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, validity
+from training_core.gates import ABOVE_ZERO, claim, gate, learned, validity
 from training_core.phases.p3_quiet_star.result import ReasoningResult
 from training_core.record import of
 
@@ -13,6 +13,7 @@ RESULT = of(ReasoningResult)
 GATES = {
     "reasoning_model": (
         *validity("reasoning_model"),
+        learned("reasoning_model"),
         gate(
             "reasoning_model",
             "not_worse",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
 from training_core.record import of
 
@@ -14,6 +14,7 @@ PRACTISED = of(PractisedResult)
 GATES = {
     "practised_model": (
         *validity("practised_model"),
+        learned("practised_model"),
         keeps_text("practised_model", against="the ternary model"),
         gate(
             "practised_model",
@@ -59,6 +60,7 @@ GATES = {
     ),
     "curriculum_model": (
         *validity("curriculum_model"),
+        learned("curriculum_model"),
         keeps_text("curriculum_model", against="the practised model"),
         gate(
             "curriculum_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p6_baking.result import BakedResult
 from training_core.record import of
 
@@ -11,6 +11,7 @@ RESULT = of(BakedResult)
 GATES = {
     "baked_model": (
         *validity("baked_model"),
+        learned("baked_model"),
         keeps_text("baked_model", against="the curriculum model"),
         gate(
             "baked_model",

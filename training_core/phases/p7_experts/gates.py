@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p7_experts.result import ExpertResult, ExpertSuiteResult
 from training_core.record import of
 
@@ -12,6 +12,7 @@ STORED = of(ExpertSuiteResult)
 GATES = {
     "expert_model": (
         *validity("expert_model"),
+        learned("expert_model"),
         keeps_text("expert_model", against="the baked model"),
         gate(
             "expert_model",
