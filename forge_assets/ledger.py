@@ -60,13 +60,16 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRow:
-    """The compressed file (`model.forge`), the product of the chain."""
+    """The compressed file (`model.forge`), the product of the chain, with its share of the next-token accuracy of its
+    parent and of the merged model, the last one in full precision."""
 
     path: Path
     size_bytes: int
     bits_per_parameter: float | None
     retention: float | None
     retention_ci95: tuple[float, float] | None
+    retention_to_merged: float | None
+    retention_to_merged_ci95: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Ledger:
                 "bits_per_parameter": self.artifact.bits_per_parameter,
                 "retention": self.artifact.retention,
                 "retention_ci95": _pair(self.artifact.retention_ci95),
+                "retention_to_merged_model": self.artifact.retention_to_merged,
+                "retention_to_merged_model_ci95": _pair(self.artifact.retention_to_merged_ci95),
             },
         }
 
@@ -205,6 +210,8 @@ def _artifact(row: ModelRow, bundle: Bundle) -> ArtifactRow:
         row.metric("bits_per_parameter"),
         row.metric("retention_to_best_parent"),
         row.interval("retention_to_best_parent"),
+        row.metric("retention_to_merged_model"),
+        row.interval("retention_to_merged_model"),
     )
 
 

@@ -55,12 +55,27 @@ def text_lines(ledger: Ledger) -> list[str]:
         if rival:
             listed = _listed(ledger, f"bits_per_byte_on_{name}")
             lines.append(f"bits per byte on {name}: {listed}; n-gram {rival[0]:.3f}")
+    lines += _retention_lines(ledger)
     for metric, what in (
         ("world_parsed", "written sentences that parse"),
         ("world_consistent", "written stories without a contradiction"),
     ):
         if listed := _listed(ledger, metric):
             lines.append(f"{what}: {listed}")
+    return lines
+
+
+def _retention_lines(ledger: Ledger) -> list[str]:
+    """What models keep of the merged model's accuracy: in all, and the last of them by source and task family."""
+    lines = []
+    if listed := _listed(ledger, "retention_to_merged_model"):
+        lines.append(f"kept of the merged model's next-token accuracy: {listed}")
+    for between, what in (("_on_", "next-token accuracy"), ("_in_", "accuracy above chance")):
+        prefix = f"retention_to_merged_model{between}"
+        for row in ledger.models[-1:]:
+            parts = [m for m in row.lineage.metrics if m.startswith(prefix) and f"{m}_low" in row.lineage.metrics]
+            if kept := [f"{m.removeprefix(prefix)} {row.lineage.metrics[m]:.3f}" for m in sorted(parts)]:
+                lines.append(f"kept of the merged model's {what} by {row.lineage.asset}: {', '.join(kept)}")
     return lines
 
 
@@ -171,6 +186,9 @@ def artifact_line(artifact: ArtifactRow) -> str:
     if artifact.retention is not None:
         kept = with_interval(artifact.retention, artifact.retention_ci95)
         facts.append(f"keeps {kept} of its parent's next-token accuracy")
+    if artifact.retention_to_merged is not None:
+        kept = with_interval(artifact.retention_to_merged, artifact.retention_to_merged_ci95)
+        facts.append(f"{kept} of the merged model's, the last in full precision")
     return f"{artifact.path}: {'; '.join(facts)}"
 
 

@@ -74,6 +74,8 @@ class Made:
             facts[-1] = (facts[-1][0], f"{facts[-1][1]}, n-gram {baseline:.4f}")
         if self.file is not None and self.file.retention is not None:
             facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))
+        if self.file is not None and (kept := self.file.retention_to_merged) is not None:
+            facts.append(("merged model's accuracy kept", with_interval(kept, self.file.retention_to_merged_ci95)))
         if self.file is not None and self.file.bits_per_parameter is not None:
             facts.append(("bits per parameter", f"{self.file.bits_per_parameter:.3f} of the trained model"))
         if tasks := [_task(family, scores) for family, scores in row.lineage.tasks.items()]:

@@ -48,7 +48,7 @@ def model(name: str = "trunk", **metrics: float) -> ModelRow:
 
 
 def ledger(*rows: GateRow) -> Ledger:
-    artifact = ArtifactRow(Path("/store/model.forge"), 400_000, 0.128, 0.84, (0.8, 0.88))
+    artifact = ArtifactRow(Path("/store/model.forge"), 400_000, 0.128, 0.84, (0.8, 0.88), 0.79, (0.75, 0.83))
     return Ledger("nano", (model(), model("child")), rows, artifact, {"left": "not made yet"})
 
 

@@ -33,7 +33,7 @@ def difference_of_rates(numerator: Tensor, other: Tensor, denominator: Tensor) -
     return rate(numerator.double() - other.double(), denominator)
 
 
-def wilson(successes: int, trials: int) -> Estimate:
+def wilson(successes: float, trials: float) -> Estimate:
     """Return a proportion with its Wilson score interval at 95 % (Wilson, 1927).
 
     Raises:

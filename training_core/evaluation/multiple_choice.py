@@ -20,13 +20,16 @@ from training_core.nn.cognate import Cognate
 
 @dataclass(frozen=True, slots=True)
 class FamilyScore:
-    """Accuracy of one family with its 95 % interval; corrected for chance it is (p - chance) / (1 - chance)."""
+    """Accuracy of one family with its 95 % interval; corrected for chance it is (p - chance) / (1 - chance).
+
+    `outcomes` holds 1 for each item that was solved, else 0, (items,) float64.
+    """
 
     accuracy: float
     low: float
     high: float
     chance: float
-    items: int
+    outcomes: Tensor
 
     def as_dict(self) -> dict[str, float]:
         """Return flat scalars for the ledger."""
@@ -40,7 +43,7 @@ class FamilyScore:
             "corrected": corrected(self.accuracy),
             "corrected_low": corrected(self.low),
             "corrected_high": corrected(self.high),
-            "items": self.items,
+            "items": len(self.outcomes),
         }
 
 
@@ -67,7 +70,9 @@ def score_tasks(model: Cognate, tokenizer: Tokenizer, tasks: Sequence[Task], bat
     for family, outcomes in right.items():
         estimate = wilson(sum(outcomes), len(outcomes))
         level = sum(chance[family]) / len(outcomes)
-        result[family] = FamilyScore(estimate.value, estimate.low, estimate.high, level, len(outcomes))
+        result[family] = FamilyScore(
+            estimate.value, estimate.low, estimate.high, level, torch.tensor(outcomes, dtype=torch.float64)
+        )
     return result
 
 

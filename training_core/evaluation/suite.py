@@ -23,6 +23,7 @@ from training_core.evaluation.probes import (
     streaming_error,
 )
 from training_core.evaluation.result import SuiteResult
+from training_core.evaluation.retention import OUTCOMES, handed_on, retention
 from training_core.formats.loading import load_model, parameter_count
 from training_core.nn.cognate import Cognate
 from training_core.record import Estimate, record
@@ -42,8 +43,8 @@ LN2 = math.log(2)
 class Measurement:
     """Measurements of the evaluation suite on a bundle read back from disk.
 
-    `metrics` are flat scalars, `tasks` maps a task family to its scores, and `counts` holds per-document counts, with
-    which two models can be compared on the same documents.
+    `metrics` are flat scalars, `tasks` maps a task family to its scores, and `counts` holds per-document counts and
+    per-item outcomes, with which two models can be compared on the same documents and items.
     """
 
     metrics: Mapping[str, float]
@@ -57,8 +58,8 @@ def measure_bundle(
     """Measure everything that the ledger and the gates need to know about a bundle.
 
     On the suite's test documents: bits per byte and next-token accuracy with intervals, multiple choice for each task
-    family, causality, streaming, latency, size. The model is compared with the n-gram model and with every
-    parent, paired by document.
+    family, causality, streaming, latency, size. The model is compared with the n-gram model, with every
+    parent, and with the merged model if that is an ancestor, paired by document.
 
     Raises:
         BundleError: when the bundle or a parent's record cannot be read.
@@ -91,8 +92,12 @@ def measure_bundle(
         metrics |= _stories(model, tokenizer, suite.config.world_stories)
     for family, score in scores.items():
         metrics[f"task_{family}_corrected_low"] = score.as_dict()["corrected_low"]
-    counted = _record(counts, suite)
-    metrics |= _compare(bundle, metrics, counted, parents)
+    counted = _record(counts, suite) | {OUTCOMES + family: score.outcomes for family, score in scores.items()}
+    records = {name: parent.evaluation_counts() for name, parent in parents.items()}
+    metrics |= _compare(bundle, metrics, counted, parents, records)
+    if origin := handed_on(records):
+        metrics |= retention(counted, origin, suite.sources, {family: s.chance for family, s in scores.items()})
+        counted |= origin
     scored = {family: score.as_dict() for family, score in scores.items()}
     return Measurement(record(SuiteResult, metrics).metrics(), scored, counted)
 
@@ -162,11 +167,14 @@ def _record(counts: DocumentCounts, suite: Suite) -> dict[str, Tensor]:
 
 
 def _compare(
-    bundle: Bundle, metrics: Mapping[str, float], record: Mapping[str, Tensor], parents: Mapping[str, Bundle]
+    bundle: Bundle,
+    metrics: Mapping[str, float],
+    record: Mapping[str, Tensor],
+    parents: Mapping[str, Bundle],
+    records: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, float]:
     if not parents:
         return {}
-    records = {name: parent.evaluation_counts() for name, parent in parents.items()}
     if any("nats" not in r for r in records.values()):
         raise BundleError("a parent's evaluation.safetensors lacks its counts; materialize the parent again")
     result: dict[str, float] = {}
