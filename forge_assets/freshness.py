@@ -157,8 +157,9 @@ def plan(
     *,
     select: Sequence[str] = (),
     force: Sequence[str] = (),
+    controls: bool = False,
 ) -> list[PlannedStep]:
-    """Return one step for each selected asset (default: all) in topological order.
+    """Return one step for each selected asset (default: all, with or without `controls`) in topological order.
 
     A selected asset that is fresh, but was made from something that a run of the whole graph would make again, is
     `closed`: it cannot be brought up to date alone. If it is made all the same, its note says so.
@@ -169,7 +170,8 @@ def plan(
     known = forge.assets()
     if unknown := sorted({*select, *force} - set(known)):
         raise UserError(f"there is no asset {', '.join(unknown)}; assets are {', '.join(known)}")
-    steps = _steps(forge, configs, known, force)
+    left_out = [] if controls or select else [name for name in forge.controls() if name not in force]
+    steps = _steps(forge, configs, [asset for asset in known if asset not in left_out], force)
     if not select:
         return list(steps.values())
     alone = _steps(forge, configs, [asset for asset in known if asset in select], force)

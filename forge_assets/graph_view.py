@@ -8,6 +8,7 @@ import dagster as dg
 from forge_assets.gates import GATES, gates_for
 from forge_resources.model_store import ModelStore
 from training_core.gates import Gate, for_each_part
+from training_core.phase import CONTROLS
 
 
 class UserError(ValueError):
@@ -31,6 +32,11 @@ class Forge:
         """Return all assets in topological order."""
         graph = self.definitions.resolve_asset_graph()
         return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+
+    def controls(self) -> list[str]:
+        """Return the assets that are controls, which are made only when asked for."""
+        graph = self.definitions.resolve_asset_graph()
+        return [name for name in self.assets() if graph.get(dg.AssetKey(name)).group_name == CONTROLS]
 
     def inputs_of(self, asset: str) -> list[str]:
         """Return the assets that `asset` is made from."""

@@ -21,6 +21,8 @@ from forge_resources.gatekeeping import completed_verdict, latest_digest, latest
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
 
+BITS_TO_FILE = "bits_per_byte_ratio_to_compressed_model"  # metrics of the controls, paired by document
+ACCURACY_TO_FILE = "retention_to_compressed_model"
 ARTIFACT = "compressed"  # the kind of bundle whose payload is the released file
 
 
@@ -74,13 +76,17 @@ class ArtifactRow:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """All measurements and verdicts. `missing` maps models that do not exist or cannot be read to the reason."""
+    """All measurements and verdicts. `missing` maps models that do not exist or cannot be read to the reason.
+
+    `controls` are no part of the chain: no gate judges them, and they are compared with the file alone.
+    """
 
     profile: str
     models: tuple[ModelRow, ...]
     gates: tuple[GateRow, ...]
     artifact: ArtifactRow | None
     missing: Mapping[str, str]
+    controls: tuple[ModelRow, ...] = ()
     corpus: Mapping[str, float] = field(default_factory=dict)  # documents kept and left out, as `build_corpus` counts
 
     def as_json(self) -> dict[str, Any]:
@@ -89,6 +95,7 @@ class Ledger:
             "profile": self.profile,
             "corpus": dict(self.corpus),
             "models": [_model_json(row) for row in self.models],
+            "controls": [_control_json(row) for row in self.controls],
             "gates": [
                 {
                     "asset": row.gate.asset,
@@ -120,12 +127,14 @@ def collect(forge: Forge) -> Ledger:
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
     exhibits: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
+    controls = forge.controls()
     for asset in forge.assets():
-        if not forge.checks_of(asset):
+        if not forge.checks_of(asset) and asset not in controls:
             continue
         record = latest_materialization(forge.instance, dg.AssetKey(asset))
         if record is None:
-            missing[asset] = "not made yet"
+            if asset not in controls:
+                missing[asset] = "not made yet"
             continue
         try:
             bundle = forge.store.open_materialized(asset, record)
@@ -134,9 +143,11 @@ def collect(forge: Forge) -> Ledger:
         except ValueError as error:
             missing[asset] = str(error)
     outdated = _outdated(forge, {asset: lineage for asset, (_, _, lineage) in opened.items()})
-    newest = max(opened.values(), key=lambda entry: entry[0].storage_id, default=None)
+    chain = [entry for asset, entry in opened.items() if asset not in controls]
+    newest = max(chain, key=lambda entry: entry[0].storage_id, default=None)
     profile = selected_profile() if newest is None else newest[2].profile
     models: list[ModelRow] = []
+    compared: list[ModelRow] = []
     gates: list[GateRow] = []
     artifact: ArtifactRow | None = None
     for asset, (record, bundle, lineage) in opened.items():
@@ -144,11 +155,14 @@ def collect(forge: Forge) -> Ledger:
             missing[asset] = f"the latest one is of profile {lineage.profile}"
             continue
         row = ModelRow(lineage, bundle.folder, _figures(record), outdated.get(asset, ()), exhibits[asset])
+        if asset in controls:
+            compared.append(row)
+            continue
         models.append(row)
         gates += _gate_rows(forge, record, lineage)
         if bundle.kind == ARTIFACT:
             artifact = _artifact(row, bundle)
-    return Ledger(profile, tuple(models), tuple(gates), artifact, missing, _corpus_counts(forge))
+    return Ledger(profile, tuple(models), tuple(gates), artifact, missing, tuple(compared), _corpus_counts(forge))
 
 
 def _corpus_counts(forge: Forge) -> dict[str, float]:
@@ -241,6 +255,14 @@ def _model_json(row: ModelRow) -> dict[str, Any]:
         "tasks": {family: dict(scores) for family, scores in row.lineage.tasks.items()},
         "latency_ms_per_token": row.metric("latency_ms_per_token"),
     }
+
+
+def _control_json(row: ModelRow) -> dict[str, Any]:
+    against = {
+        name: {"value": row.metric(name), "ci95": _pair(row.interval(name))}
+        for name in (BITS_TO_FILE, ACCURACY_TO_FILE)
+    }
+    return _model_json(row) | {"against_the_file": against}
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from forge_assets.gate_history import GateEntry
-from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
+from forge_assets.ledger import BITS_TO_FILE, ArtifactRow, GateRow, Ledger, ModelRow
 from forge_resources.overrides import utc_text
 
 ABSENT = "-"
 NO_VERDICT = "no verdict"
 MODEL_COLUMNS = ("model", "params", "bits/byte", "next token (95 %)", "bytes", "gates", "claims")
+CONTROL_COLUMNS = ("control", "bytes", "bits/byte", "of the file's (95 %)", "better")
 GATE_COLUMNS = ("asset", "", "name", "value", "required", "margin", "verdict")
 VERDICT_COLUMNS = ("when", "run", "model", "profile", "value", "required", "margin", "verdict")
 
@@ -88,7 +89,7 @@ def outdated_lines(ledger: Ledger) -> list[str]:
     """Return a line for each model whose ancestors have been made again since."""
     return [
         f"* {row.lineage.asset} was made from an earlier {', '.join(row.outdated)}; forge run makes it again"
-        for row in ledger.models
+        for row in (*ledger.models, *ledger.controls)
         if row.outdated
     ]
 
@@ -133,6 +134,25 @@ def model_cells(ledger: Ledger, row: ModelRow) -> list[str]:
         formatted(row.metric("bytes_on_disk"), "{:,.0f}"),
         gate_counts(ledger, asset),
         gate_counts(ledger, asset, blocking=False),
+    ]
+
+
+def control_cells(row: ModelRow) -> list[str]:
+    """Return the cells of a control's row (`CONTROL_COLUMNS`), which is compared with the file by document.
+
+    The better of the two is the one with fewer bits per byte, where the interval of their ratio excludes 1.
+    """
+    ratio, interval = row.metric(BITS_TO_FILE), row.interval(BITS_TO_FILE)
+    better = NO_VERDICT
+    if interval is not None:
+        better = "the file" if interval[0] > 1 else "the control" if interval[1] < 1 else "neither"
+    shown = formatted(ratio, "{:.3f}") + ("" if interval is None else " ({:.3f}-{:.3f})".format(*interval))
+    return [
+        row.lineage.asset + (" *" if row.outdated else ""),
+        formatted(row.metric("bytes_on_disk"), "{:,.0f}"),
+        formatted(row.metric("bits_per_byte"), "{:.4f}"),
+        shown,
+        better,
     ]
 
 

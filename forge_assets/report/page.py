@@ -15,6 +15,7 @@ from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import exhibits
 from forge_assets.report.cells import (
     artifact_line,
+    control_cells,
     corpus_lines,
     evidence_of,
     formatted,
@@ -255,6 +256,11 @@ class PageView:
     def model_cells(self) -> list[list[str]]:
         """Rows of the ledger."""
         return [model_cells(self.ledger, row) for row in self.ledger.models]
+
+    @property
+    def control_cells(self) -> list[list[str]]:
+        """Rows of the table of controls."""
+        return [control_cells(row) for row in self.ledger.controls]
 
     @property
     def chain(self) -> list[Markup]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from forge_assets.report.cells import (
     ABSENT,
+    CONTROL_COLUMNS,
     GATE_COLUMNS,
     MODEL_COLUMNS,
     VERDICT_COLUMNS,
@@ -76,6 +77,7 @@ def environment() -> Environment:
     }
     env.globals |= {
         "ABSENT": ABSENT,
+        "CONTROL_COLUMNS": CONTROL_COLUMNS,
         "GATE_COLUMNS": GATE_COLUMNS,
         "MODEL_COLUMNS": MODEL_COLUMNS,
         "VERDICT_COLUMNS": VERDICT_COLUMNS,

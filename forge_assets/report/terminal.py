@@ -11,11 +11,13 @@ from rich.text import Text
 from forge_assets.gate_history import AssetGates
 from forge_assets.ledger import Ledger
 from forge_assets.report.cells import (
+    CONTROL_COLUMNS,
     GATE_COLUMNS,
     MODEL_COLUMNS,
     VERDICT_COLUMNS,
     artifact_line,
     colour_of,
+    control_cells,
     corpus_lines,
     gate_cells,
     missing_lines,
@@ -32,6 +34,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
     parts: list[RenderableType] = []
     if ledger.models:
         parts.append(_models_table(ledger))
+        if ledger.controls:
+            parts.append(_controls_table(ledger))
         parts += [Text.from_markup(f"[yellow]{plain(line)}[/]") for line in outdated_lines(ledger)]
     if verdicts and ledger.gates:
         parts.append(_gates_table(ledger))
@@ -128,6 +132,15 @@ def _models_table(ledger: Ledger) -> Table:
     for row in ledger.models:
         cells = model_cells(ledger, row)
         table.add_row(*cells[:-2], *(f"[{colour_of(cell)}]{cell}[/]" for cell in cells[-2:]))
+    return table
+
+
+def _controls_table(ledger: Ledger) -> Table:
+    table = _table("Controls: students that lack one part of the chain, beside the file")
+    for title in CONTROL_COLUMNS:
+        table.add_column(title, justify="left" if title in ("control", "better") else "right", no_wrap=True)
+    for row in ledger.controls:
+        table.add_row(*control_cells(row))
     return table
 
 

@@ -12,11 +12,14 @@ from forge_instance import REPOSITORY, Make, failure_text, made
 from pydantic import BaseModel
 
 from forge_assets.checks import asset_checks
+from forge_assets.freshness import plan, resolve_config
 from forge_assets.gates import GATES, MODELS, gate_checks, gates_for
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import launchpad_fields
+from forge_resources.model_store import ModelStore
 from training_core.gates import Gate, judge
 from training_core.profiles import PROFILES, preset
-from training_core.registry import PHASES
+from training_core.registry import CONTROLS, PHASES
 from training_core.store.identity import code_digest, inputs_digest
 
 PARENTS = {
@@ -152,6 +155,27 @@ def test_asset_graph() -> None:
         (check,) = [c for c in graph.asset_check_keys if c == dg.AssetCheckKey(dg.AssetKey(name), "gate")]
         assert graph.get(check).blocking
     assert defs.resolve_job_def("all_models").executor_def.name == "in_process"
+
+
+def test_controls_are_made_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge_assets.definitions import defs
+
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path))
+    everything = set(defs.resolve_asset_graph().get_all_asset_keys())
+    job = defs.resolve_job_def("all_models").asset_layer.executable_asset_keys
+    assert {key.to_user_string() for key in everything - set(job)} == set(CONTROLS)
+    with dg.DagsterInstance.ephemeral() as instance:
+        forge = Forge(defs, instance, ModelStore())
+        assert set(forge.controls()) == set(CONTROLS)
+        configs = resolve_config(forge, {})
+        planned = {options: {step.asset for step in plan(forge, configs, **dict(options))} for options in OPTIONS}
+    plain, with_controls, one = planned.values()
+    assert with_controls - plain == set(CONTROLS)
+    assert one - plain == {"student_from_random"}
+    assert not any(forge.checks_of(name) for name in CONTROLS)
+
+
+OPTIONS = ((), (("controls", True),), (("force", ("student_from_random",)),))
 
 
 def test_every_model_has_blocking_gates_and_only_some_have_claims() -> None:

@@ -77,6 +77,31 @@ def test_terminal_tables_fit_80_columns() -> None:
     assert "…" not in text
 
 
+def test_controls_stand_beside_the_file_and_not_in_the_chain() -> None:
+    def control(name: str, low: float, high: float) -> ModelRow:
+        ratio = "bits_per_byte_ratio_to_compressed_model"
+        return model(name, **{ratio: (low + high) / 2, f"{ratio}_low": low, f"{ratio}_high": high})
+
+    rows = (control("worse", 1.02, 1.06), control("better", 0.94, 0.98), control("equal", 0.99, 1.01))
+    shown = replace(ledger(GateRow(SMALL, 7.0, 10.0, True)), controls=(*rows, model("unmeasured")))
+    text = printed(shown)
+    assert re.search(r"worse +4,000 +2\.5000 +1\.040 \(1\.020-1\.060\) +the file", text)
+    assert re.search(r"better +4,000 +2\.5000 +0\.960 \(0\.940-0\.980\) +the control", text)
+    assert re.search(r"equal .*\) +neither", text)
+    assert re.search(r"unmeasured .* - +no verdict", text)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert summary(shown).startswith("2 models of profile nano; 1 of 1 gates passed")
+    page = BeautifulSoup(html_page(shown), "html.parser")
+    section = page.find(id="controls")
+    assert isinstance(section, Tag)
+    assert [row.td.text for row in section.tbody.find_all("tr")] == ["worse", "better", "equal", "unmeasured"]
+    assert "worse" not in page.find(id="ledger").text
+    assert shown.as_json()["controls"][0]["against_the_file"]["bits_per_byte_ratio_to_compressed_model"]["ci95"] == [
+        1.02, 1.06,
+    ]  # fmt: skip
+    assert BeautifulSoup(html_page(ledger()), "html.parser").find(id="controls") is None
+
+
 def test_page_is_self_contained_and_complete() -> None:
     rows = [GateRow(SMALL, 12.0, 10.0, False), GateRow(KEEPS, 0.75, 0.5, True)]
     page = BeautifulSoup(html_page(ledger(*rows)), "html.parser")
