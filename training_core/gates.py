@@ -18,7 +18,12 @@ from training_core.record import each, of
 from training_core.tasks.result import SandboxResult
 
 SUITE = of(SuiteResult)
-ABOVE_ZERO = 1e-4  # threshold for the lower bound of a CI that has to exclude 0
+# Smallest effects of interest: a claim asks that the lower bound of a CI reaches them. Below, a difference may be real
+# and is too small to matter to anybody who uses the model.
+LEAST_ACCURACY = 0.01  # one more question of a hundred
+LEAST_BITS = 0.01  # bits per token or byte
+LEAST_EFFECT = 0.05  # a twentieth of a prompt's effect
+LEAST_HYPERVOLUME = 0.01  # of the box of all objectives
 Threshold = float | Mapping[str, float]  # a mapping gives one threshold per profile, for units that grow with the model
 
 
@@ -138,12 +143,18 @@ def claim(
     name: str,
     metric: float,
     *,
+    smallest: float | None = None,
     at_least: Threshold | None = None,
     at_most: Threshold | None = None,
     evidence: str,
     against: str = "",
 ) -> Gate:
-    """Return a claim: a gate that does not block."""
+    """Return a claim: a gate that does not block.
+
+    `smallest` is the bound `at_least` of a difference: the smallest effect of interest, which the evidence names.
+    """
+    if smallest is not None:
+        at_least, evidence = smallest, f"{evidence}; less than {smallest:g} is of no interest"
     return gate(
         asset, name, metric, at_least=at_least, at_most=at_most, evidence=evidence, against=against, blocking=False
     )
@@ -181,7 +192,7 @@ def learned_each_source(asset: str) -> Gate:
         asset,
         "learned_on_{}",
         each(SUITE.margin_below_counting_on).low,
-        at_least=0.0,
+        smallest=LEAST_BITS,
         evidence="Bits per byte below the 4-gram model on test documents of {}, lower bound of the 95 % CI",
         against="a 4-gram model of all the training text",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, learned, sandbox_holds, validity
+from training_core.gates import LEAST_ACCURACY, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
 from training_core.record import of
 
@@ -29,7 +29,7 @@ GATES = {
             "practised_model",
             "learns",
             PRACTISED.levels.level_accuracy_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain on test questions, mean over levels, lower bound of the paired 95 % CI",
             against="the ternary model",
         ),
@@ -45,7 +45,7 @@ GATES = {
             "practised_model",
             "dreams_protect",
             PRACTISED.dreams_over_none.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy retained on earlier levels after learning the next, lower bound, paired 95 % CI",
             against="learning without any rehearsal",
         ),
@@ -53,7 +53,7 @@ GATES = {
             "practised_model",
             "dreams_beat_replay",
             PRACTISED.dreams_over_replay.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy retained on earlier levels at equal token budgets, lower bound of the paired 95 % CI",
             against="plain replay",
         ),
@@ -75,7 +75,7 @@ GATES = {
             "curriculum_model",
             "rules_baked",
             CHARACTER.preferences.preference_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Gain in preference accuracy on test scenario pairs, no prompt, lower bound, paired 95 % CI",
             against="the practised model",
         ),
@@ -99,7 +99,7 @@ GATES = {
             "curriculum_model",
             "council_helps",
             CHARACTER.council.council_gain_over_self_consistency.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="self-consistency",
         ),
@@ -107,7 +107,7 @@ GATES = {
             "curriculum_model",
             "loop_helps",
             CHARACTER.loop.ooda_gain_over_direct.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="direct answering",
         ),
@@ -115,7 +115,7 @@ GATES = {
             "curriculum_model",
             "knows_its_temperature",
             CHARACTER.temperature.temperature_over_chance_low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy over ten temperature bins above chance, lower bound of the 95 % CI",
             against="chance",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, learned, learned_each_source, validity
+from training_core.gates import LEAST_ACCURACY, LEAST_BITS, claim, gate, learned, learned_each_source, validity
 from training_core.phases.p8_compression.result import CompressedResult
 from training_core.record import each, of
 
@@ -35,7 +35,7 @@ GATES = {
                 "compressed_model",
                 name,
                 margin.low,
-                at_least=0.0,
+                smallest=LEAST_BITS,
                 evidence=f"Bits per byte below it on test documents{of_source}, lower bound of the paired 95 % CI",
                 against="the best n-gram model in as many bytes",
             )
@@ -48,7 +48,7 @@ GATES = {
             "compressed_model",
             "experts_survive",
             RESULT.file_experts_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Macro-averaged accuracy gain from the file's experts, lower bound of the paired 95 % CI",
             against="the file without its experts",
         ),
