@@ -292,7 +292,7 @@ def _stale(
     if recorded != inputs:
         return changed
     try:
-        if forge.checks_of(asset):
+        if forge.makes_model(asset):
             forge.store.open_materialized(asset, record)
         else:
             forge.store.folder(asset, recorded_text(asset, record, "digest"), verify=True)

@@ -38,6 +38,10 @@ class Forge:
         graph = self.definitions.resolve_asset_graph()
         return [name for name in self.assets() if graph.get(dg.AssetKey(name)).group_name == CONTROLS]
 
+    def makes_model(self, asset: str) -> bool:
+        """Return whether `asset` is a model of the chain or a control, not data."""
+        return bool(self.checks_of(asset)) or asset in self.controls()
+
     def inputs_of(self, asset: str) -> list[str]:
         """Return the assets that `asset` is made from."""
         node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))

@@ -129,7 +129,7 @@ def collect(forge: Forge) -> Ledger:
     missing: dict[str, str] = {}
     controls = forge.controls()
     for asset in forge.assets():
-        if not forge.checks_of(asset) and asset not in controls:
+        if not forge.makes_model(asset):
             continue
         record = latest_materialization(forge.instance, dg.AssetKey(asset))
         if record is None:

@@ -129,7 +129,7 @@ def latest_bundle(asset: str) -> "Bundle":
 
         from forge_resources.gatekeeping import latest_materialization
 
-        models = [name for name in forge.assets() if forge.checks_of(name)]
+        models = [name for name in forge.assets() if forge.makes_model(name)]
         if asset not in models:
             raise ValueError(f"there is no model {asset!r}: choose {', '.join(models)}")
         record = latest_materialization(forge.instance, dg.AssetKey(asset))
