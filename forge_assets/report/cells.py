@@ -56,13 +56,30 @@ def text_lines(ledger: Ledger) -> list[str]:
         if rival:
             listed = _listed(ledger, f"bits_per_byte_on_{name}")
             lines.append(f"bits per byte on {name}: {listed}; n-gram {rival[0]:.3f}")
-    lines += _retention_lines(ledger)
+    lines += [*_packed_lines(ledger), *_retention_lines(ledger)]
     for metric, what in (
         ("world_parsed", "written sentences that parse"),
         ("world_consistent", "written stories without a contradiction"),
     ):
         if listed := _listed(ledger, metric):
             lines.append(f"{what}: {listed}")
+    return lines
+
+
+def _packed_lines(ledger: Ledger) -> list[str]:
+    """The n-gram model of the file's bytes beside the file, on all text and on each source."""
+    lines = []
+    for row in ledger.models:
+        if (size := row.metric("packed_ngram_bytes")) is None:
+            continue
+        prefix = "packed_ngram_bits_per_byte"
+        parts = {m.removeprefix(prefix): row.metric(m) for m in row.lineage.metrics if m.startswith(prefix)}
+        pairs = [
+            f"{part.removeprefix('_on_') or 'in all'} {value:.3f} (the file {own:.3f})"
+            for part, value in parts.items()
+            if value is not None and (own := row.metric(f"bits_per_byte{part}")) is not None
+        ]
+        lines.append(f"bits per byte of n-grams packed into {size:,.0f} bytes: {', '.join(pairs)}")
     return lines
 
 

@@ -305,6 +305,23 @@ def test_exhibits_are_declared_without_torch() -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_the_packed_ngrams_and_the_merged_model_stand_beside_the_file() -> None:
+    measured = {
+        "bits_per_byte_on_world": 0.25, "packed_ngram_bytes": 3990.0, "packed_ngram_bits_per_byte": 2.75,
+        "packed_ngram_bits_per_byte_on_world": 0.5,
+    }  # fmt: skip
+    for name, value in {"": 0.96, "_on_world": 0.98, "_in_two_hops": 0.5}.items():
+        measured |= {f"retention_to_merged_model{name}{end}": value for end in ("", "_low", "_high")}
+    shown = replace(ledger(), models=(model(), model("file", **measured)))
+    assert text_lines(shown) == [
+        "bits per byte of n-grams packed into 3,990 bytes: in all 2.750 (the file 2.500), world 0.500 (the file 0.250)",
+        "kept of the merged model's next-token accuracy: file 0.960",
+        "kept of the merged model's next-token accuracy by file: world 0.980",
+        "kept of the merged model's accuracy above chance by file: two_hops 0.500",
+    ]
+    assert "79.0% (75.0%-83.0%) of the merged model's" in printed(shown, width=300)
+
+
 def test_each_source_of_text_has_a_line() -> None:
     measured = {
         "bits_per_byte_on_world": 0.25,
