@@ -12,7 +12,7 @@ import dagster as dg
 
 from forge_assets.gates import GATES, gates_for
 from forge_resources.gatekeeping import MEASURED_ON, latest_materialization
-from training_core.gates import Gate, Verdict, judge
+from training_core.gates import Gate, Verdict, for_each_part, judge
 from training_core.store.bundle import Lineage
 
 TRAINING_TEXT = "tokens"  # the data asset on which models are trained; they are measured on the others
@@ -54,7 +54,8 @@ def _check(asset: str, gates: Sequence[Gate], *, blocking: bool) -> dg.AssetChec
         try:
             bundle = context.resources.store.open_materialized(asset, record)
             lineage = bundle.lineage()
-            rows = [g for g in gates_for(asset, lineage.profile, gates) if g.blocking == blocking]
+            table = for_each_part(gates_for(asset, lineage.profile, gates), lineage.metrics)
+            rows = [g for g in table if g.blocking == blocking]
         except ValueError as error:  # the bundle is missing or damaged, or has no thresholds: the check fails closed
             severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
             return dg.AssetCheckResult(passed=False, severity=severity, description=str(error))

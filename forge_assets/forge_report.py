@@ -24,7 +24,7 @@ from forge_assets.ledger import collect
 from forge_assets.report.history import history_sections
 from forge_assets.report.page import html_page
 from forge_assets.report.templates import templates_digest
-from forge_resources.gatekeeping import REPORTS, judgements_digest
+from forge_resources.gatekeeping import REPORTS, judgements_digest, latest_digest
 from forge_resources.model_store import ModelStore
 from training_core.gates import Gate
 from training_core.store.identity import code_digest, digest_folder
@@ -75,7 +75,8 @@ def report_asset(
 def report_inputs(forge: Forge, config: BaseModel) -> str:
     """Return a digest of the report's inputs: its code and configuration, all materializations, verdicts, overrides."""
     checks = [check for asset in forge.assets() for check in forge.checks_of(asset)]
-    return f"{_code(config.model_dump(mode='json'))}-{judgements_digest(forge.instance, checks)}"
+    controls = {name: latest_digest(forge.instance, dg.AssetKey(name)) for name in forge.controls()}
+    return f"{_code({**config.model_dump(mode='json'), **controls})}-{judgements_digest(forge.instance, checks)}"
 
 
 def _code(config: Mapping[str, Any]) -> str:

@@ -157,8 +157,9 @@ def plan(
     *,
     select: Sequence[str] = (),
     force: Sequence[str] = (),
+    controls: bool = False,
 ) -> list[PlannedStep]:
-    """Return one step for each selected asset (default: all) in topological order.
+    """Return one step for each selected asset (default: all, with or without `controls`) in topological order.
 
     A selected asset that is fresh, but was made from something that a run of the whole graph would make again, is
     `closed`: it cannot be brought up to date alone. If it is made all the same, its note says so.
@@ -169,7 +170,8 @@ def plan(
     known = forge.assets()
     if unknown := sorted({*select, *force} - set(known)):
         raise UserError(f"there is no asset {', '.join(unknown)}; assets are {', '.join(known)}")
-    steps = _steps(forge, configs, known, force)
+    left_out = [] if controls or select else [name for name in forge.controls() if name not in force]
+    steps = _steps(forge, configs, [asset for asset in known if asset not in left_out], force)
     if not select:
         return list(steps.values())
     alone = _steps(forge, configs, [asset for asset in known if asset in select], force)
@@ -290,7 +292,7 @@ def _stale(
     if recorded != inputs:
         return changed
     try:
-        if forge.checks_of(asset):
+        if forge.makes_model(asset):
             forge.store.open_materialized(asset, record)
         else:
             forge.store.folder(asset, recorded_text(asset, record, "digest"), verify=True)
@@ -312,7 +314,8 @@ def _judged(forge: Forge, asset: str, inputs: str) -> PlannedStep:
         verdict = completed_verdict(forge.instance, check, record.storage_id)
         if verdict is None:
             return PlannedStep(asset, "judge", f"{check.name} has no completed verdict", inputs)
-        rows = [row for row in forge.rows(asset, lineage.profile) if row.blocking == (check.name == "gate")]
+        table = forge.rows(asset, lineage.profile, lineage.metrics)
+        rows = [row for row in table if row.blocking == (check.name == "gate")]
         passed = all(judge(row, lineage.metrics).passed for row in rows)
         thresholds = {f"threshold/{row.name}": row.threshold for row in rows}
         if MEASURED_ON not in verdict.metadata:

@@ -123,7 +123,8 @@ def _asset_gates(forge: Forge, asset: str) -> AssetGates:
     version = None if judged.record is None else judged.record.storage_id
     profile = str(made[version].get("profile") or selected_profile()) if version is not None else selected_profile()
     ordered = tuple(sorted(entries, key=lambda entry: entry.at))
-    rows = forge.rows(asset, profile)
+    judged_metrics = {entry.metric: 0.0 for entry in entries if entry.version == version}
+    rows = forge.rows(asset, profile, judged_metrics)
     return AssetGates(asset, version, rows, ordered, tuple(overrides), judged.closed, judged.override)
 
 

@@ -55,7 +55,7 @@ def import_bundle(forge: Forge, phase: Phase, bundle: Bundle, lineage: Lineage, 
         copied = _copied(bundle, staged)
         suite = forge.store.folder(phase.suite, data[phase.suite], verify=True)
         measured = phase.measure(copied, suite, parents, reporter)
-        judged = {row.metric for row in forge.rows(phase.name, lineage.profile) if row.blocking}
+        judged = {row.metric for row in forge.rows(phase.name, lineage.profile, measured.metrics) if row.blocking}
         if unknown := sorted(judged - measured.metrics.keys()):
             raise UserError(
                 f"the gate of {phase.name} judges {', '.join(unknown)}, which only its own run can measure: make it "

@@ -21,6 +21,8 @@ from forge_resources.gatekeeping import completed_verdict, latest_digest, latest
 from training_core.gates import Gate
 from training_core.store.bundle import Bundle, Lineage
 
+BITS_TO_FILE = "bits_per_byte_ratio_to_compressed_model"  # metrics of the controls, paired by document
+ACCURACY_TO_FILE = "retention_to_compressed_model"
 ARTIFACT = "compressed"  # the kind of bundle whose payload is the released file
 
 
@@ -60,24 +62,31 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRow:
-    """The compressed file (`model.forge`), the product of the chain."""
+    """The compressed file (`model.forge`), the product of the chain, with its share of the next-token accuracy of its
+    parent and of the merged model, the last one in full precision."""
 
     path: Path
     size_bytes: int
     bits_per_parameter: float | None
     retention: float | None
     retention_ci95: tuple[float, float] | None
+    retention_to_merged: float | None
+    retention_to_merged_ci95: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """All measurements and verdicts. `missing` maps models that do not exist or cannot be read to the reason."""
+    """All measurements and verdicts. `missing` maps models that do not exist or cannot be read to the reason.
+
+    `controls` are no part of the chain: no gate judges them, and they are compared with the file alone.
+    """
 
     profile: str
     models: tuple[ModelRow, ...]
     gates: tuple[GateRow, ...]
     artifact: ArtifactRow | None
     missing: Mapping[str, str]
+    controls: tuple[ModelRow, ...] = ()
     corpus: Mapping[str, float] = field(default_factory=dict)  # documents kept and left out, as `build_corpus` counts
 
     def as_json(self) -> dict[str, Any]:
@@ -86,6 +95,7 @@ class Ledger:
             "profile": self.profile,
             "corpus": dict(self.corpus),
             "models": [_model_json(row) for row in self.models],
+            "controls": [_control_json(row) for row in self.controls],
             "gates": [
                 {
                     "asset": row.gate.asset,
@@ -106,6 +116,8 @@ class Ledger:
                 "bits_per_parameter": self.artifact.bits_per_parameter,
                 "retention": self.artifact.retention,
                 "retention_ci95": _pair(self.artifact.retention_ci95),
+                "retention_to_merged_model": self.artifact.retention_to_merged,
+                "retention_to_merged_model_ci95": _pair(self.artifact.retention_to_merged_ci95),
             },
         }
 
@@ -115,12 +127,14 @@ def collect(forge: Forge) -> Ledger:
     opened: dict[str, tuple[dg.EventLogRecord, Bundle, Lineage]] = {}
     exhibits: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
+    controls = forge.controls()
     for asset in forge.assets():
-        if not forge.checks_of(asset):
+        if not forge.makes_model(asset):
             continue
         record = latest_materialization(forge.instance, dg.AssetKey(asset))
         if record is None:
-            missing[asset] = "not made yet"
+            if asset not in controls:
+                missing[asset] = "not made yet"
             continue
         try:
             bundle = forge.store.open_materialized(asset, record)
@@ -129,9 +143,11 @@ def collect(forge: Forge) -> Ledger:
         except ValueError as error:
             missing[asset] = str(error)
     outdated = _outdated(forge, {asset: lineage for asset, (_, _, lineage) in opened.items()})
-    newest = max(opened.values(), key=lambda entry: entry[0].storage_id, default=None)
+    chain = [entry for asset, entry in opened.items() if asset not in controls]
+    newest = max(chain, key=lambda entry: entry[0].storage_id, default=None)
     profile = selected_profile() if newest is None else newest[2].profile
     models: list[ModelRow] = []
+    compared: list[ModelRow] = []
     gates: list[GateRow] = []
     artifact: ArtifactRow | None = None
     for asset, (record, bundle, lineage) in opened.items():
@@ -139,11 +155,14 @@ def collect(forge: Forge) -> Ledger:
             missing[asset] = f"the latest one is of profile {lineage.profile}"
             continue
         row = ModelRow(lineage, bundle.folder, _figures(record), outdated.get(asset, ()), exhibits[asset])
+        if asset in controls:
+            compared.append(row)
+            continue
         models.append(row)
         gates += _gate_rows(forge, record, lineage)
         if bundle.kind == ARTIFACT:
             artifact = _artifact(row, bundle)
-    return Ledger(profile, tuple(models), tuple(gates), artifact, missing, _corpus_counts(forge))
+    return Ledger(profile, tuple(models), tuple(gates), artifact, missing, tuple(compared), _corpus_counts(forge))
 
 
 def _corpus_counts(forge: Forge) -> dict[str, float]:
@@ -190,7 +209,7 @@ def _gate_rows(forge: Forge, record: dg.EventLogRecord, lineage: Lineage) -> lis
             threshold = evaluation.metadata[f"threshold/{name}"].value
             verdicts[name] = (bool(entry.data["passed"]), float(threshold))  # type: ignore[arg-type]
     rows = []
-    for gate in forge.rows(lineage.asset, lineage.profile):
+    for gate in forge.rows(lineage.asset, lineage.profile, lineage.metrics):
         passed, threshold = verdicts.get(gate.name, (None, gate.threshold))
         value = lineage.metrics.get(gate.metric)
         finite = value if value is not None and math.isfinite(value) else None
@@ -205,6 +224,8 @@ def _artifact(row: ModelRow, bundle: Bundle) -> ArtifactRow:
         row.metric("bits_per_parameter"),
         row.metric("retention_to_best_parent"),
         row.interval("retention_to_best_parent"),
+        row.metric("retention_to_merged_model"),
+        row.interval("retention_to_merged_model"),
     )
 
 
@@ -234,6 +255,14 @@ def _model_json(row: ModelRow) -> dict[str, Any]:
         "tasks": {family: dict(scores) for family, scores in row.lineage.tasks.items()},
         "latency_ms_per_token": row.metric("latency_ms_per_token"),
     }
+
+
+def _control_json(row: ModelRow) -> dict[str, Any]:
+    against = {
+        name: {"value": row.metric(name), "ci95": _pair(row.interval(name))}
+        for name in (BITS_TO_FILE, ACCURACY_TO_FILE)
+    }
+    return _model_json(row) | {"against_the_file": against}
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

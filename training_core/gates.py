@@ -8,16 +8,22 @@ module nor those import torch, because the run coordinator loads them in the web
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from training_core.evaluation.result import SuiteResult
-from training_core.record import of
+from training_core.record import each, of
 from training_core.tasks.result import SandboxResult
 
 SUITE = of(SuiteResult)
-ABOVE_ZERO = 1e-4  # threshold for the lower bound of a CI that has to exclude 0
+# Smallest effects of interest: a claim asks that the lower bound of a CI reaches them. Below, a difference may be real
+# and is too small to matter to anybody who uses the model.
+LEAST_ACCURACY = 0.01  # one more question of a hundred
+LEAST_BITS = 0.01  # bits per token or byte
+LEAST_EFFECT = 0.05  # a twentieth of a prompt's effect
+LEAST_HYPERVOLUME = 0.01  # of the box of all objectives
 Threshold = float | Mapping[str, float]  # a mapping gives one threshold per profile, for units that grow with the model
 
 
@@ -26,9 +32,10 @@ class Gate:
     """One condition on one measured metric of one asset.
 
     `metric` is a key of the bundle's `metrics`; for an estimate with a CI, it is the conservative bound (for instance
-    `retention_low`). `against` names the baseline of the metric. `by_profile` holds thresholds in units that grow with
-    the model; if given, `at` sets `threshold` to that of a profile. `blocks` names the models that a failure blocks, of
-    those made from the asset; empty: all of them.
+    `retention_low`). With `{}` in `metric`, `name` and `evidence`, the gate stands for one gate for each part that was
+    measured, for instance each source of text (`for_each_part`). `against` names the baseline of the metric.
+    `by_profile` holds thresholds in units that grow with the model; if given, `at` sets `threshold` to that of a
+    profile. `blocks` names the models that a failure blocks, of those made from the asset; empty: all of them.
     """
 
     asset: str
@@ -74,6 +81,27 @@ class Verdict:
         return f"{self.gate.name} {state}: {self.gate.metric} = {value}, required {sign} {self.gate.threshold:g}"
 
 
+def for_each_part(gates: Sequence[Gate], metrics: Mapping[str, float]) -> tuple[Gate, ...]:
+    """Return the gates with each one whose metric has a `{}` replaced by one for each part in `metrics`.
+
+    Such a gate stays as it is if no part was measured, and then it fails.
+    """
+    result: list[Gate] = []
+    for gate in gates:
+        before, braces, after = gate.metric.partition("{}")
+        parts = []
+        if braces:
+            matches = (re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", key) for key in metrics)
+            parts = sorted(match[1] for match in matches if match)
+        result += [
+            replace(
+                gate, name=gate.name.format(part), metric=before + part + after, evidence=gate.evidence.format(part)
+            )
+            for part in parts
+        ] or [gate]
+    return tuple(result)
+
+
 def judge(gate: Gate, metrics: Mapping[str, float]) -> Verdict:
     """Apply `gate` to measured `metrics`. A missing or non-finite metric always fails."""
     value = metrics.get(gate.metric)
@@ -115,12 +143,18 @@ def claim(
     name: str,
     metric: float,
     *,
+    smallest: float | None = None,
     at_least: Threshold | None = None,
     at_most: Threshold | None = None,
     evidence: str,
     against: str = "",
 ) -> Gate:
-    """Return a claim: a gate that does not block."""
+    """Return a claim: a gate that does not block.
+
+    `smallest` is the bound `at_least` of a difference: the smallest effect of interest, which the evidence names.
+    """
+    if smallest is not None:
+        at_least, evidence = smallest, f"{evidence}; less than {smallest:g} is of no interest"
     return gate(
         asset, name, metric, at_least=at_least, at_most=at_most, evidence=evidence, against=against, blocking=False
     )
@@ -137,6 +171,30 @@ def validity(asset: str) -> tuple[Gate, ...]:
             at_most=0,
             evidence="Logits before a changed token that changed in any bit",
         ),
+    )
+
+
+def learned(asset: str) -> Gate:
+    """Return the gate that requires fewer bits per byte than counting n-grams needs, on the corpus as a whole."""
+    return gate(
+        asset,
+        "learned",
+        SUITE.margin_below_counting.low,
+        at_least=0.0,
+        evidence="Bits per byte below the 4-gram model on test documents, lower bound of the 95 % CI",
+        against="a 4-gram model of all the training text",
+    )
+
+
+def learned_each_source(asset: str) -> Gate:
+    """Return the claim that the model needs fewer bits per byte than the n-gram model on every source of text."""
+    return claim(
+        asset,
+        "learned_on_{}",
+        each(SUITE.margin_below_counting_on).low,
+        smallest=LEAST_BITS,
+        evidence="Bits per byte below the 4-gram model on test documents of {}, lower bound of the 95 % CI",
+        against="a 4-gram model of all the training text",
     )
 
 

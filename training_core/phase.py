@@ -31,6 +31,7 @@ from training_core.tasks.result import SandboxResult
 from training_core.tasks.sandbox import Sandbox, SandboxUnavailableError
 
 DATA = ("tokens", "task_bank", "evaluation_suite")
+CONTROLS = "controls"
 TITLES = {
     1: "cognate",
     2: "evomerge",
@@ -66,10 +67,14 @@ class SelectionData:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Test data, on which a phase's product is evaluated. It is available after `PhaseContext.fix`."""
+    """Test data, on which a phase's product is evaluated. It is available after `PhaseContext.fix`.
+
+    `sources` maps the name of a source to its documents in `text`.
+    """
 
     text: Windows
     tasks: Sequence[Task]
+    sources: Mapping[str, torch.Tensor]
 
 
 class PhaseContext:
@@ -197,7 +202,7 @@ class PhaseContext:
 
     @cached_property
     def _report(self) -> ReportData:
-        return ReportData(self._suite.test, self._suite.tasks)
+        return ReportData(self._suite.test, self._suite.tasks, self._suite.sources)
 
     def _folder(self, name: str) -> Path:
         if name not in self._folders:
@@ -225,6 +230,8 @@ class Phase:
     sandboxed: whether model-written programs run, so that a sandbox is opened and probed.
     kind: kind of the resulting bundle (`training_core.store.bundle`).
     module: the module in whose `PHASES` a worker process finds the phase.
+    group: the asset group, by default that of the phase, such as phase_1_cognate. Models in `CONTROLS` are no part of
+    the chain: they have no gates, and are made only when asked for.
 
     Raises:
         ValueError: when the suite is not among the data.
@@ -246,15 +253,13 @@ class Phase:
     kind: Kind = "cognate"
     context: type[PhaseContext] = PhaseContext
     module: str = "training_core.registry"
+    group: str = ""
 
     def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", f"phase_{self.number}_{TITLES[self.number]}")
         if self.suite not in self.data:
             raise ValueError(f"data must include {self.suite!r}, on which the model is measured, got {self.data}")
-
-    @property
-    def group(self) -> str:
-        """The name of the asset group of this phase, such as phase_1_cognate."""
-        return f"phase_{self.number}_{TITLES[self.number]}"
 
     def make(
         self,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 RecordT = TypeVar("RecordT", bound="Record")
+FieldT = TypeVar("FieldT")
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
@@ -98,26 +99,31 @@ def of(cls: type[RecordT]) -> RecordT:
     return cast(RecordT, FieldPath(cls, ""))
 
 
+def each(field: Mapping[str, FieldT]) -> FieldT:
+    """Return a stand-in for every part of a `keyed` field of `of(...)`: `{}` stands for the part in its name."""
+    return cast(FieldT, FieldPath(get_args(cast(FieldPath, field).kind)[1], cast(FieldPath, field).key))
+
+
 class FieldPath:
     """The path to a field of a record. Converted to a string, it is the name of the field's metric."""
 
     def __init__(self, kind: Any, key: str) -> None:
-        self._kind, self._key = kind, key
+        self.kind, self.key = kind, key
 
     def __getattr__(self, name: str) -> FieldPath:
-        if self._kind is Estimate and name in ENDS:
-            return FieldPath(float, self._key + ENDS[name])
-        if isinstance(self._kind, type) and issubclass(self._kind, Record):
-            layout = _layout(self._kind)
+        if self.kind is Estimate and name in ENDS:
+            return FieldPath(float, self.key + ENDS[name])
+        if isinstance(self.kind, type) and issubclass(self.kind, Record):
+            layout = _layout(self.kind)
             if name in layout:
                 return FieldPath(*layout[name])
-            raise AttributeError(f"{self._kind.__name__} has no field {name!r}: choose one of {', '.join(layout)}")
-        raise AttributeError(f"the metric {self._key!r} has no part {name!r}")
+            raise AttributeError(f"{self.kind.__name__} has no field {name!r}: choose one of {', '.join(layout)}")
+        raise AttributeError(f"the metric {self.key!r} has no part {name!r}")
 
     def __str__(self) -> str:
-        if self._kind not in (float, int, bool):
-            raise ValueError(f"{self._key or self._kind} is not one number: name its value, low or high")
-        return self._key
+        if self.kind not in (float, int, bool):
+            raise ValueError(f"{self.key or self.kind} is not one number: name its value, low or high")
+        return self.key
 
 
 def _layout(cls: Any) -> dict[str, tuple[Any, str]]:

@@ -129,7 +129,7 @@ def latest_bundle(asset: str) -> "Bundle":
 
         from forge_resources.gatekeeping import latest_materialization
 
-        models = [name for name in forge.assets() if forge.checks_of(name)]
+        models = [name for name in forge.assets() if forge.makes_model(name)]
         if asset not in models:
             raise ValueError(f"there is no model {asset!r}: choose {', '.join(models)}")
         record = latest_materialization(forge.instance, dg.AssetKey(asset))
@@ -146,14 +146,18 @@ def make_and_judge(
     console: Console,
     *,
     defaults: bool = False,
+    controls: bool = False,
 ) -> tuple[list[str], bool]:
-    """Make stale assets and judge unjudged ones; return the problems, and whether the user interrupted the run."""
+    """Make stale assets and judge unjudged ones; return the problems, and whether the user interrupted the run.
+
+    With `controls`, the controls are among them.
+    """
     from forge_assets.freshness import kept_lines, plan, resolve_config
     from forge_assets.run_graph import execute, release_dead_runs, terminal
 
     configs = resolve_config(forge, overrides, select=select, defaults=defaults)
     release_dead_runs(forge.instance)
-    steps = plan(forge, configs, select=select, force=force)
+    steps = plan(forge, configs, select=select, force=force, controls=controls)
     for line in kept_lines(forge, overrides, [step.asset for step in steps]) if not defaults else ():
         console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     for note in (step.note for step in steps if step.note):

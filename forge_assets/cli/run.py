@@ -24,6 +24,9 @@ def run(
         bool,
         typer.Option("--defaults", help="Go back to the profile's values, also where an asset was made with others."),
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also train the controls: students that lack one part of the chain each.")
+    ] = False,
 ) -> None:
     """Make every model that is missing or stale, judge it, and print the ledger.
 
@@ -32,8 +35,10 @@ def run(
     console = Console(highlight=False)
     with errors(), open_forge(profile) as forge:
         overrides = read_overrides(config)
-        again = _command(profile, config, defaults=defaults)
-        problems, interrupted = make_and_judge(forge, overrides, select or [], force or [], console, defaults=defaults)
+        again = _command(profile, config, defaults=defaults, controls=controls)
+        problems, interrupted = make_and_judge(
+            forge, overrides, select or [], force or [], console, defaults=defaults, controls=controls
+        )
         if interrupted:
             console.print(f"Interrupted; {again} continues.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
@@ -50,10 +55,11 @@ def run(
         raise typer.Exit(1)
 
 
-def _command(profile: str, config: Path | None, *, defaults: bool) -> str:
+def _command(profile: str, config: Path | None, *, defaults: bool, controls: bool) -> str:
     """Return the command that goes on with this run."""
     given = f" --config {shlex.quote(str(config))}" if config is not None else ""
-    return f"forge run --profile {profile}{given}{' --defaults' if defaults else ''}"
+    flags = f"{' --defaults' if defaults else ''}{' --controls' if controls else ''}"
+    return f"forge run --profile {profile}{given}{flags}"
 
 
 def _next_steps(ledger: "Ledger", again: str, console: Console) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from forge_assets.gate_history import GateEntry
-from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
+from forge_assets.ledger import BITS_TO_FILE, ArtifactRow, GateRow, Ledger, ModelRow
 from forge_resources.overrides import utc_text
 
 ABSENT = "-"
 NO_VERDICT = "no verdict"
 MODEL_COLUMNS = ("model", "params", "bits/byte", "next token (95 %)", "bytes", "gates", "claims")
+CONTROL_COLUMNS = ("control", "bytes", "bits/byte", "of the file's (95 %)", "better")
 GATE_COLUMNS = ("asset", "", "name", "value", "required", "margin", "verdict")
 VERDICT_COLUMNS = ("when", "run", "model", "profile", "value", "required", "margin", "verdict")
 
@@ -38,11 +39,52 @@ def corpus_lines(ledger: Ledger) -> list[str]:
     ]
 
 
+def chain_lines(ledger: Ledger) -> list[str]:
+    """Return lines for n-grams of the file's bytes beside the file, and for what models keep of the merged model."""
+    return [*_packed_lines(ledger), *_retention_lines(ledger)]
+
+
+def _packed_lines(ledger: Ledger) -> list[str]:
+    """The n-gram model of the file's bytes beside the file, on all text and on each source."""
+    lines = []
+    for row in ledger.models:
+        if (size := row.metric("packed_ngram_bytes")) is None:
+            continue
+        prefix = "packed_ngram_bits_per_byte"
+        parts = {m.removeprefix(prefix): row.metric(m) for m in row.lineage.metrics if m.startswith(prefix)}
+        pairs = [
+            f"{part.removeprefix('_on_') or 'in all'} {value:.3f} (the file {own:.3f})"
+            for part, value in parts.items()
+            if value is not None and (own := row.metric(f"bits_per_byte{part}")) is not None
+        ]
+        lines.append(f"bits per byte of n-grams packed into {size:,.0f} bytes: {', '.join(pairs)}")
+    return lines
+
+
+def _retention_lines(ledger: Ledger) -> list[str]:
+    """What models keep of the merged model's accuracy: in all, and the last of them by source and task family."""
+    lines = []
+    if listed := _listed(ledger, "retention_to_merged_model"):
+        lines.append(f"kept of the merged model's next-token accuracy: {listed}")
+    for between, what in (("_on_", "next-token accuracy"), ("_in_", "accuracy above chance")):
+        prefix = f"retention_to_merged_model{between}"
+        for row in ledger.models[-1:]:
+            parts = [m for m in row.lineage.metrics if m.startswith(prefix) and f"{m}_low" in row.lineage.metrics]
+            if kept := [f"{m.removeprefix(prefix)} {row.lineage.metrics[m]:.3f}" for m in sorted(parts)]:
+                lines.append(f"kept of the merged model's {what} by {row.lineage.asset}: {', '.join(kept)}")
+    return lines
+
+
+def _listed(ledger: Ledger, metric: str) -> str:
+    values = ((row.lineage.asset, row.metric(metric)) for row in ledger.models)
+    return ", ".join(f"{asset} {value:.3f}" for asset, value in values if value is not None)
+
+
 def outdated_lines(ledger: Ledger) -> list[str]:
     """Return a line for each model whose ancestors have been made again since."""
     return [
         f"* {row.lineage.asset} was made from an earlier {', '.join(row.outdated)}; forge run makes it again"
-        for row in ledger.models
+        for row in (*ledger.models, *ledger.controls)
         if row.outdated
     ]
 
@@ -87,6 +129,25 @@ def model_cells(ledger: Ledger, row: ModelRow) -> list[str]:
         formatted(row.metric("bytes_on_disk"), "{:,.0f}"),
         gate_counts(ledger, asset),
         gate_counts(ledger, asset, blocking=False),
+    ]
+
+
+def control_cells(row: ModelRow) -> list[str]:
+    """Return the cells of a control's row (`CONTROL_COLUMNS`), which is compared with the file by document.
+
+    The better of the two is the one with fewer bits per byte, where the interval of their ratio excludes 1.
+    """
+    ratio, interval = row.metric(BITS_TO_FILE), row.interval(BITS_TO_FILE)
+    better = NO_VERDICT
+    if interval is not None:
+        better = "the file" if interval[0] > 1 else "the control" if interval[1] < 1 else "neither"
+    shown = formatted(ratio, "{:.3f}") + ("" if interval is None else " ({:.3f}-{:.3f})".format(*interval))
+    return [
+        row.lineage.asset + (" *" if row.outdated else ""),
+        formatted(row.metric("bytes_on_disk"), "{:,.0f}"),
+        formatted(row.metric("bits_per_byte"), "{:.4f}"),
+        shown,
+        better,
     ]
 
 
@@ -140,6 +201,9 @@ def artifact_line(artifact: ArtifactRow) -> str:
     if artifact.retention is not None:
         kept = with_interval(artifact.retention, artifact.retention_ci95)
         facts.append(f"keeps {kept} of its parent's next-token accuracy")
+    if artifact.retention_to_merged is not None:
+        kept = with_interval(artifact.retention_to_merged, artifact.retention_to_merged_ci95)
+        facts.append(f"{kept} of the merged model's, the last in full precision")
     return f"{artifact.path}: {'; '.join(facts)}"
 
 

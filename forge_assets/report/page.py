@@ -15,6 +15,8 @@ from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import exhibits
 from forge_assets.report.cells import (
     artifact_line,
+    chain_lines,
+    control_cells,
     corpus_lines,
     evidence_of,
     formatted,
@@ -74,6 +76,8 @@ class Made:
             facts[-1] = (facts[-1][0], f"{facts[-1][1]}, n-gram {baseline:.4f}")
         if self.file is not None and self.file.retention is not None:
             facts.append(("parent's accuracy kept", with_interval(self.file.retention, self.file.retention_ci95)))
+        if self.file is not None and (kept := self.file.retention_to_merged) is not None:
+            facts.append(("merged model's accuracy kept", with_interval(kept, self.file.retention_to_merged_ci95)))
         if self.file is not None and self.file.bits_per_parameter is not None:
             facts.append(("bits per parameter", f"{self.file.bits_per_parameter:.3f} of the trained model"))
         if tasks := [_task(family, scores) for family, scores in row.lineage.tasks.items()]:
@@ -245,6 +249,7 @@ class PageView:
         return [
             *outdated_lines(self.ledger),
             *missing_lines(self.ledger),
+            *chain_lines(self.ledger),
             *corpus_lines(self.ledger),
         ]
 
@@ -262,6 +267,11 @@ class PageView:
     def baselines(self) -> list[str]:
         """A line that names the best baselines, if there are questions with any."""
         return baseline_lines(self.ledger)
+
+    @property
+    def control_cells(self) -> list[list[str]]:
+        """Rows of the table of controls."""
+        return [control_cells(row) for row in self.ledger.controls]
 
     @property
     def chain(self) -> list[Markup]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from forge_assets.report.cells import (
     ABSENT,
+    CONTROL_COLUMNS,
     GATE_COLUMNS,
     MODEL_COLUMNS,
     VERDICT_COLUMNS,
@@ -77,6 +78,7 @@ def environment() -> Environment:
     }
     env.globals |= {
         "ABSENT": ABSENT,
+        "CONTROL_COLUMNS": CONTROL_COLUMNS,
         "GATE_COLUMNS": GATE_COLUMNS,
         "MODEL_COLUMNS": MODEL_COLUMNS,
         "YARDSTICKS": YARDSTICKS,

@@ -11,11 +11,14 @@ from rich.text import Text
 from forge_assets.gate_history import AssetGates
 from forge_assets.ledger import Ledger
 from forge_assets.report.cells import (
+    CONTROL_COLUMNS,
     GATE_COLUMNS,
     MODEL_COLUMNS,
     VERDICT_COLUMNS,
     artifact_line,
+    chain_lines,
     colour_of,
+    control_cells,
     corpus_lines,
     gate_cells,
     missing_lines,
@@ -33,6 +36,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
     parts: list[RenderableType] = []
     if ledger.models:
         parts.append(_models_table(ledger))
+        if ledger.controls:
+            parts.append(_controls_table(ledger))
         parts += [Text.from_markup(f"[yellow]{plain(line)}[/]") for line in outdated_lines(ledger)]
     if verdicts and ledger.gates:
         parts.append(_gates_table(ledger))
@@ -41,7 +46,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verdicts: bool = True) -> 
     columns, rows = yardsticks(ledger)
     if rows:
         parts.append(_cells_table(YARDSTICKS, columns, rows))
-    notes = [*baseline_lines(ledger), *corpus_lines(ledger), *missing_lines(ledger)]
+    notes = [*baseline_lines(ledger), *chain_lines(ledger), *corpus_lines(ledger), *missing_lines(ledger)]
     parts += [Text.from_markup(f"[dim]{plain(line)}[/]") for line in notes]
     console.print(Group(*parts), soft_wrap=False)
 
@@ -142,6 +147,15 @@ def _cells_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
         table.add_column(name, justify="left" if first else "right", no_wrap=first)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def _controls_table(ledger: Ledger) -> Table:
+    table = _table("Controls: students that lack one part of the chain, beside the file")
+    for title in CONTROL_COLUMNS:
+        table.add_column(title, justify="left" if title in ("control", "better") else "right", no_wrap=True)
+    for row in ledger.controls:
+        table.add_row(*control_cells(row))
     return table
 
 

@@ -12,11 +12,14 @@ from forge_instance import REPOSITORY, Make, failure_text, made
 from pydantic import BaseModel
 
 from forge_assets.checks import asset_checks
+from forge_assets.freshness import plan, resolve_config
 from forge_assets.gates import GATES, MODELS, gate_checks, gates_for
+from forge_assets.graph_view import Forge
 from forge_assets.launchpad import launchpad_fields
+from forge_resources.model_store import ModelStore
 from training_core.gates import Gate, judge
 from training_core.profiles import PROFILES, preset
-from training_core.registry import PHASES
+from training_core.registry import CONTROLS, PHASES
 from training_core.store.identity import code_digest, inputs_digest
 
 PARENTS = {
@@ -45,6 +48,7 @@ PUBLISHED = """
 trunk finite: non_finite_weights <= 0
 trunk causal: causality_violations <= 0
 trunk learned: margin_below_counting_low >= 0
+trunk learned_on_{}: claim margin_below_counting_on_{}_low >= 0.01
 cognate_reasoning finite: non_finite_weights <= 0
 cognate_reasoning causal: causality_violations <= 0
 cognate_reasoning learned: margin_below_counting_low >= 0
@@ -56,55 +60,62 @@ cognate_speed causal: causality_violations <= 0
 cognate_speed learned: margin_below_counting_low >= 0
 merged_model finite: non_finite_weights <= 0
 merged_model causal: causality_violations <= 0
+merged_model learned: margin_below_counting_low >= 0
 merged_model not_worse: bits_per_byte_over_best_parent <= 0
 merged_model holds_out: bits_per_byte_ratio_to_best_parent_high <= 1.02
-merged_model gains: claim bits_per_byte_ratio_to_best_parent_high <= 1
+merged_model gains: claim bits_per_byte_ratio_to_best_parent_high <= 0.995
 reasoning_model finite: non_finite_weights <= 0
 reasoning_model causal: causality_violations <= 0
+reasoning_model learned: margin_below_counting_low >= 0
 reasoning_model not_worse: bits_per_byte_ratio_to_best_parent_high <= 1.01
 reasoning_model thoughts_causal: thought_leaks <= 0
 reasoning_model decodes: undecodable_thoughts <= 0
-reasoning_model thoughts_help: claim thought_gain_hard_low >= 0.0001
-reasoning_model content: claim thought_over_shuffled_hard_low >= 0.0001
-reasoning_model beyond_compute: claim thought_over_pause_hard_low >= 0.0001
-reasoning_model reward: claim thought_over_random_reward_hard_low >= 0.0001
+reasoning_model thoughts_help: claim thought_gain_hard_low >= 0.01
+reasoning_model content: claim thought_over_shuffled_hard_low >= 0.01
+reasoning_model beyond_compute: claim thought_over_pause_hard_low >= 0.01
+reasoning_model reward: claim thought_over_random_reward_hard_low >= 0.01
 ternary_model finite: non_finite_weights <= 0
 ternary_model causal: causality_violations <= 0
+ternary_model learned: margin_below_counting_low >= 0
 ternary_model retains: bits_per_byte_ratio_to_best_parent_high <= 1.1
 ternary_model smaller: bytes_ratio >= 6
 ternary_model paper_ratio: claim bytes_ratio >= 8.2
 practised_model finite: non_finite_weights <= 0
 practised_model causal: causality_violations <= 0
+practised_model learned: margin_below_counting_low >= 0
 practised_model keeps_text: bits_per_byte_ratio_to_best_parent_high <= 1.02
 practised_model keeps_levels: worst_passed_level_drop_high <= 0.03
 practised_model sandbox_holds: sandbox_breaches <= 0
-practised_model learns: claim level_accuracy_gain_low >= 0.0001
+practised_model learns: claim level_accuracy_gain_low >= 0.01
 practised_model moves_the_edge: claim edge_gain >= 1
-practised_model dreams_protect: claim dreams_over_none_low >= 0.0001
-practised_model dreams_beat_replay: claim dreams_over_replay_low >= 0.0001
+practised_model dreams_protect: claim dreams_over_none_low >= 0.01
+practised_model dreams_beat_replay: claim dreams_over_replay_low >= 0.01
 curriculum_model finite: non_finite_weights <= 0
 curriculum_model causal: causality_violations <= 0
+curriculum_model learned: margin_below_counting_low >= 0
 curriculum_model keeps_text: bits_per_byte_ratio_to_best_parent_high <= 1.02
 curriculum_model keeps_levels: worst_passed_level_drop_high <= 0.03
 curriculum_model sandbox_holds: sandbox_breaches <= 0
-curriculum_model rules_baked: claim preference_gain_low >= 0.0001
+curriculum_model rules_baked: claim preference_gain_low >= 0.01
 curriculum_model no_regression_in_text: claim next_token_accuracy_drop_to_best_parent_high <= 0.01
 curriculum_model no_regression_in_levels: claim level_accuracy_drop_high <= 0.01
-curriculum_model council_helps: claim council_gain_over_self_consistency_low >= 0.0001
-curriculum_model loop_helps: claim ooda_gain_over_direct_low >= 0.0001
-curriculum_model knows_its_temperature: claim temperature_over_chance_low >= 0.0001
+curriculum_model council_helps: claim council_gain_over_self_consistency_low >= 0.01
+curriculum_model loop_helps: claim ooda_gain_over_direct_low >= 0.01
+curriculum_model knows_its_temperature: claim temperature_over_chance_low >= 0.01
 baked_model finite: non_finite_weights <= 0
 baked_model causal: causality_violations <= 0
+baked_model learned: margin_below_counting_low >= 0
 baked_model keeps_text: bits_per_byte_ratio_to_best_parent_high <= 1.02
 baked_model keeps_families: worst_family_drop_high <= 0.034
 baked_model effect_present: weakest_effect_low >= 0.25
 baked_model sandbox_holds: sandbox_breaches <= 0
 baked_model as_good_as_prompted: claim prompted_over_baked_high <= 0.014
-baked_model drifts_less: claim drift_difference_low >= 0.0001
-baked_model outlasts_the_prompt: claim presence_advantage_low >= 0.0001
-baked_model repairs_more: claim repairs_gain_low >= 0.0001
+baked_model drifts_less: claim drift_difference_low >= 0.05
+baked_model outlasts_the_prompt: claim presence_advantage_low >= 0.05
+baked_model repairs_more: claim repairs_gain_low >= 0.01
 expert_model finite: non_finite_weights <= 0
 expert_model causal: causality_violations <= 0
+expert_model learned: margin_below_counting_low >= 0
 expert_model keeps_text: bits_per_byte_ratio_to_best_parent_high <= 1.02
 expert_model routed_text: routed_bits_per_byte_ratio_high <= 1.02
 expert_model no_family_worse: worst_family_drop_low <= 0
@@ -112,14 +123,18 @@ expert_model fast_enough: latency_over_one_pass <= 6
 expert_model reproduces: expert_reproduction_error <= 0.001
 expert_model sandbox_holds: sandbox_breaches <= 0
 expert_model stable_number: claim expert_number_stability >= 0.8
-expert_model single_helps: claim single_over_none_low >= 0.0001
-expert_model routing_helps: claim routed_over_single_low >= 0.0001
-expert_model search_beats_random: claim hypervolume_over_random_low >= 0.0001
+expert_model single_helps: claim single_over_none_low >= 0.01
+expert_model routing_helps: claim routed_over_single_low >= 0.01
+expert_model search_beats_random: claim hypervolume_over_random_low >= 0.01
 compressed_model finite: non_finite_weights <= 0
 compressed_model causal: causality_violations <= 0
+compressed_model learned: margin_below_counting_low >= 0
+compressed_model learned_on_{}: claim margin_below_counting_on_{}_low >= 0.01
 compressed_model fits: bytes_on_disk <= nano 110000, mini 520000, forge_25m 400000
 compressed_model retains: retention_to_best_parent_low >= 0.84
-compressed_model experts_survive: claim file_experts_gain_low >= 0.0001
+compressed_model beats_packed_ngram: claim margin_below_packed_ngram_low >= 0.01
+compressed_model beats_packed_ngram_on_{}: claim margin_below_packed_ngram_on_{}_low >= 0.01
+compressed_model experts_survive: claim file_experts_gain_low >= 0.01
 compressed_model seed_ratio: claim bits_per_parameter <= 0.128
 """
 
@@ -140,6 +155,27 @@ def test_asset_graph() -> None:
         (check,) = [c for c in graph.asset_check_keys if c == dg.AssetCheckKey(dg.AssetKey(name), "gate")]
         assert graph.get(check).blocking
     assert defs.resolve_job_def("all_models").executor_def.name == "in_process"
+
+
+def test_controls_are_made_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge_assets.definitions import defs
+
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path))
+    everything = set(defs.resolve_asset_graph().get_all_asset_keys())
+    job = defs.resolve_job_def("all_models").asset_layer.executable_asset_keys
+    assert {key.to_user_string() for key in everything - set(job)} == set(CONTROLS)
+    with dg.DagsterInstance.ephemeral() as instance:
+        forge = Forge(defs, instance, ModelStore())
+        assert set(forge.controls()) == set(CONTROLS)
+        configs = resolve_config(forge, {})
+        planned = {options: {step.asset for step in plan(forge, configs, **dict(options))} for options in OPTIONS}
+    plain, with_controls, one = planned.values()
+    assert with_controls - plain == set(CONTROLS)
+    assert one - plain == {"student_from_random"}
+    assert not any(forge.checks_of(name) for name in CONTROLS)
+
+
+OPTIONS = ((), (("controls", True),), (("force", ("student_from_random",)),))
 
 
 def test_every_model_has_blocking_gates_and_only_some_have_claims() -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from forge_assets.forge_report import report_asset
 from forge_assets.ledger import ArtifactRow, GateRow, Ledger, ModelRow
 from forge_assets.report import html_page, print_ledger, templates
-from forge_assets.report.cells import margin_of, summary
+from forge_assets.report.cells import chain_lines, margin_of, summary
 from forge_assets.report.templates import JoinedLines, environment
 from forge_assets.report.yardsticks import baseline_lines, yardsticks
 from training_core.gates import Gate
@@ -49,7 +49,7 @@ def model(name: str = "trunk", **metrics: float) -> ModelRow:
 
 
 def ledger(*rows: GateRow) -> Ledger:
-    artifact = ArtifactRow(Path("/store/model.forge"), 400_000, 0.128, 0.84, (0.8, 0.88))
+    artifact = ArtifactRow(Path("/store/model.forge"), 400_000, 0.128, 0.84, (0.8, 0.88), 0.79, (0.75, 0.83))
     return Ledger("nano", (model(), model("child")), rows, artifact, {"left": "not made yet"})
 
 
@@ -76,6 +76,31 @@ def test_terminal_tables_fit_80_columns() -> None:
     assert "not made yet: left" in text
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
+
+
+def test_controls_stand_beside_the_file_and_not_in_the_chain() -> None:
+    def control(name: str, low: float, high: float) -> ModelRow:
+        ratio = "bits_per_byte_ratio_to_compressed_model"
+        return model(name, **{ratio: (low + high) / 2, f"{ratio}_low": low, f"{ratio}_high": high})
+
+    rows = (control("worse", 1.02, 1.06), control("better", 0.94, 0.98), control("equal", 0.99, 1.01))
+    shown = replace(ledger(GateRow(SMALL, 7.0, 10.0, True)), controls=(*rows, model("unmeasured")))
+    text = printed(shown)
+    assert re.search(r"worse +4,000 +2\.5000 +1\.040 \(1\.020-1\.060\) +the file", text)
+    assert re.search(r"better +4,000 +2\.5000 +0\.960 \(0\.940-0\.980\) +the control", text)
+    assert re.search(r"equal .*\) +neither", text)
+    assert re.search(r"unmeasured .* - +no verdict", text)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert summary(shown).startswith("2 models of profile nano; 1 of 1 gates passed")
+    page = BeautifulSoup(html_page(shown), "html.parser")
+    section = page.find(id="controls")
+    assert isinstance(section, Tag)
+    assert [row.td.text for row in section.tbody.find_all("tr")] == ["worse", "better", "equal", "unmeasured"]
+    assert "worse" not in page.find(id="ledger").text
+    assert shown.as_json()["controls"][0]["against_the_file"]["bits_per_byte_ratio_to_compressed_model"]["ci95"] == [
+        1.02, 1.06,
+    ]  # fmt: skip
+    assert BeautifulSoup(html_page(ledger()), "html.parser").find(id="controls") is None
 
 
 def test_page_is_self_contained_and_complete() -> None:
@@ -279,6 +304,23 @@ def test_exhibits_are_declared_without_torch() -> None:
     modules = ", ".join(f"training_core.phases.{phase}.exhibit" for phase in phases)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_packed_ngrams_and_the_merged_model_stand_beside_the_file() -> None:
+    measured = {
+        "bits_per_byte_on_world": 0.25, "packed_ngram_bytes": 3990.0, "packed_ngram_bits_per_byte": 2.75,
+        "packed_ngram_bits_per_byte_on_world": 0.5,
+    }  # fmt: skip
+    for name, value in {"": 0.96, "_on_world": 0.98, "_in_two_hops": 0.5}.items():
+        measured |= {f"retention_to_merged_model{name}{end}": value for end in ("", "_low", "_high")}
+    shown = replace(ledger(), models=(model(), model("file", **measured)))
+    assert chain_lines(shown) == [
+        "bits per byte of n-grams packed into 3,990 bytes: in all 2.750 (the file 2.500), world 0.500 (the file 0.250)",
+        "kept of the merged model's next-token accuracy: file 0.960",
+        "kept of the merged model's next-token accuracy by file: world 0.980",
+        "kept of the merged model's accuracy above chance by file: two_hops 0.500",
+    ]
+    assert "79.0% (75.0%-83.0%) of the merged model's" in printed(shown, width=300)
 
 
 def asked() -> Ledger:

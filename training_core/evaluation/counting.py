@@ -14,6 +14,7 @@ Shape legend: N tokens of the training stream, P positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,7 @@ class CountingModel:
         """Return the next-token distributions (P, V) after `contexts` (P, order - 1), the nearest token last."""
         found = np.full((len(contexts), self.vocab_size), 1.0 / self.vocab_size)
         for order, grams in enumerate(self.orders):
-            keys = _packed(contexts[:, contexts.shape[1] - order :])
+            keys = packed(contexts[:, contexts.shape[1] - order :])
             place = np.minimum(np.searchsorted(grams.contexts, keys), len(grams.contexts) - 1)
             seen = np.flatnonzero(grams.contexts[place] == keys)
             place = place[seen]
@@ -87,27 +88,34 @@ class CountingModel:
         return found
 
     def measure(self, windows: Windows) -> dict[str, torch.Tensor]:
-        """Return the `nats` and the `correct` argmax predictions of each document, (documents,) float64.
+        """Return the `nats` and the `correct` argmax predictions of each document, (documents,) float64."""
+        return measure_predictions(self.probabilities, len(self.orders) - 1, windows)
 
-        A context is cut at the beginning of a window, as a model's is.
-        """
-        inputs, targets = windows.inputs.numpy(), windows.targets.numpy()
-        length = len(self.orders) - 1
-        contexts = np.stack([_shifted(inputs, back) for back in range(length - 1, -1, -1)], axis=-1)
-        flat, wanted = contexts.reshape(-1, length), targets.reshape(-1)
-        nats, correct = np.zeros(wanted.shape), np.zeros(wanted.shape)
-        for start in range(0, len(wanted), _ROWS):
-            part = slice(start, start + _ROWS)
-            found = self.probabilities(flat[part])
-            target = np.maximum(wanted[part], 0)
-            nats[part] = -np.log(found[np.arange(len(target)), target])
-            correct[part] = found.argmax(-1) == target
-        valid = wanted >= 0
-        shape = windows.targets.shape
-        return {
-            "nats": per_document(torch.from_numpy((nats * valid).reshape(shape)), windows),
-            "correct": per_document(torch.from_numpy((correct * valid).reshape(shape)), windows),
-        }
+
+def measure_predictions(
+    probabilities: Callable[[NDArray[np.int64]], Numbers], length: int, windows: Windows
+) -> dict[str, torch.Tensor]:
+    """Return the `nats` and the `correct` argmax predictions of each document, (documents,) float64.
+
+    `probabilities` gives the next-token distributions (P, V) after contexts (P, length). A context is cut at the
+    beginning of a window, as a model's is.
+    """
+    inputs, targets = windows.inputs.numpy(), windows.targets.numpy()
+    contexts = np.stack([_shifted(inputs, back) for back in range(length - 1, -1, -1)], axis=-1)
+    flat, wanted = contexts.reshape(-1, length), targets.reshape(-1)
+    nats, correct = np.zeros(wanted.shape), np.zeros(wanted.shape)
+    for start in range(0, len(wanted), _ROWS):
+        part = slice(start, start + _ROWS)
+        found = probabilities(flat[part])
+        target = np.maximum(wanted[part], 0)
+        nats[part] = -np.log(found[np.arange(len(target)), target])
+        correct[part] = found.argmax(-1) == target
+    valid = wanted >= 0
+    shape = windows.targets.shape
+    return {
+        "nats": per_document(torch.from_numpy((nats * valid).reshape(shape)), windows),
+        "correct": per_document(torch.from_numpy((correct * valid).reshape(shape)), windows),
+    }
 
 
 def fit(tokens: NDArray[np.int64], vocab_size: int, order: int = ORDER) -> CountingModel:
@@ -121,7 +129,7 @@ def fit(tokens: NDArray[np.int64], vocab_size: int, order: int = ORDER) -> Count
     if len(tokens) < order:
         raise ValueError(f"a model of order {order} needs at least that many tokens, got {len(tokens)}: add text")
     rows = np.lib.stride_tricks.sliding_window_view(tokens, order)
-    keys, counts = np.unique(_packed(rows), return_counts=True)
+    keys, counts = np.unique(packed(rows), return_counts=True)
     orders = [NGrams.of(keys, counts)]
     for lower in range(order - 1, 0, -1):  # how many distinct tokens stand before each shorter n-gram
         mask = np.uint64((1 << (_BITS * lower)) - 1)
@@ -135,7 +143,7 @@ def fit_stream(stream: TokenStream, vocab_size: int) -> CountingModel:
     return fit(stream.window(0, stream.num_tokens), vocab_size)
 
 
-def _packed(rows: NDArray[np.int64]) -> Keys:
+def packed(rows: NDArray[np.int64]) -> Keys:
     """Pack token rows (P, n) into one integer each, the last token in the lowest bits; 0 for n = 0."""
     keys = np.zeros(len(rows), np.uint64)
     for column in range(rows.shape[1]):

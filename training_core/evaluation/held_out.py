@@ -51,12 +51,12 @@ class SuiteConfig(BaseModel):
     validation_tokens: int = Field(16_000, ge=1000, description="Maximum tokens of validation documents, for selection")
     window: int = Field(256, ge=8, description="Tokens in one evaluation window")
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
-    tasks_per_family: int = Field(60, ge=10, description="Multiple-choice items in each task family")
+    tasks_per_family: int = Field(60, ge=10, description="Items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
     world_tasks: int = Field(
         0,
         ge=0,
-        description="Questions for each number of hops, 1 to 4, if the generated world is a source of the text",
+        description="Questions about the world with one hop, if it is a source of the text; 0: none about the world",
     )
     minimal_pairs: int = Field(
         0, ge=0, multiple_of=2, description="Pairs of sentences for each phenomenon of the world's grammar, likewise"
@@ -182,7 +182,7 @@ def _choose_tasks(config: SuiteConfig, task_bank: Path) -> list[Task]:
     found = list(read_tasks(task_bank, "test"))
     sizes = dict.fromkeys(GYM_FAMILIES, config.tasks_per_family)
     if config.world_tasks:
-        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | dict.fromkeys(HOPS, config.world_tasks)
+        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | {"one_hop": config.world_tasks}
     tasks = [t for family in FAMILIES for t in [t for t in found if t.family == family][: sizes.get(family, 0)]]
     _check_world(config.world, tasks)
     return tasks

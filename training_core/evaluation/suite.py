@@ -26,6 +26,7 @@ from training_core.evaluation.probes import (
     streaming_error,
 )
 from training_core.evaluation.result import ABOVE_BEST, ANSWERED, GRAMMAR, SuiteResult
+from training_core.evaluation.retention import OUTCOMES, handed_on, retention
 from training_core.formats.loading import load_model, parameter_count
 from training_core.nn.cognate import Cognate
 from training_core.record import Estimate, record
@@ -63,7 +64,7 @@ def measure_bundle(
     On the suite's test documents: bits per byte and next-token accuracy with intervals, causality, streaming, latency,
     size. On its items: multiple choice, and where the world is a source of the text also answers that the model writes,
     minimal pairs, and the difference to the best baseline. The model is compared with the n-gram model and with
-    every parent, paired by document.
+    every parent, and with the merged model if that is an ancestor, paired by document.
 
     Raises:
         BundleError: when the bundle or a parent's record cannot be read.
@@ -95,8 +96,12 @@ def measure_bundle(
     if suite.config.world_stories:
         metrics |= _stories(model, tokenizer, suite.config.world_stories)
     metrics |= _of_families(scores, suite)
-    counted = _record(counts, suite) | {f"task.{family}": score.outcomes for family, score in scores.items()}
-    metrics |= _compare(bundle, metrics, counted, parents)
+    counted = _record(counts, suite) | {OUTCOMES + family: score.outcomes for family, score in scores.items()}
+    records = {name: parent.evaluation_counts() for name, parent in parents.items()}
+    metrics |= _compare(bundle, metrics, counted, parents, records)
+    if origin := handed_on(records):
+        metrics |= retention(counted, origin, suite.sources, {family: s.chance for family, s in scores.items()})
+        counted |= origin
     scored = {family: score.as_dict() for family, score in scores.items()}
     return Measurement(record(SuiteResult, metrics).metrics(), scored, counted)
 
@@ -193,11 +198,14 @@ def _record(counts: DocumentCounts, suite: Suite) -> dict[str, Tensor]:
 
 
 def _compare(
-    bundle: Bundle, metrics: Mapping[str, float], record: Mapping[str, Tensor], parents: Mapping[str, Bundle]
+    bundle: Bundle,
+    metrics: Mapping[str, float],
+    record: Mapping[str, Tensor],
+    parents: Mapping[str, Bundle],
+    records: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, float]:
     if not parents:
         return {}
-    records = {name: parent.evaluation_counts() for name, parent in parents.items()}
     if any("nats" not in r for r in records.values()):
         raise BundleError("a parent's evaluation.safetensors lacks its counts; materialize the parent again")
     result: dict[str, float] = {}

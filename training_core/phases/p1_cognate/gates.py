@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from training_core.evaluation.result import SuiteResult
-from training_core.gates import gate, validity
-from training_core.record import of
-
-SUITE = of(SuiteResult)
+from training_core.gates import learned, learned_each_source, validity
 
 GATES = {
     asset: (
         *validity(asset),
-        gate(
-            asset,
-            "learned",
-            SUITE.margin_below_counting.low,
-            at_least=0.0,
-            evidence="Bits per byte below the 4-gram model on test documents, lower bound of the 95 % CI",
-            against="a 4-gram model of all the training text",
-        ),
+        learned(asset),
+        *([learned_each_source(asset)] if asset == "trunk" else []),
     )
     for asset in ("trunk", "cognate_reasoning", "cognate_memory", "cognate_speed")
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, validity
+from training_core.gates import LEAST_BITS, claim, gate, learned, validity
 from training_core.phases.p3_quiet_star.result import ReasoningResult
 from training_core.record import of
 
@@ -13,6 +13,7 @@ RESULT = of(ReasoningResult)
 GATES = {
     "reasoning_model": (
         *validity("reasoning_model"),
+        learned("reasoning_model"),
         gate(
             "reasoning_model",
             "not_worse",
@@ -39,7 +40,7 @@ GATES = {
             "reasoning_model",
             "thoughts_help",
             RESULT.thought_gain_hard.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_BITS,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="the same model with thoughts off",
         ),
@@ -47,7 +48,7 @@ GATES = {
             "reasoning_model",
             "content",
             RESULT.thought_over_shuffled_hard.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_BITS,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="the thoughts of another position",
         ),
@@ -55,7 +56,7 @@ GATES = {
             "reasoning_model",
             "beyond_compute",
             RESULT.thought_over_pause_hard.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_BITS,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="equal compute without content",
         ),
@@ -63,7 +64,7 @@ GATES = {
             "reasoning_model",
             "reward",
             RESULT.thought_over_random_reward_hard.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_BITS,
             evidence="Bits per token gained on the hardest decile of test tokens, lower bound of the 95 % CI",
             against="training with a random reward",
         ),

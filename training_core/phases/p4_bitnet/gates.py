@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import claim, gate, validity
+from training_core.gates import claim, gate, learned, validity
 from training_core.record import of
 
 SUITE = of(SuiteResult)
@@ -11,6 +11,7 @@ SUITE = of(SuiteResult)
 GATES = {
     "ternary_model": (
         *validity("ternary_model"),
+        learned("ternary_model"),
         gate(
             "ternary_model",
             "retains",

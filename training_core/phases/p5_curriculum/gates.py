@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import LEAST_ACCURACY, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p5_curriculum.result import CharacterResult, PractisedResult
 from training_core.record import of
 
@@ -14,6 +14,7 @@ PRACTISED = of(PractisedResult)
 GATES = {
     "practised_model": (
         *validity("practised_model"),
+        learned("practised_model"),
         keeps_text("practised_model", against="the ternary model"),
         gate(
             "practised_model",
@@ -28,7 +29,7 @@ GATES = {
             "practised_model",
             "learns",
             PRACTISED.levels.level_accuracy_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain on test questions, mean over levels, lower bound of the paired 95 % CI",
             against="the ternary model",
         ),
@@ -44,7 +45,7 @@ GATES = {
             "practised_model",
             "dreams_protect",
             PRACTISED.dreams_over_none.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy retained on earlier levels after learning the next, lower bound, paired 95 % CI",
             against="learning without any rehearsal",
         ),
@@ -52,13 +53,14 @@ GATES = {
             "practised_model",
             "dreams_beat_replay",
             PRACTISED.dreams_over_replay.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy retained on earlier levels at equal token budgets, lower bound of the paired 95 % CI",
             against="plain replay",
         ),
     ),
     "curriculum_model": (
         *validity("curriculum_model"),
+        learned("curriculum_model"),
         keeps_text("curriculum_model", against="the practised model"),
         gate(
             "curriculum_model",
@@ -73,7 +75,7 @@ GATES = {
             "curriculum_model",
             "rules_baked",
             CHARACTER.preferences.preference_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Gain in preference accuracy on test scenario pairs, no prompt, lower bound, paired 95 % CI",
             against="the practised model",
         ),
@@ -97,7 +99,7 @@ GATES = {
             "curriculum_model",
             "council_helps",
             CHARACTER.council.council_gain_over_self_consistency.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="self-consistency",
         ),
@@ -105,7 +107,7 @@ GATES = {
             "curriculum_model",
             "loop_helps",
             CHARACTER.loop.ooda_gain_over_direct.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy gain at equal token budgets, lower bound of the paired 95 % CI",
             against="direct answering",
         ),
@@ -113,7 +115,7 @@ GATES = {
             "curriculum_model",
             "knows_its_temperature",
             CHARACTER.temperature.temperature_over_chance_low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Accuracy over ten temperature bins above chance, lower bound of the 95 % CI",
             against="chance",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import LEAST_ACCURACY, LEAST_EFFECT, claim, gate, keeps_text, learned, sandbox_holds, validity
 from training_core.phases.p6_baking.result import BakedResult
 from training_core.record import of
 
@@ -11,6 +11,7 @@ RESULT = of(BakedResult)
 GATES = {
     "baked_model": (
         *validity("baked_model"),
+        learned("baked_model"),
         keeps_text("baked_model", against="the curriculum model"),
         gate(
             "baked_model",
@@ -41,7 +42,7 @@ GATES = {
             "baked_model",
             "drifts_less",
             RESULT.persona.drift.drift_difference.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_EFFECT,
             evidence="Persona drift from first to last turn, prompted minus baked, lower bound of the paired 95 % CI",
             against="the prompted model",
         ),
@@ -49,7 +50,7 @@ GATES = {
             "baked_model",
             "outlasts_the_prompt",
             RESULT.persona.drift.presence_advantage.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_EFFECT,
             evidence="Persona effect at the last turn, baked minus prompted, lower bound of the paired 95 % CI",
             against="the prompted model",
         ),
@@ -57,7 +58,7 @@ GATES = {
             "baked_model",
             "repairs_more",
             RESULT.repairs.repairs_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Gain in resolve rate on test micro-repositories, no prompt, lower bound of the paired 95 % CI",
             against="the curriculum model",
         ),

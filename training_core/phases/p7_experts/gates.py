@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from training_core.gates import ABOVE_ZERO, claim, gate, keeps_text, sandbox_holds, validity
+from training_core.gates import (
+    LEAST_ACCURACY,
+    LEAST_HYPERVOLUME,
+    claim,
+    gate,
+    keeps_text,
+    learned,
+    sandbox_holds,
+    validity,
+)
 from training_core.phases.p7_experts.result import ExpertResult, ExpertSuiteResult
 from training_core.record import of
 
@@ -12,6 +21,7 @@ STORED = of(ExpertSuiteResult)
 GATES = {
     "expert_model": (
         *validity("expert_model"),
+        learned("expert_model"),
         keeps_text("expert_model", against="the baked model"),
         gate(
             "expert_model",
@@ -57,7 +67,7 @@ GATES = {
             "expert_model",
             "single_helps",
             RESULT.answers.single_over_none.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Macro-averaged accuracy gain of the best expert on validation, lower bound, paired 95 % CI",
             against="the model without experts",
         ),
@@ -65,7 +75,7 @@ GATES = {
             "expert_model",
             "routing_helps",
             RESULT.answers.routed_over_single.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Macro-averaged accuracy gain of routed experts, lower bound of the paired 95 % CI",
             against="the best single expert",
         ),
@@ -73,7 +83,7 @@ GATES = {
             "expert_model",
             "search_beats_random",
             RESULT.search.hypervolume_over_random_low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_HYPERVOLUME,
             evidence="Hypervolume difference of the search's front, minimum over seeds",
             against="as many random compositions",
         ),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import ABOVE_ZERO, claim, gate, validity
+from training_core.gates import LEAST_ACCURACY, LEAST_BITS, claim, gate, learned, learned_each_source, validity
 from training_core.phases.p8_compression.result import CompressedResult
-from training_core.record import of
+from training_core.record import each, of
 
 SUITE = of(SuiteResult)
 RESULT = of(CompressedResult)
@@ -13,6 +13,8 @@ RESULT = of(CompressedResult)
 GATES = {
     "compressed_model": (
         *validity("compressed_model"),
+        learned("compressed_model"),
+        learned_each_source("compressed_model"),
         gate(
             "compressed_model",
             "fits",
@@ -28,11 +30,25 @@ GATES = {
             evidence="Retention of next-token accuracy on test documents, lower bound of the paired 95 % CI",
             against="the expert model",
         ),
+        *(
+            claim(
+                "compressed_model",
+                name,
+                margin.low,
+                smallest=LEAST_BITS,
+                evidence=f"Bits per byte below it on test documents{of_source}, lower bound of the paired 95 % CI",
+                against="the best n-gram model in as many bytes",
+            )
+            for name, of_source, margin in (
+                ("beats_packed_ngram", "", RESULT.equal_bytes.margin_below_packed_ngram),
+                ("beats_packed_ngram_on_{}", " of {}", each(RESULT.equal_bytes.margin_below_packed_ngram_on)),
+            )
+        ),
         claim(
             "compressed_model",
             "experts_survive",
             RESULT.file_experts_gain.low,
-            at_least=ABOVE_ZERO,
+            smallest=LEAST_ACCURACY,
             evidence="Macro-averaged accuracy gain from the file's experts, lower bound of the paired 95 % CI",
             against="the file without its experts",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from training_core.formats.loading import load_model
 from training_core.phase import Phase
 from training_core.phases.p8_compression.config import CompressionConfig
+from training_core.phases.p8_compression.equal_bytes import compare_with_packed_ngrams
 from training_core.phases.p8_compression.gates import GATES
 from training_core.phases.p8_compression.result import CompressedResult
 from training_core.phases.p8_compression.student import carry_experts, train_compressed
@@ -23,6 +24,7 @@ def make_compressed(context: QuestionContext, config: CompressionConfig) -> Prod
     metrics = {
         **result.metrics(),
         **taught.metrics(),
+        **compare_with_packed_ngrams(payload, context),
         "file_expert_bytes": float(len(payload) - len(without)),
     }
     document = {"cognate": student.config.model_dump()}

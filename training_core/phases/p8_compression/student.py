@@ -76,11 +76,17 @@ def train_compressed(
     data: TrainingData,
     reporter: Reporter,
     checkpoint: Path | None = None,
+    *,
+    from_teacher: bool = True,
 ) -> tuple[bytes, Cognate, TrainingResult]:
-    """Train the student; return its file as bytes, the student that was written, and the training result."""
+    """Train the student; return its file as bytes, the student that was written, and the training result.
+
+    It starts from the teacher's weights as far as they fit, or with `from_teacher` False from random ones.
+    """
     torch.manual_seed(config.training.seed)
     student = Cognate(student_config(config, teacher.config))
-    initialise_from(student, teacher)
+    if from_teacher:
+        initialise_from(student, teacher)
     make_compressible(student, config.student.threshold, config.student.granularity)
     for parameter in (student.latent, *student.halt_head.parameters()):
         parameter.requires_grad_(False)  # not stored in the file

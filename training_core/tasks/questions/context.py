@@ -107,7 +107,7 @@ class QuestionContext(PhaseContext):
 
     @cached_property
     def _report(self) -> QuestionReport:
-        return QuestionReport(self._suite.test, self._suite.tasks, self._bank.test)
+        return QuestionReport(self._suite.test, self._suite.tasks, self._suite.sources, self._bank.test)
 
 
 def _without_interval(document: Any) -> Any:
