@@ -81,7 +81,9 @@ def nano() -> Profile:
         tokenizer=TokenizerConfig(),
         tokens=PackingConfig(),
         task_bank=TaskBankConfig(),
-        question_bank=QuestionBankConfig(train_per_level=200, held_out_per_level=200),
+        question_bank=QuestionBankConfig(
+            train_per_level=200, held_out_per_level=200, world_shares=[1.0] * 4 + [0.8] * 6, world=WORLD
+        ),
         evaluation_suite=SuiteConfig(
             test_tokens=32_000,
             validation_tokens=8_000,
