@@ -82,7 +82,7 @@ def nano() -> Profile:
         tokens=PackingConfig(),
         task_bank=TaskBankConfig(),
         question_bank=QuestionBankConfig(
-            train_per_level=200, held_out_per_level=200, world_shares=[1.0] * 4 + [0.8] * 6, world=WORLD
+            train_per_level=400, held_out_per_level=200, world_shares=[1.0] * 4 + [0.8] * 6, world=WORLD
         ),
         evaluation_suite=SuiteConfig(
             test_tokens=32_000,

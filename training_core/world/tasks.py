@@ -9,7 +9,7 @@ from dataclasses import replace
 from training_core.data.task_bank import Task
 from training_core.tasks.questions.question import Provenance, Question
 from training_core.world.config import HeldOut, Split, WorldConfig, size_of
-from training_core.world.documents import Document, from_key, item, settings_digest
+from training_core.world.documents import ANSWER_CUE, Document, from_key, item, settings_digest
 from training_core.world.scenes import families
 
 _PREFIX = "world/"  # of a provenance's name, before the document's key
@@ -98,7 +98,7 @@ def level_questions(
     config: WorldConfig, seed: int, level: int, count: int, split: Split, new_wordings: float
 ) -> list[Question]:
     """Return `count` questions of a level; in the held-out splits a share of `new_wordings` is worded, story and
-    question, as training never is. One-hop questions have no worked solution: their only step is the answer.
+    question, as training never is. Worked solutions are as frequent as in the documents.
 
     Raises:
         ValueError: when the level has fewer.
@@ -152,5 +152,8 @@ def another(config: WorldConfig, question: Question, seed: int) -> Question:
 
 
 def _curriculum_question(config: WorldConfig, seed: int, made: Document) -> Question:
+    """The question of an item, whose completion is that of the document: a model that practises on it does not unlearn
+    how training text answers."""
     (question,) = as_questions(config, seed, made)
-    return question if made.questions[0].hops > 1 else replace(question, solution="")
+    solved = made.text.endswith(f"\nAnswer: {question.solution}{ANSWER_CUE}{question.answer}")
+    return question if solved else replace(question, solution="")
