@@ -31,7 +31,7 @@ def nano() -> CurriculumConfigs:
         practised_model=CurriculumConfig(
             assessment=AssessmentConfig(first_questions=12, more_questions=12, most_questions=36),
             practice=PracticeConfig(focus_levels=4, questions_per_round=400, passes=4, max_tokens=24),
-            text=TextConfig(rows=2, weight=2.0, teacher=True),
+            text=TextConfig(rows=3, weight=5.0, teacher=True),
             consolidation=ConsolidationConfig(
                 steps=5, lr_factor=0.2, num_dreams=64, memory_tokens=64, memory_weight=2.0
             ),
