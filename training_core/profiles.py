@@ -37,7 +37,17 @@ from training_core.tasks.questions.bank import QuestionBankConfig
 from training_core.world.config import WorldConfig
 
 ProfileName = Literal["nano", "mini", "forge_25m"]
-WORLD = WorldConfig(vocabulary=220, variety=0.25, pronouns=0.15)  # of nano
+WORLD = WorldConfig(  # of nano
+    vocabulary=220,
+    variety=0.25,
+    pronouns=0.15,
+    least_events=4,
+    most_events=8,
+    item_share=0.5,
+    solution_share=0.9,
+    validation_fraction=0.15,
+    test_fraction=0.15,
+)
 PROFILES: tuple[str, ...] = get_args(ProfileName)
 
 
@@ -74,14 +84,16 @@ def nano() -> Profile:
     return Profile(
         corpus=CorpusConfig(
             sources=[
-                SourceConfig(kind="world", max_documents=20_000, weight=0.75, world=WORLD),
-                WIKIPEDIA.model_copy(update={"weight": 0.25}),
+                SourceConfig(kind="world", max_documents=20_000, weight=0.85, world=WORLD),
+                WIKIPEDIA.model_copy(update={"weight": 0.15}),
             ]
         ),
         tokenizer=TokenizerConfig(),
         tokens=PackingConfig(),
         task_bank=TaskBankConfig(held_out_per_family=400, world_train_per_family=1000, world=WORLD),
-        question_bank=QuestionBankConfig(train_per_level=200, held_out_per_level=200),
+        question_bank=QuestionBankConfig(
+            train_per_level=400, held_out_per_level=200, world_shares=[1.0] * 4 + [0.8] * 6, world=WORLD
+        ),
         evaluation_suite=SuiteConfig(
             test_tokens=32_000,
             validation_tokens=8_000,

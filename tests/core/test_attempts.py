@@ -132,6 +132,18 @@ def test_hints_are_thirds_rounded_up(learned: Cognate, tokenizer: Tokenizer, too
     assert shown == {3: [0, 1, 2, 4], 4: [0, 2, 3, 5], 5: [0, 2, 4, 6], 6: [0, 2, 4, 7]}
 
 
+def test_every_hint_on_a_single_token_is_a_demonstration(
+    learned: Cognate, tokenizer: Tokenizer, tools: ToolBox
+) -> None:
+    answerer = Answerer(learned, tokenizer, tools, max_tokens=1)
+    letter = next(token[1:] for token in sorted(tokenizer.get_vocab()) if token[0] == "\u0120" and token[1:].isalpha())
+    short = question("Copy", letter)
+    assert len(encode_completion(tokenizer, short)[0]) == 2
+    attempts = answerer.attempt([short] * 4, torch.Generator(), hints=[0, 1, 2, 3])
+    assert [attempt.hint for attempt in attempts] == [0, 3, 3, 3]
+    assert all(attempt.right for attempt in attempts[1:])
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -21,7 +21,17 @@ from training_core.data import task_bank as tasks
 from training_core.data.task_bank import reasoning_gym
 from training_core.tasks.questions import gym_items, ladder
 from training_core.tasks.questions.gym_items import GENERATORS, UnclearItemError, gym_dataset
-from training_core.tasks.questions.ladder import Cell, cell_of, cells, content_of, is_right, make, split_of, variant
+from training_core.tasks.questions.ladder import (
+    Cell,
+    cell_of,
+    cells,
+    content_of,
+    in_new_wording,
+    is_right,
+    make,
+    split_of,
+    variant,
+)
 from training_core.tasks.questions.primitives import PRIMITIVES, canonical
 from training_core.tasks.questions.question import LEVELS, Provenance, Question, normalise_answer
 from training_core.tasks.questions.tools import MAX_OUTPUT_CHARS, calculate, segments
@@ -235,6 +245,26 @@ def test_right_however_it_is_spelt() -> None:
         assert not is_right(question, answer)
 
 
+def wording_of(cell: Cell, question: Question) -> str:
+    """The wording that gives the prompt when the item of the seed is put in."""
+    item = ladder._clear_item(cell, question.provenance.seed)
+    (found,) = [wording for wording in cell.wordings if wording.format_map(item.parts) == question.prompt]
+    return found
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=named)
+def test_kind_and_wording_do_not_go_together(cell: Cell) -> None:
+    """A level asks its kinds in turn, so every seed of a cell is the same modulo their number."""
+    kinds = cells(cell.level)
+    seeds = range(kinds.index(cell), 60 * len(kinds), len(kinds))
+    made = [make(cell, seed) for seed in seeds]
+    train = [question for question in made if split_of(question) == "train"]
+    assert {wording_of(cell, question) for question in train} == set(cell.wordings[:-1])
+    held_out = [wording_of(cell, question) == cell.wordings[-1] for question in made if question not in train]
+    assert held_out == [in_new_wording(question) for question in made if question not in train]
+    assert not any(map(in_new_wording, train))
+
+
 @pytest.mark.parametrize("cell", CELLS, ids=named)
 def test_variants(cell: Cell) -> None:
     question = make(cell, 5)
@@ -244,7 +274,7 @@ def test_variants(cell: Cell) -> None:
         assert content_of(other) != content_of(question)
         assert split_of(other) == split_of(question)
         assert cell_of(other) == cell
-        assert other.provenance.seed % len(cell.wordings) != question.provenance.seed % len(cell.wordings)
+        assert wording_of(cell, other) != wording_of(cell, question)
         assert make(cell, other.provenance.seed) == other
     contents = {content_of(other) for other in variants if other}
     assert len(contents) >= (8 if cell.name in ("digit_sum-2", "missing") else 15)

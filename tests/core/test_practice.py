@@ -24,6 +24,7 @@ from training_core.phases.p5_curriculum.practice import LevelStanding, Practice
 from training_core.store.bundle import Product
 from training_core.tasks.questions.bank import QuestionBank
 from training_core.tasks.questions.context import QuestionContext
+from training_core.tasks.questions.ladder import cells, in_new_wording, make
 from training_core.tasks.questions.measurement import (
     Answered,
     difference,
@@ -138,6 +139,18 @@ def test_level_metrics_by_hand() -> None:
         answered({1: [False] * 40, 2: [True] + [False] * 39}), answered({1: [True] * 40, 2: [False] * 40}), 0.75
     )
     assert lucky["worst_passed_level_drop_high"] < 0, "one lucky answer is not a level that was lost"
+
+
+def test_accuracy_in_wordings_that_training_never_has() -> None:
+    made = [make(cells(2)[0], seed) for seed in range(300)]
+    new, known = [q for q in made if in_new_wording(q)][:4], [q for q in made if not in_new_wording(q)][:10]
+    attempts = [attempt(question, 0, place == 0) for place, question in enumerate(new)]
+    attempts += [attempt(question, 0, place < 7) for place, question in enumerate(known)]
+    both = Answered({2: tuple(attempts)})
+    metrics = level_metrics(answered({2: [True] * 14}), both, 0.75)
+    assert (metrics["new_wordings_accuracy"], metrics["known_wordings_accuracy"]) == (1 / 4, 7 / 10)
+    assert metrics["known_wordings_accuracy_before"] == 1.0
+    assert "new_wordings_accuracy_before" not in metrics, "none was asked"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
+from training_core.evaluation.held_out import world_tasks
 from training_core.reporting import SilentReporter
 from training_core.tasks.questions import bank as bank_module
+from training_core.tasks.questions import ladder
+from training_core.tasks.questions.attempts import completion_text, question_text
 from training_core.tasks.questions.bank import (
     Collected,
     QuestionBank,
@@ -22,9 +25,23 @@ from training_core.tasks.questions.bank import (
     open_bank,
     without_frame,
 )
-from training_core.tasks.questions.ladder import cells, content_of, make, split_of, variant
+from training_core.tasks.questions.ladder import (
+    NEW_WORDINGS,
+    cell_of,
+    cells,
+    content_of,
+    in_new_wording,
+    make,
+    split_of,
+    variant,
+)
 from training_core.tasks.questions.primitives import canonical
 from training_core.tasks.questions.question import LEVELS, Provenance, Question, deduplicate, normalise_prompt
+from training_core.world.config import WorldConfig, size_of
+from training_core.world.documents import from_key
+from training_core.world.holdout import split_of as split_of_world
+from training_core.world.scenes import families
+from training_core.world.tasks import document_of, is_about_world
 
 SMALL = {"train_per_level": 40, "held_out_per_level": 20}
 FILES = {"train.jsonl", "validation.jsonl", "test.jsonl", "bank.json", "avoided.json"}
@@ -201,6 +218,114 @@ def test_a_damaged_bank_names_the_line(tmp_path: Path) -> None:
         open_bank(tmp_path)
 
 
+WORLD = WorldConfig(vocabulary=220, variety=0.25, pronouns=0.15)
+MIXED = {"world": WORLD, "world_shares": [1.0] * 2 + [0.0] * 2 + [0.8] * 6}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, QuestionBank, Any]:
+    made: tuple[Any, QuestionBank, Any] = build(tmp_path_factory.mktemp("mixed"), **MIXED)
+    return made
+
+
+def test_levels_have_their_share_of_the_world(mixed: tuple[Any, QuestionBank, Any]) -> None:
+    metadata, bank, summary = mixed
+    assert bank.world == WORLD
+    assert metadata["world_questions"] == 80 * (2 + 0.8 * 6)
+    for split, size in (("train", 40), ("validation", 20), ("test", 20)):
+        questions = getattr(bank, split)
+        assert Counter(q.level for q in questions) == dict.fromkeys(LEVELS, size)
+        for level, share in zip(LEVELS, MIXED["world_shares"], strict=True):
+            about_world = [q for q in questions if q.level == level and is_about_world(q)]
+            assert len(about_world) == share * size
+            kinds = set(families(size_of(level)))
+            assert {q.family for q in about_world} <= kinds
+            assert len({q.family for q in about_world}) >= (min(len(kinds), 4) if share else 0)
+    first = [q for level in range(5, 11) for q in [q for q in bank.test if q.level == level][:10]]
+    assert 0.6 < sum(map(is_about_world, first)) / len(first) < 0.95, "the first few are a sample of all"
+    assert summary["rejected"].get("near", 0) < 20, "stories look alike and are no duplicates"
+
+
+def test_the_world_s_questions_are_those_of_its_documents(mixed: tuple[Any, QuestionBank, Any]) -> None:
+    """Prompt and completion are, to the letter, what training text has; a quarter has a worked solution (3 sigma)."""
+    about_world = [q for q in everything(mixed[1]) if is_about_world(q)]
+    for question in about_world:
+        made = document_of(WORLD, question)
+        (asked,) = made.questions
+        assert made.text == question_text(question) + completion_text(question)
+        assert (question.answer, question.family) == (asked.word, asked.family)
+        assert size_of(question.level).hops == asked.hops
+    solved, count = sum(bool(q.solution) for q in about_world), len(about_world)
+    assert abs(solved / count - WORLD.solution_share) < 3 * (WORLD.solution_share * 0.75 / count) ** 0.5
+
+
+def test_the_world_s_splits_share_no_content(mixed: tuple[Any, QuestionBank, Any]) -> None:
+    """Not even with the stories that the suite asks about."""
+    _, bank, _ = mixed
+    contents = {
+        split: [document_of(WORLD, q).fingerprint for q in getattr(bank, split) if is_about_world(q)]
+        for split in ("train", "validation", "test")
+    }
+    asked = {
+        from_key(WORLD, task.seed, task.generator.removeprefix("world/")).fingerprint for task in world_tasks(WORLD, 40)
+    }
+    contents["suite"] = [*asked]
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test"), ("train", "suite")):
+        assert not set(contents[one]) & set(contents[other])
+    for split, found in contents.items():
+        fractions = {split_of_world(content, WORLD.validation_fraction, WORLD.test_fraction) for content in found}
+        assert fractions == {"test" if split == "suite" else split}
+    for split in ("validation", "test"):
+        assert len(set(contents[split])) == len(contents[split])
+
+
+@pytest.mark.parametrize("bank_of", ["small", "mixed"])
+def test_some_wordings_are_held_out(bank_of: str, request: pytest.FixtureRequest) -> None:
+    """About a fifth of the held-out questions is worded as no training question is; three sigma of 200 draws."""
+    _, bank, summary = request.getfixturevalue(bank_of)
+    assert not any(map(in_new_wording, bank.train))
+    for split in ("validation", "test"):
+        new = [q for q in getattr(bank, split) if in_new_wording(q)]
+        assert abs(len(new) / 200 - NEW_WORDINGS) < 3 * (NEW_WORDINGS * (1 - NEW_WORDINGS) / 200) ** 0.5
+        assert summary["new_wordings"][split] == len(new)
+        assert len({q.level for q in new}) >= 8
+
+
+def test_every_kind_comes_in_several_wordings(tmp_path: Path) -> None:
+    """Kind and wording are drawn independently: each cell of a level has all of its training wordings."""
+    _, bank, _ = build(tmp_path, train_per_level=200)
+    found: dict[tuple[int, str], set[str]] = defaultdict(set)
+    for question in bank.train:
+        found[question.level, question.provenance.name].add(wording_of(question))
+    for level in LEVELS:
+        for cell in cells(level):
+            assert found[level, cell.name] == set(cell.wordings[:-1]), cell.name
+
+
+def wording_of(question: Question) -> str:
+    """The wording that gives the prompt when the item of the seed is put in."""
+    cell = cell_of(question)
+    assert cell is not None
+    parts = ladder._clear_item(cell, question.provenance.seed).parts
+    (found,) = [wording for wording in cell.wordings if wording.format_map(parts) == question.prompt]
+    return found
+
+
+def test_variants_of_the_world_s_questions(mixed: tuple[Any, QuestionBank, Any]) -> None:
+    _, bank, _ = mixed
+    for question in [q for q in bank.train if is_about_world(q)][:40]:
+        others = [variant(question, seed, bank.avoided, bank.world) for seed in range(5)]
+        assert len({other.prompt for other in others if other} | {question.prompt}) == 6
+        for other in others:
+            assert other is not None
+            assert (other.level, other.family) == (question.level, question.family)
+            made = document_of(WORLD, other)
+            assert split_of_world(made.fingerprint, WORLD.validation_fraction, WORLD.test_fraction) == "train"
+            assert made.text == question_text(other) + completion_text(other)
+    with pytest.raises(ValueError, match="not made by a world with these settings"):
+        variant(question, 1)
+
+
 def test_normal_prompts_differ(small: tuple[Any, QuestionBank, Any]) -> None:
     _, bank, _ = small
     prompts = [normalise_prompt(question.prompt) for question in everything(bank)]
@@ -215,6 +340,8 @@ def test_normal_prompts_differ(small: tuple[Any, QuestionBank, Any]) -> None:
         ({"frontier_models": ["a", "b"]}, "two prices for each of the 2 frontier_models, .* got 6 numbers"),
         ({"held_out_per_level": 5}, "greater than or equal to 10"),
         ({"source": "web"}, "generators"),
+        ({"world_shares": [0.5] * 9}, "at least 10 items"),
+        ({"world_shares": [0.5] * 9 + [1.5]}, r"one share in \[0, 1\] for each of the ten levels, got 1.5"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training_core.record import Estimate, Record, keyed
+from training_core.record import Estimate, Record, keyed, maybe
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,10 @@ class SandboxResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class LevelsResult(Record):
-    """Accuracy by level on test questions, for the parent (`before`) and for the product."""
+    """Accuracy by level on test questions, for the parent (`before`) and for the product.
+
+    known_wordings, new_wordings: over all levels, of questions worded as training has them and as it never does.
+    """
 
     level_accuracy_before: float
     level_accuracy: float
@@ -29,5 +32,9 @@ class LevelsResult(Record):
     edge_gain: float
     num_passed_levels: float
     worst_passed_level_drop_high: float
+    known_wordings_accuracy: Estimate = maybe()
+    known_wordings_accuracy_before: Estimate = maybe()
+    new_wordings_accuracy: Estimate = maybe()
+    new_wordings_accuracy_before: Estimate = maybe()
     accuracy_before: Mapping[str, Estimate] = keyed("level_{}_accuracy_before")
     accuracy: Mapping[str, Estimate] = keyed("level_{}_accuracy")

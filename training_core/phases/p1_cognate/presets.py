@@ -28,11 +28,12 @@ def nano() -> CognateConfigs:
                 muon_lr=0.015,
                 adamw_lr=0.02,
                 grokfast_lambda=0.0,
-                steps=1400,
+                steps=1800,
                 batch_size=16,
                 seq_len=128,
                 decay_fraction=0.8,
             ),
+            mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05),
         ),
         cognate_reasoning=VariantConfig(
             training=TrainingConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from training_core.data.batches import MixConfig
 from training_core.distill.distillation import DistillationConfig
 from training_core.phases.p4_bitnet.config import TernaryConfig
 from training_core.training.loop import TrainingConfig
@@ -14,6 +15,7 @@ def nano() -> TernaryConfig:
         training=TrainingConfig(
             muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=200, batch_size=16, seq_len=128
         ),
+        mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05),
     )
 
 

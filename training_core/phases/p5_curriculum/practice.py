@@ -96,7 +96,8 @@ class Practice:
         self._origin = weights_digest(model)
         self.by_level = {level: _shuffled(context.train_questions, level, config.training.seed) for level in LEVELS}
         self._taken = dict.fromkeys(LEVELS, 0)
-        self._used = Used({normalise_prompt(question.prompt) for question in context.train_questions}, context.avoided)
+        prompts = {normalise_prompt(question.prompt) for question in context.train_questions}
+        self._used = Used(prompts, context.avoided, context.world)
 
     def run(self, standing: LevelStanding) -> PracticeResult:
         """Run all rounds. `standing` holds the initial assessment and is updated after each round."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from training_core.tasks.questions.attempts import SHOWN, Attempt
 from training_core.tasks.questions.ladder import variant
 from training_core.tasks.questions.question import Question, normalise_prompt
+from training_core.world.config import WorldConfig
 
 RETIRE_AFTER = 3
 HOPELESS_RATE, HOPELESS_AFTER = 0.1, 16
@@ -88,10 +89,14 @@ def open_threads(questions: Sequence[Question]) -> list[Thread]:
 
 @dataclass(slots=True)
 class Used:
-    """Questions that a variant must avoid: `prompts` already used, and `contents` held out elsewhere."""
+    """Questions that a variant must avoid: `prompts` already used, and `contents` held out elsewhere.
+
+    world: settings of the world from which variants of questions about it are made.
+    """
 
     prompts: set[str]
     contents: Container[str] = ()
+    world: WorldConfig | None = None
 
 
 def advance(thread: Thread, attempt: Attempt, record: RoundRecord, used: Used, seed: int) -> None:
@@ -115,7 +120,7 @@ def _variant(thread: Thread, used: Used, seed: int) -> Question | None:
     """Draw an unused variant of the question, or return None if there is none."""
     base = seed + 1_000_003 * thread.number + 1009 * thread.variants
     for draw in range(_TRIES):
-        question = variant(thread.question, base + draw, used.contents)
+        question = variant(thread.question, base + draw, used.contents, used.world)
         if question is None:
             return None
         if (prompt := normalise_prompt(question.prompt)) not in used.prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from training_core.data.batches import MixConfig
 from training_core.distill.distillation import DistillationConfig
 from training_core.phases.p8_compression.config import CompressionConfig, StudentConfig, StudentExpertsConfig
 from training_core.training.loop import TrainingConfig
@@ -17,6 +18,7 @@ def nano() -> CompressionConfig:
         training=TrainingConfig(
             muon_lr=0.01, grokfast_lambda=0.0, steps=700, batch_size=16, seq_len=128, decay_fraction=0.6
         ),
+        mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05),
         experts=StudentExpertsConfig(batch_size=16, lr=0.2),
     )
 

@@ -1,9 +1,10 @@
 """Attempts at questions: a model generates, tools answer its calls, and its answer is compared with the known one.
 
 A hint reveals a prefix of the worked completion: none of it (0), a third (1), two thirds (2), or all of it (3), in
-which case nothing is left to generate and the attempt is a demonstration. Training examples never carry the hint in the
-prompt: hinted tokens stand where the model would have generated them (the rationalisation of STaR, Zelikman et al.,
-2022, arXiv:2203.14465, section 3.3, with the hint as a prefix).
+which case nothing is left to generate and the attempt is a demonstration. A completion of one token has no prefix, so
+every hint on it is a demonstration. Training examples never carry the hint in the prompt: hinted tokens stand where the
+model would have generated them (the rationalisation of STaR, Zelikman et al., 2022, arXiv:2203.14465, section 3.3, with
+the hint as a prefix).
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Answerer:
             raise ValueError(f"a hint is one of {', '.join(map(str, HINTS))}, got {hint}")
         prompt = self.tokenizer.encode(preamble + question_text(question)).ids
         ids, roles = encode_completion(self.tokenizer, question)
+        if hint and len(ids) == 2:  # of one token and END_OF_TEXT no prefix can be revealed
+            hint = SHOWN
         shown = len(ids) if hint == SHOWN else min(math.ceil(hint * (len(ids) - 1) / SHOWN), len(ids) - 2)
         # A hint never ends inside a tool's output: the model could not continue it.
         while 0 < shown < len(ids) and roles[shown] == "tool":

@@ -4,13 +4,15 @@
     bank/bank.json                                     counts, rejections by reason, cost
     bank/avoided.json                                  contents that later draws (variants) must avoid as well
 
-Generator questions are drawn until every level has its quota; frontier-model questions are used for training only. One
-of each group of near-duplicates is kept, and everything held out by the task bank is removed.
+Generator questions are drawn until every level has its quota; a share of each level may be about the generated world.
+Frontier-model questions are used for training only. One of each group of near-duplicates is kept, and everything held
+out by the task bank is removed.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from training_core.data.documents import SPLITS
 from training_core.reporting import Reporter
 from training_core.store.atomic import write_atomically
 from training_core.store.bundle import canonical_json
-from training_core.tasks.questions.ladder import cells, make_with_content, split_of_content
+from training_core.tasks.questions.ladder import (
+    NEW_WORDINGS,
+    cells,
+    in_new_wording,
+    make_with_content,
+    split_of_content,
+)
 from training_core.tasks.questions.primitives import canonical
 from training_core.tasks.questions.question import (
     LEVELS,
@@ -34,6 +42,8 @@ from training_core.tasks.questions.question import (
     read_questions,
     write_questions,
 )
+from training_core.world.config import Split, WorldConfig
+from training_core.world.tasks import is_about_world, level_questions
 
 SUMMARY, AVOIDED = "bank.json", "avoided.json"
 _REASONS = ("repeated", "near", "contradictory", "avoided")
@@ -54,6 +64,16 @@ class QuestionBankConfig(BaseModel):
         400, ge=10, le=5000, description="Validation questions, and as many test questions, at each level"
     )
     seed: int = Field(17, ge=0, le=10**6, description="Seed of the generators")
+    world_shares: list[float] = Field(
+        [0.0] * len(LEVELS),
+        min_length=len(LEVELS),
+        max_length=len(LEVELS),
+        description="Share of each level's questions, from level 1, that are about the generated world. The others are "
+        "general: lists, words, arithmetic, with calls of tools from level 5 on",
+    )
+    world: WorldConfig = Field(
+        WorldConfig(), description="Settings of that world: those of the corpus, so that held-out contents are the same"
+    )
     source: Literal["generators", "frontier", "both"] = Field(
         "generators",
         description="Source of training questions: programs, frontier models (frontier_per_level at each level), or "
@@ -81,6 +101,13 @@ class QuestionBankConfig(BaseModel):
     )
     frontier_timeout_s: float = Field(120.0, gt=0, le=3600, description="Timeout of one request")
     frontier_retries: int = Field(6, ge=0, le=20, description="Maximum retries of a request that was not charged")
+
+    @field_validator("world_shares")
+    @classmethod
+    def _are_shares(cls, shares: list[float]) -> list[float]:
+        if wrong := [share for share in shares if not 0 <= share <= 1]:
+            raise ValueError(f"world_shares holds one share in [0, 1] for each of the ten levels, got {wrong[0]}")
+        return shares
 
     @model_validator(mode="after")
     def _is_priced(self) -> Self:
@@ -113,7 +140,10 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class QuestionBank:
-    """Questions by split, and the cost of collecting them. avoided: contents that no later question may have."""
+    """Questions by split, and the cost of collecting them.
+
+    avoided: contents that no later question may have. world: settings of the world that some questions are about.
+    """
 
     train: Sequence[Question]
     validation: Sequence[Question]
@@ -121,6 +151,7 @@ class QuestionBank:
     spent_usd: float
     note: str
     avoided: frozenset[str] = frozenset()
+    world: WorldConfig | None = None
 
 
 def make_question_bank(
@@ -152,14 +183,15 @@ def make_question_bank(
         drawing.raise_targets(kept)
         reporter.progress(number + 1, _ROUNDS, "replacing near-duplicates")
     drawing.require(kept, collected)
-    splits = {split: [q for level in LEVELS for q in kept[level, split]] for split in SPLITS}
+    splits = {split: [q for level in LEVELS for q in drawing.mixed(kept, level, split)] for split in SPLITS}
     for split, questions in splits.items():
         write_questions(out / f"{split}.jsonl", questions)
     write_atomically(out / AVOIDED, canonical_json(sorted(avoided)))
-    write_atomically(out / SUMMARY, canonical_json(_summary(splits, rejected, collected)))
+    write_atomically(out / SUMMARY, canonical_json(_summary(config, splits, rejected, collected)))
     return {
         **{f"questions_{split}": float(len(questions)) for split, questions in splits.items()},
         "frontier_questions": float(sum(q.provenance.source == "frontier" for q in splits["train"])),
+        "world_questions": float(sum(is_about_world(q) for questions in splits.values() for q in questions)),
         "spent_usd": float(collected.spent_usd),
         "note": collected.note or ("all questions come from generators" if not frontier else "as many as were wanted"),
     }
@@ -174,7 +206,8 @@ def open_bank(folder: Path) -> QuestionBank:
     summary = json.loads((folder / SUMMARY).read_bytes())
     avoided = frozenset(json.loads((folder / AVOIDED).read_bytes()))
     train, validation, test = (read_questions(folder / f"{split}.jsonl") for split in SPLITS)
-    return QuestionBank(train, validation, test, float(summary["spent_usd"]), str(summary["note"]), avoided)
+    world = summary["world"] and WorldConfig.model_validate(summary["world"])
+    return QuestionBank(train, validation, test, float(summary["spent_usd"]), str(summary["note"]), avoided, world)
 
 
 def without_frame(prompt: str) -> str:
@@ -182,7 +215,10 @@ def without_frame(prompt: str) -> str:
     return prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
 
 
-Kept = dict[tuple[int, str], list[Question]]
+_ORDER: tuple[Split, ...] = ("test", "validation", "train")  # of two near-duplicates the held-out one is kept
+Kind = Literal["general", "world"]
+Place = tuple[int, str, Kind]  # level, split, kind
+Kept = dict[Place, list[Question]]
 
 
 class _Drawing:
@@ -193,14 +229,20 @@ class _Drawing:
 
     def __init__(self, config: QuestionBankConfig, avoided: frozenset[str], frontier: Sequence[Question]) -> None:
         self.config, self.avoided = config, avoided
-        wanted = config.frontier_per_level if config.source == "frontier" else config.train_per_level
-        self.quota = {"test": config.held_out_per_level, "validation": config.held_out_per_level, "train": wanted}
-        self.frontier = [q for level in LEVELS for q in [q for q in frontier if q.level == level][:wanted]]
+        self.quota = _quota(config)
+        self.frontier = [
+            q
+            for level in LEVELS
+            for q in [q for q in frontier if q.level == level][: self.quota[level, "train", "general"]]
+        ]
         # A frontier question has no content of its own; the sums in its prompt must not be held out in other words.
         self.asked = {canonical(expression) for q in frontier for expression in _SUM.findall(q.prompt)}
-        self.targets = {(lv, split): int(n * _SURPLUS) + 5 for lv in LEVELS for split, n in self.quota.items()}
+        self.targets = {
+            place: int(number * (1 if place[2] == "world" else _SURPLUS)) + 5 if number else 0
+            for place, number in self.quota.items()
+        }
         for level in LEVELS if config.source == "frontier" else ():
-            self.targets[level, "train"] = 0
+            self.targets[level, "train", "general"] = 0
         self.drawn: Kept = {place: [] for place in self.targets}
         self._next = dict.fromkeys(LEVELS, config.seed * _SEED_SPAN)
         self._prompts: set[str] = set()
@@ -213,29 +255,41 @@ class _Drawing:
             ValueError: when a level is exhausted before its quota is met.
         """
         for level in LEVELS:
+            general: list[Place] = [(level, split, "general") for split in _ORDER]
             idle = 0
-            while idle < _PATIENCE and any(len(self.drawn[level, s]) < self.targets[level, s] for s in self.quota):
+            while idle < _PATIENCE and any(len(self.drawn[place]) < self.targets[place] for place in general):
                 idle = 0 if self._one(level) else idle + 1
-            for split, wanted in self.quota.items():
-                if len(self.drawn[level, split]) < min(wanted, self.targets[level, split]):
-                    raise self._exhausted(level, split, len(self.drawn[level, split]))
+            for place in general:
+                if len(self.drawn[place]) < min(self.quota[place], self.targets[place]):
+                    raise self._exhausted(place, len(self.drawn[place]))
+            for split in _ORDER:
+                self._draw_world(level, split)
             reporter.progress(level, len(LEVELS), "drawing questions")
 
     def keep(self, avoid: Sequence[str]) -> tuple[Kept, Counter[str]]:
         """Return the questions that survive deduplication, up to the quota, and the number dropped by reason."""
         place_of = {q: place for place, questions in self.drawn.items() for q in questions}
-        ordered = [q for s in ("test", "validation", "train") for lv in LEVELS for q in self.drawn[lv, s]]
-        unique = deduplicate([*self.frontier, *ordered], avoid)
+        by_split = sorted(self.drawn, key=lambda place: _ORDER.index(place[1]))
+        unique = deduplicate([*self.frontier, *(q for place in by_split for q in self.drawn[place])], avoid)
         kept: Kept = {place: [] for place in self.targets}
         for question in unique.kept:
-            place = place_of.get(question, (question.level, "train"))
-            if len(kept[place]) < self.quota[place[1]]:
+            place = place_of.get(question, (question.level, "train", "general"))
+            if len(kept[place]) < self.quota[place]:
                 kept[place].append(question)
         return kept, Counter({reason: number for reason in _REASONS if (number := getattr(unique, reason))})
 
-    def lacking(self, kept: Kept) -> dict[tuple[int, str], int]:
-        """Return the number of missing questions by level and split; empty when the quotas are met."""
-        missing = {place: self.quota[place[1]] - len(questions) for place, questions in kept.items()}
+    def mixed(self, kept: Kept, level: int, split: str) -> list[Question]:
+        """Return the questions of a level and split, those about the world among the general ones at random."""
+        general, world = kept[level, split, "general"], kept[level, split, "world"]
+        if not world:
+            return general
+        return random.Random(f"{self.config.seed}/{level}/{split}").sample(
+            [*general, *world], len(general) + len(world)
+        )
+
+    def lacking(self, kept: Kept) -> dict[Place, int]:
+        """Return the number of missing questions by place; empty when the quotas are met."""
+        missing = {place: self.quota[place] - len(questions) for place, questions in kept.items()}
         return {place: number for place, number in missing.items() if number > 0}
 
     def raise_targets(self, kept: Kept) -> None:
@@ -247,21 +301,32 @@ class _Drawing:
 
     def require(self, kept: Kept, collected: Collected) -> None:
         """Raise ValueError unless every quota is met."""
-        for (level, split), number in self.lacking(kept).items():
-            available = self.quota[split] - number
-            if not self.targets[level, split]:
+        for place, number in self.lacking(kept).items():
+            available = self.quota[place] - number
+            if not self.targets[place]:
                 raise ValueError(
-                    f"level {level} has {available} verified frontier questions, not {self.quota[split]}"
+                    f"level {place[0]} has {available} verified frontier questions, not {self.quota[place]}"
                     f"{' (' + collected.note + ')' if collected.note else ''}: ask for fewer (frontier_per_level), or "
                     'set source to "both", which takes the rest from generators'
                 )
-            raise self._exhausted(level, split, available)
+            raise self._exhausted(place, available)
 
-    def _exhausted(self, level: int, split: str, available: int) -> ValueError:
+    def _exhausted(self, place: Place, available: int) -> ValueError:
+        level, split, kind = place
         return ValueError(
-            f"level {level} gives {available} distinct {split} questions, not {self.quota[split]}: ask for fewer "
-            "(train_per_level, held_out_per_level), or give the level more cells in the ladder"
+            f"level {level} gives {available} distinct {'' if kind == 'general' else 'world '}{split} questions, not "
+            f"{self.quota[place]}: ask for fewer (train_per_level, held_out_per_level), "
+            + ("or give the level more cells in the ladder" if kind == "general" else "or lower its world_shares")
         )
+
+    def _draw_world(self, level: int, split: Split) -> None:
+        """Draw the level's questions about the world, whose contents are split by the world itself."""
+        place: Place = (level, split, "world")
+        if len(self.drawn[place]) < self.targets[place]:
+            config = self.config
+            self.drawn[place] = level_questions(
+                config.world, config.seed, level, self.targets[place], split, NEW_WORDINGS
+            )
 
     def _one(self, level: int) -> bool:
         """Draw the next seed of a level, and return whether it gave a question that was still needed."""
@@ -269,7 +334,7 @@ class _Drawing:
         self._next[level] += 1
         question, content = make_with_content(kinds[seed % len(kinds)], seed)
         prompt, split = normalise_prompt(question.prompt), split_of_content(content)
-        place = level, split
+        place: Place = (level, split, "general")
         if len(self.drawn[place]) >= self.targets[place] or prompt in self._prompts or content in self.avoided:
             return False
         if split != "train" and (content in self._contents or content in self.asked):
@@ -280,8 +345,25 @@ class _Drawing:
         return True
 
 
+def _quota(config: QuestionBankConfig) -> dict[Place, int]:
+    """Return the number of questions wanted by level, split and kind; frontier questions count as general."""
+    quota: dict[Place, int] = {}
+    for level, share in zip(LEVELS, config.world_shares, strict=True):
+        for split in SPLITS:
+            size = config.train_per_level if split == "train" else config.held_out_per_level
+            about_world = round(share * size)
+            if config.source == "frontier" and split == "train":
+                size, about_world = config.frontier_per_level, 0
+            quota[level, split, "general"] = size - about_world
+            quota[level, split, "world"] = about_world
+    return quota
+
+
 def _summary(
-    splits: Mapping[str, Sequence[Question]], rejected: Mapping[str, int], collected: Collected
+    config: QuestionBankConfig,
+    splits: Mapping[str, Sequence[Question]],
+    rejected: Mapping[str, int],
+    collected: Collected,
 ) -> dict[str, object]:
     levels = {
         split: {
@@ -292,6 +374,8 @@ def _summary(
     }
     return {
         "levels": levels,
+        "world": config.world.model_dump(mode="json") if any(config.world_shares) else None,
+        "new_wordings": {split: sum(map(in_new_wording, questions)) for split, questions in splits.items()},
         "sources": dict(Counter(question.provenance.source for question in splits["train"])),
         "rejected": {**rejected, **collected.rejected},
         "judged": {model: list(counts) for model, counts in collected.judged.items()},

@@ -17,6 +17,7 @@ from training_core.store.checkpoint import weights_digest
 from training_core.tasks.questions.bank import QuestionBank, open_bank
 from training_core.tasks.questions.question import Question
 from training_core.tasks.questions.tools import ToolBox
+from training_core.world.config import WorldConfig
 
 QUESTIONED = (*DATA, "question_bank")
 
@@ -60,6 +61,11 @@ class QuestionContext(PhaseContext):
     def avoided(self) -> frozenset[str]:
         """Contents that no further question may have (`tasks.questions.bank`)."""
         return self._bank.avoided
+
+    @property
+    def world(self) -> WorldConfig | None:
+        """Settings of the world that some questions are about, from which variants of them are made."""
+        return self._bank.world
 
     @property
     def spent_usd(self) -> float:

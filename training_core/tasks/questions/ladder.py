@@ -17,7 +17,10 @@ Whether models find them in this order is measured, not assumed: the fit assumes
 the level (`assessment`), and the raw accuracy of each level is reported as well.
 
 A question's *content* is what it asks, independent of wording. The split is a hash of the content, so held-out
-questions share no content with training, not even a sum of two digits in other words.
+questions share no content with training, not even a sum of two digits in other words. The wording is drawn
+independently of the kind; the last wording of each kind is held out: training never has it.
+
+Levels can also come from the generated world (`world.tasks`): there a level is a size of story and a number of hops.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ from training_core.store.bundle import canonical_json
 from training_core.tasks.questions.gym_items import GENERATORS, UnclearItemError, gym_dataset
 from training_core.tasks.questions.primitives import PRIMITIVES, Item, Setting, canonical
 from training_core.tasks.questions.question import LEVELS, Provenance, Question, normalise_answer
+from training_core.world.config import WorldConfig
+from training_core.world.tasks import another, is_about_world, is_reworded
 
+NEW_WORDINGS = 0.2  # share of held-out questions in a wording that training never has
 _HELD_OUT_IN_20 = {"validation": range(0, 3), "test": range(3, 6)}
 _UNCLEAR_TRIES = 50
 _VARIANT_TRIES = 200
@@ -52,7 +58,7 @@ class Cell:
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """The wordings that the cell's questions can have."""
+        """The wordings that the cell's questions can have; the last one is held out."""
         return (PRIMITIVES[self.task] if self.task in PRIMITIVES else GENERATORS[self.task]).wordings
 
     def item(self, seed: int) -> Item:
@@ -151,7 +157,7 @@ def cells(level: int) -> tuple[Cell, ...]:
 
 
 def make(cell: Cell, seed: int) -> Question:
-    """Return the question of a seed, which also determines the wording.
+    """Return the question of a seed, which also determines its wording.
 
     Raises:
         ValueError: when reasoning-gym, the source of the harder levels, is not installed.
@@ -162,11 +168,10 @@ def make(cell: Cell, seed: int) -> Question:
 def make_with_content(cell: Cell, seed: int) -> tuple[Question, str]:
     """Return the question of a seed, and its content (`content_of`)."""
     item = _clear_item(cell, seed)
-    wording = cell.wordings[seed % len(cell.wordings)]
     question = Question(
         level=cell.level,
         family=cell.family,
-        prompt=wording.format_map(item.parts),
+        prompt=_wording(cell, seed, item.content).format_map(item.parts),
         answer=item.answer,
         provenance=Provenance("generator", cell.name, seed, _settings_digest(cell)),
         check="exact",
@@ -175,24 +180,42 @@ def make_with_content(cell: Cell, seed: int) -> tuple[Question, str]:
     return question, item.content
 
 
-def variant(question: Question, seed: int, avoid: Container[str] = ()) -> Question | None:
-    """Return another question of the same cell and split, with different content, wording and answer.
+def variant(
+    question: Question, seed: int, avoid: Container[str] = (), world: WorldConfig | None = None
+) -> Question | None:
+    """Return another question of the same cell (or level and family of the world) and split, with different content.
 
-    avoid: contents to exclude (`QuestionBank.avoided`). Different seeds give different variants, except in cells with
+    In a cell the wording differs, too. avoid: contents to exclude (`QuestionBank.avoided`). world: settings of the
+    world that the question is about, if it is about one. Different seeds give different variants, except in cells with
     few contents. None if the question did not come from a generator, or if no draw is different enough.
+
+    Raises:
+        ValueError: when the question is about a world with other settings.
     """
+    if is_about_world(question):
+        return another(world if world is not None else WorldConfig(), question, seed)
     cell = cell_of(question)
     if cell is None:
         return None
-    content, count = content_of(question), len(cell.wordings)
+    content = content_of(question)
     split = split_of_content(content)
-    wording = (question.provenance.seed + 1 + seed % (count - 1)) % count
+    wording = _wording(cell, question.provenance.seed, content)
     for attempt in range(_VARIANT_TRIES):
-        # seed % count selects the wording, so a multiple of count leaves the new wording in place
-        other, other_content = make_with_content(cell, (seed + attempt * _STRIDE) * count + wording)
-        if other_content != content and other_content not in avoid and split_of_content(other_content) == split:
+        drawn = seed + attempt * _STRIDE
+        other, other_content = make_with_content(cell, drawn)
+        if other_content == content or other_content in avoid or split_of_content(other_content) != split:
+            continue
+        if _wording(cell, drawn, other_content) != wording:
             return other
     return None
+
+
+def in_new_wording(question: Question) -> bool:
+    """Return whether a question is in a wording that training never has."""
+    cell = cell_of(question)
+    if cell is None:
+        return is_reworded(question)
+    return _wording(cell, question.provenance.seed, content_of(question)) == cell.wordings[-1]
 
 
 def cell_of(question: Question) -> Cell | None:
@@ -223,6 +246,14 @@ def split_of_content(content: str) -> str:
 def is_right(question: Question, answer: str) -> bool:
     """Return whether an answer equals the known one after normalisation (`questions.normalise_answer`)."""
     return normalise_answer(answer) == normalise_answer(question.answer)
+
+
+def _wording(cell: Cell, seed: int, content: str) -> str:
+    """The wording of a seed, from a stream of its own: a level's cells and their wordings must not go together."""
+    draw = random.Random(f"{cell.name}/wording/{seed}")
+    *usual, new = cell.wordings
+    held_out = split_of_content(content) != SPLITS[0] and draw.random() < NEW_WORDINGS
+    return new if held_out else draw.choice(usual)
 
 
 @cache

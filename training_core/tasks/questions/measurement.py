@@ -17,6 +17,7 @@ from training_core.nn.ternary import inference_copy
 from training_core.record import Estimate
 from training_core.tasks.questions.assessment import Assessment, AssessmentConfig, find_edge, isotonic_decreasing
 from training_core.tasks.questions.attempts import Answerer, Attempt
+from training_core.tasks.questions.ladder import in_new_wording
 from training_core.tasks.questions.question import LEVELS, Question
 from training_core.tasks.questions.tools import ToolBox
 
@@ -183,12 +184,15 @@ def by_level(questions: Sequence[Question]) -> dict[int, list[Question]]:
 def level_metrics(before: Answered, after: Answered, target: float) -> dict[str, float]:
     """Return accuracy by level before and after, the edge, the mean gain over all levels, and the worst drop.
 
-    `worst_passed_level_drop_high` is `worst_fall`.
+    `worst_passed_level_drop_high` is `worst_fall`. Over all levels, the accuracy in wordings that training never has
+    stands beside that in the others.
     """
     metrics: dict[str, float] = {}
     for level in before.attempts:
         metrics |= before.accuracy(level).metrics(f"level_{level}_accuracy_before")
         metrics |= after.accuracy(level).metrics(f"level_{level}_accuracy")
+    for suffix, answered in (("_before", before), ("", after)):
+        metrics |= _wording_metrics(answered, suffix)
     passed = [level for level in before.attempts if before.accuracy(level).value >= target]
     metrics |= mean_difference(before, after, list(before.attempts)).metrics("level_accuracy_gain")
     return metrics | {
@@ -200,6 +204,18 @@ def level_metrics(before: Answered, after: Answered, target: float) -> dict[str,
         "num_passed_levels": float(len(passed)),
         "worst_passed_level_drop_high": worst_fall(before, after, target),
     }
+
+
+def _wording_metrics(answered: Answered, suffix: str) -> dict[str, float]:
+    right: dict[str, list[bool]] = {"known": [], "new": []}
+    for attempts in answered.attempts.values():
+        for attempt in attempts:
+            right["new" if in_new_wording(attempt.question) else "known"].append(attempt.right)
+    metrics: dict[str, float] = {}
+    for name, marks in right.items():
+        if marks:
+            metrics |= wilson(sum(marks), len(marks)).metrics(f"{name}_wordings_accuracy{suffix}")
+    return metrics
 
 
 def worst_fall(before: Answered, after: Answered, target: float) -> float:
