@@ -12,7 +12,7 @@ from training_core.data.corpus import build_corpus
 from training_core.data.documents import CorpusConfig, read_jsonl
 from training_core.data.packing import PackingConfig, pack_corpus
 from training_core.data.sources import sources
-from training_core.data.task_bank import TaskBankConfig, make_task_bank, read_tasks
+from training_core.data.task_bank import WORLD_FAMILIES, TaskBankConfig, make_task_bank, read_tasks
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.evaluation.held_out import SuiteConfig, make_suite
 from training_core.tasks.questions.bank import QuestionBankConfig, make_question_bank, without_frame
@@ -68,10 +68,11 @@ def task_bank(run: DataRun, config: TaskBankConfig) -> Metadata:
 def question_bank(run: DataRun, config: QuestionBankConfig) -> Metadata:
     """Verified training and held-out questions at ten levels, from generators and optionally from frontier models.
 
-    Frontier models' responses are cached in the forge home, so that no run pays for them twice.
+    Frontier models' responses are cached in the forge home, so that no run pays for them twice. Questions about the
+    world are split by content, so that none of the task bank's held-out ones can be drawn for training.
     """
     held_out = (read_tasks(run.inputs["task_bank"], split) for split in ("validation", "test"))
-    avoid = [without_frame(task.prompt) for tasks in held_out for task in tasks]
+    avoid = [without_frame(task.prompt) for tasks in held_out for task in tasks if task.family not in WORLD_FAMILIES]
     questions, collected = frontier_questions(config, forge_home() / "frontier", run.reporter, avoid)
     return make_question_bank(config, run.out, run.reporter, avoid, questions, collected)
 

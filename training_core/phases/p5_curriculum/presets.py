@@ -53,7 +53,7 @@ def nano() -> CurriculumConfigs:
                 council_questions=24,
                 ooda_practice_questions=16,
                 ooda_questions=24,
-                questions_per_level=12,
+                questions_per_level=16,
             ),
             self_model=SelfModelConfig(samples=200, held_out=160, steps=150),
             training=TrainingConfig(muon_lr=0.0005, adamw_lr=0.0003, grokfast_lambda=0.0, steps=8, seq_len=64),

@@ -238,7 +238,7 @@ class _Drawing:
         # A frontier question has no content of its own; the sums in its prompt must not be held out in other words.
         self.asked = {canonical(expression) for q in frontier for expression in _SUM.findall(q.prompt)}
         self.targets = {
-            place: int(number * (1 if place[2] == "world" else _SURPLUS)) + 5 if number else 0
+            place: number if place[2] == "world" else int(number * _SURPLUS) + 5 if number else 0
             for place, number in self.quota.items()
         }
         for level in LEVELS if config.source == "frontier" else ():
@@ -267,11 +267,15 @@ class _Drawing:
             reporter.progress(level, len(LEVELS), "drawing questions")
 
     def keep(self, avoid: Sequence[str]) -> tuple[Kept, Counter[str]]:
-        """Return the questions that survive deduplication, up to the quota, and the number dropped by reason."""
-        place_of = {q: place for place, questions in self.drawn.items() for q in questions}
-        by_split = sorted(self.drawn, key=lambda place: _ORDER.index(place[1]))
-        unique = deduplicate([*self.frontier, *(q for place in by_split for q in self.drawn[place])], avoid)
-        kept: Kept = {place: [] for place in self.targets}
+        """Return the questions that survive deduplication, up to the quota, and the number dropped by reason.
+
+        Those about the world are drawn with different contents; its stories look alike by nature.
+        """
+        general = {place: questions for place, questions in self.drawn.items() if place[2] == "general"}
+        place_of = {q: place for place, questions in general.items() for q in questions}
+        by_split = sorted(general, key=lambda place: _ORDER.index(place[1]))
+        unique = deduplicate([*self.frontier, *(q for place in by_split for q in general[place])], avoid)
+        kept: Kept = {place: [] if place in general else list(questions) for place, questions in self.drawn.items()}
         for question in unique.kept:
             place = place_of.get(question, (question.level, "train", "general"))
             if len(kept[place]) < self.quota[place]:
