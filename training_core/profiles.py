@@ -39,11 +39,12 @@ from training_core.world.config import WorldConfig
 ProfileName = Literal["nano", "mini", "forge_25m"]
 WORLD = WorldConfig(  # of nano
     vocabulary=220,
-    variety=0.25,
+    variety=0.1,
     pronouns=0.15,
     least_events=4,
     most_events=8,
     item_share=0.5,
+    highest_level=6,
     solution_share=0.9,
     validation_fraction=0.15,
     test_fraction=0.15,
@@ -90,7 +91,7 @@ def nano() -> Profile:
         ),
         tokenizer=TokenizerConfig(),
         tokens=PackingConfig(),
-        task_bank=TaskBankConfig(held_out_per_family=400, world_train_per_family=1000, world=WORLD),
+        task_bank=TaskBankConfig(held_out_per_family=400, world_train_per_family=1000, one_hop_train=8000, world=WORLD),
         question_bank=QuestionBankConfig(
             train_per_level=400, held_out_per_level=200, world_shares=[1.0] * 4 + [0.8] * 6, world=WORLD
         ),

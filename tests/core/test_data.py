@@ -280,6 +280,16 @@ def test_questions_about_the_world_are_made_again_from_their_generator(tmp_path:
         document_of(next(read_tasks(tmp_path, "test")), config.world)
 
 
+def test_the_first_stage_has_more_questions_with_one_hop(tmp_path: Path) -> None:
+    config = TaskBankConfig(
+        train_per_family=10, held_out_per_family=10, world_train_per_family=2, one_hop_train=9, story_sentences=16
+    )
+    make_task_bank(config, tmp_path, SilentReporter())
+    found = Counter(task.family for task in read_tasks(tmp_path, "train"))
+    assert {family: found[family] for family in WORLD_FAMILIES} == dict.fromkeys(WORLD_FAMILIES, 2) | {"one_hop": 9}
+    assert Counter(task.family for task in read_tasks(tmp_path, "test"))["one_hop"] == 10
+
+
 def test_nine_of_ten_tasks_are_trained_on_with_their_solution(tmp_path: Path, small_data: dict[str, Path]) -> None:
     config = TaskBankConfig(train_per_family=10, held_out_per_family=10, world_train_per_family=6, story_sentences=16)
     make_task_bank(config, tmp_path, SilentReporter())

@@ -198,16 +198,19 @@ def test_convolution_stands_before_the_projections() -> None:
     mixed = SlidingWindowAttention(16, 2, window=5, num_persistent=1, conv_kernel=4).double()
     mixed.load_state_dict(plain.state_dict(), strict=False)
     assert mixed.conv is not None
-    x, kernel = torch.randn(2, 9, 16, dtype=torch.float64), mixed.conv.weight[:, 0].detach()
-    assert 0.1 < float(kernel.std()) < 0.3
-    expected = x.clone()
-    for t, back in itertools.product(range(9), range(4)):
-        if t >= back:
-            expected[:, t] += kernel[:, 3 - back] * x[:, t - back]
+    x, kernels = torch.randn(2, 9, 16, dtype=torch.float64), mixed.conv.weight[:, 0].detach()
+    assert 0.1 < float(kernels.std()) < 0.3
+    expected = []
+    for kernel in kernels.split(16):  # of the query, of the key, of the value
+        expected.append(x.clone())
+        for t, back in itertools.product(range(9), range(4)):
+            if t >= back:
+                expected[-1][:, t] += kernel[:, 3 - back] * x[:, t - back]
     out, (_, _, inputs) = mixed(x)
-    assert (out - plain(expected)[0]).abs().max() < 1e-14
+    query, key, value = (plain._project(mixing, torch.arange(9))[n] for n, mixing in enumerate(expected))
+    assert (out - join_heads(plain._mix(query, key, value))).abs().max() < 1e-14
     assert torch.equal(inputs[:, 0], x)
-    assert count_parameters(mixed) - count_parameters(plain) == 16 * 4
+    assert count_parameters(mixed) - count_parameters(plain) == 3 * 16 * 4
 
 
 @pytest.mark.slow

@@ -81,15 +81,19 @@ def _block(
 def _attention(
     attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int
 ) -> tuple[Tensor, Pair]:
-    shape, given = (attention.num_heads, attention.head_width), x
+    shape = (attention.num_heads, attention.head_width)
+    given = asks = shows = holds = x
     if attention.conv is not None:
         kernel = attention.conv.weight[:, 0]
         inputs = [*(pair[2] for pair in earlier), x]
-        x = x + sum(kernel[:, -1 - back] * inputs[-1 - back] for back in range(min(kernel.shape[1], len(inputs))))
+        near = range(min(kernel.shape[1], len(inputs)))
+        asks, shows, holds = (
+            x + sum(own[:, -1 - back] * inputs[-1 - back] for back in near) for own in kernel.chunk(3)
+        )
     table = rotary_table(torch.tensor(t), attention.head_width)[0]
-    query = rotate(attention.query_norm(attention.query(x).view(shape)), table)
-    key = rotate(attention.key_norm(attention.key(x).view(shape)), table)
-    value = attention.value(x).view(shape)
+    query = rotate(attention.query_norm(attention.query(asks).view(shape)), table)
+    key = rotate(attention.key_norm(attention.key(shows).view(shape)), table)
+    value = attention.value(holds).view(shape)
     if t < seq:
         seen = [*earlier, (key, value, given)][-attention.window :]
     else:  # the true tokens that the next true token would attend to, then the thought so far

@@ -50,6 +50,9 @@ class TaskBankConfig(BaseModel):
     world_train_per_family: int = Field(
         0, ge=0, description="Training questions about the generated world in each of its families; 0: no such families"
     )
+    one_hop_train: int = Field(
+        0, ge=0, description="Training questions with one hop, if more than the other families about the world have"
+    )
     world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
     story_sentences: int = Field(
         76, ge=16, le=200, description="Sentences of a long story, about six tokens each; the first eight hold the fact"
@@ -102,8 +105,10 @@ def make_task_bank(config: TaskBankConfig, out: Path, reporter: Reporter) -> dic
     for number, (split, size) in enumerate(sizes.items()):
         tasks = [t for family in GYM_FAMILIES for t in _family(config, family, size, split, used)]
         if config.world_train_per_family:
-            of_world = config.world_train_per_family if split == "train" else size
-            tasks += [t for family in WORLD_FAMILIES for t in world_tasks(config, family, of_world, split)]
+            of_world = dict.fromkeys(WORLD_FAMILIES, config.world_train_per_family if split == "train" else size)
+            if split == "train":
+                of_world["one_hop"] = max(config.one_hop_train, of_world["one_hop"])
+            tasks += [t for family, many in of_world.items() for t in world_tasks(config, family, many, split)]
         with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for task in tasks:
                 file.write(json.dumps(asdict(task), ensure_ascii=False) + "\n")

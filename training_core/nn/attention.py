@@ -16,6 +16,7 @@ from training_core.nn.layers import CausalConv, RMSNorm, join_heads, rotary_tabl
 
 # Keys and values (batch, heads, positions, width); with a convolution also its inputs (batch, 1, positions, d_model).
 KeyValue = tuple[Tensor, ...]
+_PROJECTIONS = 3  # query, key and value
 _CONV_STD = 0.2  # of the initial convolution's weights; the input passes beside it
 
 
@@ -104,9 +105,9 @@ class SlidingWindowAttention(nn.Module):
     the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
     MAG gate sits between the heads and that projection.
 
-    With `conv_kernel` > 0, queries, keys and values are projections of x + conv(x), a causal depthwise convolution over
-    the last `conv_kernel` positions. It lets a key hold the words just before it, which binds a name to what was said
-    of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics of Language Models 4.1).
+    With `conv_kernel` > 0, queries, keys and values are projections of x + conv(x), each with a causal depthwise
+    convolution of its own over the last `conv_kernel` positions. A key can hold the words just before it, which binds a
+    name to what was said of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics of Language Models 4.1).
 
     **Differs from the paper**: Titans convolves after the projections; persistent tokens pass through the key and value
     projections of each layer, as a prefix would, but carry no rotary position.
@@ -114,7 +115,7 @@ class SlidingWindowAttention(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int, conv_kernel: int = 0) -> None:
         super().__init__()
-        self.conv = CausalConv(d_model, conv_kernel, std=_CONV_STD) if conv_kernel else None
+        self.conv = CausalConv(d_model, conv_kernel, std=_CONV_STD, copies=_PROJECTIONS) if conv_kernel else None
         self.num_heads, self.window = num_heads, window
         self.head_width = d_model // num_heads
         self.query = nn.Linear(d_model, d_model, bias=False)
@@ -184,7 +185,7 @@ class SlidingWindowAttention(nn.Module):
         convolved = x_BRD
         if self.conv is not None:
             assert own.tail is not None
-            convolved = x_BRD + self.conv.last(x_BRD, own.tail)[0]
+            convolved = torch.cat([x_BRD] * _PROJECTIONS, dim=-1) + self.conv.last(x_BRD, own.tail)[0]
         query, key, value = self._project(convolved, positions_BR)
         key_P, value_P = self._persistent(query.shape[0], query.dtype)
         keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
@@ -229,7 +230,11 @@ class SlidingWindowAttention(nn.Module):
         return dispersion
 
     def _convolved(self, x_BSD: Tensor, tail_BTD: Tensor | None = None) -> Tensor:
-        return x_BSD if self.conv is None else x_BSD + self.conv(x_BSD, tail_BTD)[0]
+        """The input of each projection, one after the other in the last dimension; without a convolution only one."""
+        if self.conv is None:
+            return x_BSD
+        mixed: Tensor = torch.cat([x_BSD] * _PROJECTIONS, dim=-1) + self.conv(x_BSD, tail_BTD)[0]
+        return mixed
 
     def _tail(self, before: KeyValue | None) -> Tensor | None:
         return None if before is None or self.conv is None else before[2][:, 0]
@@ -240,9 +245,10 @@ class SlidingWindowAttention(nn.Module):
     def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table = rotary_table(positions, self.head_width)
         heads = (self.num_heads, self.head_width)
-        query = rotate(self.query_norm(self.query(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
-        key = rotate(self.key_norm(self.key(x_BSD).unflatten(-1, heads)), table).transpose(1, 2)
-        return query, key, split_heads(self.value(x_BSD), self.num_heads)
+        asks, shows, holds = [x_BSD] * _PROJECTIONS if self.conv is None else x_BSD.chunk(_PROJECTIONS, dim=-1)
+        query = rotate(self.query_norm(self.query(asks).unflatten(-1, heads)), table).transpose(1, 2)
+        key = rotate(self.key_norm(self.key(shows).unflatten(-1, heads)), table).transpose(1, 2)
+        return query, key, split_heads(self.value(holds), self.num_heads)
 
     def _persistent(self, batch: int, dtype: torch.dtype) -> KeyValue:
         tokens = self.persistent.to(dtype)[None]

@@ -91,15 +91,16 @@ class FactorizedLinear(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Depthwise convolution over time that sees the current and the `kernel - 1` previous positions.
+    """Depthwise convolutions over time that see the current and the `kernel - 1` previous positions.
 
+    With `copies` > 1 each channel has as many kernels; the output (..., copies * width) holds one copy after the other.
     Initialised to the identity, so that a new layer starts by passing its input through, or with `std` at random.
     """
 
-    def __init__(self, width: int, kernel: int = 4, std: float | None = None) -> None:
+    def __init__(self, width: int, kernel: int = 4, std: float | None = None, copies: int = 1) -> None:
         super().__init__()
-        self.kernel = kernel
-        weight = torch.zeros(width, 1, kernel)
+        self.kernel, self.copies = kernel, copies
+        weight = torch.zeros(copies * width, 1, kernel)
         if std is None:
             weight[:, :, -1] = 1.0
         else:
@@ -114,16 +115,18 @@ class CausalConv(nn.Module):
         if tail_BTD is None:
             tail_BTD = x_BSD.new_zeros(x_BSD.shape[0], self.kernel - 1, x_BSD.shape[2])
         padded = torch.cat([tail_BTD, x_BSD], dim=1)
-        out = F.conv1d(padded.transpose(1, 2), self.weight.to(x_BSD.dtype), groups=x_BSD.shape[2])
+        channels = padded.transpose(1, 2).repeat(1, self.copies, 1)
+        out = F.conv1d(channels, self.weight.to(x_BSD.dtype), groups=channels.shape[1])
         return out.transpose(1, 2), padded[:, padded.shape[1] - self.kernel + 1 :]
 
     def last(self, x_D: Tensor, tail_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve one position of many independent sequences: (..., width) after its tail (..., kernel - 1, width).
 
-        Returns the output (..., width) and the next tail.
+        Returns the output (..., copies * width) and the next tail.
         """
         padded = torch.cat([tail_TD, x_D.unsqueeze(-2)], dim=-2)
-        return (padded * self.weight.to(x_D.dtype)[:, 0].T).sum(-2), padded[..., 1:, :]
+        channels = torch.cat([padded] * self.copies, dim=-1)
+        return (channels * self.weight.to(x_D.dtype)[:, 0].T).sum(-2), padded[..., 1:, :]
 
 
 def rotary_table(positions: Tensor, head_width: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from training_core.data.batches import MixConfig
 from training_core.nn.cognate import RecursionConfig, ShapeConfig
-from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
+from training_core.phases.p1_cognate.config import FirstStageConfig, TrunkConfig, VariantConfig
 from training_core.training.loop import TrainingConfig
 
 
@@ -23,12 +23,13 @@ def nano() -> CognateConfigs:
     """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
     return CognateConfigs(
         trunk=TrunkConfig(
-            shape=ShapeConfig(max_seq_len=512, window=128, conv_kernel=8, memory_layers=[]),
+            shape=ShapeConfig(d_ff=296, max_seq_len=512, window=128, conv_kernel=8, memory_layers=[]),
+            first=FirstStageConfig(steps=500),
             training=TrainingConfig(
                 muon_lr=0.015,
                 adamw_lr=0.02,
                 grokfast_lambda=0.0,
-                steps=1800,
+                steps=1300,
                 batch_size=16,
                 seq_len=128,
                 decay_fraction=0.8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,9 @@ def train_trunk(
 ) -> tuple[Cognate, TrainingResult]:
     """Train a Cognate model from random weights, which are drawn from the configured seed.
 
+    With a first stage it learns short questions before the text: a curriculum (Bengio et al., 2009). The optimizer
+    begins anew with the text; the result counts both.
+
     Raises:
         ValueError: when `seq_len` exceeds `max_seq_len`, or a training split is shorter than a sequence.
     """
@@ -31,7 +35,18 @@ def train_trunk(
     shape = CognateConfig(vocab_size=vocab_size, **config.shape.model_dump())
     torch.manual_seed(config.training.seed)
     model = Cognate(shape)
-    return model, _train(model, config.training, config.mix, data, reporter, checkpoint, "trunk")
+    if not config.first.steps:
+        return model, _train(model, config.training, config.mix, data, reporter, checkpoint, "trunk")
+    schedule = config.first.model_dump(exclude={"mix"})
+    shorter = config.training.model_copy(update=schedule)
+    first = _train(model, shorter, config.first.mix, data, reporter, checkpoint, "first stage")
+    result = _train(model, config.training, config.mix, data, reporter, checkpoint, "trunk")
+    return model, replace(
+        result,
+        optimizer_steps=first.optimizer_steps + result.optimizer_steps,
+        tokens=first.tokens + result.tokens,
+        seconds=first.seconds + result.seconds,
+    )
 
 
 def specialise(

@@ -12,7 +12,7 @@ def nano() -> CompressionConfig:
     """Return the configuration for about 1 M parameters, which runs in minutes on 2 CPU cores."""
     return CompressionConfig(
         student=StudentConfig(
-            d_model=128, num_heads=4, d_ff=320, num_blocks=2, num_loops=1, window=128, conv_kernel=8, embedding_rank=0
+            d_model=128, num_heads=4, d_ff=296, num_blocks=2, num_loops=1, window=128, conv_kernel=8, embedding_rank=0
         ),
         distillation=DistillationConfig(weight=0.3),
         training=TrainingConfig(
