@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tests.core.small_data import SHAPE, TRAINING
 from tests.killed import killed_at_each, run_apart
 from tests.nested import nested
-from training_core.data.batches import TrainingData
+from training_core.data.batches import MixConfig, TrainingData
 from training_core.data.tokenizer import load_tokenizer
 from training_core.distill.distillation import distil, distillation_loss
 from training_core.nn.cognate import Cognate, CognateConfig
-from training_core.phases.p1_cognate.config import TrunkConfig, VariantConfig
+from training_core.phases.p1_cognate.config import FirstStageConfig, TrunkConfig, VariantConfig
 from training_core.phases.p1_cognate.train import specialise, train_trunk
 from training_core.reporting import Figure, Reporter, SilentReporter
 from training_core.training.loop import TrainingDivergedError, train
@@ -40,6 +40,31 @@ def test_killed_and_resumed_ends_bit_for_bit_the_same(small_data: dict[str, Path
     first, second = load_file(tmp_path / "whole" / "tensors"), load_file(tmp_path / "broken" / "tensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def train_in_stages(reporter: Reporter, folder: Path, data: dict[str, Path]) -> None:
+    mix = MixConfig(text_share=0, arithmetic_share=1, logic_share=0, needle_share=0)
+    first = FirstStageConfig(steps=3, batch_size=2, seq_len=16, mix=mix)
+    config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=4).model_copy(update={"first": first})
+    training = TrainingData.open(data["tokens"], data["task_bank"])
+    model, result = train_trunk(config, training, reporter, folder / "state")
+    assert (result.optimizer_steps, result.tokens) == (3 + 4, 3 * 2 * 16 + 4 * 4 * 64)
+    save_file(model.state_dict(), folder / "tensors")
+
+
+def test_the_first_stage_comes_before_the_text_and_resumes_too(small_data: dict[str, Path], tmp_path: Path) -> None:
+    assert run_apart(train_in_stages, tmp_path / "whole", data=small_data).status == 0
+    for name, kill, told in (
+        ("early", "first stage 2", ["first stage 2", "first stage 3", "trunk 1", "trunk 2", "trunk 3", "trunk 4"]),
+        ("late", "trunk 2", ["trunk 2", "trunk 3", "trunk 4"]),
+    ):
+        _, resumed = killed_at_each(train_in_stages, tmp_path / name, [kill], data=small_data)
+        assert resumed.told == told
+        assert (tmp_path / "whole" / "tensors").read_bytes() == (tmp_path / name / "tensors").read_bytes()
+    config = nested(TrunkConfig, **SHAPE, **TRAINING, steps=4)
+    plain, _ = train_trunk(config, TrainingData.open(small_data["tokens"], small_data["task_bank"]), SilentReporter())
+    both = load_file(tmp_path / "whole" / "tensors")
+    assert any(not torch.equal(both[name], value) for name, value in plain.state_dict().items())
 
 
 class Recorder(SilentReporter):
