@@ -24,12 +24,12 @@ def nano() -> CognateConfigs:
     return CognateConfigs(
         trunk=TrunkConfig(
             shape=ShapeConfig(d_ff=296, max_seq_len=512, window=128, conv_kernel=8, memory_layers=[]),
-            first=FirstStageConfig(steps=500),
+            first=FirstStageConfig(steps=450),
             training=TrainingConfig(
                 muon_lr=0.015,
                 adamw_lr=0.02,
                 grokfast_lambda=0.0,
-                steps=1300,
+                steps=1150,
                 batch_size=16,
                 seq_len=128,
                 decay_fraction=0.8,

@@ -30,17 +30,17 @@ def nano() -> CurriculumConfigs:
     return CurriculumConfigs(
         practised_model=CurriculumConfig(
             assessment=AssessmentConfig(first_questions=12, more_questions=12, most_questions=36),
-            practice=PracticeConfig(focus_levels=4, questions_per_round=400, passes=4, max_tokens=48),
-            text=TextConfig(rows=3, weight=5.0, teacher=True),
+            practice=PracticeConfig(focus_levels=4, questions_per_round=128, passes=2, max_tokens=48),
+            text=TextConfig(rows=8, weight=8.0, teacher=True),
             consolidation=ConsolidationConfig(
                 steps=5, lr_factor=0.2, num_dreams=64, memory_tokens=64, memory_weight=2.0
             ),
             training=TrainingConfig(
-                muon_lr=0.02,
+                muon_lr=0.008,
                 momentum=0.8,
                 grokfast_lambda=0.0,
-                steps=70,
-                batch_size=32,
+                steps=30,
+                batch_size=24,
                 seq_len=128,
                 decay_fraction=0.5,
             ),
