@@ -18,6 +18,7 @@ from tests.killed import killed_at_each
 from training_core.evaluation.harm import BAKES, HarmLimits
 from training_core.formats.loading import load_latents, load_model
 from training_core.formats.ternary_packing import round_to_half_
+from training_core.gates import judge
 from training_core.nn.ternary import inference_copy
 from training_core.phases.p6_baking import context as material
 from training_core.phases.p6_baking import phase
@@ -64,7 +65,9 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(product: Produc
     measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
     for gate in gates_for("baked_model", "nano"):
         assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
-    assert metrics["weakest_effect_low"] == min(prompt["strength"]["low"] for prompt in shown["prompts"])
+    lows = [prompt["strength"]["low"] for prompt in shown["prompts"]]
+    assert metrics["weakest_effect_low"] == min(lows)
+    assert metrics["faint_prompts"] == sum(low < 0.25 for low in lows)
     assert metrics["prompted_over_baked_high"] == max(
         metrics["repairs_prompted_over_baked_high"], metrics["answers_prompted_over_baked_high"]
     )
@@ -129,8 +132,9 @@ def test_what_harms_is_rolled_back_and_the_parent_handed_on(
     assert_declared("baked_model", product)
     assert metrics["handed_on"] == 1
     assert metrics["weakest_effect_low"] == metrics["prompts_kept"] == 0
-    gate = next(gate for gate in gates_for("baked_model", "nano") if gate.name == "effect_present")
-    assert metrics[gate.metric] < gate.threshold, "a model without any prompt in it does not pass"
+    verdicts = {gate.name: judge(gate, metrics) for gate in gates_for("baked_model", "nano")}
+    assert verdicts["effect_present"].passed, "the parent, unchanged, is no reason to stop the chain"
+    assert not verdicts["keeps_a_prompt"].passed, "and no success either"
     assert metrics["worst_family_drop_high"] == 0.0
     assert "prompted_over_baked_high" not in metrics, "nothing was baked: the claim is not measured, and stands in red"
     BakedExhibit.model_validate(shown)

@@ -49,7 +49,7 @@ def nano() -> CurriculumConfigs:
         curriculum_model=CharacterConfig(
             rules=RulesConfig(held_out_situations=12),
             decisions=DecisionConfig(
-                answer_tokens=16,
+                answer_tokens=32,
                 council_questions=24,
                 ooda_practice_questions=16,
                 ooda_questions=24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training_core.gates import LEAST_ACCURACY, LEAST_EFFECT, claim, gate, keeps_text, learned, sandbox_holds, validity
-from training_core.phases.p6_baking.result import BakedResult
+from training_core.phases.p6_baking.result import LEAST_STRENGTH, BakedResult
 from training_core.record import of
 
 RESULT = of(BakedResult)
@@ -24,12 +24,20 @@ GATES = {
         gate(
             "baked_model",
             "effect_present",
-            RESULT.weakest_effect_low,
-            at_least=0.25,
-            evidence="Baking strength of the weakest retained prompt (0 if none), lower bound of the 95 % CI",
+            RESULT.faint_prompts,
+            at_most=0,
+            evidence="Retained prompts with a baking strength whose lower bound of the 95 % CI is below 0.25",
             against="the model without the prompt",
         ),
         sandbox_holds("baked_model"),
+        claim(
+            "baked_model",
+            "keeps_a_prompt",
+            RESULT.weakest_effect_low,
+            at_least=LEAST_STRENGTH,
+            evidence="Baking strength of the weakest retained prompt (0 if none), lower bound of the 95 % CI",
+            against="the model without the prompt",
+        ),
         claim(
             "baked_model",
             "as_good_as_prompted",

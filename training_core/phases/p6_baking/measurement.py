@@ -24,6 +24,7 @@ from training_core.phases.p6_baking.context import Baked, CycleContext
 from training_core.phases.p6_baking.half_baking import measure_stacking
 from training_core.phases.p6_baking.persistence import measure_persistence
 from training_core.phases.p6_baking.personas import PersonaCycle
+from training_core.phases.p6_baking.result import LEAST_STRENGTH
 from training_core.phases.p6_baking.style import style, style_difference, style_direction
 from training_core.phases.p6_baking.tools import ToolCycle
 from training_core.tasks.questions.attempts import question_text
@@ -42,7 +43,8 @@ Measured = dict[str, Any]  # {"metrics": {...}, "shown": ...}
 
 
 def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
-    """Measure the strength of each cycle's last prompt in the stored model, and the weakest (0 if none was kept)."""
+    """Measure the strength of each cycle's last prompt in the stored model, the weakest (0 if none was kept), and the
+    number of those that are too weak."""
     shown: list[Measured] = []
     metrics: dict[str, float] = {}
     stored = inference_copy(model)
@@ -68,6 +70,7 @@ def measure_effects(model: Cognate, kept: Sequence[Baked]) -> Measured:
         )
     weakest = min(strengths, key=lambda strength: strength.low, default=None)
     metrics["prompts_kept"] = float(len(strengths))
+    metrics["faint_prompts"] = float(sum(strength.low < LEAST_STRENGTH for strength in strengths))
     metrics |= (
         {"weakest_effect": 0.0, "weakest_effect_low": 0.0} if weakest is None else weakest.metrics("weakest_effect")
     )

@@ -38,7 +38,7 @@ def nano() -> CyclesConfig:
         measurement=MeasurementConfig(
             scored_repairs=24,
             measured_repairs=32,
-            questions_per_level=12,
+            questions_per_level=16,
             conversations=8,
             line_tokens=1,
             reply_tokens=3,

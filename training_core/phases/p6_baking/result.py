@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from training_core.record import Estimate, Record, keyed, maybe
 
+LEAST_STRENGTH = 0.25  # of a retained prompt, at the lower bound of the interval
+
 
 @dataclass(frozen=True, slots=True)
 class RepairsResult(Record):
@@ -60,6 +62,7 @@ class BakedResult(Record):
     prompts_kept: float
     weakest_effect: float
     weakest_effect_low: float
+    faint_prompts: float
     repairs: RepairsResult
     expected_accuracy_before: Estimate
     expected_accuracy: Estimate

@@ -20,7 +20,7 @@ def nano() -> ExpertsConfig:
             reward_batch=16,
             reward_attempts=2,
             reward_baseline="group",
-            reward_max_tokens=8,
+            reward_max_tokens=24,
         ),
         few_shot=FewShotConfig(population=16, rounds=4),
         search=SearchConfig(population=8, generations=3, questions=48, windows=2, latency_repeats=3),
