@@ -30,7 +30,7 @@ def nano() -> CurriculumConfigs:
     return CurriculumConfigs(
         practised_model=CurriculumConfig(
             assessment=AssessmentConfig(first_questions=12, more_questions=12, most_questions=36),
-            practice=PracticeConfig(focus_levels=4, questions_per_round=128, passes=2, max_tokens=48),
+            practice=PracticeConfig(focus_levels=4, questions_per_round=128, passes=4, max_tokens=48),
             text=TextConfig(rows=8, weight=8.0, teacher=True),
             consolidation=ConsolidationConfig(
                 steps=5, lr_factor=0.2, num_dreams=64, memory_tokens=64, memory_weight=2.0
