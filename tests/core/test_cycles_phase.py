@@ -62,7 +62,12 @@ def test_what_does_no_harm_is_kept_and_every_gate_has_its_number(product: Produc
     assert metrics["handed_on"] == 0
     assert metrics["prompts_kept"] == metrics["iterations_kept"] == 2
     assert all(math.isfinite(value) for value in metrics.values())
-    measured_by_the_suite = {"non_finite_weights", "causality_violations", "bits_per_byte_ratio_to_best_parent_high"}
+    measured_by_the_suite = {
+        "non_finite_weights",
+        "causality_violations",
+        "margin_below_counting_low",
+        "bits_per_byte_ratio_to_best_parent_high",
+    }
     for gate in gates_for("baked_model", "nano"):
         assert gate.metric in metrics or gate.metric in measured_by_the_suite | {"sandbox_breaches"}, gate.metric
     lows = [prompt["strength"]["low"] for prompt in shown["prompts"]]

@@ -34,6 +34,7 @@ from training_core.tasks.questions.question import Question
 from training_core.training.loop import step_generator
 
 ROUTER_STEP = -1_000_001
+_ROUNDING = 1e-6  # an expert whose multipliers did not move differs from none by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,6 @@ def _helpful(chosen_on: PerExpertAccuracy, families: Sequence[Sequence[str]]) ->
     for number, own_families in enumerate(families):
         places = [place for place, question in enumerate(chosen_on.questions) if question.family in own_families]
         with_Q, without_Q = chosen_on.expected_KQ[number + 1][places], chosen_on.none_Q[places]
-        if places and gain(with_Q, without_Q, [chosen_on.questions[place] for place in places]).low > 0:
+        if places and gain(with_Q, without_Q, [chosen_on.questions[place] for place in places]).low > _ROUNDING:
             kept.append(number)
     return kept
