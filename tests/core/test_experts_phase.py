@@ -64,7 +64,8 @@ def test_every_gate_and_claim_has_its_number(product: Product) -> None:
     assert_declared("expert_model", product)
     assert all(math.isfinite(value) for value in metrics.values())
     elsewhere = {
-        "non_finite_weights", "causality_violations", "margin_below_counting_low", "bits_per_byte_ratio_to_best_parent_high", "sandbox_breaches",
+        "non_finite_weights", "causality_violations", "margin_below_counting_low",
+        "bits_per_byte_ratio_to_best_parent_high", "sandbox_breaches",
         "expert_reproduction_error",
     }  # fmt: skip
     for gate in gates_for("expert_model", "nano"):
