@@ -24,6 +24,7 @@ from forge_assets.reruns import Wanted, changed_phases
 from forge_assets.schedules import due_times
 from forge_resources import forge_home
 from forge_resources.gatekeeping import override_gate
+from training_core.registry import CONTROLS
 
 BAD = {"value": 2.0}
 GOOD = {"value": 0.5}
@@ -161,7 +162,8 @@ def test_everything_is_off_until_turned_on() -> None:
     for name in ("rerun_changed_phases", "gate_flips", "schedules"):
         assert defs.resolve_sensor_def(name).default_status == dg.DefaultSensorStatus.STOPPED
     graph = defs.resolve_asset_graph()
-    assert {k.to_user_string() for k in graph.get(dg.AssetKey("forge_report")).parent_keys} == {"compressed_model"}
+    above = {k.to_user_string() for k in graph.get(dg.AssetKey("forge_report")).parent_keys}
+    assert above == {"compressed_model", *CONTROLS}, "the report comes after the controls, if they are made"
 
 
 def test_changed_input_asks_for_the_next_level_only(instance: dg.DagsterInstance) -> None:

@@ -34,7 +34,7 @@ from training_core.tasks.questions.question import Question
 from training_core.training.loop import step_generator
 
 ROUTER_STEP = -1_000_001
-_ROUNDING = 1e-6  # an expert whose multipliers did not move differs from none by less
+_ROUNDING = 1e-12  # an expert whose multipliers did not move differs from none by less
 
 
 @dataclass(frozen=True, slots=True)
