@@ -159,11 +159,14 @@ def unknown_paths(config: type[BaseModel], values: Mapping[str, Any], prefix: st
 
 
 def suggestion(path: str, known: list[str]) -> str:
-    """Suggest existing paths for an unknown one: those with the same last part, else the most similar ones."""
+    """Suggest existing paths for an unknown one: those with the same last part, else the most similar ones, in the
+    section given if there are any."""
     last = path.rpartition(".")[2]
     meant = [one for one in known if one.rpartition(".")[2] == last or one.replace(".", "_") == path]
     if not meant:  # by what is misspelled, not by the section, which is alike in all of its values
         lasts = difflib.get_close_matches(last, {one.rpartition(".")[2]: None for one in known}, n=1, cutoff=0.6)
         meant = [one for one in known if one.rpartition(".")[2] in lasts]
+        section = path.rpartition(".")[0]
+        meant = [one for one in meant if section and one.rpartition(".")[0] == section] or meant
     meant = meant or difflib.get_close_matches(path, known, n=3, cutoff=0.0)
     return f"did you mean {' or '.join(meant[:3])}?"

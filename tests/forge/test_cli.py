@@ -281,6 +281,7 @@ def test_report_of_a_new_home(home: Path) -> None:
         "profile": "nano",
         "corpus": {},
         "models": [],
+        "controls": [],
         "gates": [],
         "artifact": None,
     }
@@ -362,7 +363,7 @@ def test_a_file_that_would_not_be_used_as_written_is_one_line(tmp_path: Path, te
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{steps: 4}", "steps: there is no such value, did you mean training.steps?"),
+        ("{steps: 4}", "steps: there is no such value, did you mean first.steps or training.steps?"),
         ("{training: {stepz: 4}}", "training.stepz: there is no such value, did you mean training.steps?"),
         ("{training: {steps: abc}}", "training.steps: must be a whole number, got 'abc'"),
         ("{training: {steps: 1.5}}", "training.steps: must be a whole number, got 1.5"),

@@ -29,7 +29,8 @@ def train_trunk(
     begins anew with the text; the result counts both.
 
     Raises:
-        ValueError: when `seq_len` exceeds `max_seq_len`, or a training split is shorter than a sequence.
+        ValueError: when `seq_len` exceeds `max_seq_len`, a training split is shorter than a sequence, or the task bank
+            lacks what the first stage asks for.
     """
     vocab_size = load_tokenizer(data.tokenizer_json).get_vocab_size()
     shape = CognateConfig(vocab_size=vocab_size, **config.shape.model_dump())
@@ -37,6 +38,11 @@ def train_trunk(
     model = Cognate(shape)
     if not config.first.steps:
         return model, _train(model, config.training, config.mix, data, reporter, checkpoint, "trunk")
+    if missing := [name for name, share in config.first.mix.shares().items() if share and name not in data.streams]:
+        raise ValueError(
+            f"the task bank has no {missing[0]} tasks for the first stage: set first.steps to 0, or make the bank with "
+            "world_train_per_family above 0"
+        )
     schedule = config.first.model_dump(exclude={"mix"})
     shorter = config.training.model_copy(update=schedule)
     first = _train(model, shorter, config.first.mix, data, reporter, checkpoint, "first stage")
