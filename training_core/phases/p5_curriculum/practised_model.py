@@ -7,6 +7,7 @@ on test questions, which no choice has seen.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 from training_core.evaluation.harm import PRACTICE, text_ratio
@@ -27,6 +28,7 @@ from training_core.tasks.questions.measurement import (
     assess_levels,
     by_level,
     first_questions,
+    foreseen_fall,
     level_metrics,
     require_questions,
 )
@@ -40,8 +42,9 @@ def make_practised(
 
     The candidates are the model before consolidation and its three arms, provided that their bits per byte on
     validation text are at most 1.5 % above the parent's. The one with the highest accuracy on validation questions (of
-    levels up to twice `focus_levels` beyond the edge) is stored. If there is no candidate, the parent is stored
-    instead (metric `handed_on` = 1).
+    levels up to twice `focus_levels` beyond the edge) is stored, if the fall that is to be foreseen on the test
+    questions of a level that the parent passes keeps within what the gate allows; else the next one. If there is none,
+    the parent is stored instead (metric `handed_on` = 1).
     """
     parent.to(best_device()).eval()
     practice = Practice(copy.deepcopy(parent), context, config)
@@ -62,7 +65,16 @@ def make_practised(
         return answer_all(model, within_reach, context.tokenizer, context.tools, config.practice.max_tokens)
 
     consolidation = consolidate(practice, result, standing, config, answer)
-    chosen, model = _choose(parent, practice.model, consolidation, context)
+
+    def fall(model: Cognate) -> float:
+        """The worst accuracy drop to be foreseen at a level that the parent passes, from validation questions."""
+        target, tokens = config.assessment.target, config.practice.max_tokens
+        asked = answer_both(
+            parent, model, validation, config.measured_questions, target, context.tokenizer, context.tools, tokens
+        )
+        return foreseen_fall(*asked, target)
+
+    chosen, model = _choose(parent, practice.model, consolidation, context, fall)
     round_to_half_(model)  # round before evaluation, so that the evaluated weights are the stored ones
     context.fix(model)
     before, after = answer_both(
@@ -95,9 +107,14 @@ def _standing(assessment: Assessment, config: CurriculumConfig) -> LevelStanding
 
 
 def _choose(
-    parent: Cognate, practised: Cognate, consolidation: Consolidation, context: QuestionContext
+    parent: Cognate,
+    practised: Cognate,
+    consolidation: Consolidation,
+    context: QuestionContext,
+    fall: Callable[[Cognate], float],
 ) -> tuple[str, Cognate]:
-    """Return the best candidate on validation questions that does not harm text, with its name, or the parent."""
+    """Return the best candidate on validation questions that harms neither text nor passed levels, with its name, or
+    the parent."""
     candidates = {"practised": (practised, consolidation.before)}
     candidates |= {arm.name: (arm.model, arm.answered) for arm in consolidation.arms.values()}
     harmless: dict[str, float] = {}
@@ -108,10 +125,12 @@ def _choose(
         )
         if not PRACTICE.exceeded(ratio):
             harmless[name] = answered.mean()
-    if not harmless:
-        return "parent", parent
-    chosen = max(harmless, key=lambda name: harmless[name])
-    return chosen, candidates[chosen][0]
+    for name in sorted(harmless, key=lambda name: harmless[name], reverse=True):
+        drop = fall(candidates[name][0])
+        context.reporter.metrics(0, {f"candidate/{name}_foreseen_fall": drop})
+        if not PRACTICE.exceeded(1.0, drop):
+            return name, candidates[name][0]
+    return "parent", parent
 
 
 def _practice_metrics(result: PracticeResult) -> dict[str, float]:
