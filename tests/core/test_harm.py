@@ -37,9 +37,9 @@ def test_the_limits_of_the_phases() -> None:
     }.items()}  # fmt: skip
     assert found == {
         "thoughts": (1.01, float("inf")),
-        "practice": (1.015, float("inf")),
+        "practice": (1.015, 0.03),
         "rules": (1.01, 0.03),
-        "bakes": (1.01, 0.03),
+        "bakes": (1.01, 0.01),
         "experts": (1.01, 0.01),
     }
 

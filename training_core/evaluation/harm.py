@@ -38,7 +38,7 @@ class HarmLimits:
 THOUGHTS = HarmLimits(text_ratio=1.01)  # phase 3, with thoughts off
 PRACTICE = HarmLimits(text_ratio=1.015, accuracy_drop=0.03)  # phase 5: each arm; foreseen at the worst passed level
 RULES = HarmLimits(text_ratio=1.01, accuracy_drop=0.03)  # phase 5: predicted for the worst passed level, upper bound
-BAKES = HarmLimits(text_ratio=1.01, accuracy_drop=0.03)  # phase 6: of any task family, upper bound
+BAKES = HarmLimits(text_ratio=1.01, accuracy_drop=0.01)  # phase 6: of any task family, upper bound
 EXPERTS = HarmLimits(text_ratio=1.01, accuracy_drop=0.01)  # phase 7: text in the search, any task family
 
 
