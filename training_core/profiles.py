@@ -99,7 +99,7 @@ def nano() -> Profile:
             test_tokens=32_000,
             validation_tokens=8_000,
             tasks_per_family=100,
-            world_tasks=400,
+            one_hop_tasks=400,
             minimal_pairs=100,
             world_stories=96,
             world=WORLD,

@@ -34,7 +34,7 @@ from training_core.evaluation.intervals import paired_difference, rate, wilson
 from training_core.evaluation.language_modeling import measure_windows
 from training_core.evaluation.multiple_choice import Continuation, log_likelihoods, score_pairs, score_tasks
 from training_core.evaluation.probes import causality_violations, non_finite_weights, streaming_error
-from training_core.evaluation.suite import compare_counts, measure_bundle
+from training_core.evaluation.suite import _stories, compare_counts, measure_bundle
 from training_core.evaluation.task_baselines import world_baselines
 from training_core.evaluation.windows import cut_windows
 from training_core.nn.cognate import Cognate, CognateConfig
@@ -148,11 +148,11 @@ def test_multiple_choice_prefers_what_the_model_knows(small_data: dict[str, Path
         tied = score_tasks(net, tokenizer, [replace(task, answer_index=right) for task in tasks], 4)["arithmetic"]
         assert tied.outcomes.tolist() == [0.25] * 6
         assert tied.as_dict()["corrected"] == 0.0
-    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:2], favourite), 320).float() * 9  # type: ignore[method-assign,assignment]
+    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:-1], favourite), 320).float() * 9  # type: ignore[method-assign,assignment]
     knows = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
     assert (knows.accuracy(), knows.chance, knows.as_dict()["corrected"]) == (wilson(6, 6), 0.25, 1.0)
     one_token = [MinimalPair("number", "7", "3"), MinimalPair("number", "3", "9"), MinimalPair("number", "9", "7")]
-    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:2], tokenizer.encode("7").ids[0]), 320) * 9.0  # type: ignore[method-assign,assignment]
+    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:-1], tokenizer.encode("7").ids[0]), 320) * 9.0  # type: ignore[method-assign,assignment]
     assert score_pairs(net, tokenizer, one_token, 2)["number"].outcomes.tolist() == [1, 0.5, 0]
 
 
@@ -168,10 +168,39 @@ def test_shared_rows_give_the_likelihoods_of_single_ones() -> None:
         naive = sum(float(log_p[at - 1, one.ids[at]]) for at in range(one.start, len(one.ids)))
         assert total == pytest.approx(naive, rel=1e-5)
     rows: list[int] = []
-    forward = net.forward
-    net.forward = lambda tokens: rows.append(len(tokens)) or forward(tokens)  # type: ignore[method-assign,assignment,func-returns-value]
+    answers = net.answers
+    net.answers = lambda tokens: rows.append(len(tokens)) or answers(tokens)  # type: ignore[method-assign,assignment,func-returns-value]
     log_likelihoods(net, asked[:4], 8)
     assert rows == [1], "all four are read from the longest one"
+
+
+class TellsOrAsks(ScriptedModel):
+    """Writes one of two texts, which it chooses by a coin."""
+
+    def step(self, tokens: torch.Tensor, state: list[list[int]]) -> torch.Tensor:
+        logits = torch.zeros(len(state), self.tokenizer.get_vocab_size())
+        texts = [(*self.tokenizer.encode(script[0]).ids, 0) for script in self.scripts.values()]
+        for row, (token, fed) in enumerate(zip(tokens.tolist(), state, strict=True)):
+            fed.append(token)
+            for text in texts:
+                if tuple(fed[1:]) == text[: len(fed) - 1] and len(fed) <= len(text):
+                    logits[row, text[len(fed) - 1]] = 30.0
+        return logits
+
+
+def test_as_many_stories_are_judged_as_texts_are_drawn(small_data: dict[str, Path]) -> None:
+    """Half of the texts begin with a question: for each of them another story is drawn."""
+    tokenizer = load_tokenizer((small_data["tokenizer"] / "tokenizer.json").read_text())
+    asks = "Question: Mia was in the hall. Where is Mia?\nAnswer: hall"
+    for story, judged in (
+        ("Mia was in the hall. Mia went to the kitchen.", wilson(40, 40)),
+        ("Mia had the bell. Tom had the bell.", wilson(0, 40)),  # a contradiction
+    ):
+        measured = _stories(TellsOrAsks(tokenizer, {"a": [asks], "b": [story]}), tokenizer, 40)  # type: ignore[arg-type]
+        assert measured["world_parsed"] == 1.0
+        assert (measured["world_consistent_low"], measured["world_consistent_high"]) == (judged.low, judged.high)
+    only_asks = _stories(TellsOrAsks(tokenizer, {"a": [asks]}), tokenizer, 4)  # type: ignore[arg-type]
+    assert only_asks["world_consistent_high"] == wilson(0, 1).high, "no story: nothing is known"
 
 
 def test_generated_answers_are_read_in_the_corpus_own_format(small_data: dict[str, Path]) -> None:
@@ -291,7 +320,7 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
     world = SourceConfig(kind="world", max_documents=200, weight=3.0)
     asked = SuiteConfig(
         test_tokens=4000, validation_tokens=2000, window=64, tasks_per_family=10, latency_tokens=8,
-        world_tasks=6, minimal_pairs=8, world_stories=8,
+        one_hop_tasks=6, minimal_pairs=8, world_stories=8,
     )  # fmt: skip
     suites = {}
     for name, sources in {"both": [world, own], "own": [own]}.items():
@@ -337,7 +366,7 @@ def test_each_source_is_measured_and_the_world_is_asked_about(tmp_path: Path) ->
     assert measured.metrics["world_parsed"] == 0.0  # random bytes are no sentences
     assert measured.metrics["world_consistent"] == 0.0
     _, alone = suites["own"]
-    assert (alone.config.world_tasks, alone.config.world_stories, alone.config.minimal_pairs) == (0, 0, 0)
+    assert (alone.config.one_hop_tasks, alone.config.world_stories, alone.config.minimal_pairs) == (0, 0, 0)
     assert (alone.pairs, alone.baselines) == ((), {})
     assert {task.family for task in alone.tasks} == set(GYM_FAMILIES)
     other = asked.model_copy(update={"world": WorldConfig(vocabulary=220)})

@@ -53,7 +53,7 @@ class SuiteConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Windows in one forward pass")
     tasks_per_family: int = Field(60, ge=10, description="Items in each task family")
     latency_tokens: int = Field(48, ge=8, description="Tokens processed to measure latency")
-    world_tasks: int = Field(
+    one_hop_tasks: int = Field(
         0,
         ge=0,
         description="Questions about the world with one hop, if it is a source of the text; 0: none about the world",
@@ -110,7 +110,7 @@ def make_suite(config: SuiteConfig, tokens: Path, task_bank: Path, out: Path, re
     sources = {s.name: ((places >= s.first) & (places < s.end)).nonzero()[:, 0] for s in streams["test"].sources}
     arrays |= {f"source.{name}": documents for name, documents in sources.items()}
     if all(source.kind != "world" for source in streams["test"].sources):
-        config = config.model_copy(update={"world_tasks": 0, "minimal_pairs": 0, "world_stories": 0})
+        config = config.model_copy(update={"one_hop_tasks": 0, "minimal_pairs": 0, "world_stories": 0})
     (out / "config.json").write_bytes(canonical_json(config.model_dump()))
     tasks = _choose_tasks(config, task_bank)
     _write_lines(out / "tasks.jsonl", tasks)
@@ -181,8 +181,8 @@ def _choose_tasks(config: SuiteConfig, task_bank: Path) -> list[Task]:
     """The first test tasks of each family; none about the world where it is no source of the text."""
     found = list(read_tasks(task_bank, "test"))
     sizes = dict.fromkeys(GYM_FAMILIES, config.tasks_per_family)
-    if config.world_tasks:
-        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | {"one_hop": config.world_tasks}
+    if config.one_hop_tasks:
+        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | {"one_hop": config.one_hop_tasks}
     tasks = [t for family in FAMILIES for t in [t for t in found if t.family == family][: sizes.get(family, 0)]]
     _check_world(config.world, tasks)
     return tasks

@@ -91,7 +91,7 @@ def log_likelihoods(model: Cognate, asked: Sequence[Continuation], batch_size: i
             for at in range(asked[index].start, len(asked[index].ids))
         ]
         row_N, index_N, at_N = torch.tensor(places).unbind(1)
-        logits_NV = model(inputs_BS.to(device)).logits[row_N.to(device), at_N.to(device) - 1]
+        logits_NV = model.logits(model.answers(inputs_BS.to(device))[row_N.to(device), at_N.to(device) - 1])
         targets_N = torch.tensor([asked[index].ids[at] for _, index, at in places], device=device)
         found_N = logits_NV.double().log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
         totals.index_add_(0, index_N, found_N.cpu())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.data.task_bank import HOPS
-from training_core.data.tokenizer import load_tokenizer
+from training_core.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from training_core.evaluation.family_score import FamilyScore
 from training_core.evaluation.generated_answers import answer_tasks
 from training_core.evaluation.held_out import Suite, open_suite
@@ -173,17 +173,31 @@ def _of_families(scores: Mapping[str, FamilyScore], suite: Suite) -> dict[str, f
 
 
 def _stories(model: Cognate, tokenizer: Tokenizer, count: int) -> dict[str, float]:
-    """Share of the sentences of sampled texts that the world's grammar reads, and of stories without a contradiction.
+    """Share of the sentences of `count` sampled texts that the world's grammar reads, and of about as many stories
+    without a contradiction.
 
-    A text that begins with a question is no story.
+    A text that begins with a question is no story: in its place another one is drawn, as far as its first token.
     """
     generator = torch.Generator().manual_seed(STORY_SEED)
-    drawn = continue_rows(model, [()] * count, STORY_TOKENS, generator, temperature=STORY_TEMPERATURE)
-    texts = [tokenizer.decode(list(row.ids)) for row in drawn]
-    written, stories = (shares(some, cut=True) for some in (texts, [t for t in texts if not t.startswith(QUESTION)]))
+    asked = tokenizer.decode(tokenizer.encode(QUESTION).ids[:1])
+
+    def draw(begun: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
+        drawn = continue_rows(model, begun, tokens, generator, temperature=STORY_TEMPERATURE)
+        return [(*start, *row.ids) for start, row in zip(begun, drawn, strict=True)]
+
+    def is_story(ids: Sequence[int]) -> bool:
+        return not tokenizer.decode(list(ids)).startswith(asked)
+
+    rows = draw([()] * count, STORY_TOKENS)
+    stories = [ids for ids in rows if is_story(ids)]
+    begun = [ids for ids in draw([()] * (4 * count), 1) if ids[0] != END_OF_TEXT_ID and is_story(ids)]
+    if len(stories) < count and begun:
+        stories += draw(begun[: count - len(stories)], STORY_TOKENS - 1)
+    texts, told = ([tokenizer.decode(list(ids)) for ids in of] for of in (rows, stories))
+    written, read = shares(texts, cut=True), shares(told, cut=True)
     return {
         **wilson(written.parsed, max(1, written.sentences)).metrics("world_parsed"),
-        **wilson(stories.consistent, max(1, stories.stories)).metrics("world_consistent"),
+        **wilson(read.consistent, max(1, read.stories)).metrics("world_consistent"),
     }
 
 

@@ -273,6 +273,10 @@ class Cognate(nn.Module):
         y, steps = self._run(h_BSD, None)
         return Prediction(self.logits(y), self.halt(y), steps)
 
+    def answers(self, tokens_BS: Tensor) -> Tensor:
+        """Return the final answers y (batch, seq, d_model) of `forward`, for those who need few of the logits."""
+        return self._run(self.encode(tokens_BS), None)[0]
+
     def trace(self, tokens_BS: Tensor) -> Trace:
         """Run `forward` and keep the records that branches need to continue from any position (`nn.branching`)."""
         trace = Trace(torch.zeros(0), torch.zeros(0), [], [])

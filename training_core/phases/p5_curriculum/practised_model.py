@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from training_core.evaluation.harm import PRACTICE, text_ratio
 from training_core.formats.ternary_packing import round_to_half_, ternary_product
@@ -66,13 +66,18 @@ def make_practised(
 
     consolidation = consolidate(practice, result, standing, config, answer)
 
+    target, tokens = config.assessment.target, config.practice.max_tokens
+
+    @cache
+    def of_parent() -> Answered:
+        asked = config.measured_questions
+        return answer_both(parent, parent, validation, asked, target, context.tokenizer, context.tools, tokens)[0]
+
     def fall(model: Cognate) -> float:
         """The worst accuracy drop to be foreseen at a level that the parent passes, from validation questions."""
-        target, tokens = config.assessment.target, config.practice.max_tokens
-        asked = answer_both(
-            parent, model, validation, config.measured_questions, target, context.tokenizer, context.tools, tokens
-        )
-        return foreseen_fall(*asked, target)
+        asked = {level: validation[level][: len(made)] for level, made in of_parent().attempts.items()}
+        answered = answer_all(model, asked, context.tokenizer, context.tools, tokens)
+        return foreseen_fall(of_parent(), answered, target)
 
     chosen, model = _choose(parent, practice.model, consolidation, context, fall)
     round_to_half_(model)  # round before evaluation, so that the evaluated weights are the stored ones
