@@ -16,9 +16,15 @@ def nano() -> CompressionConfig:
         ),
         distillation=DistillationConfig(weight=0.3),
         training=TrainingConfig(
-            muon_lr=0.01, grokfast_lambda=0.0, steps=700, batch_size=16, seq_len=128, decay_fraction=0.6
+            muon_lr=0.02,
+            adamw_lr=0.012,
+            grokfast_lambda=0.0,
+            steps=850,
+            batch_size=16,
+            seq_len=128,
+            decay_fraction=0.6,
         ),
-        mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05),
+        mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05, one_hop_share=0.3),
         experts=StudentExpertsConfig(batch_size=16, lr=0.2),
     )
 
