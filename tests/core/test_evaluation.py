@@ -152,7 +152,8 @@ def test_multiple_choice_prefers_what_the_model_knows(small_data: dict[str, Path
     knows = score_tasks(net, tokenizer, tasks, 4)["arithmetic"]
     assert (knows.accuracy(), knows.chance, knows.as_dict()["corrected"]) == (wilson(6, 6), 0.25, 1.0)
     one_token = [MinimalPair("number", "7", "3"), MinimalPair("number", "3", "9"), MinimalPair("number", "9", "7")]
-    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:-1], tokenizer.encode("7").ids[0]), 320) * 9.0  # type: ignore[method-assign,assignment]
+    seven = tokenizer.encode("7").ids[0]
+    net.logits = lambda y: torch.nn.functional.one_hot(torch.full(y.shape[:-1], seven), 320).float() * 9  # type: ignore[method-assign,assignment]
     assert score_pairs(net, tokenizer, one_token, 2)["number"].outcomes.tolist() == [1, 0.5, 0]
 
 
