@@ -6,7 +6,7 @@ so that nobody's corpus is replaced by the demo's because a command left the con
 profile's values is asked for by name: `forge run --defaults`, or the run tag `DEFAULTS` in the launchpad.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from forge_assets.graph_view import UserError
-from training_core.config import ConfigT, with_values
+from training_core.config import ConfigT, leaves, with_values
 
 VALUES = "forge/values"  # materialization metadata: dotted path to value
 PROFILE = "profile"
@@ -50,14 +50,14 @@ def described(config: BaseModel, defaults: BaseModel, profile: str) -> dict[str,
 
 def differences(config: BaseModel, defaults: BaseModel) -> dict[str, Any]:
     """Return the values of `config` that are not those of `defaults`: dotted path to JSON value."""
-    before = dict(_leaves(defaults.model_dump(mode="json"), type(defaults)))
-    after = _leaves(config.model_dump(mode="json"), type(config))
+    before = dict(leaves(defaults.model_dump(mode="json"), type(defaults)))
+    after = leaves(config.model_dump(mode="json"), type(config))
     return {path: value for path, value in after if path not in before or before[path] != value}
 
 
 def given_values(config: BaseModel, defaults: BaseModel, kept: Kept) -> dict[str, Any]:
     """Return the nested values of a run configuration with which `config` takes effect, whatever was kept before."""
-    now = dict(_leaves(config.model_dump(mode="json"), type(config)))
+    now = dict(leaves(config.model_dump(mode="json"), type(config)))
     return nested({path: now[path] for path in kept.values if path in now} | differences(config, defaults))
 
 
@@ -89,7 +89,7 @@ def in_effect(
         return config
     ways = f"forge run --defaults takes the profile's values (in the launchpad: the tag {DEFAULTS}=true)"
     if given:
-        named = [path for path, _ in _leaves(given, type(config))]
+        named = [path for path, _ in leaves(given, type(config))]
         if dropped := [path for path in kept.values if not any(_covers(path, one) for one in named)]:
             what = Kept({path: kept.values[path] for path in dropped}, kept.profile).describe()
             raise UserError(
@@ -109,16 +109,6 @@ def in_effect(
             f"{asset} was made with {kept.describe()}, which is no longer accepted ({error}): name its values in "
             f"forge run --config FILE; {ways}"
         ) from error
-
-
-def _leaves(document: Mapping[str, Any], config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in document.items():
-        field = config.model_fields.get(name)
-        section = None if field is None else field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
-            yield from _leaves(value, section, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _covers(path: str, named: str) -> bool:

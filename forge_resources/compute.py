@@ -48,7 +48,7 @@ class Requirement:
 
 # nano and mini: peak resident memory of a run on two cores, rounded up generously; forge_25m: README's 6 GB.
 REQUIREMENTS = (
-    Requirement("nano", 2 * GIB, 0, 1 * GIB, "in a quarter of an hour on 2 cores"),
+    Requirement("nano", 2 * GIB, 0, 1 * GIB, "in less than twenty minutes on 2 cores"),
     Requirement("mini", 6 * GIB, 0, 2 * GIB, "some hours on 2 cores (an estimate)"),
     Requirement("forge_25m", 8 * GIB, 6 * 10**9, 10 * GIB, "hours on one GPU (an estimate)"),
 )

@@ -76,6 +76,17 @@ def paths(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from paths(entry, f"{prefix}{name}[].")
 
 
+def leaves(document: Mapping[str, Any], config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of nested sections of a configuration of class `config`, with its dotted path."""
+    for name, value in document.items():
+        field = config.model_fields.get(name)
+        section = None if field is None else field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
+            yield from leaves(value, section, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def with_values(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
     """Return `config` with the values at some dotted paths replaced, validated.
 

@@ -34,6 +34,7 @@ from training_core.phases.p7_experts.config import ExpertsConfig
 from training_core.phases.p8_compression import presets as p8
 from training_core.phases.p8_compression.config import CompressionConfig
 from training_core.tasks.questions.bank import QuestionBankConfig
+from training_core.training.loop import TrainingConfig
 from training_core.world.config import WorldConfig
 
 ProfileName = Literal["nano", "mini", "forge_25m"]
@@ -167,6 +168,18 @@ def forge_25m() -> Profile:
         expert_model=p7.forge_25m(),
         compressed_model=p8.forge_25m(),
     )
+
+
+def training_tokens(profile: Profile) -> int:
+    """Return the tokens of all training steps of a profile; those of a recursion's supervision steps count each."""
+    first = profile.trunk.first
+    total = first.steps * first.batch_size * first.seq_len
+    for asset in ASSETS:
+        config = getattr(profile, asset)
+        if isinstance(training := getattr(config, "training", None), TrainingConfig):
+            steps = training.steps * (config.recursion.num_supervision if isinstance(config, VariantConfig) else 1)
+            total += steps * training.batch_size * training.seq_len
+    return total
 
 
 @cache

@@ -6,7 +6,7 @@ Heavy libraries are imported by the command that needs them, after the environme
 
 import typer
 
-from forge_assets.cli import doctor, gate, generate, import_model, repair, report, run, sandbox, up
+from forge_assets.cli import doctor, gate, generate, import_model, params, repair, report, run, sandbox, up
 from training_core.terminal import prepare_process
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(run.run)
 app.command()(report.report)
 app.command(cls=generate.PromptCommand)(generate.generate)
 app.command()(doctor.doctor)
+app.command()(params.params)
 app.command()(up.up)
 app.add_typer(sandbox.app)
 app.add_typer(repair.app)

@@ -65,7 +65,7 @@ def set_environment(profile: str) -> None:
     os.environ["FORGE_PROFILE"] = profile
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)  # read by libgomp when torch is imported
+    set_waiting()
     warnings.simplefilter("ignore")
     for name in ("dagster", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -78,6 +78,11 @@ def set_environment(profile: str) -> None:
             raise ValueError(problem)
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(_instance_settings(), encoding="utf-8")
+
+
+def set_waiting() -> None:
+    """Let torch's threads sleep soon when they wait; to be called before torch is imported, which reads it."""
+    os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)
 
 
 def dagster_home() -> Path:

@@ -25,10 +25,11 @@ from forge_assets.services import Service, ServiceError, require_free_port, serv
 from forge_resources.model_store import ModelStore, measurements_digest
 from training_core.data.tokenizer import TokenizerConfig, train_tokenizer
 from training_core.formats.artifact import make_compressible, write_artifact
-from training_core.nn.cognate import Cognate, CognateConfig
+from training_core.nn.cognate import Cognate, CognateConfig, count_parameters
 from training_core.phases.p3_quiet_star.bundles import Reasoner, reasoner_document, reasoner_tensors
 from training_core.phases.p3_quiet_star.injection import InjectionConfig, ThoughtInjector
 from training_core.phases.p3_quiet_star.thoughts import Thinker, ThoughtConfig
+from training_core.profiles import forge_25m
 from training_core.store.bundle import Lineage, write_bundle, write_measurements
 
 TEXT = "the cat sat on the mat and the dog ate the fish while it rained "
@@ -382,11 +383,29 @@ def test_a_value_that_cannot_be_used_is_one_line(home: Path, tmp_path: Path, tex
 
 
 def test_doctor_answers(tmp_path: Path) -> None:
-    ran = forge("doctor", cwd=tmp_path, DAGSTER_HOME=str(tmp_path / "home"))
+    ran = forge("doctor", "--no-measure", cwd=tmp_path, DAGSTER_HOME=str(tmp_path / "home"))
     assert ran.returncode == 0, ran.stderr
     for line in ("processor", "memory", "GPU", "container engine", "free disk", "nano", "mini", "forge_25m"):
         assert re.search(rf"^{line} +\S", ran.stdout, re.MULTILINE), line
     assert not (tmp_path / "home").exists()
+
+
+def test_params_are_those_of_the_model(tmp_path: Path) -> None:
+    """The total of a preset, and the shape of a file: README's example has 51 M."""
+    asked = CliRunner().invoke(cli.app, ["params", "--profile", "forge_25m"])
+    total = count_parameters(Cognate(CognateConfig(vocab_size=6144, **forge_25m().trunk.shape.model_dump())))
+    assert (asked.exit_code, asked.stdout.splitlines()[-1].split()[:3]) == (0, ["in", "all", f"{total:,}"])
+    (tmp_path / "c.yaml").write_text(
+        "trunk: {shape: {d_model: 512, num_layers: 8, num_heads: 8, d_ff: 2048, window: 256, max_seq_len: 2048}}\n"
+        "tokenizer: {vocab_size: 32768}\n"
+    )
+    example = CliRunner().invoke(cli.app, ["params", "--profile", "forge_25m", "--config", str(tmp_path / "c.yaml")])
+    parts = [int(line[30:42].replace(",", "")) for line in example.stdout.splitlines()]
+    assert sum(parts[:-1]) == parts[-1]
+    assert 50e6 < parts[-1] < 52e6
+    (tmp_path / "c.yaml").write_text("trunk: {shape: {heads: 8}}\n")
+    refused = CliRunner().invoke(cli.app, ["params", "--config", str(tmp_path / "c.yaml")])
+    assert (refused.exit_code, "shape.num_heads" in refused.stderr) == (1, True)
 
 
 def free_port() -> int:

@@ -474,6 +474,25 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+_PARTS = {  # of a model, and what the names of its parameters contain; the first that fits counts
+    "embedding, tied to the output": ("embedding",),
+    "convolutions": (".attention.conv",),
+    "neural memory": (".memory.", "attention_gain", "memory_gain"),
+    "attention": (".attention.", ".output."),
+    "feed-forward (SwiGLU)": (".mlp.",),
+    "norms": ("norm",),
+    "recursion and halting": ("latent", "halt_head"),
+}
+
+
+def parameters_by_part(model: Cognate) -> dict[str, int]:
+    """Return the number of trainable scalars of each part; parts without any are left out."""
+    counts = dict.fromkeys(_PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[next(part for part, marks in _PARTS.items() if any(mark in name for mark in marks))] += parameter.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
 def check_sequence(shape: ShapeConfig, seq_len: int) -> None:
     """Check that training sequences fit the model's context.
 
