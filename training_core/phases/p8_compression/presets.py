@@ -14,12 +14,12 @@ def nano() -> CompressionConfig:
         student=StudentConfig(
             d_model=128, num_heads=4, d_ff=296, num_blocks=2, num_loops=1, window=128, conv_kernel=8, embedding_rank=0
         ),
-        distillation=DistillationConfig(weight=0.3),
+        distillation=DistillationConfig(weight=0.0),
         training=TrainingConfig(
             muon_lr=0.02,
             adamw_lr=0.012,
             grokfast_lambda=0.0,
-            steps=850,
+            steps=1450,
             batch_size=16,
             seq_len=128,
             decay_fraction=0.6,
