@@ -1,18 +1,21 @@
 """Controls of the compressed file that need training: what each part of the chain is worth to it.
 
-Three students have the file's shape, data and training steps, without its experts. Each leaves something out: the
-teacher's outputs, the teacher's weights too, or the phases between the merged model and the teacher. The fourth control
-is the merged model rounded to ternary weights without any training. Each is stored and measured as a model of
+Three students have the file's shape, data and training time, without its experts. Each differs in one thing: the first
+is trained on the text alone if the file learned from its teacher's outputs too, and else on these; the second starts
+from random weights and the text alone; the third skips the phases between the merged model and the teacher. The fourth
+control is the merged model rounded to ternary weights without any training. Each is stored and measured as a model of
 the chain is; the file is among its parents, so that the suite compares the two on the same documents.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
 from training_core.config import Config
+from training_core.distill.distillation import DistillationConfig
 from training_core.formats.loading import load_model
 from training_core.formats.ternary_packing import ternary_product
 from training_core.nn.ternary_cognate import TernarySettings, make_ternary
@@ -23,12 +26,15 @@ from training_core.store.bundle import Product
 from training_core.training.result import TrainingMetrics
 
 FILE = "compressed_model"
+TAUGHT = DistillationConfig(weight=0.3)  # of a student whose file was not distilled
+STEP_RATIO = 1.7  # CPU-seconds of a step with the teacher's outputs over those of one without, at `nano`
+Target = Literal["as the file", "text alone", "the other"]  # what a student learns from
 
 
 class StudentControlConfig(Config):
     """Training of a student; everything else is as the file was made."""
 
-    steps_ratio: float = Field(1.0, gt=0, le=1000, description="Training steps, relative to those of the file")
+    steps_ratio: float = Field(1.0, gt=0, le=1000, description="Training time, relative to that of the file")
 
 
 class RoundingConfig(Config):
@@ -38,18 +44,21 @@ class RoundingConfig(Config):
 
 
 def make_student(
-    context: PhaseContext, config: StudentControlConfig, *, teacher: str, distilled: bool, from_teacher: bool
+    context: PhaseContext, config: StudentControlConfig, *, teacher: str, target: Target, from_teacher: bool
 ) -> Product:
-    """Train a student as the file's was, but from another `teacher`, not `distilled`, or not `from_teacher`'s weights.
+    """Train a student as the file's was, but from another `teacher`, on another `target`, or not `from_teacher`'s
+    weights.
 
-    Its configuration is the one that the file was made with.
+    Its configuration is the one that the file was made with; steps that take less time are more.
     """
     file = CompressionConfig.model_validate(context.parents[FILE].lineage().config)
-    training = file.training.model_copy(update={"steps": max(1, round(config.steps_ratio * file.training.steps))})
-    weight = file.distillation.weight if distilled else 0.0
-    as_file = file.model_copy(
-        update={"training": training, "distillation": file.distillation.model_copy(update={"weight": weight})}
-    )
+    taught, untaught = file.distillation, file.distillation.model_copy(update={"weight": 0.0})
+    distillation, ratio = taught if target == "as the file" else untaught, config.steps_ratio
+    if target == "the other":
+        distillation = untaught if taught.weight else TAUGHT
+        ratio *= STEP_RATIO if taught.weight else 1 / STEP_RATIO
+    training = file.training.model_copy(update={"steps": max(1, round(ratio * file.training.steps))})
+    as_file = file.model_copy(update={"training": training, "distillation": distillation})
     payload, student, result = train_compressed(
         load_model(context.parents[teacher]),
         as_file,
@@ -70,13 +79,13 @@ def make_rounded(context: PhaseContext, config: RoundingConfig) -> Product:
     return ternary_product(model, config.quantization, context.training.tokenizer_json)
 
 
-def _student(name: str, description: str, teacher: str, *, distilled: bool, from_teacher: bool) -> Phase:
+def _student(name: str, description: str, teacher: str, target: Target, *, from_teacher: bool) -> Phase:
     return Phase(
         name,
         8,
         description,
         StudentControlConfig,
-        partial(make_student, teacher=teacher, distilled=distilled, from_teacher=from_teacher),
+        partial(make_student, teacher=teacher, target=target, from_teacher=from_teacher),
         (teacher, FILE),
         result=TrainingMetrics,
         kind="compressed",
@@ -89,24 +98,24 @@ PHASES = {
     made.name: made
     for made in (
         _student(
-            "student_without_teacher",
-            "Control: the file's student with the teacher's weights to start from, and trained on the text alone.",
+            "student_taught_otherwise",
+            "Control: the file's student, on the text alone if its teacher's outputs taught it too, else on these.",
             "expert_model",
-            distilled=False,
+            "the other",
             from_teacher=True,
         ),
         _student(
             "student_from_random",
             "Control: the file's student from random weights, trained on the text alone; the chain gives it nothing.",
             "expert_model",
-            distilled=False,
+            "text alone",
             from_teacher=False,
         ),
         _student(
             "student_from_merged",
             "Control: the file's student with the merged model as its teacher; phases 3 to 7 give it nothing.",
             "merged_model",
-            distilled=True,
+            "as the file",
             from_teacher=True,
         ),
         Phase(
