@@ -171,7 +171,10 @@ def forge_25m() -> Profile:
 
 
 def training_tokens(profile: Profile) -> int:
-    """Return the tokens of all training steps of a profile; those of a recursion's supervision steps count each."""
+    """Return the tokens of the training runs in a profile's `training` sections, and of the trunk's first stage.
+
+    A supervision step of a recursion counts as a step. Not counted: further rounds of practice, thoughts, experts.
+    """
     first = profile.trunk.first
     total = first.steps * first.batch_size * first.seq_len
     for asset in ASSETS:

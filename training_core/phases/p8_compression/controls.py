@@ -49,13 +49,15 @@ def make_student(
     """Train a student as the file's was, but from another `teacher`, on another `target`, or not `from_teacher`'s
     weights.
 
-    Its configuration is the one that the file was made with; steps that take less time are more.
+    Its configuration is the one that the file was made with. It is trained for as long: without the teacher's outputs a
+    step takes less time, so that there are more of them, and the other way round.
     """
     file = CompressionConfig.model_validate(context.parents[FILE].lineage().config)
     taught, untaught = file.distillation, file.distillation.model_copy(update={"weight": 0.0})
-    distillation, ratio = taught if target == "as the file" else untaught, config.steps_ratio
-    if target == "the other":
-        distillation = untaught if taught.weight else TAUGHT
+    other = untaught if taught.weight else TAUGHT
+    distillation = {"as the file": taught, "text alone": untaught, "the other": other}[target]
+    ratio = config.steps_ratio
+    if bool(distillation.weight) != bool(taught.weight):
         ratio *= STEP_RATIO if taught.weight else 1 / STEP_RATIO
     training = file.training.model_copy(update={"steps": max(1, round(ratio * file.training.steps))})
     as_file = file.model_copy(update={"training": training, "distillation": distillation})
