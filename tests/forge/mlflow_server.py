@@ -53,11 +53,12 @@ class MlflowServer:
         wait_for(lambda: answers(self.port), 120, lambda: self.log.read_text(errors="replace"))
 
     def kill(self) -> None:
-        """Kill the server and its workers, if they run."""
+        """Kill the server and its workers, if they run, and wait until none of them answers."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+            wait_for(lambda: not answers(self.port), 30, lambda: f"a worker still answers on port {self.port}")
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
