@@ -23,9 +23,9 @@ from training_core.training.objective import next_token_objective
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain decoder": {"memory_layers": []},
-    "with memory": {},
-    "with memory, n = 1": {"latent_steps": 1},
-    "with memory, T = 2, n = 2": {"cycles": 2, "latent_steps": 2},
+    "with memory": {"use_memory": True},
+    "with memory, n = 1": {"use_memory": True, "latent_steps": 1},
+    "with memory, T = 2, n = 2": {"use_memory": True, "cycles": 2, "latent_steps": 2},
 }
 
 

@@ -20,7 +20,6 @@ def model_and_tokens(seq: int = 13, **changes: object) -> tuple[Cognate, torch.T
     for block in model.prelude:
         if block.memory is not None:
             torch.nn.init.normal_(block.memory.gates.weight, std=0.4)
-            torch.nn.init.normal_(block.memory.query_conv.weight, std=0.5)
     return model, torch.randint(1, 300, (2, seq), generator=torch.Generator().manual_seed(5))
 
 
@@ -58,8 +57,8 @@ def test_streaming_equals_parallel(changes: dict[str, object]) -> None:
             assert (streamed - parallel).abs().max() < 1e-12
             for now, then in zip(state.prelude, before.prelude, strict=True):
                 if now.memory is not None and then.memory is not None:
-                    assert torch.equal(now.memory.weight1, then.memory.weight1)
-                    assert torch.equal(now.memory.momentum2, then.memory.momentum2)
+                    assert torch.equal(now.memory.weight, then.memory.weight)
+                    assert torch.equal(now.memory.momentum, then.memory.momentum)
 
 
 @torch.no_grad()
@@ -118,8 +117,8 @@ def test_bad_positions_and_an_empty_stream_are_refused() -> None:
 @torch.no_grad()
 def test_surprise_is_the_norm_of_the_memory_gradient() -> None:
     model, tokens = model_and_tokens(13)
-    block = model.prelude[1]
-    record = model.trace(tokens).prelude[1]
+    block = model.prelude[0]
+    record = model.trace(tokens).prelude[0]
     assert record.memory is not None
     assert block.memory is not None
     writes = record.memory.chunks[0]
@@ -128,14 +127,14 @@ def test_surprise_is_the_norm_of_the_memory_gradient() -> None:
     for token in (0, 5, 7):
         total = 0.0
         for head in range(2):
-            weights = [w[0, head].detach().clone().requires_grad_(True) for w in writes.weights]
+            weight = torch.zeros(16, 16, dtype=torch.float64)
+            if token:  # M_{t-1}, read from the record with unit vectors as queries
+                unit, before = torch.eye(16, dtype=torch.float64).expand(2, 2, -1, -1), torch.full((2, 16), token - 1)
+                weight = writes.read(unit, before)[0, head].T
+            weight = weight.detach().clone().requires_grad_(True)
+            key, error = writes.key[0, head, token], writes.error[0, head, token]
             with torch.enable_grad():
-                key = writes.key[0, head, token]
-                hidden = torch.nn.functional.silu(weights[0] @ key)
-                target = writes.hidden[0, head, token] @ writes.weights[1][0, head].T - writes.error[0, head, token] * (
-                    writes.error.shape[-1] / 2
-                )
-                loss = ((weights[1] @ hidden - target) ** 2).mean()
-                gradients = torch.autograd.grad(loss, weights)
-            total += sum(float(g.square().sum()) for g in gradients)
+                loss = (weight @ key - (error + weight.detach() @ key)).square().sum() / 2
+                (gradient,) = torch.autograd.grad(loss, [weight])
+            total += float(gradient.square().sum())
         assert float(surprise[0, token]) == pytest.approx(total**0.5, rel=1e-10)

@@ -58,7 +58,7 @@ def trunk(data: TrainingData) -> Cognate:
 def test_merged_model_is_never_worse_than_the_best_parent(
     small_data: dict[str, Path], data: TrainingData, trunk: Cognate, tmp_path: Path
 ) -> None:
-    deep = nested(VariantConfig, **TRAINING, steps=5, latent_steps=1, num_supervision=2, memory_max_lr=1.0)
+    deep = nested(VariantConfig, **TRAINING, steps=5, latent_steps=1, num_supervision=2)
     plain = nested(VariantConfig, **TRAINING, steps=5, seed=7)
     parents = {
         "a": specialise(trunk, "reasoning", deep, data, SilentReporter())[0],

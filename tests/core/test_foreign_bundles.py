@@ -140,10 +140,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "config that nests": (text("config.json", "[" * 100_000 + "]" * 100_000), "not valid JSON"),
     "config with a long number": (text("config.json", '{"format": ' + "9" * 5000 + "}"), "not valid JSON"),
     "config of 3 GB": (sparse("config.json"), "at most 67108864 bytes, got 3221225472"),
-    "config without a model": (text("config.json", '{"format": 1, "kind": "cognate"}'), "'model' must be an object"),
+    "config without a model": (text("config.json", '{"format": 2, "kind": "cognate"}'), "'model' must be an object"),
     "config that leaves the folder": (
-        text("config.json", '{"format": 1, "kind": "../../etc", "model": {}}'),
-        "not a version 1 bundle of kind",
+        text("config.json", '{"format": 2, "kind": "../../etc", "model": {}}'),
+        "not a version 2 bundle of kind",
     ),
     "config that is a link": (link("config.json", "/etc/passwd"), "must be a file of its own"),
     "lineage that nests": (text("lineage.json", "[" * 100_000 + "]" * 100_000), "not valid JSON"),

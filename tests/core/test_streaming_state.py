@@ -66,7 +66,6 @@ def test_reading_in_parts_equals_streaming(shape: dict[str, Any], parts: tuple[i
     for block, expected in zip(state.prelude, other.prelude, strict=True):
         if block.memory is not None and expected.memory is not None:
             assert (block.memory.surprise() - expected.memory.surprise()).abs().max() < 1e-11
-            assert block.memory.position == expected.memory.position == length
     assert state.position == other.position == length
     assert state.steps_used == other.steps_used
     for position in range(length, length + 6):

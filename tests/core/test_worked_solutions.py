@@ -44,6 +44,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Task]]:
         arithmetic_max_digits=3,
         world_train_per_family=40,
         story_sentences=16,
+        story_questions=1,
     )
     make_task_bank(config, folder, SilentReporter())
     tasks = list(read_tasks(folder, "train"))

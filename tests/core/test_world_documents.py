@@ -15,6 +15,7 @@ from training_core.world.answers import answer
 from training_core.world.checker import check_document
 from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig, size_of
 from training_core.world.documents import (
+    RECALLED,
     Document,
     document,
     documents,
@@ -189,6 +190,33 @@ def test_a_lengthened_story_is_still_about_its_beginning(family: str) -> None:
             assert (found.word, found.support) == (asked.word, asked.support)
     with pytest.raises(ValueError, match="index counts documents from 0"):
         item_of_size(CONFIG, 5, -1, beginning, family=family, lengthened_to=50)
+
+
+def test_several_questions_about_a_long_story() -> None:
+    """The last is that of the story with one; each is about one fact, none is asked twice, all answers are true at the
+    story's end, and the text asks and answers all."""
+    wanted: dict[str, int] = {}
+    for index in range(12):
+        made = item_of_size(CONFIG, 5, index, Size(6, 8, 8, 1), family="where", lengthened_to=50, num_questions=8)
+        assert made == from_key(CONFIG, 5, made.key)
+        assert 4 <= len(made.questions) <= 8
+        assert len({one.query for one in made.questions}) == len(made.questions)
+        state = State()
+        for event in made.events:
+            apply(state, event)
+        for one in made.questions:
+            found = answer(state, one.query)
+            assert found is not None
+            assert (found.word, found.hops) == (one.word, 1)
+            wanted[one.family] = wanted.get(one.family, 0) + 1
+        parts = made.text.removeprefix(f"Question: {made.story.text} ").split("\nQuestion: ")
+        for part, one in zip(parts, made.questions, strict=True):
+            assert part.startswith(f"{one.text}\nAnswer: ")
+            assert part.endswith(one.word)
+        assert made.questions[-1].family == "where"
+        assert max(made.questions[-1].support) < 8
+    assert set(wanted) == set(RECALLED)
+    assert min(wanted.values()) > 12
 
 
 @pytest.mark.parametrize("share", [0.05, 0.12])

@@ -68,19 +68,19 @@ def _block(
     block: TitansBlock, x: Tensor, earlier: list[Pair], t: int, seq: int, memories: dict[int, list[Tensor]], number: int
 ) -> tuple[Tensor, Pair]:
     inputs = block.mixer_norm(x)
-    heads, pair = _attention(block.attention, inputs, earlier, t, seq)
+    heads, pair, convolved = _attention(block.attention, inputs, earlier, t, seq)
     if block.memory is not None:
         history = memories.setdefault(number, [])
-        history.append(inputs)
-        read = _memory(block.memory, torch.stack(history), seq)
-        heads = block.attention_gain(heads) * block.memory_gain(read).sigmoid()
+        history.append(torch.stack([inputs, *convolved]))
+        read = _memory(block.memory, torch.stack(history, dim=1), seq)
+        heads = block.attention_gain(heads) * (block.memory_gain(read).sigmoid() if block.use_memory else 0.5)
     x = x + block.output(heads)
     return x + block.mlp(block.mlp_norm(x)), pair
 
 
 def _attention(
     attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int
-) -> tuple[Tensor, Pair]:
+) -> tuple[Tensor, Pair, tuple[Tensor, Tensor, Tensor]]:
     shape = (attention.num_heads, attention.head_width)
     given = asks = shows = holds = x
     if attention.conv is not None:
@@ -88,7 +88,8 @@ def _attention(
         inputs = [*(pair[2] for pair in earlier), x]
         near = range(min(kernel.shape[1], len(inputs)))
         asks, shows, holds = (
-            x + sum(own[:, -1 - back] * inputs[-1 - back] for back in near) for own in kernel.chunk(3)
+            sum((own[:, -1 - back] * inputs[-1 - back] for back in near), torch.zeros_like(x))
+            for own in kernel.chunk(3)
         )
     table = rotary_table(torch.tensor(t), attention.head_width)[0]
     query = rotate(attention.query_norm(attention.query(asks).view(shape)), table)
@@ -106,32 +107,25 @@ def _attention(
         keys = torch.cat([persistent_key, torch.stack([pair[0][head] for pair in seen])])
         values = torch.cat([persistent_value, torch.stack([pair[1][head] for pair in seen])])
         heads.append(torch.softmax(keys @ query[head] / shape[1] ** 0.5, dim=0) @ values)
-    return torch.cat(heads), (key, value, given)
+    return torch.cat(heads), (key, value, given), (asks, shows, holds)
 
 
 def _memory(memory: NeuralMemory, inputs: Tensor, seq: int) -> Tensor:
-    """Return the memory read of the last of `inputs` if only the first `seq` of them were written."""
-    written = inputs[:seq]
-
-    def projected(linear: torch.nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
-        rows = F.pad(linear(x), (0, 0, kernel.shape[-1] - 1, 0))
-        mixed = [(rows[i : i + kernel.shape[-1]] * kernel[:, 0].T).sum(0) for i in range(x.shape[0])]
-        return F.silu(torch.stack(mixed))
-
+    """Return the memory read of the last position if only the first `seq` were written; `inputs` (4, positions,
+    d_model) are those of the gates, queries, keys and values."""
+    written, _, shows, holds = inputs[:, :seq]
     heads = memory.num_heads
-    query = projected(memory.query, memory.query_conv.weight, inputs)[-1].view(heads, -1)
-    key = projected(memory.key, memory.key_conv.weight, written).view(written.shape[0], heads, -1)
-    value = projected(memory.value, memory.value_conv.weight, written).view(written.shape[0], heads, -1)
+    query = memory.query(inputs[1, -1]).view(heads, -1)
+    key, value = (t.view(written.shape[0], heads, -1) for t in (memory.key(shows), memory.value(holds)))
     eta, theta, alpha = memory.gates(written).sigmoid().view(written.shape[0], 3, heads).unbind(1)
     alpha = 0.999 * alpha
-    theta = theta * (1 - eta) * (memory.max_lr * query.shape[-1] / (2 * memory.chunk))
+    theta = theta * (1 - eta)
     query, key, value = (F.normalize(v, dim=-1) for v in (query, key, value))
     reads = []
     for h in range(heads):
         asked = torch.zeros(written.shape[0], query.shape[-1], dtype=query.dtype)
         asked[-1] = query[h]  # the oracle returns M_t(q_t) for all t; only the last read is used
         gates = (eta[:, h], theta[:, h], alpha[:, h])
-        weights = (memory.initial1[h].detach(), memory.initial2[h].detach())
         with torch.enable_grad():  # the oracle differentiates the memory's own loss
-            reads.append(memory_reads(asked, key[:, h], value[:, h], *gates, *weights, memory.chunk)[-1].detach())
+            reads.append(memory_reads(asked, key[:, h], value[:, h], *gates)[-1].detach())
     return torch.cat(reads)

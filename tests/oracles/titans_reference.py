@@ -11,33 +11,18 @@ import torch
 from torch import Tensor
 
 
-def memory_reads(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    eta: Tensor,
-    theta: Tensor,
-    alpha: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    chunk: int,
-) -> Tensor:
-    """Return the reads (S, K) of one head: q, k, v (S, K); gates (S,); w1 (E, K), w2 (K, E)."""
-    now = [w1.clone(), w2.clone()]
-    momentum = [torch.zeros_like(w1), torch.zeros_like(w2)]
-    at_chunk_start = [w.clone() for w in now]
+def memory_reads(query: Tensor, key: Tensor, value: Tensor, eta: Tensor, theta: Tensor, alpha: Tensor) -> Tensor:
+    """Return the reads (S, K) of one head of an empty linear memory: q, k, v (S, K); gates (S,)."""
+    weight = torch.zeros(value.shape[1], key.shape[1], dtype=key.dtype)
+    momentum = torch.zeros_like(weight)
     reads = []
     for t in range(query.shape[0]):
-        if t % chunk == 0:
-            at_chunk_start = [w.clone() for w in now]
-        weights = [w.detach().clone().requires_grad_(True) for w in at_chunk_start]
-        prediction = weights[1] @ torch.nn.functional.silu(weights[0] @ key[t])
-        loss = ((prediction - value[t]) ** 2).mean()  # eq. 12
-        gradients = torch.autograd.grad(loss, weights)
-        for i in range(2):
-            momentum[i] = eta[t] * momentum[i] - theta[t] * gradients[i]  # eq. 14, 16
-            now[i] = (1 - alpha[t]) * now[i] + momentum[i]  # eq. 13
-        reads.append(now[1] @ torch.nn.functional.silu(now[0] @ query[t]))  # eq. 15
+        now = weight.detach().clone().requires_grad_(True)
+        loss = ((now @ key[t] - value[t]) ** 2).sum() / 2  # eq. 12
+        (gradient,) = torch.autograd.grad(loss, [now])
+        momentum = eta[t] * momentum - theta[t] * gradient  # eq. 14
+        weight = (1 - alpha[t]) * weight + momentum  # eq. 13
+        reads.append(weight @ query[t])  # eq. 15
     return torch.stack(reads)
 
 

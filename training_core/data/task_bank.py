@@ -2,7 +2,8 @@
 
     arithmetic, logic, needle            from `reasoning-gym` (Stojanovski et al., 2025)
     one_hop, two_hops, ... four_hops     about the world, by the number of facts that the answer needs
-    long_story                           about the world: a fact at the beginning of a long story
+    long_story                           about the world: a fact at the beginning of a long story; for training, facts
+                                         from anywhere in it, several questions in an item
 
 Every item records its generator and seed, so that its answer can be verified again. Splits share no question; about the
 world they share no content.
@@ -15,7 +16,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from training_core.data.documents import SPLITS, Split
 from training_core.reporting import Reporter
 from training_core.world.config import SIZES, Size, WorldConfig
-from training_core.world.documents import Document, from_key, item_of_size
-from training_core.world.scenes import families
+from training_core.world.documents import RECALLED, Document, from_key, item_of_size
 from training_core.world.tasks import level_items, prompts
 
 GYM_FAMILIES = ("arithmetic", "logic", "needle")
@@ -56,6 +56,9 @@ class TaskBankConfig(BaseModel):
     world: WorldConfig = Field(WorldConfig(), description="Settings of the world that the questions are about")
     story_sentences: int = Field(
         76, ge=16, le=200, description="Sentences of a long story, about six tokens each; the first eight hold the fact"
+    )
+    story_questions: int = Field(
+        10, ge=1, le=64, description="Questions after a long story for training, which is shorter by two sentences each"
     )
     arithmetic_max_terms: int = Field(2, ge=2, le=12, description="Maximum terms of a sum")
     arithmetic_max_digits: int = Field(2, ge=1, le=10, description="Maximum digits of a term")
@@ -132,7 +135,7 @@ def world_tasks(config: TaskBankConfig, family: str, size: int, split: Split) ->
         ValueError: when the world has fewer.
     """
     if family == LONG_STORY:
-        asked = [kind for kind in families(BEGINNING) if kind != "list"]  # a list is copied from one sentence
+        questions = config.story_questions if split == "train" else 1
         stories = (
             item_of_size(
                 config.world,
@@ -140,12 +143,13 @@ def world_tasks(config: TaskBankConfig, family: str, size: int, split: Split) ->
                 index,
                 BEGINNING,
                 split,
-                family=asked[index % len(asked)],
-                lengthened_to=config.story_sentences,
+                family=RECALLED[index % len(RECALLED)],
+                lengthened_to=max(BEGINNING.sentences, config.story_sentences - 2 * (questions - 1)),
+                num_questions=questions,
             )
             for index in count()
         )
-        return [task for story in islice(stories, size) for task in as_tasks(config.seed, story, family)]
+        return [_long_story(config.seed, story) for story in islice(stories, size)]
     levels = [level for level, its in SIZES.items() if its.hops == HOPS[family]]
     made = [level_items(config.world, config.seed, level, -(-size // len(levels)), split) for level in levels]
     in_turn = [document for documents in zip(*made, strict=True) for document in documents]
@@ -170,6 +174,14 @@ def as_tasks(seed: int, document: Document, family: str = "") -> list[Task]:
         )
         for prompt, asked in zip(prompts(document), document.questions, strict=True)
     ]
+
+
+def _long_story(seed: int, story: Document) -> Task:
+    """The last question about a story as an item; its prompt has the others with their answers."""
+    *before, last = as_tasks(seed, story, LONG_STORY)
+    told = f"Question: {story.story.text} "
+    answered = [f"{task.prompt.removeprefix(told)} {task.answer}\nQuestion: " for task in before]
+    return replace(last, prompt=f"{told}{''.join(answered)}{last.prompt.removeprefix(told)}")
 
 
 def document_of(task: Task, world: WorldConfig) -> Document:

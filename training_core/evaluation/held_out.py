@@ -20,6 +20,7 @@ from training_core.data.task_bank import (
     FAMILIES,
     GYM_FAMILIES,
     HOPS,
+    LONG_STORY,
     WORLD_FAMILIES,
     Task,
     as_tasks,
@@ -56,7 +57,8 @@ class SuiteConfig(BaseModel):
     one_hop_tasks: int = Field(
         0,
         ge=0,
-        description="Questions about the world with one hop, if it is a source of the text; 0: none about the world",
+        description="Questions about the world with one hop, and as many about long stories, if it is a source of the "
+        "text; 0: none about the world",
     )
     minimal_pairs: int = Field(
         0, ge=0, multiple_of=2, description="Pairs of sentences for each phenomenon of the world's grammar, likewise"
@@ -182,7 +184,8 @@ def _choose_tasks(config: SuiteConfig, task_bank: Path) -> list[Task]:
     found = list(read_tasks(task_bank, "test"))
     sizes = dict.fromkeys(GYM_FAMILIES, config.tasks_per_family)
     if config.one_hop_tasks:
-        sizes |= dict.fromkeys(WORLD_FAMILIES, config.tasks_per_family) | {"one_hop": config.one_hop_tasks}
+        sizes |= dict.fromkeys(HOPS, config.tasks_per_family)
+        sizes |= dict.fromkeys(("one_hop", LONG_STORY), config.one_hop_tasks)
     tasks = [t for family in FAMILIES for t in [t for t in found if t.family == family][: sizes.get(family, 0)]]
     _check_world(config.world, tasks)
     return tasks

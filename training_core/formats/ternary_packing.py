@@ -29,7 +29,7 @@ from training_core.nn.ternary import Ternary, freeze_ternary, ternarize, ternary
 from training_core.nn.ternary_cognate import TernarySettings
 from training_core.store.bundle import Product, canonical_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: convolutions without the identity in their weights
 TRITS_PER_BYTE = 5
 MAX_DIMENSIONS, MAX_SIZE = 8, 1 << 31
 _POWERS = (1, 3, 9, 27, 81)

@@ -17,7 +17,7 @@ from training_core.nn.layers import CausalConv, RMSNorm, join_heads, rotary_tabl
 # Keys and values (batch, heads, positions, width); with a convolution also its inputs (batch, 1, positions, d_model).
 KeyValue = tuple[Tensor, ...]
 _PROJECTIONS = 3  # query, key and value
-_CONV_STD = 0.2  # of the initial convolution's weights; the input passes beside it
+_CONV_STD = 0.2  # of the initial convolution's weights beside the identity
 
 
 @dataclass(slots=True)
@@ -105,8 +105,8 @@ class SlidingWindowAttention(nn.Module):
     the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
     MAG gate sits between the heads and that projection.
 
-    With `conv_kernel` > 0, queries, keys and values are projections of x + conv(x), each with a causal depthwise
-    convolution of its own over the last `conv_kernel` positions. A key can hold the words just before it, which binds a
+    With `conv_kernel` > 0, queries, keys and values are projections of conv(x), each with a causal depthwise convolution
+    of its own over the last `conv_kernel` positions, at first near the identity. A key can hold the words just before it, which binds a
     name to what was said of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics of Language Models 4.1).
 
     **Differs from the paper**: Titans convolves after the projections; persistent tokens pass through the key and value
@@ -115,7 +115,7 @@ class SlidingWindowAttention(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, window: int, num_persistent: int, conv_kernel: int = 0) -> None:
         super().__init__()
-        self.conv = CausalConv(d_model, conv_kernel, std=_CONV_STD, copies=_PROJECTIONS) if conv_kernel else None
+        self.conv = CausalConv(d_model, conv_kernel, _CONV_STD, copies=_PROJECTIONS) if conv_kernel else None
         self.num_heads, self.window = num_heads, window
         self.head_width = d_model // num_heads
         self.query = nn.Linear(d_model, d_model, bias=False)
@@ -133,14 +133,15 @@ class SlidingWindowAttention(nn.Module):
         *,
         before: KeyValue | None = None,
         first: int = 0,
-    ) -> tuple[Tensor, KeyValue]:
+    ) -> tuple[Tensor, KeyValue, Tensor]:
         """Attend over the whole sequence in parallel. It starts at position `first`, after the keys and values `before`
         (batch, heads, at most window - 1, width).
 
         Where `active_BS` is False, the keys and values of `previous` replace the position's own: a halted position
         keeps those of its last active step.
 
-        Returns the joined heads (batch, seq, d_model) and this call's keys and values (batch, heads, seq, width).
+        Returns the joined heads (batch, seq, d_model), this call's keys and values (batch, heads, seq, width), and the
+        convolved inputs of queries, keys and values (batch, seq, 3 * d_model); the input itself without a convolution.
         """
         seq = x_BSD.shape[1]
         if previous is not None and active_BS is not None and self.conv is not None:
@@ -152,10 +153,10 @@ class SlidingWindowAttention(nn.Module):
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
         pair = self._pair(key, value, x_BSD)
         if before is None:
-            return join_heads(self._mix(query, key, value)), pair
+            return join_heads(self._mix(query, key, value)), pair, convolved
         keys, values = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
         query = F.pad(query, (0, 0, keys.shape[2] - seq, 0))  # the positions before need no answers
-        return join_heads(self._mix(query, keys, values)[:, :, keys.shape[2] - seq :]), pair
+        return join_heads(self._mix(query, keys, values)[:, :, keys.shape[2] - seq :]), pair, convolved
 
     @torch.no_grad()
     def cache(self, batch: int) -> WindowCache:
@@ -164,28 +165,27 @@ class SlidingWindowAttention(nn.Module):
         inputs = None if self.conv is None else keys.new_zeros(batch, self.conv.kernel, self.persistent.shape[1])
         return WindowCache(keys, values, self.persistent.shape[0], inputs)
 
-    def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue]:
-        """Attend from one new position; its key and value are written to `cache` and returned."""
-        mixed = self._convolved(x_B1D, cache.tail(position))
-        query, key, value = self._project(mixed, torch.tensor([position], device=x_B1D.device))
+    def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue, Tensor]:
+        """Attend from one new position; its key and value are written to `cache`. Returns what `forward` does."""
+        convolved = self._convolved(x_B1D, cache.tail(position))
+        query, key, value = self._project(convolved, torch.tensor([position], device=x_B1D.device))
         pair = self._pair(key, value, x_B1D)
         cache.write(pair, position)
         keys, values = cache.visible(position)
-        return join_heads(F.scaled_dot_product_attention(query, keys, values)), pair
+        return join_heads(F.scaled_dot_product_attention(query, keys, values)), pair, convolved
 
     def branch(
         self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
-    ) -> tuple[Tensor, KeyValue]:
+    ) -> tuple[Tensor, KeyValue, Tensor]:
         """Attend from one position of R independent branches: each sees its part of the prefix and its own positions.
 
         `prefix` holds keys and values (batch, heads, seq, width) shared by all branches, `visible_BRS` which of them a
-        branch sees, `own` the branches' earlier positions. Returns the joined heads and this position's own key and
-        value (batch, heads, branches, width).
+        branch sees, `own` the branches' earlier positions. Returns what `forward` does, with branches for positions.
         """
         convolved = x_BRD
         if self.conv is not None:
             assert own.tail is not None
-            convolved = torch.cat([x_BRD] * _PROJECTIONS, dim=-1) + self.conv.last(x_BRD, own.tail)[0]
+            convolved = self.conv.last(x_BRD, own.tail)[0]
         query, key, value = self._project(convolved, positions_BR)
         key_P, value_P = self._persistent(query.shape[0], query.dtype)
         keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
@@ -199,7 +199,7 @@ class SlidingWindowAttention(nn.Module):
         weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
         on_prefix, on_own = weights.split([keys.shape[2], own_keys.shape[3]], dim=-1)
         mixed = on_prefix @ values + (on_own[..., None, :] @ own_values).squeeze(-2)
-        return join_heads(mixed), self._pair(key, value, x_BRD)
+        return join_heads(mixed), self._pair(key, value, x_BRD), convolved
 
     def dispersion(self, x_BSD: Tensor) -> Tensor:
         """Return the normalised entropy of each position's attention (1: uniform), averaged over heads, in [0, 1].
@@ -233,7 +233,7 @@ class SlidingWindowAttention(nn.Module):
         """The input of each projection, one after the other in the last dimension; without a convolution only one."""
         if self.conv is None:
             return x_BSD
-        mixed: Tensor = torch.cat([x_BSD] * _PROJECTIONS, dim=-1) + self.conv(x_BSD, tail_BTD)[0]
+        mixed: Tensor = self.conv(x_BSD, tail_BTD)[0]
         return mixed
 
     def _tail(self, before: KeyValue | None) -> Tensor | None:

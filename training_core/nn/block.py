@@ -40,7 +40,6 @@ class BranchLayer:
 
     prefix: KeyValue
     own: BranchKeys
-    tail: Tensor | None = None
     read: Read | None = None
 
 
@@ -49,7 +48,8 @@ class TitansBlock(nn.Module):
 
     With a memory, y = SW-Attn*(x~) and the gate is o = norm_y(y) * sigmoid(norm_m(M(x~)))            # eq. 28
     where the norms' gains are the paper's "learnable vector-valued weights". Attention and memory read the same
-    input: they are parallel branches. Without a memory, o = y.
+    input: they are parallel branches. Without a memory, o = y. A memory that is not used is as if it were empty: its
+    gate is 1/2.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class TitansBlock(nn.Module):
         d_ff: int,
         attention: SlidingWindowAttention,
         memory: NeuralMemory | None,
+        use_memory: bool = True,
     ) -> None:
         super().__init__()
         self.mixer_norm, self.mlp_norm = RMSNorm(d_model), RMSNorm(d_model)
-        self.attention, self.memory = attention, memory
+        self.attention, self.memory, self.use_memory = attention, memory, use_memory
         if memory is not None:
             self.attention_gain, self.memory_gain = RMSNorm(d_model), RMSNorm(d_model)
         self.output = nn.Linear(d_model, d_model, bias=False)
@@ -72,15 +73,14 @@ class TitansBlock(nn.Module):
     ) -> tuple[Tensor, LayerRecord]:
         """Process the whole sequence in parallel. Where `active_BS` is False the record is taken from `previous`."""
         inputs = self.mixer_norm(x_BSD)
-        heads, key_value = self.attention(inputs, None if previous is None else previous.pair, active_BS)
+        heads, key_value, convolved = self.attention(inputs, None if previous is None else previous.pair, active_BS)
         shown = inputs
         if previous is not None and active_BS is not None:
             shown = torch.where(active_BS[..., None], inputs, previous.inputs)
-        record = None
-        if self.memory is not None:
-            read, record = self.memory(inputs)
-            heads = self._gate(heads, read)
-        return self._finish(x_BSD, heads), LayerRecord(key_value, shown, record)
+        read = record = None
+        if (memory := self._used) is not None:
+            read, record = memory(inputs, convolved)
+        return self._finish(x_BSD, self._gate(heads, read)), LayerRecord(key_value, shown, record)
 
     def read(
         self, x_BSD: Tensor, state: BlockState, first: int, halted: Halted | None = None
@@ -89,41 +89,43 @@ class TitansBlock(nn.Module):
         inputs = self.mixer_norm(x_BSD)
         previous, active = halted or (None, None)
         before = state.attention.before(first)
-        heads, key_value = self.attention(inputs, previous, active, before=before, first=first)
-        record = None
-        if self.memory is not None:
-            read, record = self.memory(inputs, state.memory)
-            heads = self._gate(heads, read)
-        return self._finish(x_BSD, heads), LayerRecord(key_value, inputs, record)
+        heads, key_value, convolved = self.attention(inputs, previous, active, before=before, first=first)
+        read = record = None
+        if (memory := self._used) is not None:
+            read, record = memory(inputs, convolved, state.memory)
+        return self._finish(x_BSD, self._gate(heads, read)), LayerRecord(key_value, inputs, record)
 
     def step(self, x_B1D: Tensor, state: BlockState, position: int) -> tuple[Tensor, BlockState, KeyValue]:
         """Process one position; return the output, the next state and this position's own key and value."""
         inputs = self.mixer_norm(x_B1D)
-        heads, key_value = self.attention.step(inputs, state.attention, position)
-        memory_state = state.memory
-        if self.memory is not None:
-            read, memory_state = self.memory.step(inputs, memory_state or self.memory.initial_state(x_B1D.shape[0]))
-            heads = self._gate(heads, read)
-        return self._finish(x_B1D, heads), BlockState(state.attention, memory_state), key_value
+        heads, key_value, convolved = self.attention.step(inputs, state.attention, position)
+        read, memory_state = None, state.memory
+        if (memory := self._used) is not None:
+            read, memory_state = memory.step(inputs, convolved, memory_state or memory.initial_state(x_B1D))
+        return self._finish(x_B1D, self._gate(heads, read)), BlockState(state.attention, memory_state), key_value
 
     def branch(
         self, x_BRD: Tensor, layer: BranchLayer, visible_BRS: Tensor, positions_BR: Tensor
     ) -> tuple[Tensor, KeyValue]:
-        """Process one position of R independent branches, which read attention and memory and write neither.
-
-        Advances the memory's convolution tail in `layer`; returns the output and the position's key and value.
-        """
+        """Process one position of R independent branches, which read attention and memory and write neither. Returns the
+        output and the position's key and value."""
         inputs = self.mixer_norm(x_BRD)
-        heads, pair = self.attention.branch(inputs, layer.prefix, visible_BRS, layer.own, positions_BR)
-        if self.memory is not None:
-            assert layer.tail is not None
+        heads, pair, convolved = self.attention.branch(inputs, layer.prefix, visible_BRS, layer.own, positions_BR)
+        read = None
+        if (memory := self._used) is not None:
             assert layer.read is not None
-            read, layer.tail = self.memory.branch(inputs, layer.tail, layer.read)
-            heads = self._gate(heads, read)
-        return self._finish(x_BRD, heads), pair
+            read = memory.branch(convolved, layer.read)
+        return self._finish(x_BRD, self._gate(heads, read)), pair
 
-    def _gate(self, heads: Tensor, read: Tensor) -> Tensor:
-        gated: Tensor = self.attention_gain(heads) * self.memory_gain(read).sigmoid()  # eq. 28
+    @property
+    def _used(self) -> NeuralMemory | None:
+        return self.memory if self.use_memory else None
+
+    def _gate(self, heads: Tensor, read: Tensor | None) -> Tensor:
+        if self.memory is None:
+            return heads
+        gate = 0.5 if read is None else self.memory_gain(read).sigmoid()
+        gated: Tensor = self.attention_gain(heads) * gate  # eq. 28
         return gated
 
     def _finish(self, x: Tensor, heads: Tensor) -> Tensor:

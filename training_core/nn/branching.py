@@ -24,7 +24,7 @@ from torch import Tensor
 from training_core.nn.attention import BranchKeys, KeyValue, WindowCache
 from training_core.nn.block import BranchLayer, Halted, LayerRecord, TitansBlock
 from training_core.nn.cognate import Cognate, Place, StreamState, Trace
-from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read, read_state
+from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read
 
 
 class Branches:
@@ -73,7 +73,6 @@ class Branches:
             if block.attention.conv is not None:
                 branch.own.tail = _tails(record.pair[2][:, 0], positions_BR, block.attention.conv.kernel - 1)
             if block.memory is not None and record.memory is not None:
-                branch.tail = _tails(record.memory.queries, positions_BR, block.memory.query_conv.kernel - 1)
                 branch.read = _reader(block.memory, record.memory, positions_BR)
             return branch
 
@@ -104,10 +103,8 @@ class Branches:
             if (tail := cache.tail(state.position)) is not None:
                 branch.own.tail = tail[:, None].expand(-1, count, -1, -1)
             if memory is not None:
-                weight1, weight2, queries = memory.weight1, memory.weight2, memory.tails[0]
-                assert queries is not None
-                branch.tail = queries[:, None].expand(-1, count, -1, -1)
-                branch.read = lambda query: read_state(query, weight1, weight2)
+                weight = memory.weight
+                branch.read = lambda query: query @ weight.mT
             return branch
 
         prelude = [layer(s.attention, s.memory) for s in state.prelude]
@@ -127,11 +124,8 @@ class Branches:
         model, positions = self._model, self.next_position
         x = x_BRD
         for module, layer in zip(model.prelude, self._prelude, strict=True):
-            tail = layer.tail
             x, pair = cast(TitansBlock, module).branch(x, layer, self._visible, positions)
             layer.own.add(pair, valid)
-            if tail is not None and layer.tail is not None:
-                layer.tail = torch.where(valid[..., None, None], layer.tail, tail)
 
         def attend(block: TitansBlock, x: Tensor, place: Place, _: Halted | None) -> tuple[Tensor, KeyValue]:
             supervision, index, number = place
@@ -146,13 +140,13 @@ class Branches:
         return y
 
 
-def _tails(queries_BSD: Tensor, positions_BR: Tensor, length: int) -> Tensor:
-    """The `length` queries up to each position, zeros before the start: (batch, branches, length, d_model)."""
+def _tails(inputs_BSD: Tensor, positions_BR: Tensor, length: int) -> Tensor:
+    """The `length` inputs up to each position, zeros before the start: (batch, branches, length, d_model)."""
     offsets = torch.arange(1 - length, 1, device=positions_BR.device)
     index = positions_BR[..., None] + offsets  # (B, R, T)
-    width = queries_BSD.shape[-1]
+    width = inputs_BSD.shape[-1]
     flat = index.clamp_min(0).flatten(1)[..., None].expand(-1, -1, width)
-    gathered = queries_BSD.gather(1, flat).view(*index.shape, width)
+    gathered = inputs_BSD.gather(1, flat).view(*index.shape, width)
     tails: Tensor = torch.where((index >= 0)[..., None], gathered, 0.0)
     return tails
 

@@ -49,25 +49,26 @@ class ShapeConfig(BaseModel):
     max_seq_len: int = Field(256, ge=2, le=1 << 20, description="Longest training sequence in tokens")
     num_persistent: int = Field(4, ge=0, le=1 << 16, description="Learned tokens that every position attends to")
     conv_kernel: int = Field(
-        0,
+        8,
         ge=0,
         le=64,
         description="Positions that the causal depthwise convolution before each attention sees; 0: none",
     )
     memory_layers: list[int] = Field(
-        [1], max_length=256, description="Indices of the prelude blocks with a neural memory"
+        [0], max_length=256, description="Indices of the prelude blocks with a neural memory"
     )
     memory_heads: int = Field(2, ge=1, le=1024, description="Heads of the memory; must divide d_model")
     memory_rank: int = Field(32, ge=1, le=1 << 14, description="Inner rank of the memory's projections")
-    memory_expansion: int = Field(1, ge=1, le=64, description="Hidden width of the memory's perceptron / head width")
-    memory_chunk: int = Field(64, ge=1, le=1 << 20, description="Tokens whose gradients share a set of memory weights")
-    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
+    memory_chunk: int = Field(
+        64, ge=1, le=1 << 20, description="Tokens that the memory writes at once; changes speed, not results"
+    )
     embedding_rank: int = Field(0, ge=0, le=1 << 14, description="Rank of a factorised embedding; 0 for a full table")
     cycles: int = Field(1, ge=1, le=16, description="T: recursion cycles in one supervision step")
     latent_steps: int = Field(0, ge=0, le=32, description="n: updates of z in a cycle")
     grad_cycles: int = Field(1, ge=1, le=16, description="Final cycles of a supervision step with backpropagation")
     num_supervision: int = Field(1, ge=1, le=32, description="N_sup: supervision steps, each an optimizer step")
     halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
+    use_memory: bool = Field(True, description="Whether the neural memory is written and read")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,6 +86,11 @@ class ShapeConfig(BaseModel):
                 f"memory_layers {outside} lie outside the prelude: with num_layers = {self.num_layers} and "
                 f"num_core_layers = {self.num_core_layers} they must be in 0 .. {prelude - 1} (or empty)"
             )
+        if self.memory_layers and not self.conv_kernel:
+            raise ValueError(
+                f"memory_layers = {self.memory_layers} need the convolution before the attention, whose outputs a memory "
+                "reads: set conv_kernel, to 8 for instance, or memory_layers to an empty list"
+            )
         if self.memory_layers and self.d_model % self.memory_heads:
             raise ValueError(f"memory_heads = {self.memory_heads} must divide d_model = {self.d_model}")
         return self
@@ -97,7 +103,7 @@ class CognateConfig(ShapeConfig):
 
 
 class RecursionConfig(BaseModel):
-    """Inference settings of fixed weights: recursion, halting, and the memory's learning rate."""
+    """Inference settings of fixed weights: recursion, halting, and whether the memory is used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +111,7 @@ class RecursionConfig(BaseModel):
     latent_steps: int = Field(0, ge=0, description="n: updates of z in a cycle")
     num_supervision: int = Field(1, ge=1, description="N_sup: supervision steps, each an optimizer step")
     halt_threshold: float = Field(1.0, gt=0, le=1, description="A token stops when q exceeds this; 1 never stops")
-    memory_max_lr: float = Field(0.5, gt=0, le=1, description="Largest inner descent step over a chunk of equal tokens")
+    use_memory: bool = Field(True, description="Whether the neural memory is written and read")
 
 
 @dataclass(slots=True)
@@ -192,14 +198,12 @@ class Cognate(nn.Module):
                 config.d_model,
                 config.memory_heads,
                 config.memory_rank,
-                config.memory_expansion,
                 config.memory_chunk,
-                config.memory_max_lr,
             )
         attention = SlidingWindowAttention(
             config.d_model, config.num_heads, config.window, config.num_persistent, config.conv_kernel
         )
-        return TitansBlock(config.d_model, config.d_ff, attention, memory)
+        return TitansBlock(config.d_model, config.d_ff, attention, memory, config.use_memory)
 
     def _scale_residuals(self) -> None:
         """Scale the projections into the residual stream by 1 / sqrt(2 L) (GPT-2, section 2.3)."""

@@ -94,17 +94,14 @@ class CausalConv(nn.Module):
     """Depthwise convolutions over time that see the current and the `kernel - 1` previous positions.
 
     With `copies` > 1 each channel has as many kernels; the output (..., copies * width) holds one copy after the other.
-    Initialised to the identity, so that a new layer starts by passing its input through, or with `std` at random.
+    Initialised to the identity plus normal noise of deviation `std`.
     """
 
-    def __init__(self, width: int, kernel: int = 4, std: float | None = None, copies: int = 1) -> None:
+    def __init__(self, width: int, kernel: int, std: float, copies: int = 1) -> None:
         super().__init__()
         self.kernel, self.copies = kernel, copies
-        weight = torch.zeros(copies * width, 1, kernel)
-        if std is None:
-            weight[:, :, -1] = 1.0
-        else:
-            weight.normal_(std=std)
+        weight = torch.randn(copies * width, 1, kernel) * std
+        weight[:, :, -1] += 1.0
         self.weight = nn.Parameter(weight)
 
     def forward(self, x_BSD: Tensor, tail_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:

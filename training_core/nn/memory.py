@@ -1,111 +1,98 @@
-"""The neural long-term memory of Titans (Behrouz et al., 2025, arXiv:2501.00663, section 3.1, eqs. 11-16).
+"""The neural long-term memory of Titans (Behrouz et al., 2025, arXiv:2501.00663, section 3.1, eqs. 11-16), L_M = 1.
 
-The memory is a two-layer perceptron M(x) = W2 silu(W1 x) for each head. Its weights are state, not parameters: at
-every token they take one step of gradient descent with momentum and forgetting on the associative loss
+The memory of each head is a matrix M. It is state, not a parameter: at every token it takes one step of gradient
+descent with momentum and forgetting on the associative loss
 
-    l(M; x_t) = mean((M(k_t) - v_t)^2)                        # eq. 12 (mean over the head's width)
-    S_t = eta_t S_{t-1} - theta_t grad l(M_chunk; x_t)        # eq. 14, 16: gradient at the weights of the chunk's start
+    l(M; x_t) = |M k_t - v_t|^2 / 2                           # eq. 12; its gradient is (M k_t - v_t) k_t^T
+    S_t = eta_t S_{t-1} - theta_t grad l(M_{t-1}; x_t)        # eq. 14
     M_t = (1 - alpha_t) M_{t-1} + S_t                         # eq. 13
-    y_t = M_t(q_t)                                            # eq. 15
+    y_t = M_t q_t                                             # eq. 15
 
-Because the gradients of a chunk are all taken at the same weights, each is a pair of outer products, and every
-M_t of the chunk is a known linear combination of them. `ChunkWrites` therefore evaluates M_t(q) exactly for every
-token t of the chunk and any queries, with matrix products over the chunk, without forming any per-token weight matrix.
+With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (lower triangular), unrolling eqs. 13 and 14 from
+the start of a chunk gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti e_i k_i^T with C = A E diag(theta) and the errors
+e_t = v_t - M_{t-1} k_t. These depend on each other only through the products of keys, so that those of a whole chunk
+solve one triangular system (the WY form of DeltaNet: Yang et al., 2024, arXiv:2406.06484, eqs. 7-10, here with momentum
+and forgetting). No weight matrix is formed for a token, and the result does not depend on the length of the chunks.
 
-Shape legend: B batch, S sequence, D model width, H heads, K head width, E hidden width of the memory, C chunk,
-R branches (reads at chosen positions).
+Shape legend: B batch, S sequence, D model width, H heads, K head width, C chunk, R branches (reads at chosen
+positions).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_core.nn.layers import CausalConv, FactorizedLinear, join_heads, split_heads
+from training_core.nn.layers import FactorizedLinear, join_heads, split_heads
 
 MAX_FORGETTING = 0.999
 
-GradientFactors = tuple[Tensor, Tensor, Tensor, Tensor]  # key, hidden, back, error as in `ChunkWrites`
+Gates = tuple[Tensor, Tensor, Tensor]  # momentum eta, rate theta, forgetting alpha, each (batch, heads, seq)
 Read = Callable[[Tensor], Tensor]  # queries (batch, heads, positions, width) -> what the memory answers
 
 
 @dataclass(slots=True)
 class MemoryState:
-    """The memory's state between tokens while streaming. Weight tensors are (batch, heads, out, in)."""
+    """The memory between tokens: M and S (batch, heads, width, width), values by keys.
 
-    chunk1: Tensor  # W1 at the start of the chunk: where gradients are taken
-    chunk2: Tensor
-    weight1: Tensor  # W1 now
-    weight2: Tensor
-    momentum1: Tensor
-    momentum2: Tensor
-    tails: tuple[Tensor | None, Tensor | None, Tensor | None]
-    position: int = 0
-    gradient: GradientFactors | None = None  # of the newest token
+    `error` (batch, heads, width) is that of the newest token, v_t - M_{t-1} k_t.
+    """
+
+    weight: Tensor
+    momentum: Tensor
+    error: Tensor | None = None
 
     def surprise(self) -> Tensor:
-        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) of the newest token, (batch, 1).
+        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) of the newest token over all heads, (batch, 1).
 
         Raises:
             ValueError: when nothing was written yet.
         """
-        if self.gradient is None:
+        if self.error is None:
             raise ValueError("nothing has surprised a memory at position 0: feed a token first")
-        return _gradient_norm(*self.gradient)
+        return _gradient_norm(self.error[:, :, None])
 
 
 @dataclass(slots=True)
 class ChunkWrites:
-    """The writes of one chunk of tokens: weights and momenta before it, and its gradients as outer products.
+    """The writes of one chunk: M and S before it, and its gradients as outer products of errors and keys.
 
-    With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (both lower triangular), unrolling eqs. 13
-    and 14 gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti grad_i with C = -(A E) diag(theta). `key`, `hidden`,
-    `back` and `error` are (B, H, C, width); `coefficients` is C, (B, H, C, C); `beta` and `gamma` are (B, H, C).
+    `key` and `error` are (B, H, C, K), `coefficients` is C of the module's formula, (B, H, C, C); `beta` and `gamma` are
+    (B, H, C).
     """
 
-    weights: tuple[Tensor, Tensor]
-    momenta: tuple[Tensor, Tensor]
+    weight: Tensor
+    momentum: Tensor
     key: Tensor
-    hidden: Tensor
-    back: Tensor
     error: Tensor
     coefficients: Tensor
     beta: Tensor
     gamma: Tensor
 
     def read(self, query: Tensor, rows_BR: Tensor | None = None) -> Tensor:
-        """M_t(q), eq. 15: `query` (B, H, C, K) read at its own token t, or (B, H, R, K) at the tokens `rows_BR`."""
+        """M_t q, eq. 15: `query` (B, H, C, K) read at its own token t, or (B, H, R, K) at the tokens `rows_BR`."""
         coefficients, beta, gamma = self.coefficients, self.beta[..., None], self.gamma[..., None]
         if rows_BR is not None:
             rows = rows_BR[:, None, :, None].expand(-1, beta.shape[1], -1, -1)
             coefficients = coefficients.gather(2, rows.expand(-1, -1, -1, coefficients.shape[-1]))
             beta, gamma = beta.gather(2, rows), gamma.gather(2, rows)
-
-        def layer(x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> Tensor:
-            """M_t x_t for one layer whose gradient at token i is grads_i inputs_i^T."""
-            local = ((x @ inputs.transpose(-1, -2)) * coefficients) @ grads
-            return beta * (x @ weight.transpose(-1, -2)) + gamma * (x @ momentum.transpose(-1, -2)) + local
-
-        hidden = F.silu(layer(query, self.weights[0], self.momenta[0], self.key, self.back))
-        return layer(hidden, self.weights[1], self.momenta[1], self.hidden, self.error)
+        local = ((query @ self.key.mT) * coefficients) @ self.error
+        return beta * (query @ self.weight.mT) + gamma * (query @ self.momentum.mT) + local
 
     def surprise(self) -> Tensor:
-        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) over both layers and all heads, (batch, chunk)."""
-        return _gradient_norm(self.key, self.hidden, self.back, self.error)
+        """Norm of the momentary surprise grad l(M; x_t) (eq. 8) over all heads, (batch, chunk)."""
+        return _gradient_norm(self.error)
 
 
 @dataclass(slots=True)
 class MemoryRecord:
-    """The writes of a whole sequence, chunk by chunk; the queries before their convolution (batch, seq, d_model); and
-    the state `after` it, from which streaming continues."""
+    """The writes of a whole sequence, chunk by chunk, and the state `after` it, from which streaming continues."""
 
     chunks: list[ChunkWrites]
-    queries: Tensor
     after: MemoryState
 
     def surprise(self) -> Tensor:
@@ -116,111 +103,81 @@ class MemoryRecord:
 class NeuralMemory(nn.Module):
     """Test-time memory with an inner gradient step, momentum and forgetting, all gates dependent on the token.
 
-    **Differs from the paper**: the projections are factorised (rank `rank`); SiLU follows the convolution; values
-    are l2-normalised as keys are (the gate normalises the output anyway); theta_t lies in
-    [0, max_lr (1 - eta_t) K / (2 C)], so that a chunk of C equal tokens, whose gradients momentum multiplies by
-    1 / (1 - eta), takes one descent step of size max_lr: with theta up to 1 a text that repeats itself makes the inner
-    descent diverge within a few chunks; the persistent prefix is not written to the memory, because its effect on the
-    initial state is constant and the initial weights are learned anyway.
+    It projects the inputs that the block's attention has convolved for its own queries, keys and values: a key holds
+    the words before it, without which a memory learns that something was said and not of whom.
+
+    Queries and keys have unit length, and theta_t lies in [0, 1 - eta_t]: however often a token repeats, its steps
+    never move M k_t beyond v_t.
+
+    **Differs from the paper**: the memory is linear (L_M = 1), which allows gradients at the newest weights rather than
+    at those of the chunk's start (eq. 16); it starts at 0 instead of learned weights; the projections are factorised
+    (rank `rank`); values are l2-normalised as keys are (the gate normalises the output anyway); the persistent prefix
+    is not written.
     """
 
-    def __init__(self, d_model: int, num_heads: int, rank: int, expansion: int, chunk: int, max_lr: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, rank: int, chunk: int) -> None:
         super().__init__()
-        self.num_heads, self.chunk, self.max_lr = num_heads, chunk, max_lr
-        width = d_model // num_heads
-        hidden = expansion * width
+        self.num_heads, self.chunk = num_heads, chunk
         self.query = FactorizedLinear(d_model, d_model, rank)
         self.key = FactorizedLinear(d_model, d_model, rank)
         self.value = FactorizedLinear(d_model, d_model, rank)
-        self.query_conv, self.key_conv, self.value_conv = (CausalConv(d_model) for _ in range(3))
         self.gates = nn.Linear(d_model, 3 * num_heads)
-        with torch.no_grad():  # momentum .5, half the maximal rate, forgetting .02 a token at the start
+        with torch.no_grad():  # momentum .02, rate .12, forgetting .0025 a token at the start
             self.gates.weight.mul_(0.1)
-            self.gates.bias.copy_(torch.tensor([0.0, 0.0, -4.0]).repeat_interleave(num_heads))
-        self.initial1 = nn.Parameter(torch.randn(num_heads, hidden, width) * width**-0.5)
-        self.initial2 = nn.Parameter(torch.randn(num_heads, width, hidden) * hidden**-0.5)
+            self.gates.bias.copy_(torch.tensor([-4.0, -2.0, -6.0]).repeat_interleave(num_heads))
 
-    def initial_state(self, batch: int) -> MemoryState:
-        """Return the state at position 0: the learned initial weights, without momentum."""
-        weight1 = self.initial1[None].expand(batch, -1, -1, -1)
-        weight2 = self.initial2[None].expand(batch, -1, -1, -1)
-        zeros1, zeros2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
-        return MemoryState(weight1, weight2, weight1, weight2, zeros1, zeros2, (None, None, None))
+    def initial_state(self, like_BSD: Tensor) -> MemoryState:
+        """Return the state at position 0, an empty memory, for inputs like `like_BSD`."""
+        width = like_BSD.shape[-1] // self.num_heads
+        zeros = like_BSD.new_zeros(like_BSD.shape[0], self.num_heads, width, width)
+        return MemoryState(zeros, zeros)
 
-    def forward(self, x_BSD: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryRecord]:
-        """Write and read a whole sequence, from `state` or else the initial one; returns y (batch, seq, d_model) and
-        the record. A sequence that goes on within a chunk first completes that chunk."""
-        state = state or self.initial_state(x_BSD.shape[0])
-        queries = self.query(x_BSD)
-        query, key, value, gates, tails = self._project(x_BSD, queries, state.tails)
-        weights = (state.weight1, state.weight2)
-        momenta = (state.momentum1, state.momentum2)
-        at = (state.chunk1, state.chunk2)
+    def forward(
+        self, x_BSD: Tensor, convolved_BSE: Tensor, state: MemoryState | None = None
+    ) -> tuple[Tensor, MemoryRecord]:
+        """Write and read a whole sequence, from `state` or else an empty memory.
+
+        `convolved_BSE` (batch, seq, 3 * d_model) holds the inputs of queries, keys and values; x gives the gates.
+        Returns y (batch, seq, d_model) and the record.
+        """
+        state = state or self.initial_state(x_BSD)
+        query, key, value, gates = self._project(x_BSD, convolved_BSE)
+        weight, momentum = state.weight, state.momentum
         reads, chunks = [], []
-        length, start = x_BSD.shape[1], 0
-        while start < length:
-            end = min(length, start + self.chunk - (state.position + start) % self.chunk)
-            part = slice(start, end)
+        for first in range(0, x_BSD.shape[1], self.chunk):
+            part = slice(first, first + self.chunk)
             chunk_gates = (gates[0][:, :, part], gates[1][:, :, part], gates[2][:, :, part])
-            writes, after, momenta_after = _write_chunk(
-                key[:, :, part], value[:, :, part], chunk_gates, weights, momenta, at
-            )
+            writes, weight, momentum = _write_chunk(key[:, :, part], value[:, :, part], chunk_gates, weight, momentum)
             reads.append(writes.read(query[:, :, part]))
             chunks.append(writes)
-            weights, momenta, start = after, momenta_after, end
-            if (state.position + end) % self.chunk == 0:
-                at = weights
-        newest = chunks[-1]
-        gradient = tuple(part[:, :, -1:] for part in (newest.key, newest.hidden, newest.back, newest.error))
-        position = state.position + length
-        following = MemoryState(*at, *weights, *momenta, tails, position, cast("GradientFactors", gradient))
-        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, queries, following)
+        after = MemoryState(weight, momentum, chunks[-1].error[:, :, -1])
+        return join_heads(torch.cat(reads, dim=2)), MemoryRecord(chunks, after)
 
-    def branch(self, x_BRD: Tensor, tail_BRTD: Tensor, read: Read) -> tuple[Tensor, Tensor]:
-        """Read without writing, from R independent branches. `tail_BRTD` holds the queries before the convolution of
-        the last positions of each branch, `read` evaluates the memory at the branch's position. Returns the reads
-        (batch, branches, d_model) and the next tail."""
-        query, tail = self.query_conv.last(self.query(x_BRD), tail_BRTD)
-        query = F.normalize(split_heads(F.silu(query), self.num_heads), dim=-1)
-        return join_heads(read(query)), tail
+    def branch(self, convolved_BRE: Tensor, read: Read) -> Tensor:
+        """Read without writing, from R independent branches: `read` evaluates the memory at the branch's position.
+        Returns the reads (batch, branches, d_model)."""
+        return join_heads(read(self._query(convolved_BRE)))
 
-    def step(self, x_B1D: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    def step(self, x_B1D: Tensor, convolved_B1E: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """Write and read one token; equals the parallel forward at that position up to rounding."""
-        query, key, value, (eta, theta, alpha), tails = self._project(x_B1D, self.query(x_B1D), state.tails)
-        hidden, slope = _silu_with_slope(key @ state.chunk1.transpose(-1, -2))
-        error = (2.0 / value.shape[-1]) * (hidden @ state.chunk2.transpose(-1, -2) - value)  # eq. 12
-        back = (error @ state.chunk2) * slope
-        eta, theta, alpha = eta[..., None], theta[..., None], alpha[..., None]
-        momentum1 = eta * state.momentum1 - theta * back.transpose(-1, -2) @ key  # eq. 14
-        momentum2 = eta * state.momentum2 - theta * error.transpose(-1, -2) @ hidden
-        weight1 = (1 - alpha) * state.weight1 + momentum1  # eq. 13
-        weight2 = (1 - alpha) * state.weight2 + momentum2
-        read = read_state(query, weight1, weight2)
-        at_end = (state.position + 1) % self.chunk == 0
-        chunk1, chunk2 = (weight1, weight2) if at_end else (state.chunk1, state.chunk2)
-        gradient = (key, hidden, back, error)
-        following = MemoryState(
-            chunk1, chunk2, weight1, weight2, momentum1, momentum2, tails, state.position + 1, gradient
-        )
-        return join_heads(read), following
+        query, key, value, (eta, theta, alpha) = self._project(x_B1D, convolved_B1E)
+        error = value - key @ state.weight.mT  # eq. 12
+        momentum = eta[..., None] * state.momentum + theta[..., None] * (error.mT @ key)  # eq. 14
+        weight = (1 - alpha[..., None]) * state.weight + momentum  # eq. 13
+        return join_heads(query @ weight.mT), MemoryState(weight, momentum, error[:, :, 0])
 
-    def _project(
-        self, x_BSD: Tensor, queries_BSD: Tensor, tails: tuple[Tensor | None, Tensor | None, Tensor | None]
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        query, tail_q = self.query_conv(queries_BSD, tails[0])
-        key, tail_k = self.key_conv(self.key(x_BSD), tails[1])
-        value, tail_v = self.value_conv(self.value(x_BSD), tails[2])
-        query, key, value = (split_heads(F.silu(t), self.num_heads) for t in (query, key, value))
-        query, key, value = (F.normalize(t, dim=-1) for t in (query, key, value))
+    def _query(self, convolved_BSE: Tensor) -> Tensor:
+        return self._unit(self.query(convolved_BSE.chunk(3, dim=-1)[0]))
+
+    def _unit(self, x_BSD: Tensor) -> Tensor:
+        return F.normalize(split_heads(x_BSD, self.num_heads), dim=-1)
+
+    def _project(self, x_BSD: Tensor, convolved_BSE: Tensor) -> tuple[Tensor, Tensor, Tensor, Gates]:
+        _, shows, holds = convolved_BSE.chunk(3, dim=-1)
         eta, theta, alpha = self.gates(x_BSD).transpose(1, 2).sigmoid().chunk(3, dim=1)  # each (B, H, S)
         alpha = MAX_FORGETTING * alpha  # keeps log(1 - alpha) finite
-        theta = theta * (1 - eta) * (self.max_lr * query.shape[-1] / (2 * self.chunk))
-        return query, key, value, (eta, theta, alpha), (tail_q, tail_k, tail_v)
-
-
-def _silu_with_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-    sigmoid = z.sigmoid()
-    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+        gates = (eta, (1 - eta) * theta, alpha)
+        return self._query(convolved_BSE), self._unit(self.key(shows)), self._unit(self.value(holds)), gates
 
 
 def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,52 +188,32 @@ def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:
     return between.masked_fill(~lower, float("-inf")).exp(), total.exp()
 
 
-def _gradient_norm(key: Tensor, hidden: Tensor, back: Tensor, error: Tensor) -> Tensor:
-    """Frobenius norm of back key^T and error hidden^T together, over all heads: (batch, tokens)."""
-
-    def squared(x: Tensor) -> Tensor:
-        return x.square().sum(-1)
-
-    return (squared(back) * squared(key) + squared(error) * squared(hidden)).sum(1).sqrt()
-
-
-def read_state(query: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
-    """M(q) of a streaming state, eq. 15: (batch, heads, positions, width)."""
-    return F.silu(query @ weight1.transpose(-1, -2)) @ weight2.transpose(-1, -2)
+def _gradient_norm(error_BHCK: Tensor) -> Tensor:
+    """Frobenius norm of error key^T over all heads, keys being of unit length: (batch, tokens)."""
+    return error_BHCK.square().sum((1, 3)).sqrt()
 
 
 def _write_chunk(
-    key: Tensor,
-    value: Tensor,
-    gates: tuple[Tensor, Tensor, Tensor],
-    weights: tuple[Tensor, Tensor],
-    momenta: tuple[Tensor, Tensor],
-    at: tuple[Tensor, Tensor],
-) -> tuple[ChunkWrites, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One chunk, or the rest of one, in closed form.
-
-    `key`, `value` are (B, H, C, K), the gates (B, H, C); gradients are taken `at` the weights of the chunk's start,
-    which `weights` are too unless some of the chunk was written before. Returns the writes, and the weights and
-    momenta after the chunk.
-    """
-    weight1, weight2 = at
+    key: Tensor, value: Tensor, gates: Gates, weight: Tensor, momentum: Tensor
+) -> tuple[ChunkWrites, Tensor, Tensor]:
+    """Write one chunk in closed form: `key`, `value` (B, H, C, K), gates (B, H, C). Returns the writes, and M and S
+    after the chunk."""
     eta, theta, alpha = gates
-    hidden, slope = _silu_with_slope(key @ weight1.transpose(-1, -2))
-    error = (2.0 / value.shape[-1]) * (hidden @ weight2.transpose(-1, -2) - value)  # d loss / d prediction
-    back = (error @ weight2) * slope  # d loss / d (W1 k)
     keep_CC, beta = _decay(torch.log1p(-alpha))
     carry_CC, carry = _decay(eta.clamp_min(1e-30).log())
     gamma = (keep_CC @ carry[..., None]).squeeze(-1)
-    momentum_coefficients = -carry_CC * theta[..., None, :]
+    momentum_coefficients = carry_CC * theta[..., None, :]
     coefficients = keep_CC @ momentum_coefficients
-    writes = ChunkWrites(weights, momenta, key, hidden, back, error, coefficients, beta, gamma)
-
-    def advance(weight: Tensor, momentum: Tensor, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-        last = (coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs
-        last_momentum = (momentum_coefficients[..., -1, :, None] * grads).transpose(-1, -2) @ inputs
-        new_weight = beta[..., -1, None, None] * weight + gamma[..., -1, None, None] * momentum + last
-        return new_weight, carry[..., -1, None, None] * momentum + last_momentum
-
-    weight1, momentum1 = advance(weights[0], momenta[0], key, back)
-    weight2, momentum2 = advance(weights[1], momenta[1], hidden, error)
-    return writes, (weight1, weight2), (momentum1, momentum2)
+    # M_{t-1} k_t = known_t + sum_{i<t} before_ti e_i, where row t of the coefficients is that of token t - 1
+    known = F.pad(beta, (1, -1), value=1.0)[..., None] * (key @ weight.mT)
+    known = known + F.pad(gamma, (1, -1))[..., None] * (key @ momentum.mT)
+    before = F.pad(coefficients, (0, 0, 1, -1)) * (key @ key.mT)
+    full = torch.float64 if key.dtype == torch.float64 else torch.float32
+    error = torch.linalg.solve_triangular(
+        before.to(full), (value - known).to(full), upper=False, unitriangular=True
+    ).to(key.dtype)
+    writes = ChunkWrites(weight, momentum, key, error, coefficients, beta, gamma)
+    last = (coefficients[..., -1, :, None] * error).mT @ key
+    last_momentum = (momentum_coefficients[..., -1, :, None] * error).mT @ key
+    new_weight = beta[..., -1, None, None] * weight + gamma[..., -1, None, None] * momentum + last
+    return writes, new_weight, carry[..., -1, None, None] * momentum + last_momentum

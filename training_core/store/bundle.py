@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from training_core.data.tokenizer import parts_of_words
 
-FORMAT = 1
+FORMAT = 2  # 1: convolutions without the identity in their weights, memories with two layers
 KINDS = ("cognate", "ternary", "compressed")
 PAYLOADS = {"ternary": "model.ternary", "compressed": "model.forge"}
 EXHIBITS = "exhibits.json"
@@ -227,7 +227,7 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
     path = folder / "config.json"
     document = _parsed(path, _read_text(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("kind") not in KINDS:
-        raise BundleError(f"{path} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}")
+        raise BundleError(f"{path} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}; materialize the asset again")
     if not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} describes no model: 'model' must be an object; materialize the asset again")
     bundle = Bundle(folder, document["kind"], document["model"])

@@ -21,11 +21,11 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import cast, get_args
+from typing import NamedTuple, cast, get_args
 
 from training_core.world.answers import FAMILIES, YES_NO, Answer, answer, propose, solution
 from training_core.world.config import SIZES, HeldOut, Size, Split, WorldConfig, size_of
@@ -40,7 +40,7 @@ from training_core.world.state import Event, State
 _KEY = re.compile(
     r"(?:document"
     r"|level (?P<level>-?[0-9]+) (?P<level_family>\w+)"
-    r"|size (?P<size>[0-9]+(?:,[0-9]+){3})(?: to (?P<length>[0-9]+))? (?P<size_family>\w+))"
+    r"|size (?P<size>[0-9]+(?:,[0-9]+){3})(?: to (?P<length>[0-9]+))?(?: asked (?P<asked>[0-9]+))? (?P<size_family>\w+))"
     r"/(?P<split>\w+)/(?P<held_out>\w+)/(?P<index>-?[0-9]+)"
 )
 ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import
@@ -48,6 +48,15 @@ _DRAWS = 2000  # draws of a content until one belongs to the split
 # Without this, most answers of these families would be what was mentioned last: rules that are made to fail.
 _FOOLED = {"where": (most_recent, most_recent, copying), "who": (copying, None, None), "like": (copying, None)}
 _PROPOSALS = 16  # draws of a question of a family
+_DRAWS_A_QUESTION = 4  # draws of a family for each question of a long story: not every one has an answer there
+RECALLED = ("where", "who", "like")  # families whose answer is a word of one fact
+
+
+class Longer(NamedTuple):
+    """What an item has beyond its size: the sentences of a longer story (0: none), and its questions."""
+
+    sentences: int = 0
+    questions: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +143,15 @@ def item_of_size(
     *,
     family: str = "any",
     lengthened_to: int = 0,
+    num_questions: int = 1,
 ) -> Document:
-    """Return a short or long story of any size with one question.
+    """Return a short or long story of any size with a question, which is its last.
 
     lengthened_to: sentences of a longer story that begins with one of `size`, for needles: what comes after it does not
     bear on the question, and the content of the beginning decides the split. 0: the story ends there.
+
+    num_questions: with more than one, up to so many less one are asked before, each about one fact from anywhere in the
+    story: who, what or where somebody or something is.
 
     Raises:
         ValueError: for a family that has no question of this size, and when no story can be made that long.
@@ -146,6 +159,8 @@ def item_of_size(
     measures = f"{size.people},{size.things},{size.sentences},{size.hops}"
     if lengthened_to:
         measures += f" to {lengthened_to}"
+    if num_questions > 1:
+        measures += f" asked {num_questions}"
     return from_key(config, seed, f"size {measures} {family}/{split}/{held_out}/{index}")
 
 
@@ -165,7 +180,8 @@ def from_key(config: WorldConfig, seed: int, key: str) -> Document:
     if measures := match["size"]:
         people, things, num_sentences, hops = map(int, measures.split(","))
         size = Size(people, things, num_sentences, hops)
-        return _item(config, rng, key, split, held_out, size, 0, match["size_family"], int(match["length"] or 0))
+        longer = Longer(int(match["length"] or 0), int(match["asked"] or 1))
+        return _item(config, rng, key, split, held_out, size, 0, match["size_family"], longer)
     if match["level"]:
         level, family = int(match["level"]), match["level_family"]
     elif rng.random() < config.item_share:
@@ -229,7 +245,7 @@ def _item(
     size: Size,
     level: int,
     family: str,
-    sentences: int = 0,
+    longer: Longer = Longer(),  # noqa: B008
 ) -> Document:
     met = held_out == "combination"
     kind = family if family != "any" else pick(rng, families(size, met=met))
@@ -238,16 +254,21 @@ def _item(
         content = fingerprint(drawn.events)
         if not _is_of(config, content, split):
             continue
-        scene = lengthen(drawn, size, kind, sentences) if sentences else drawn
+        scene = lengthen(drawn, size, kind, longer.sentences) if longer.sentences else drawn
         if scene is not None:
             break
     else:
         raise _none_found(split)
     telling = realise(scene.events, rng, _style(config, held_out, short=True))
     asked = _asked(config, rng, scene.events, scene.answer, held_out, level)
-    body = f"{telling.text} {asked.text}"
-    text = f"Question: {body}\nAnswer: {_completion(config, rng, asked)}"
-    return Document(key, text, telling, scene.events, (asked,), content)
+    before: list[AskedQuestion] = []
+    if longer.questions > 1:
+        state, draws = scene.stage.state, _DRAWS_A_QUESTION * longer.questions
+        others = _questions(config, rng, state, scene.events, held_out, draws, kinds=RECALLED, most_hops=1)
+        before = [other for other in others if other.query != asked.query][: longer.questions - 1]
+    lines = [f"{q.text}\nAnswer: {_completion(config, rng, q)}\nQuestion: " for q in before]
+    text = f"Question: {telling.text} {''.join(lines)}{asked.text}\nAnswer: {_completion(config, rng, asked)}"
+    return Document(key, text, telling, scene.events, (*before, asked), content)
 
 
 def _long(config: WorldConfig, rng: random.Random, key: str, split: Split, held_out: HeldOut) -> Document:
@@ -264,18 +285,26 @@ def _long(config: WorldConfig, rng: random.Random, key: str, split: Split, held_
     telling = realise(events, rng, _style(config, held_out, short=False))
     asked: list[AskedQuestion] = []
     if rng.random() < config.asked_share:
-        asked = _questions(config, rng, stage.state, events, held_out)
+        many = rng.randint(1, config.most_questions)
+        asked = _questions(config, rng, stage.state, events, held_out, many)
     lines = [f"\nQuestion: {q.text}\nAnswer: {_completion(config, rng, q)}" for q in asked]
     return Document(key, telling.text + "".join(lines), telling, events, tuple(asked), content)
 
 
 def _questions(
-    config: WorldConfig, rng: random.Random, state: State, events: tuple[Event, ...], held_out: HeldOut
+    config: WorldConfig,
+    rng: random.Random,
+    state: State,
+    events: tuple[Event, ...],
+    held_out: HeldOut,
+    many: int,
+    *,
+    kinds: Sequence[str] = tuple(FAMILIES),
+    most_hops: int = 4,
 ) -> list[AskedQuestion]:
-    """Up to `most_questions` different questions, each of a family drawn from all of them."""
-    kinds = list(FAMILIES)
+    """Up to `many` different questions, each of a family drawn from `kinds` once."""
     asked: list[AskedQuestion] = []
-    for _ in range(rng.randint(1, config.most_questions)):
+    for _ in range(many):
         family = pick(rng, kinds)
         wanted = pick(rng, YES_NO) if family == "yes_no" else ""
         fooled = pick(rng, _FOOLED[family]) if family in _FOOLED else None
@@ -283,7 +312,7 @@ def _questions(
             found = answer(state, propose(rng, state, family))
             if (
                 found is None
-                or found.hops > 4
+                or found.hops > most_hops
                 or len(found.candidates) < 2
                 or any(found.query == other.query for other in asked)
             ):

@@ -51,7 +51,6 @@ def nano() -> CognateConfigs:
             ),
         ),
         cognate_memory=VariantConfig(
-            recursion=RecursionConfig(memory_max_lr=1.0),
             training=TrainingConfig(
                 muon_lr=0.01,
                 adamw_lr=0.003,
@@ -99,7 +98,6 @@ def mini() -> CognateConfigs:
             mix=MixConfig(text_share=0.6, arithmetic_share=0.2, logic_share=0.15),
         ),
         cognate_memory=VariantConfig(
-            recursion=RecursionConfig(memory_max_lr=1.0),
             training=TrainingConfig(muon_lr=0.01, adamw_lr=0.002, steps=80, seq_len=1024, decay_fraction=1.0),
             mix=MixConfig(text_share=0.7, arithmetic_share=0.0, logic_share=0.0, needle_share=0.3),
         ),
@@ -138,7 +136,6 @@ def forge_25m() -> CognateConfigs:
             mix=MixConfig(text_share=0.6, arithmetic_share=0.2, logic_share=0.15),
         ),
         cognate_memory=VariantConfig(
-            recursion=RecursionConfig(memory_max_lr=1.0),
             training=TrainingConfig(
                 muon_lr=0.01, adamw_lr=0.002, steps=500, batch_size=16, seq_len=2048, decay_fraction=1.0
             ),

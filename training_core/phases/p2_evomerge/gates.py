@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from training_core.evaluation.result import SuiteResult
-from training_core.gates import claim, gate, learned, validity
+from training_core.gates import LEAST_ACCURACY, claim, gate, learned, validity
 from training_core.phases.p2_evomerge.result import MergeResult
-from training_core.record import of
+from training_core.record import each, of
 
 SUITE = of(SuiteResult)
 RESULT = of(MergeResult)
@@ -38,6 +38,22 @@ GATES = {
             evidence="Ratio of bits per byte on test documents, upper bound of the paired 95 % CI; a gain of less than "
             ".5 % is of no interest",
             against="the best parent",
+        ),
+        claim(
+            "merged_model",
+            "{}_specialises",
+            each(RESULT.lead).low,
+            smallest=LEAST_ACCURACY,
+            evidence="Answers of the {} specialist to test questions of its own kind, paired; lower bound of the 95 % CI",
+            against="the better of the other two specialists",
+        ),
+        claim(
+            "merged_model",
+            "speed_specialises",
+            RESULT.speed_latency_ratio,
+            at_most=0.95,
+            evidence="Milliseconds per token of the speed specialist, each measured with its model",
+            against="the faster of the other two specialists",
         ),
     ),
 }

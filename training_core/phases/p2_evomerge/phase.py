@@ -8,13 +8,13 @@ from training_core.phases.p2_evomerge.evolution import EvolutionConfig
 from training_core.phases.p2_evomerge.gates import GATES
 from training_core.phases.p2_evomerge.merge_cognates import merge_cognates
 from training_core.phases.p2_evomerge.result import MergeResult
+from training_core.phases.p2_evomerge.specialties import SPECIALISTS, leads
 from training_core.store.bundle import Product
 
-SPECIALISTS = ("cognate_reasoning", "cognate_memory", "cognate_speed")
 
 
 def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
-    """Search for the best merge of the specialists and return it with the metrics of the search."""
+    """Search for the best merge of the specialists; return it with the metrics of the search and of the specialists."""
     model, metrics = merge_cognates(
         load_latents(context.parents["trunk"]),
         {name: load_latents(context.parents[name]) for name in SPECIALISTS},
@@ -24,6 +24,7 @@ def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
         context.reporter,
         context.checkpoint,
     )
+    metrics |= leads(context.parents)
     shape = {"cognate": model.config.model_dump()}
     return Product("cognate", shape, model.state_dict(), context.parents["trunk"].tokenizer_json(), metrics=metrics)
 
