@@ -51,7 +51,9 @@ def refused(error: Exception) -> bool:
 def reason_of(error: Exception) -> str:
     """Return why a delivery failed, as one short line without a password."""
     text = " ".join(str(error).split())
-    if inner := re.search(r"(\[Errno -?\d+\] [^'\")]*|timed out|Remote end closed connection[a-z ]*|\(sqlite3\.\w+\) [^\[(]*)", text):
+    if inner := re.search(
+        r"(\[Errno -?\d+\] [^'\")]*|timed out|Remote end closed connection[a-z ]*|\(sqlite3\.\w+\) [^\[(]*)", text
+    ):
         text = inner[1].strip()
     return without_password(text)[:300]
 

@@ -46,6 +46,7 @@ DEPTHS = [
     {"latent_steps": 1, "num_supervision": 4, "halt_threshold": 0.5},
     {"memory_layers": []},
     {"use_memory": False},
+    {"num_core_layers": 1, "memory_layers": [0, 2]},
     {"num_persistent": 0, "window": 1},
     {"embedding_rank": 8},
     {"conv_kernel": 0, "memory_layers": []},
@@ -59,6 +60,9 @@ def small(**changes: object) -> Cognate:
     torch.nn.init.normal_(model.halt_head.weight, std=0.5)
     torch.nn.init.constant_(model.halt_head.bias, 0.0)
     torch.nn.init.normal_(model.latent, std=0.3)
+    for block in model.prelude:
+        if block.residual is not None:
+            torch.nn.init.normal_(block.residual)
     return model
 
 
@@ -373,18 +377,26 @@ def test_gradient_reaches_only_the_past() -> None:
 
 
 def test_without_recursion_the_model_is_a_plain_decoder() -> None:
-    """T = 1, n = 0, N_sup = 1 and z = 0: all blocks in order, then norm and tied head."""
+    """T = 1, n = 0, N_sup = 1 and z = 0: all blocks in order, the second mixes in the embedding and the first block's
+    values; then norm and tied head."""
     model = small()
     torch.nn.init.zeros_(model.latent)
     tokens = torch.randint(0, 300, (1, 10))
-    x = model.embedding(tokens)
-    for block in model.prelude:
-        x, _ = block(x)
+    embedded = model.embedding(tokens)
+    x, first = model.prelude[0](embedded)
+    stays, root, value = model.prelude[1].residual
+    x = stays * x + root * embedded / embedded.square().mean(-1, keepdim=True).sqrt()
+    inputs = model.prelude[1].mixer_norm(x)
+    assert model.prelude[1].memory is None
+    heads, pair, _ = model.prelude[1].attention(inputs, added=value * first.pair[1])
+    unmixed = split_heads(model.prelude[1].attention.value(model.prelude[1].attention._convolved(inputs)[..., 64:]), 4)
+    assert torch.allclose(pair[1], unmixed + value * first.pair[1], atol=1e-6)
+    x = model.prelude[1]._finish(x, heads)
     x = model.prelude_norm(x)
     for block in model.core:
         x, _ = block(x)
     expected = model.core_norm(x) @ model.embedding.weight.T
-    assert torch.equal(model(tokens).logits, expected)
+    assert torch.allclose(model(tokens).logits, expected, atol=1e-5)
 
 
 def test_only_the_last_cycle_is_back_propagated() -> None:

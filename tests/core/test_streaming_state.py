@@ -17,7 +17,7 @@ from training_core.nn.ternary_cognate import TernarySettings, make_ternary
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"memory_layers": []},
-    "memory": {"memory_layers": [1], "num_layers": 4, "memory_chunk": 5},
+    "memory": {"memory_layers": [0, 1], "num_layers": 4, "memory_chunk": 5},
     "recursion": {"memory_layers": [0], "cycles": 2, "latent_steps": 1, "memory_chunk": 4},
     "halting": {"memory_layers": [], "num_supervision": 3, "halt_threshold": 0.5, "cycles": 2, "latent_steps": 1},
     "never halting": {"memory_layers": [], "num_supervision": 2},

@@ -29,8 +29,15 @@ def continue_alone(model: Cognate, tokens_S: Tensor, fed_LD: Tensor) -> Tensor:
     for t in range(seq + fed_LD.shape[0]):
         thinking = t >= seq
         x = fed_LD[t - seq] if thinking else model.embed(tokens_S[t])
+        embedding = x / (x.square().mean() + torch.finfo(x.dtype).eps).sqrt()
+        first = torch.zeros(())
         for number, block in enumerate(model.prelude):
-            x, pair = _block(block, x, caches.setdefault(("prelude", number), []), t, seq, memories, number)
+            added = None
+            if number:
+                stays, root, value = block.residual
+                x, added = stays * x + root * embedding, value * first
+            x, pair = _block(block, x, caches.setdefault(("prelude", number), []), t, seq, memories, number, added)
+            first = first if number else pair[1]
             caches["prelude", number].append(pair)
         outputs.append(_core(model, model.prelude_norm(x), caches, t, seq))
     return torch.stack(outputs[seq:])
@@ -65,10 +72,17 @@ def _core(model: Cognate, h: Tensor, caches: dict[tuple[object, ...], list[Pair]
 
 
 def _block(
-    block: TitansBlock, x: Tensor, earlier: list[Pair], t: int, seq: int, memories: dict[int, list[Tensor]], number: int
+    block: TitansBlock,
+    x: Tensor,
+    earlier: list[Pair],
+    t: int,
+    seq: int,
+    memories: dict[int, list[Tensor]],
+    number: int,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Pair]:
     inputs = block.mixer_norm(x)
-    heads, pair, convolved = _attention(block.attention, inputs, earlier, t, seq)
+    heads, pair, convolved = _attention(block.attention, inputs, earlier, t, seq, added)
     if block.memory is not None:
         history = memories.setdefault(number, [])
         history.append(torch.stack([inputs, *convolved]))
@@ -79,7 +93,7 @@ def _block(
 
 
 def _attention(
-    attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int
+    attention: SlidingWindowAttention, x: Tensor, earlier: list[Pair], t: int, seq: int, added: Tensor | None
 ) -> tuple[Tensor, Pair, tuple[Tensor, Tensor, Tensor]]:
     shape = (attention.num_heads, attention.head_width)
     given = asks = shows = holds = x
@@ -95,6 +109,7 @@ def _attention(
     query = rotate(attention.query_norm(attention.query(asks).view(shape)), table)
     key = rotate(attention.key_norm(attention.key(shows).view(shape)), table)
     value = attention.value(holds).view(shape)
+    value = value if added is None else value + added
     if t < seq:
         seen = [*earlier, (key, value, given)][-attention.window :]
     else:  # the true tokens that the next true token would attend to, then the thought so far

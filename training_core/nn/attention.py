@@ -133,12 +133,13 @@ class SlidingWindowAttention(nn.Module):
         *,
         before: KeyValue | None = None,
         first: int = 0,
+        added: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue, Tensor]:
         """Attend over the whole sequence in parallel. It starts at position `first`, after the keys and values `before`
         (batch, heads, at most window - 1, width).
 
         Where `active_BS` is False, the keys and values of `previous` replace the position's own: a halted position
-        keeps those of its last active step.
+        keeps those of its last active step. `added` (batch, heads, seq, width) is added to the values.
 
         Returns the joined heads (batch, seq, d_model), this call's keys and values (batch, heads, seq, width), and the
         convolved inputs of queries, keys and values (batch, seq, 3 * d_model); the input itself without a convolution.
@@ -147,7 +148,7 @@ class SlidingWindowAttention(nn.Module):
         if previous is not None and active_BS is not None and self.conv is not None:
             x_BSD = torch.where(active_BS[..., None], x_BSD, previous[2][:, 0])
         convolved = self._convolved(x_BSD, self._tail(before))
-        query, key, value = self._project(convolved, torch.arange(first, first + seq, device=x_BSD.device))
+        query, key, value = self._project(convolved, torch.arange(first, first + seq, device=x_BSD.device), added)
         if previous is not None and active_BS is not None:
             keep = active_BS[:, None, :, None]
             key, value = torch.where(keep, key, previous[0]), torch.where(keep, value, previous[1])
@@ -165,17 +166,25 @@ class SlidingWindowAttention(nn.Module):
         inputs = None if self.conv is None else keys.new_zeros(batch, self.conv.kernel, self.persistent.shape[1])
         return WindowCache(keys, values, self.persistent.shape[0], inputs)
 
-    def step(self, x_B1D: Tensor, cache: WindowCache, position: int) -> tuple[Tensor, KeyValue, Tensor]:
+    def step(
+        self, x_B1D: Tensor, cache: WindowCache, position: int, added: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue, Tensor]:
         """Attend from one new position; its key and value are written to `cache`. Returns what `forward` does."""
         convolved = self._convolved(x_B1D, cache.tail(position))
-        query, key, value = self._project(convolved, torch.tensor([position], device=x_B1D.device))
+        query, key, value = self._project(convolved, torch.tensor([position], device=x_B1D.device), added)
         pair = self._pair(key, value, x_B1D)
         cache.write(pair, position)
         keys, values = cache.visible(position)
         return join_heads(F.scaled_dot_product_attention(query, keys, values)), pair, convolved
 
     def branch(
-        self, x_BRD: Tensor, prefix: KeyValue, visible_BRS: Tensor, own: BranchKeys, positions_BR: Tensor
+        self,
+        x_BRD: Tensor,
+        prefix: KeyValue,
+        visible_BRS: Tensor,
+        own: BranchKeys,
+        positions_BR: Tensor,
+        added: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue, Tensor]:
         """Attend from one position of R independent branches: each sees its part of the prefix and its own positions.
 
@@ -186,7 +195,7 @@ class SlidingWindowAttention(nn.Module):
         if self.conv is not None:
             assert own.tail is not None
             convolved = self.conv.last(x_BRD, own.tail)[0]
-        query, key, value = self._project(convolved, positions_BR)
+        query, key, value = self._project(convolved, positions_BR, added)
         key_P, value_P = self._persistent(query.shape[0], query.dtype)
         keys, values = torch.cat([key_P, prefix[0]], dim=2), torch.cat([value_P, prefix[1]], dim=2)
         own_keys = torch.stack([*own.keys, key], dim=3)
@@ -242,13 +251,14 @@ class SlidingWindowAttention(nn.Module):
     def _pair(self, key: Tensor, value: Tensor, inputs_BSD: Tensor) -> KeyValue:
         return (key, value) if self.conv is None else (key, value, inputs_BSD[:, None])
 
-    def _project(self, x_BSD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BSD: Tensor, positions: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         table = rotary_table(positions, self.head_width)
         heads = (self.num_heads, self.head_width)
         asks, shows, holds = [x_BSD] * _PROJECTIONS if self.conv is None else x_BSD.chunk(_PROJECTIONS, dim=-1)
         query = rotate(self.query_norm(self.query(asks).unflatten(-1, heads)), table).transpose(1, 2)
         key = rotate(self.key_norm(self.key(shows).unflatten(-1, heads)), table).transpose(1, 2)
-        return query, key, split_heads(self.value(holds), self.num_heads)
+        value = split_heads(self.value(holds), self.num_heads)
+        return query, key, value if added is None else value + added
 
     def _persistent(self, batch: int, dtype: torch.dtype) -> KeyValue:
         tokens = self.persistent.to(dtype)[None]

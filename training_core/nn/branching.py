@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from training_core.nn.attention import BranchKeys, KeyValue, WindowCache
-from training_core.nn.block import BranchLayer, Halted, LayerRecord, TitansBlock
+from training_core.nn.block import BranchLayer, Halted, LayerRecord, Roots, TitansBlock
 from training_core.nn.cognate import Cognate, Place, StreamState, Trace
 from training_core.nn.memory import MemoryRecord, MemoryState, NeuralMemory, Read
 
@@ -122,9 +122,10 @@ class Branches:
         """
         valid = torch.ones(self.shape, dtype=torch.bool, device=x_BRD.device) if valid_BR is None else valid_BR
         model, positions = self._model, self.next_position
-        x = x_BRD
+        x, roots = x_BRD, None
         for module, layer in zip(model.prelude, self._prelude, strict=True):
-            x, pair = cast(TitansBlock, module).branch(x, layer, self._visible, positions)
+            x, pair = cast(TitansBlock, module).branch(x, layer, self._visible, positions, roots)
+            roots = roots or Roots.of(x_BRD, pair)
             layer.own.add(pair, valid)
 
         def attend(block: TitansBlock, x: Tensor, place: Place, _: Halted | None) -> tuple[Tensor, KeyValue]:

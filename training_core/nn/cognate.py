@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from training_core.nn.attention import KeyValue, SlidingWindowAttention, WindowCache
-from training_core.nn.block import BlockState, Halted, LayerRecord, TitansBlock
+from training_core.nn.block import BlockState, Halted, LayerRecord, Roots, TitansBlock
 from training_core.nn.layers import RMSNorm
 from training_core.nn.memory import NeuralMemory
 
@@ -203,7 +203,8 @@ class Cognate(nn.Module):
         attention = SlidingWindowAttention(
             config.d_model, config.num_heads, config.window, config.num_persistent, config.conv_kernel
         )
-        return TitansBlock(config.d_model, config.d_ff, attention, memory, config.use_memory)
+        mixes = 0 < layer < config.num_layers - config.num_core_layers
+        return TitansBlock(config.d_model, config.d_ff, attention, memory, config.use_memory, mixes)
 
     def _scale_residuals(self) -> None:
         """Scale the projections into the residual stream by 1 / sqrt(2 L) (GPT-2, section 2.3)."""
@@ -219,9 +220,11 @@ class Cognate(nn.Module):
 
         Each block's record is appended to `records` when given.
         """
-        x = self.embed(tokens_BS)
+        x = embedded = self.embed(tokens_BS)
+        roots = None
         for block in self.prelude:
-            x, record = block(x)
+            x, record = block(x, roots=roots)
+            roots = roots or Roots.of(embedded, record.pair)
             if records is not None:
                 records.append(record)
         h: Tensor = self.prelude_norm(x)
@@ -353,9 +356,12 @@ class Cognate(nn.Module):
         Once every token has halted, the remaining supervision steps are skipped; their caches receive the keys and
         values of the last step that was computed, exactly as in the parallel form.
         """
-        x = self.embed(tokens_B[:, None])
+        x = embedded = self.embed(tokens_B[:, None])
+        roots = None
         for index, module in enumerate(self.prelude):
-            x, state.prelude[index], _ = cast(TitansBlock, module).step(x, state.prelude[index], state.position)
+            block = cast(TitansBlock, module)
+            x, state.prelude[index], pair = block.step(x, state.prelude[index], state.position, roots)
+            roots = roots or Roots.of(embedded, pair)
         h: Tensor = self.prelude_norm(x)
         given: list[Tensor] = []
 
@@ -377,9 +383,11 @@ class Cognate(nn.Module):
         """
         if tokens_BS.shape[1] == 0:
             raise ValueError("there is nothing to read: feed at least one token")
-        x, first, surprise = self.embed(tokens_BS), state.position, []
+        x = embedded = self.embed(tokens_BS)
+        first, roots, surprise = state.position, None, []
         for module, block_state in zip(self.prelude, state.prelude, strict=True):
-            x, record = cast(TitansBlock, module).read(x, block_state, first)
+            x, record = cast(TitansBlock, module).read(x, block_state, first, roots=roots)
+            roots = roots or Roots.of(embedded, record.pair)
             block_state.attention.write(record.pair, first)
             if record.memory is not None:
                 block_state.memory = record.memory.after
@@ -485,6 +493,7 @@ _PARTS = {  # of a model, and what the names of its parameters contain; the firs
     "attention": (".attention.", ".output."),
     "feed-forward (SwiGLU)": (".mlp.",),
     "norms": ("norm",),
+    "residuals": (".residual",),
     "recursion and halting": ("latent", "halt_head"),
 }
 

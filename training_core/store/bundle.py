@@ -227,7 +227,9 @@ def open_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
     path = folder / "config.json"
     document = _parsed(path, _read_text(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("kind") not in KINDS:
-        raise BundleError(f"{path} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}; materialize the asset again")
+        raise BundleError(
+            f"{path} is not a version {FORMAT} bundle of kind {', '.join(KINDS)}; materialize the asset again"
+        )
     if not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} describes no model: 'model' must be an object; materialize the asset again")
     bundle = Bundle(folder, document["kind"], document["model"])

@@ -23,7 +23,7 @@ def nano() -> CognateConfigs:
     """Return the configurations for about 1 M parameters, which train in minutes on 2 CPU cores."""
     return CognateConfigs(
         trunk=TrunkConfig(
-            shape=ShapeConfig(d_ff=296, max_seq_len=512, window=128, conv_kernel=8, memory_layers=[]),
+            shape=ShapeConfig(num_core_layers=1, d_ff=296, max_seq_len=512, window=128, use_memory=False),
             first=FirstStageConfig(steps=450),
             training=TrainingConfig(
                 muon_lr=0.015,
@@ -37,6 +37,7 @@ def nano() -> CognateConfigs:
             mix=MixConfig(text_share=0.9, arithmetic_share=0.05, logic_share=0.0, needle_share=0.05),
         ),
         cognate_reasoning=VariantConfig(
+            recursion=RecursionConfig(use_memory=False),
             training=TrainingConfig(
                 muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=90, seq_len=128, decay_fraction=1.0
             ),
@@ -55,8 +56,8 @@ def nano() -> CognateConfigs:
                 muon_lr=0.01,
                 adamw_lr=0.003,
                 grokfast_lambda=0.0,
-                steps=40,
-                batch_size=2,
+                steps=80,
+                batch_size=4,
                 seq_len=512,
                 decay_fraction=1.0,
             ),
@@ -65,6 +66,7 @@ def nano() -> CognateConfigs:
             ),
         ),
         cognate_speed=VariantConfig(
+            recursion=RecursionConfig(use_memory=False),
             training=TrainingConfig(
                 muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=50, seq_len=128, decay_fraction=1.0
             ),

@@ -12,7 +12,6 @@ from training_core.phases.p2_evomerge.specialties import SPECIALISTS, leads
 from training_core.store.bundle import Product
 
 
-
 def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
     """Search for the best merge of the specialists; return it with the metrics of the search and of the specialists."""
     model, metrics = merge_cognates(
