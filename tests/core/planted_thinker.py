@@ -23,7 +23,7 @@ LENGTH = 4
 def planted(strength: float, copies: bool = False) -> Thinker:
     """Return the thinker; with `copies`, its head adds the thought's own token instead of the successor."""
     shape = {"d_model": 32, "num_layers": 1, "num_core_layers": 1, "num_heads": 4, "d_ff": 48, "window": 2}
-    config = CognateConfig(vocab_size=320, max_seq_len=256, memory_layers=[], num_persistent=0, **shape)  # type: ignore[arg-type]
+    config = CognateConfig(vocab_size=320, max_seq_len=256, memory_layers=[], conv_kernel=0, num_persistent=0, **shape)  # type: ignore[arg-type]
     model = Cognate(config)
     units = torch.eye(32)
     model.embedding.weight.zero_()

@@ -265,8 +265,8 @@ def test_probes_find_what_they_look_for() -> None:
     assert streaming_error(net, tokens) < 1e-4
     leak = net.prelude[0].attention.forward
 
-    def leaking(x: torch.Tensor, *rest: object) -> tuple[object, ...]:
-        heads, *others = leak(x, *rest)
+    def leaking(x: torch.Tensor, *rest: object, **named: object) -> tuple[object, ...]:
+        heads, *others = leak(x, *rest, **named)
         return (heads + x.mean(1, keepdim=True), *others)
 
     net.prelude[0].attention.forward = leaking  # type: ignore[method-assign,assignment]

@@ -136,7 +136,7 @@ def exact_objective(trained: Cognate, tokenizer: Tokenizer, asked: Question, mos
 def test_the_gradient_is_that_of_the_expected_reward(
     scalable: SVFModel, tokenizer: Tokenizer, tools: ToolBox, baseline: str, attempts: int
 ) -> None:
-    """30 batches: their mean is within 3 standard errors along the true gradient, and within 4 in every
+    """40 batches: their mean is within 3 standard errors along the true gradient, and within 4 in every
     coordinate (96 of them, correlated)."""
     trained = somewhere(scalable)
     found = [exact_objective(trained, tokenizer, asked, 2) for asked in QUESTIONS]
@@ -148,7 +148,7 @@ def test_the_gradient_is_that_of_the_expected_reward(
     drawn = torch.stack(
         [
             gradient(trained, objective(trained, batch, None, torch.Generator().manual_seed(seed)).loss)
-            for seed in range(30)
+            for seed in range(40)
         ]
     )
     along = drawn @ truth / truth.norm()

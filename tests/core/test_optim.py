@@ -105,12 +105,14 @@ def test_ownership() -> None:
     model = Cognate(CognateConfig(embedding_rank=16))
     hidden = {name for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
     assert "core.0.attention.query.weight" in hidden
-    assert "prelude.1.memory.key.down.weight" in hidden
+    assert "prelude.0.memory.key.down.weight" in hidden
     assert "embedding_out.weight" in hidden
     for name in (
         "embedding.weight",
         "halt_head.weight",
-        "prelude.1.memory.gates.weight",
+        "prelude.0.memory.gates.weight",
+        "prelude.1.residual",
+        "core.0.attention.conv.weight",
         "core.0.attention.persistent",
     ):
         assert name not in hidden

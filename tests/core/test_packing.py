@@ -208,7 +208,7 @@ def forged(tensors: dict[str, Tensor], **fields: object) -> bytes:
         "format": "forge.ternary",
         "sha256": "0" * 64,
         "shapes": {},
-        "version": 1,
+        "version": 2,
     } | fields
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     data = safetensors.torch.save(tensors, metadata={"forge.ternary": text})
@@ -218,7 +218,7 @@ def forged(tensors: dict[str, Tensor], **fields: object) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 2}, "format version 2"),
+        ({"version": 1}, "format version 1"),
         ({"config": []}, "object as config"),
         ({"shapes": {"w": [2, -3]}}, "non-negative integers"),
         ({"shapes": {"w": [True]}}, "non-negative integers"),

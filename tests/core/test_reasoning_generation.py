@@ -49,7 +49,6 @@ def lively(changes: dict[str, object]) -> Cognate:
     for block in model.prelude:
         if block.memory is not None:
             torch.nn.init.normal_(block.memory.gates.weight, std=0.4)
-            torch.nn.init.normal_(block.memory.query_conv.weight, std=0.5)
     return model
 
 
@@ -175,12 +174,12 @@ def test_dispersion_is_the_mean_relative_entropy_of_the_heads(window: int, prefi
     x = torch.randn(2, 9, 16, dtype=torch.float64)
     query, key, value = attention._project(attention._convolved(x), torch.arange(9))
     prefix_key, _ = attention._persistent(2, x.dtype)
-    parallel = attention.dispersion(x)
+    parallel = attention.dispersion(x, key)
     padded = torch.nn.functional.pad(x, (0, 0, max(0, kernel - 1), 0))[:, None]
     for t in range(9):
         before = slice(max(0, t - window + 1), t)
         seen_before = (key[:, :, before], value[:, :, before], padded[:, :, t : t + kernel - 1])
-        streamed = attention.dispersion_at(x[:, t : t + 1], seen_before, t)
+        streamed = attention.dispersion_at(x[:, t : t + 1], key[:, :, t : t + 1], seen_before, t)
         for b in range(2):
             expected = 0.0
             for h in range(2):
@@ -197,16 +196,16 @@ def test_dispersion_is_the_mean_relative_entropy_of_the_heads(window: int, prefi
 def test_streamed_surprise_is_that_of_the_whole_text() -> None:
     model = lively({}).double()
     tokens = text(21, rows=2)
-    record = model.trace(tokens).prelude[1].memory
+    record = model.trace(tokens).prelude[0].memory
     assert record is not None
     parallel, state = record.surprise(), model.stream(2)
-    memory = model.prelude[1].memory
+    memory = model.prelude[0].memory
     assert memory is not None
     with pytest.raises(ValueError, match="feed a token first"):
         memory.initial_state(torch.zeros(1, 1, memory.query.up.out_features)).surprise()
     for position in range(21):
         model.step(tokens[:, position], state)
-        newest = state.prelude[1].memory
+        newest = state.prelude[0].memory
         assert newest is not None
         assert (newest.surprise()[:, 0] - parallel[:, position]).abs().max() < 1e-12
     assert parallel.std() > 1e-3

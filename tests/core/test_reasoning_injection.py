@@ -69,7 +69,7 @@ def test_signals_by_hand() -> None:
 @torch.no_grad()
 def naive_evenness(attention: torch.nn.Module, inputs: Tensor, t: int) -> float:
     """Entropy of each head's attention at position t over that of a uniform one, mean over heads."""
-    query, key, _ = attention._project(inputs[None], torch.arange(len(inputs)))
+    query, key, _ = attention._project(attention._convolved(inputs[None]), torch.arange(len(inputs)))
     persistent = attention.key_norm(attention.key(attention.persistent).view(-1, attention.num_heads, 8))
     total = 0.0
     for head in range(attention.num_heads):

@@ -105,9 +105,10 @@ class SlidingWindowAttention(nn.Module):
     the attention logits bounded under Muon's large updates. The output projection is left to the caller: the
     MAG gate sits between the heads and that projection.
 
-    With `conv_kernel` > 0, queries, keys and values are projections of conv(x), each with a causal depthwise convolution
-    of its own over the last `conv_kernel` positions, at first near the identity. A key can hold the words just before it, which binds a
-    name to what was said of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics of Language Models 4.1).
+    With `conv_kernel` > 0, queries, keys and values are projections of conv(x), each with a causal depthwise
+    convolution of its own over the last `conv_kernel` positions, at first near the identity. A key can hold the words
+    just before it, which binds a name to what was said of it within one layer ("Canon layers", Allen-Zhu, 2025, Physics
+    of Language Models 4.1).
 
     **Differs from the paper**: Titans convolves after the projections; persistent tokens pass through the key and value
     projections of each layer, as a prefix would, but carry no rotary position.
@@ -210,20 +211,21 @@ class SlidingWindowAttention(nn.Module):
         mixed = on_prefix @ values + (on_own[..., None, :] @ own_values).squeeze(-2)
         return join_heads(mixed), self._pair(key, value, x_BRD), convolved
 
-    def dispersion(self, x_BSD: Tensor) -> Tensor:
+    def dispersion(self, x_BSD: Tensor, key: Tensor) -> Tensor:
         """Return the normalised entropy of each position's attention (1: uniform), averaged over heads, in [0, 1].
 
+        `key` (batch, heads, seq, width) are the positions' own; a halted one has shown that of its last active step.
         Persistent tokens count as keys. A position with a single visible key has dispersion 0. (batch, seq).
         """
         i = torch.arange(x_BSD.shape[1], device=x_BSD.device)
-        query, key, _ = self._project(self._convolved(x_BSD), i)
+        query, _, _ = self._project(self._convolved(x_BSD), i)
         return self._evenness(query, key, (i[:, None] >= i) & (i[:, None] - i < self.window))
 
-    def dispersion_at(self, x_BSD: Tensor, before: KeyValue, first: int) -> Tensor:
+    def dispersion_at(self, x_BSD: Tensor, key: Tensor, before: KeyValue, first: int) -> Tensor:
         """Return the `dispersion` of new positions from `first`, given at most `window` - 1 keys and values before
         them: (batch, seq)."""
         i = torch.arange(first, first + x_BSD.shape[1], device=x_BSD.device)
-        query, key, _ = self._project(self._convolved(x_BSD, self._tail(before)), i)
+        query, _, _ = self._project(self._convolved(x_BSD, self._tail(before)), i)
         keys = torch.cat([before[0], key], dim=2)
         j = torch.arange(first - before[0].shape[2], first + x_BSD.shape[1], device=x_BSD.device)
         distance = i[:, None] - j

@@ -17,8 +17,8 @@ Halted = tuple[KeyValue, Tensor]  # keys and values of the step before, and wher
 
 @dataclass(slots=True)
 class Roots:
-    """What later blocks of the prelude mix in, at the same positions: the RMS-normalised embedding (batch, seq, d_model)
-    and the values of the first block's attention (batch, heads, seq, width)."""
+    """What later blocks of the prelude mix in, at the same positions: the RMS-normalised embedding (batch, seq,
+    d_model) and the values of the first block's attention (batch, heads, seq, width)."""
 
     embedding: Tensor
     value: Tensor
@@ -67,8 +67,9 @@ class TitansBlock(nn.Module):
     input: they are parallel branches. Without a memory, o = y. A memory that is not used is as if it were empty: its
     gate is 1/2.
 
-    A block that `mixes` takes a x + b x_0 for x, where x_0 is the embedding, and adds c v_0 to its values, where v_0 are
-    those of the first block (Zhou et al., 2024, arXiv:2410.17897, eq. 5), with learned a, b, c, at first 1, 0, 0.
+    A block that `mixes` takes a x + b x_0 for x, where x_0 is the embedding (as modded-nanogpt does, Jordan et al.,
+    2024), and adds c v_0 to its values, where v_0 are those of the first block (Zhou et al., 2024, Value Residual
+    Learning, arXiv:2410.17897). a, b and c are learned, at first 1, 0 and 0.
     """
 
     def __init__(
@@ -144,8 +145,8 @@ class TitansBlock(nn.Module):
         positions_BR: Tensor,
         roots: Roots | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Process one position of R independent branches, which read attention and memory and write neither. Returns the
-        output and the position's key and value."""
+        """Process one position of R independent branches, which read attention and memory and write neither. Returns
+        the output and the position's key and value."""
         x_BRD, added = self._mixed(x_BRD, roots)
         inputs = self.mixer_norm(x_BRD)
         heads, pair, convolved = self.attention.branch(

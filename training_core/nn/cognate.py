@@ -88,8 +88,8 @@ class ShapeConfig(BaseModel):
             )
         if self.memory_layers and not self.conv_kernel:
             raise ValueError(
-                f"memory_layers = {self.memory_layers} need the convolution before the attention, whose outputs a memory "
-                "reads: set conv_kernel, to 8 for instance, or memory_layers to an empty list"
+                f"memory_layers = {self.memory_layers} need the convolution before the attention, whose outputs a "
+                "memory reads: set conv_kernel, to 8 for instance, or memory_layers to an empty list"
             )
         if self.memory_layers and self.d_model % self.memory_heads:
             raise ValueError(f"memory_heads = {self.memory_heads} must divide d_model = {self.d_model}")
@@ -161,10 +161,12 @@ class StreamState:
 @dataclass(slots=True)
 class Reading:
     """What `Cognate.read` computed at the positions that it fed: the final answers y and, as `StreamState` has it, the
-    input `given` to the last core block, each (batch, seq, d_model); the `surprise` of each memory, (batch, seq)."""
+    input `given` to the last core block, each (batch, seq, d_model); that block's keys `key` (batch, heads, seq, width);
+    the `surprise` of each memory, (batch, seq)."""
 
     y: Tensor
     given: Tensor
+    key: Tensor
     surprise: list[Tensor]
 
 
@@ -414,7 +416,7 @@ class Cognate(nn.Module):
         state.position += y.shape[1]
         state.steps_used += steps.amax(0).tolist()
         last = (steps - 1)[None, ..., None].expand(1, *y.shape)
-        reading = Reading(y, torch.stack(given).gather(0, last)[0], [])
+        reading = Reading(y, torch.stack(given).gather(0, last)[0], pairs[-1][-1][-1][0], [])
         state.answer, state.given = y[:, -1:], reading.given[:, -1:]
         return reading
 

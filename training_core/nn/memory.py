@@ -61,8 +61,8 @@ class MemoryState:
 class ChunkWrites:
     """The writes of one chunk: M and S before it, and its gradients as outer products of errors and keys.
 
-    `key` and `error` are (B, H, C, K), `coefficients` is C of the module's formula, (B, H, C, C); `beta` and `gamma` are
-    (B, H, C).
+    `key` and `error` are (B, H, C, K), `coefficients` is C of the module's formula, (B, H, C, C); `beta` and `gamma`
+    are (B, H, C).
     """
 
     weight: Tensor
@@ -167,17 +167,18 @@ class NeuralMemory(nn.Module):
         return join_heads(query @ weight.mT), MemoryState(weight, momentum, error[:, :, 0])
 
     def _query(self, convolved_BSE: Tensor) -> Tensor:
-        return self._unit(self.query(convolved_BSE.chunk(3, dim=-1)[0]))
+        return self._unit(self.query, convolved_BSE.chunk(3, dim=-1)[0])
 
-    def _unit(self, x_BSD: Tensor) -> Tensor:
-        return F.normalize(split_heads(x_BSD, self.num_heads), dim=-1)
+    def _unit(self, projection: FactorizedLinear, x_BSD: Tensor) -> Tensor:
+        # Contiguous, because torch multiplies views in another order where the weights need gradients
+        return F.normalize(split_heads(projection(x_BSD.contiguous()), self.num_heads), dim=-1)
 
     def _project(self, x_BSD: Tensor, convolved_BSE: Tensor) -> tuple[Tensor, Tensor, Tensor, Gates]:
         _, shows, holds = convolved_BSE.chunk(3, dim=-1)
         eta, theta, alpha = self.gates(x_BSD).transpose(1, 2).sigmoid().chunk(3, dim=1)  # each (B, H, S)
         alpha = MAX_FORGETTING * alpha  # keeps log(1 - alpha) finite
         gates = (eta, (1 - eta) * theta, alpha)
-        return self._query(convolved_BSE), self._unit(self.key(shows)), self._unit(self.value(holds)), gates
+        return self._query(convolved_BSE), self._unit(self.key, shows), self._unit(self.value, holds), gates
 
 
 def _decay(log_keep_BHC: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,8 @@ from training_core.world.state import Event, State
 _KEY = re.compile(
     r"(?:document"
     r"|level (?P<level>-?[0-9]+) (?P<level_family>\w+)"
-    r"|size (?P<size>[0-9]+(?:,[0-9]+){3})(?: to (?P<length>[0-9]+))?(?: asked (?P<asked>[0-9]+))? (?P<size_family>\w+))"
+    r"|size (?P<size>[0-9]+(?:,[0-9]+){3})(?: to (?P<length>[0-9]+))?(?: asked (?P<asked>[0-9]+))?"
+    r" (?P<size_family>\w+))"
     r"/(?P<split>\w+)/(?P<held_out>\w+)/(?P<index>-?[0-9]+)"
 )
 ANSWER_CUE = " The answer is "  # as in `data.task_bank`, which this package does not import

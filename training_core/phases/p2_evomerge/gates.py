@@ -44,7 +44,7 @@ GATES = {
             "{}_specialises",
             each(RESULT.lead).low,
             smallest=LEAST_ACCURACY,
-            evidence="Answers of the {} specialist to test questions of its own kind, paired; lower bound of the 95 % CI",
+            evidence="Answers of the {} specialist to test questions of its own kind, paired; lower bound of 95 % CI",
             against="the better of the other two specialists",
         ),
         claim(

@@ -116,7 +116,7 @@ def stream_signals(
         loss[:, :1] = -predicted_B1V.float().log_softmax(-1).gather(-1, tokens_BS[:, :1, None])[..., 0]
     loss[:, 1:] = -log_p[:, :-1].gather(-1, tokens_BS[:, 1:, None])[..., 0]
     last = cast(TitansBlock, model.core[-1])
-    dispersion = last.attention.dispersion_at(last.mixer_norm(reading.given), seen, first)
+    dispersion = last.attention.dispersion_at(last.mixer_norm(reading.given), reading.key, seen, first)
     surprises = [surprise.float() for surprise in reading.surprise]
     return {
         "entropy": -(log_p.exp() * log_p).sum(-1),

@@ -163,7 +163,7 @@ def read_signals(model: Cognate, trace: Trace, tokens_BS: Tensor) -> dict[str, T
     surprises = [record.memory.surprise().float() for record in trace.prelude if record.memory is not None]
     return {
         "entropy": -(log_p.exp() * log_p).sum(-1),
-        "dispersion": attention.dispersion(last.inputs).float(),
+        "dispersion": attention.dispersion(last.inputs, last.pair[0]).float(),
         "loss": loss,
         "surprise": torch.stack(surprises).mean(0) if surprises else torch.full_like(loss, float("nan")),
     }

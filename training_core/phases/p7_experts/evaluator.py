@@ -41,6 +41,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training_core.evaluation.windows import Windows
+from training_core.nn.block import Roots
 from training_core.nn.cognate import Cognate
 from training_core.nn.svf import Expert, Multipliers, SVFModel, mixture
 from training_core.phases.p7_experts.genome import NEVER_STOPS, Composition, Space, Structure
@@ -212,7 +213,7 @@ class Evaluator:
         prelude = len(self.model.prelude)
         self._experts = [from_layer(experts, first, prelude) for first in range(self.space.num_layers + 1)]
         self._families = sorted({question.family for question in given.questions})
-        self._below: dict[tuple[int, int], list[Tensor]] = {}
+        self._below: dict[tuple[int, int], tuple[list[Tensor], Roots | None]] = {}
         self._timed = _first_rows(given.parts[0], latency_questions)
         self.latencies: dict[Structure, Latency] = {}
         self.known: dict[Composition, Measured] = {}
@@ -304,22 +305,26 @@ class Evaluator:
         with recursing(self.model, composition.recursion()), self.svf.using(multipliers) as model:
             if not self.keep_activations:
                 return cast(Tensor, model(inputs_BS).logits)
-            x_BSD = self._kept(inputs_BS, key)[layer]
+            kept, roots = self._kept(inputs_BS, key)
+            x_BSD = kept[layer]
             for block in model.prelude[layer:]:
-                x_BSD = block(x_BSD)[0]
+                x_BSD = block(x_BSD, roots=roots)[0]
             if layer < len(model.prelude):
                 x_BSD = model.prelude_norm(x_BSD)
             return model.predict(x_BSD).logits
 
-    def _kept(self, inputs_BS: Tensor, key: tuple[int, int]) -> list[Tensor]:
-        """Return the unadapted inputs of every prelude block and of the first core block, cached per shared batch."""
+    def _kept(self, inputs_BS: Tensor, key: tuple[int, int]) -> tuple[list[Tensor], Roots | None]:
+        """Return the unadapted inputs of every prelude block and of the first core block, and the prelude's roots, which
+        no expert changes, cached per shared batch."""
         if key not in self._below:
             with self.svf.using(None) as model:
-                xs = [model.embed(inputs_BS)]
+                xs, roots = [model.embed(inputs_BS)], None
                 for block in model.prelude:
-                    xs.append(block(xs[-1])[0])
+                    x_BSD, record = block(xs[-1], roots=roots)
+                    roots = roots or Roots.of(xs[0], record.pair)
+                    xs.append(x_BSD)
                 xs[-1] = model.prelude_norm(xs[-1])
-            self._below[key] = xs
+            self._below[key] = xs, roots
         return self._below[key]
 
     def _of(self, family: str, questions: Sequence[Question]) -> list[int]:
