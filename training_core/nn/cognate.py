@@ -161,8 +161,8 @@ class StreamState:
 @dataclass(slots=True)
 class Reading:
     """What `Cognate.read` computed at the positions that it fed: the final answers y and, as `StreamState` has it, the
-    input `given` to the last core block, each (batch, seq, d_model); that block's keys `key` (batch, heads, seq, width);
-    the `surprise` of each memory, (batch, seq)."""
+    input `given` to the last core block, each (batch, seq, d_model); that block's keys `key` (batch, heads, seq,
+    width); the `surprise` of each memory, (batch, seq)."""
 
     y: Tensor
     given: Tensor

@@ -314,8 +314,8 @@ class Evaluator:
             return model.predict(x_BSD).logits
 
     def _kept(self, inputs_BS: Tensor, key: tuple[int, int]) -> tuple[list[Tensor], Roots | None]:
-        """Return the unadapted inputs of every prelude block and of the first core block, and the prelude's roots, which
-        no expert changes, cached per shared batch."""
+        """Return the unadapted inputs of every prelude block and of the first core block, and the prelude's roots,
+        which no expert changes, cached per shared batch."""
         if key not in self._below:
             with self.svf.using(None) as model:
                 xs, roots = [model.embed(inputs_BS)], None
