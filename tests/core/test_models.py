@@ -285,6 +285,37 @@ def test_a_short_convolution_binds_a_name_to_a_place(kernel: int, least: float, 
     assert least <= float(right) <= most
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("used", "least", "most"), [(True, 0.9, 1.0), (False, 0.0, 0.2)])
+def test_a_memory_learns_to_recall_from_beyond_the_window(used: bool, least: float, most: float) -> None:
+    """Four of 16 names with a thing each, 64 tokens of filler, then all four names in another order; two blocks with a
+    window of 16 reach 32 tokens back. Chance is .06, and .25 for who knows which things were told."""
+
+    def drawn(rows: int, draws: torch.Generator) -> torch.Tensor:
+        names = torch.stack([torch.randperm(16, generator=draws)[:4] for _ in range(rows)]) + 10
+        things = torch.randint(16, (rows, 4), generator=draws) + 40
+        order = torch.stack([torch.randperm(4, generator=draws) for _ in range(rows)])
+        told = torch.stack([names, things, torch.full_like(names, 5)], -1).flatten(1)
+        asked = torch.stack([torch.full_like(names, 7), names.gather(1, order), things.gather(1, order)], -1).flatten(1)
+        return torch.cat([told, torch.randint(100, 120, (rows, 64), generator=draws), asked], dim=1)
+
+    torch.manual_seed(0)
+    shape = {"d_model": 64, "num_layers": 2, "num_core_layers": 1, "num_heads": 2, "d_ff": 128, "window": 16}
+    model = Cognate(CognateConfig(vocab_size=300, use_memory=used, **shape))  # type: ignore[arg-type]
+    optimizer = MuGrokfast(model, OptimizerConfig(muon_lr=0.015, adamw_lr=0.01, grokfast_lambda=0.0))
+    draws, answers = torch.Generator().manual_seed(0), slice(-10, None, 3)
+    for step in range(250):
+        tokens = drawn(32, draws)
+        h = model.encode(tokens[:, :-1])
+        logits = model.logits(model.supervise(h, model.start(h)).y)
+        F.cross_entropy(logits[:, answers].flatten(0, 1), tokens[:, 1:][:, answers].flatten()).backward()
+        optimizer.step(min(1.0, (250 - step) / 125))
+    unseen = drawn(100, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model(unseen[:, :-1]).logits[:, answers].argmax(-1) == unseen[:, 1:][:, answers]
+    assert least <= float(found.float().mean()) <= most
+
+
 def test_rotary_depends_on_distance_only() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
