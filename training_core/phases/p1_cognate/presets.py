@@ -39,16 +39,16 @@ def nano() -> CognateConfigs:
         cognate_reasoning=VariantConfig(
             recursion=RecursionConfig(use_memory=False),
             training=TrainingConfig(
-                muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=90, seq_len=128, decay_fraction=1.0
+                muon_lr=0.01, adamw_lr=0.003, grokfast_lambda=0.0, steps=180, seq_len=128, decay_fraction=1.0
             ),
             mix=MixConfig(
-                text_share=0.3,
-                arithmetic_share=0.1,
+                text_share=0.1,
+                arithmetic_share=0.0,
                 logic_share=0.0,
                 needle_share=0.0,
-                two_hops_share=0.2,
-                three_hops_share=0.2,
-                four_hops_share=0.2,
+                two_hops_share=0.3,
+                three_hops_share=0.3,
+                four_hops_share=0.3,
             ),
         ),
         cognate_memory=VariantConfig(
