@@ -11,8 +11,8 @@ descent with momentum and forgetting on the associative loss
 With A_ti = prod_{i<j<=t} (1 - alpha_j) and E_ti = prod_{i<j<=t} eta_j (lower triangular), unrolling eqs. 13 and 14 from
 the start of a chunk gives M_t = beta_t M_0 + gamma_t S_0 + sum_i C_ti e_i k_i^T with C = A E diag(theta) and the errors
 e_t = v_t - M_{t-1} k_t. These depend on each other only through the products of keys, so that those of a whole chunk
-solve one triangular system (the WY form of DeltaNet: Yang et al., 2024, arXiv:2406.06484, eqs. 7-10, here with momentum
-and forgetting). No weight matrix is formed for a token, and the result does not depend on the length of the chunks.
+solve one triangular system (as DeltaNet's do: Yang et al., 2024, arXiv:2406.06484; here with momentum and forgetting).
+No weight matrix is formed for a token, and the result does not depend on the length of the chunks.
 
 Shape legend: B batch, S sequence, D model width, H heads, K head width, C chunk, R branches (reads at chosen
 positions).
