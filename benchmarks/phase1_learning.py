@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -90,7 +91,7 @@ def measure(model: Cognate, tokens: Path, task_bank: Path) -> dict[str, float]:
     found = {}
     for source in stream.sources:
         where = (places >= source.first) & (places < source.end)
-        bits = float(counts.nats[where].sum() / counts.num_bytes[where].sum()) / torch.tensor(2.0).log().item()
+        bits = float(counts.nats[where].sum() / counts.num_bytes[where].sum()) / math.log(2)
         found[f"bits per byte, {source.name}"] = bits
     tokenizer = load_tokenizer((tokens / "tokenizer.json").read_text(encoding="utf-8"))
     tasks = list(read_tasks(task_bank, "validation"))

@@ -122,6 +122,7 @@ def test_surprise_is_the_norm_of_the_memory_gradient() -> None:
     assert record.memory is not None
     assert block.memory is not None
     writes = record.memory.chunks[0]
+    value = block.memory._project(record.inputs, block.attention._convolved(record.inputs))[2]
     surprise = record.memory.surprise()
     assert surprise.shape == (2, 13)
     for token in (0, 5, 7):
@@ -132,9 +133,8 @@ def test_surprise_is_the_norm_of_the_memory_gradient() -> None:
                 unit, before = torch.eye(16, dtype=torch.float64).expand(2, 2, -1, -1), torch.full((2, 16), token - 1)
                 weight = writes.read(unit, before)[0, head].T
             weight = weight.detach().clone().requires_grad_(True)
-            key, error = writes.key[0, head, token], writes.error[0, head, token]
             with torch.enable_grad():
-                loss = (weight @ key - (error + weight.detach() @ key)).square().sum() / 2
+                loss = (weight @ writes.key[0, head, token] - value[0, head, token]).square().sum() / 2
                 (gradient,) = torch.autograd.grad(loss, [weight])
             total += float(gradient.square().sum())
         assert float(surprise[0, token]) == pytest.approx(total**0.5, rel=1e-10)

@@ -197,15 +197,15 @@ def test_a_memory_that_is_not_used_is_as_an_empty_one() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("period", [1, 4, 16, 33, 2048])
-def test_memory_stays_bounded(momentum: float, period: int) -> None:
+@pytest.mark.parametrize(("period", "most"), [(1, 2.0), (4, 2.0), (16, 12.0), (33, 8.0), (2048, 8.0)])
+def test_memory_stays_bounded(momentum: float, period: int, most: float) -> None:
     """At the largest inner rate and without forgetting, 2048 tokens, equal, cycling or all different, leave bounded
     reads. Values have unit length; as many keys as a head is wide (16) are the worst case, because all of them can just
     be met, by large weights."""
     memory = memory_with(momentum, 1.0, 0.0)
     x = torch.randn(1, period, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = x.repeat(1, 2048 // period, 1)
-    assert split_heads(memory(x, x.repeat(1, 1, 3))[0], 2).norm(dim=-1).max() < 12
+    assert split_heads(memory(x, x.repeat(1, 1, 3))[0], 2).norm(dim=-1).max() < most
 
 
 def test_memory_gradients() -> None:

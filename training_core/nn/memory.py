@@ -106,8 +106,8 @@ class NeuralMemory(nn.Module):
     It projects the inputs that the block's attention has convolved for its own queries, keys and values: a key holds
     the words before it, without which a memory learns that something was said and not of whom.
 
-    Queries and keys have unit length, and theta_t lies in [0, 1 - eta_t]: however often a token repeats, its steps
-    never move M k_t beyond v_t.
+    Queries and keys have unit length, and theta_t lies in [0, 1 - eta_t]: a step alone never moves M k_t beyond v_t,
+    and with momentum the steps of a token that repeats still converge.
 
     **Differs from the paper**: the memory is linear (L_M = 1), which allows gradients at the newest weights rather than
     at those of the chunk's start (eq. 16); it starts at 0 instead of learned weights; the projections are factorised

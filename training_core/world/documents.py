@@ -60,6 +60,9 @@ class Longer(NamedTuple):
     questions: int = 1
 
 
+NOT_LONGER = Longer()
+
+
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
     """A question about a story, in words.
@@ -246,7 +249,7 @@ def _item(
     size: Size,
     level: int,
     family: str,
-    longer: Longer = Longer(),  # noqa: B008
+    longer: Longer = NOT_LONGER,
 ) -> Document:
     met = held_out == "combination"
     kind = family if family != "any" else pick(rng, families(size, met=met))

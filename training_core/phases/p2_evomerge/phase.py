@@ -23,6 +23,7 @@ def make_merged(context: PhaseContext, config: EvolutionConfig) -> Product:
         context.reporter,
         context.checkpoint,
     )
+    context.fix(model)  # what the parents answered are test questions
     metrics |= leads(context.parents)
     shape = {"cognate": model.config.model_dump()}
     return Product("cognate", shape, model.state_dict(), context.parents["trunk"].tokenizer_json(), metrics=metrics)
